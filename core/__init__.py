@@ -1,0 +1,1 @@
+"""The library: what a batch is, and how its promises are kept. No Celery in it."""

@@ -1,0 +1,93 @@
+"""Settings: every `ELS_*` variable, and nothing else reads the environment."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+
+from core.errors import BadSettings
+
+PREFIX = "ELS_"
+NAME = r"^[A-Za-z0-9_.-]{1,100}$"
+
+
+class Route(BaseModel):
+    """One consumer of an event type: the Celery task to call, and the queue to call it on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    task: str = Field(pattern=NAME)
+    queue: str = Field(pattern=NAME)
+
+
+class Settings(BaseModel):
+    """One value a setting; durations are seconds. Read with `Settings.from_env()`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    database_url: str | None = None
+    redis_url: str | None = None
+    broker_url: str | None = None
+    home: Path = Path(".els")
+    queue: str = Field(default="els", pattern=NAME)
+    events_queue: str = Field(default="els.events", pattern=NAME)
+    event_routes: dict[str, list[Route]] = {}
+    retry_for: float = Field(default=900, gt=0)
+    visibility_timeout: float = Field(default=60, ge=5)
+    sweep_every: float = Field(default=5, gt=0)
+    relay_every: float = Field(default=1, gt=0)
+    concurrency: int = Field(default=2, ge=1, le=64)
+    eager: bool = False
+    postgres_port: int | None = Field(default=None, ge=1, le=65535)
+    valkey_port: int | None = Field(default=None, ge=1, le=65535)
+    ops_host: str = "127.0.0.1"
+    ops_port: int = Field(default=9095, ge=1, le=65535)
+    ops_auth: SecretStr | None = None
+    flower_host: str = "127.0.0.1"
+    flower_port: int = Field(default=5555, ge=1, le=65535)
+    flower_auth: SecretStr | None = None
+    log_format: Literal["json", "console"] = "json"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    crashpoint: str | None = None
+
+    @field_validator("event_routes", mode="before")
+    @classmethod
+    def _routes_are_json(cls, value: object) -> object:
+        return json.loads(value) if isinstance(value, str) else value
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> "Settings":
+        """Read the settings; raise `BadSettings` that names the variable and what is wrong.
+
+        An empty variable counts as absent, as compose files write optional ones.
+        """
+        environ = os.environ if environ is None else environ
+        given = {k: v for k, v in environ.items() if k.startswith(PREFIX) and v != ""}
+        known = {PREFIX + name.upper() for name in cls.model_fields}
+        if unknown := sorted(given.keys() - known):
+            raise BadSettings(
+                f"unknown setting {', '.join(unknown)}; the known ones are {', '.join(sorted(known))}"
+            )
+        values = {name.removeprefix(PREFIX).lower(): value for name, value in given.items()}
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            wrong = error.errors(include_url=False, include_input=False)
+            names = [PREFIX + str(e["loc"][0]).upper() + ": " + e["msg"] for e in wrong]
+            raise BadSettings("; ".join(names)) from error
+
+    def routes(self, event_type: str) -> list[Route]:
+        """Where events of this type go. An empty list means nowhere.
+
+        By default every type has one route, but `EssaySlotAssigned`, which is only written where
+        a route asks for it.
+        """
+        if event_type in self.event_routes:
+            return self.event_routes[event_type]
+        if event_type == "EssaySlotAssigned":
+            return []
+        snake = "".join("_" + c.lower() if c.isupper() else c for c in event_type).lstrip("_")
+        return [Route(task=f"els.events.{snake}", queue=self.events_queue)]
