@@ -57,6 +57,12 @@ class SlotsInFlight(ELSError):
     code = "SLOTS_IN_FLIGHT"
 
 
+class BrokenSeal(ELSError):
+    """The slots of a batch are not what its seals say. The sweep seals it anew."""
+
+    code = "BROKEN_SEAL"
+
+
 class BadSettings(ELSError):
     """A setting is unknown or has a value that cannot be used."""
 

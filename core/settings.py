@@ -68,9 +68,8 @@ class Settings(BaseModel):
         given = {k: v for k, v in environ.items() if k.startswith(PREFIX) and v != ""}
         known = {PREFIX + name.upper() for name in cls.model_fields}
         if unknown := sorted(given.keys() - known):
-            raise BadSettings(
-                f"unknown setting {', '.join(unknown)}; the known ones are {', '.join(sorted(known))}"
-            )
+            listed = ", ".join(sorted(known))
+            raise BadSettings(f"unknown setting {', '.join(unknown)}; the known ones are {listed}")
         values = {name.removeprefix(PREFIX).lower(): value for name, value in given.items()}
         try:
             return cls.model_validate(values)

@@ -1,0 +1,284 @@
+"""The wire: events that come in, validated strictly, and events that go out as CloudEvents.
+
+An incoming body is turned into canonical JSON once; its size, its fingerprint and its validation
+all read that one text.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal, Self, TypeVar
+from uuid import UUID, uuid5
+
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
+
+from core.errors import InvalidEvent
+
+KIB = 1024
+SINGLE_LIMIT = 256 * KIB  # bytes of canonical JSON; from the contract
+BULK_LIMIT = 8 * KIB * KIB
+EVENT_LIMIT = 512 * KIB  # an outgoing event over this carries `essays_ref`
+BIGINT_MAX = 2**63 - 1
+SOURCE = "urn:essay-lifecycle-service"
+EVENT_IDS = UUID("6f1d5c1e-6b4c-5f0a-9d51-0c6f5a3f7f5e")  # namespace of the outgoing event ids
+NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # Postgres stores no NUL in text or jsonb
+
+
+def _utc(moment: datetime) -> datetime:
+    if moment.utcoffset() != timedelta(0):
+        raise ValueError("must be in UTC, written with Z or +00:00")
+    return moment
+
+
+Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+Timestamp = Annotated[AwareDatetime, AfterValidator(_utc)]
+FileName = Annotated[str, Field(min_length=1, max_length=1024)]
+FileSize = Annotated[int, Field(ge=0, le=BIGINT_MAX)]
+JsonObject = dict[str, JsonValue]
+ErrorCode = Literal[
+    "EMPTY_CONTENT",
+    "CONTENT_TOO_SHORT",
+    "CONTENT_TOO_LONG",
+    "RAW_STORAGE_FAILED",
+    "TEXT_EXTRACTION_FAILED",
+    "ENCRYPTED_FILE_UNSUPPORTED",
+    "UNKNOWN_VALIDATION_ERROR",
+]
+
+
+class Wire(BaseModel):
+    """Strict and frozen; an unknown field is refused."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+class Event(Wire):
+    """What every event carries. `event_id` is the idempotency key."""
+
+    event_id: UUID
+    correlation_id: UUID
+    timestamp: Timestamp
+    schema_version: Literal[1]
+    batch_id: Identifier
+
+
+class BatchEssaysRegistered(Event):
+    """The orchestrator expects these essays. Without `class_id` it is a guest batch."""
+
+    essay_ids: Annotated[list[Identifier], Field(min_length=1, max_length=100_000)]
+    expected_essay_count: int
+    course_code: Annotated[str, Field(min_length=1, max_length=64)]
+    user_id: Identifier
+    org_id: Identifier | None = None
+    class_id: Identifier | None = None
+    student_prompt_ref: JsonObject | None = None
+    deadline_s: Annotated[float, Field(gt=0, le=10 * 366 * 86_400)] = 86_400
+    on_deadline: Literal["fail", "proceed"] = "fail"
+    metadata: JsonObject | None = None
+
+    @model_validator(mode="after")
+    def _ids_are_unique_and_counted(self) -> Self:
+        if len(set(self.essay_ids)) != len(self.essay_ids):
+            raise ValueError("essay_ids must be unique")
+        if self.expected_essay_count != len(self.essay_ids):
+            raise ValueError("expected_essay_count must equal the number of essay_ids")
+        return self
+
+
+class Content(Wire):
+    """One stored text."""
+
+    text_storage_id: Identifier
+    file_upload_id: Identifier
+    original_file_name: FileName
+    raw_file_storage_id: Identifier | None = None
+    file_size_bytes: FileSize
+    content_md5_hash: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+
+
+class EssayContentProvisioned(Event, Content):
+    """The file service stored one text."""
+
+
+class BatchContentsProvisioned(Event):
+    """The file service stored the texts of one upload."""
+
+    contents: Annotated[list[Content], Field(min_length=1, max_length=10_000)]
+
+
+class EssayValidationFailed(Event):
+    """The file service rejected a file; it consumes a slot."""
+
+    file_upload_id: Identifier
+    original_file_name: FileName
+    raw_file_storage_id: Identifier | None = None
+    validation_error_code: ErrorCode
+    validation_error_detail: JsonObject | None = None
+    file_size_bytes: FileSize | None = None
+
+
+class Association(Wire):
+    """Whose essay this is; `student_id` None means an unknown student."""
+
+    essay_id: Identifier
+    student_id: Identifier | None = None
+    confidence_score: Annotated[float, Field(ge=0, le=1)]
+    validation_method: Literal["human", "timeout", "auto"]
+    validated_by: Identifier | None = None
+    validated_at: Timestamp
+
+
+class StudentAssociationsConfirmed(Event):
+    """A teacher, or a timeout, settled whose essays these are."""
+
+    class_id: Identifier
+    associations: Annotated[list[Association], Field(max_length=100_000)]
+    timeout_triggered: bool
+
+    @model_validator(mode="after")
+    def _one_association_an_essay(self) -> Self:
+        ids = [association.essay_id for association in self.associations]
+        if len(set(ids)) != len(ids):
+            raise ValueError("associations must name each essay once")
+        return self
+
+
+class BatchCancelled(Event):
+    """The orchestrator gives the batch up."""
+
+    reason: Annotated[str, Field(min_length=1, max_length=1024)]
+
+
+@dataclass(frozen=True)
+class Idempotency:
+    """What makes a repeat a repeat: the key, the task it is for, and what the body said."""
+
+    key: UUID
+    task: str
+    fingerprint: bytes
+
+    def part_key(self, name: str) -> UUID:
+        """Derive the key of a part of this event's work, the same at every repeat."""
+        return uuid5(self.key, name)
+
+
+def _plain(value: object) -> str:
+    """Write what Kombu's JSON decoder makes of its typed values the way JSON senders write it."""
+    match value:
+        case UUID():
+            return str(value)
+        case datetime():
+            return value.isoformat()
+    raise TypeError(f"{type(value).__name__} is no JSON value")
+
+
+def canonical(value: object) -> str:
+    """Write JSON with sorted keys and no spaces.
+
+    Raises ValueError, TypeError or RecursionError for what JSON cannot hold, NaN included.
+    """
+    return json.dumps(
+        value,
+        sort_keys=True,
+        separators=(",", ":"),
+        ensure_ascii=False,
+        allow_nan=False,
+        default=_plain,
+    )
+
+
+E = TypeVar("E", bound=Event)
+
+
+def parse(model: type[E], task: str, raw: object, limit: int) -> tuple[E, Idempotency]:
+    """Validate a body; return the event and its idempotency key with fingerprint.
+
+    `limit` is in bytes of canonical JSON. The fingerprint is the SHA-256 of the canonical JSON
+    without `timestamp`, so that a sender may stamp a repeat anew. Raises InvalidEvent.
+    """
+    if not isinstance(raw, Mapping):
+        raise InvalidEvent(f"{task}: the event must be a JSON object; send kwargs={{'event': …}}")
+    try:
+        fields = {str(key): f"{json.dumps(key)}:{canonical(raw[key])}" for key in sorted(raw)}
+        text = "{" + ",".join(fields.values()) + "}"
+        body = text.encode()
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InvalidEvent(f"{task}: the event is not JSON: {error}") from error
+    if len(body) > limit:
+        raise InvalidEvent(f"{task}: the event has {len(body)} bytes; at most {limit} are taken")
+    if NUL.search(text):
+        raise InvalidEvent(f"{task}: the event holds a NUL character, which no text may")
+    try:
+        event = model.model_validate_json(body)
+    except ValidationError as error:
+        raise InvalidEvent(f"{task}: {_first_faults(error)}") from error
+    fields.pop("timestamp", None)
+    said = ",".join(fields.values()).encode()
+    return event, Idempotency(event.event_id, task, hashlib.sha256(said).digest())
+
+
+def _first_faults(error: ValidationError, most: int = 5) -> str:
+    """Name the first faults by field, without the values: they may be personal."""
+    faults = error.errors(include_url=False, include_input=False, include_context=False)
+    told = [f"{'.'.join(map(str, fault['loc'])) or 'event'}: {fault['msg']}" for fault in faults]
+    more = f" (and {len(told) - most} more)" if len(told) > most else ""
+    return "; ".join(told[:most]) + more
+
+
+def outgoing_id(batch_id: str, event_type: str, generation: str) -> UUID:
+    """Return the deterministic id of an outgoing event, by which consumers drop repeats."""
+    return uuid5(EVENT_IDS, f"{batch_id}/{event_type}/{generation}")
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """An event to be posted. `generation` tells events of one type and batch apart."""
+
+    type: str
+    data: Mapping[str, Any]  # Any: the JSON of the contract's table, differing by type
+    generation: str = "1"
+
+
+def cloud_event(row: Mapping[str, Any]) -> dict[str, Any]:  # Any: a database row, a JSON object
+    """Write an `event_outbox` row as a CloudEvents 1.0 object."""
+    event = {
+        "specversion": "1.0",
+        "id": str(row["id"]),
+        "source": SOURCE,
+        "type": row["type"],
+        "subject": row["batch_id"],
+        "time": row["created_at"].astimezone(UTC).isoformat().replace("+00:00", "Z"),
+        "datacontenttype": "application/json",
+        "sequence": row["sequence"],
+        "correlationid": str(row["correlation_id"]),
+        "data": row["data"],
+    }
+    if row["traceparent"]:
+        event["traceparent"] = row["traceparent"]
+    return event
+
+
+def manifest_line(essay: Mapping[str, Any]) -> str:  # Any: a row of `essays`
+    """Write the line of the manifest that stands for one assigned essay."""
+    return f"{essay['essay_id']} {essay['text_storage_id']}\n"
+
+
+def manifest_sha256(essays: Iterable[Mapping[str, Any]]) -> str:  # Any: rows of `essays`
+    """Compute the manifest of these essays, to be compared with the one that an event carries.
+
+    The rule: a line for each assigned essay, its id, a space, its text_storage_id, a newline;
+    the lines sorted bytewise; the SHA-256 of them all, in hex. Failed slots have no line.
+    """
+    return hashlib.sha256("".join(sorted(map(manifest_line, essays))).encode()).hexdigest()

@@ -1,0 +1,578 @@
+"""Postgres: every statement, one small function each. The long ones stand in `core/sql/`.
+
+Each takes a connection first: an autocommitting one makes the statement a transaction of its own.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, LiteralString, cast
+from uuid import UUID
+
+from psycopg import Connection
+from psycopg.rows import DictRow, dict_row
+from psycopg.types.json import Jsonb
+from psycopg_pool import ConnectionPool
+
+from core.events import Idempotency, Outgoing, outgoing_id
+from core.states import CLOSED, BatchStatus, ClassType, EssayStatus, ExcessReason
+
+Conn = Connection[DictRow]
+Row = Mapping[str, Any]  # Any: a value as Postgres has it
+
+CONNECT_TIMEOUT_S = 5
+POOL_TIMEOUT_S = 10.0  # a pool without a free connection this long is an error that may pass
+STATEMENT_TIMEOUT_MS = 60_000  # registering 100 000 slots takes a few seconds
+
+
+def _sql(name: str) -> LiteralString:
+    """Read a statement of `core/sql/`; these files are part of the program, so literals."""
+    return (Path(__file__).parent / "sql" / f"{name}.sql").read_text()
+
+
+PLACE = _sql("place")
+RECORD_EXCESS = _sql("record_excess")
+REGISTER = _sql("register")
+PARK_PENDING = _sql("park_pending")
+WHEREABOUTS = _sql("whereabouts")
+ANNOUNCE = _sql("announce")
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A stored text (without `validation_error_code`) or a rejected file (with it)."""
+
+    file_upload_id: str
+    original_file_name: str
+    text_storage_id: str | None = None
+    raw_file_storage_id: str | None = None
+    file_size_bytes: int | None = None
+    content_md5_hash: str | None = None
+    validation_error_code: str | None = None
+    validation_error_detail: Mapping[str, Any] | None = None  # Any: the sender's JSON
+
+    @property
+    def claimant(self) -> str:
+        """Name who claims a slot: the content, or the rejected file (":" is in no identifier)."""
+        return self.text_storage_id or f"rejected:{self.file_upload_id}"
+
+
+@dataclass(frozen=True)
+class Tracker:
+    """A batch as its row says."""
+
+    batch_id: str
+    status: BatchStatus
+    class_id: str | None
+    user_id: str
+    course_code: str
+    expected_count: int
+    available_slots: int
+    essay_ids_sha256: bytes
+    completed_at: datetime | None
+    manifest_sha256: str | None
+    student_prompt_ref: Mapping[str, Any] | None  # Any: the sender's JSON
+
+    @property
+    def class_type(self) -> ClassType:
+        """Guest or regular."""
+        return ClassType.of(self.class_id)
+
+    @property
+    def full(self) -> bool:
+        """Every slot is accounted for, and nobody has announced it."""
+        return (
+            self.status is BatchStatus.AWAITING_CONTENT_VALIDATION
+            and self.available_slots == 0
+            and self.completed_at is None
+        )
+
+    @property
+    def excess_reason(self) -> ExcessReason:
+        """Why an arrival without a slot gets none."""
+        return CLOSED.get(self.status, ExcessReason.NO_AVAILABLE_SLOT)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What an idempotency key guards, and whether its batch still waits to be announced."""
+
+    task: str
+    fingerprint: bytes
+    outcome: dict[str, Any]  # Any: JSON
+    full: bool
+
+
+@dataclass(frozen=True)
+class Whereabouts:
+    """Where a claimant is already: in a slot, or in excess for a reason."""
+
+    essay_id: str | None
+    excess_reason: ExcessReason | None
+
+
+def connect(url: str, *, size: int = 4) -> "ConnectionPool[Conn]":
+    """Open a pool of autocommitting connections; `size` bounds it. Raises when first used."""
+    options = f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c timezone=UTC"
+    return ConnectionPool(
+        url.replace("postgresql+psycopg://", "postgresql://", 1),
+        connection_class=Connection[DictRow],
+        kwargs={
+            "autocommit": True,
+            "row_factory": dict_row,
+            "prepare_threshold": 1,
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "options": options,
+            "application_name": "els",
+        },
+        min_size=0,
+        max_size=size,
+        timeout=POOL_TIMEOUT_S,
+        open=True,
+    )
+
+
+@contextmanager
+def transaction(pool: "ConnectionPool[Conn]") -> Iterator[Conn]:
+    """Lend a connection inside one transaction."""
+    with pool.connection() as conn, conn.transaction():
+        yield conn
+
+
+# --- idempotency keys --------------------------------------------------------------------------
+
+
+def stored_outcome(conn: Conn, key: UUID) -> Stored | None:
+    """Look up what this event led to when it was seen first."""
+    row = conn.execute(
+        """
+        SELECT k.task, k.fingerprint, k.outcome,
+               coalesce(t.available_slots = 0 AND t.completed_at IS NULL
+                        AND t.closed_at IS NULL, false) AS full
+        FROM idempotency_keys k LEFT JOIN batch_essay_trackers t USING (batch_id)
+        WHERE k.key = %s
+        """,
+        [key],
+    ).fetchone()
+    return Stored(**row) if row else None
+
+
+def write_key(conn: Conn, idem: Idempotency, batch_id: str, outcome: Row) -> None:
+    """Write the key with its outcome; raises UniqueViolation when another delivery was faster."""
+    conn.execute(
+        "INSERT INTO idempotency_keys (key, task, fingerprint, outcome, batch_id)"
+        " VALUES (%s, %s, %s, %s, %s)",
+        [idem.key, idem.task, idem.fingerprint, Jsonb(outcome), batch_id],
+    )
+
+
+# --- registration ------------------------------------------------------------------------------
+
+
+def hold_registration_lock(conn: Conn, batch_id: str) -> None:
+    """Keep others from registering this batch, or parking for it, until the transaction ends."""
+    conn.execute("SELECT pg_advisory_xact_lock(hashtextextended('register/' || %s, 0))", [batch_id])
+
+
+def share_registration_lock(conn: Conn, batch_id: str) -> None:
+    """Keep this batch from being registered until the transaction ends."""
+    conn.execute(
+        "SELECT pg_advisory_xact_lock_shared(hashtextextended('register/' || %s, 0))", [batch_id]
+    )
+
+
+def tracker(conn: Conn, batch_id: str, *, lock: bool = False) -> Tracker | None:
+    """Read a batch; None when it is not registered. `lock` keeps its row until the end."""
+    query: LiteralString = (
+        "SELECT batch_id, status, class_id, user_id, course_code, expected_count, available_slots,"
+        " essay_ids_sha256, completed_at, manifest_sha256, student_prompt_ref"
+        " FROM batch_essay_trackers WHERE batch_id = %s"
+    )
+    row = conn.execute(query + " FOR UPDATE" if lock else query, [batch_id]).fetchone()
+    return _tracker(row) if row else None
+
+
+def _tracker(row: DictRow) -> Tracker:
+    return Tracker(**{**row, "status": BatchStatus(row["status"])})
+
+
+def register(conn: Conn, batch: Row, essay_ids: Sequence[str]) -> tuple[int, int, list[Arrival]]:
+    """Write tracker and slots, and give the first slots to what waited.
+
+    Returns the open slots left, the contents that were assigned, and what is over.
+    """
+    row = conn.execute(REGISTER, {**batch, "essay_ids": list(essay_ids)}).fetchone()
+    assert row is not None
+    over = [Arrival(**arrival) for arrival in row["over"]]
+    return row["available_slots"], row["pending_assigned"], over
+
+
+def park_pending(conn: Conn, batch_id: str, arrivals: Sequence[Arrival]) -> None:
+    """Keep arrivals until their batch is registered; one that waits already stays as it is."""
+    conn.execute(PARK_PENDING, {"batch_id": batch_id, "arrivals": _recordset(arrivals)})
+
+
+# --- slots -------------------------------------------------------------------------------------
+
+
+def place(
+    conn: Conn,
+    batch_id: str,
+    arrivals: Sequence[tuple[Arrival, str]],
+    *,
+    idem: Idempotency | None,
+    outcome: Row,
+    routed: bool,
+) -> tuple[int, int] | None:
+    """Put arrivals into the slots named beside them; return slots taken and open slots left.
+
+    With a key it is all or nothing: fewer open slots than arrivals raise NotNullViolation, or
+    give None where no slot was open. Raises UniqueViolation when the key, or a slot of one of
+    these contents, is there already. `routed` writes an `EssaySlotAssigned` for each content.
+    """
+    rows = [
+        {
+            **asdict(arrival),
+            "essay_id": essay_id,
+            "event_id": _content_event_id(batch_id, "EssaySlotAssigned", arrival, routed),
+        }
+        for arrival, essay_id in arrivals
+    ]
+    row = conn.execute(
+        PLACE,
+        {
+            "batch_id": batch_id,
+            "arrivals": Jsonb(rows),
+            "key": idem.key if idem else None,
+            "task": idem.task if idem else None,
+            "fingerprint": idem.fingerprint if idem else None,
+            "outcome": Jsonb(outcome),
+        },
+    ).fetchone()
+    return (row["slots"], row["available_slots"]) if row else None
+
+
+def record_excess(
+    conn: Conn, batch_id: str, arrivals: Sequence[Arrival], reason: ExcessReason
+) -> bool:
+    """Write arrivals down as excess, with their events; False when a slot is open after all."""
+    told = reason is ExcessReason.NO_AVAILABLE_SLOT
+    rows = [
+        {
+            **asdict(arrival),
+            "event_id": _content_event_id(batch_id, "ExcessContentProvisioned", arrival, told),
+        }
+        for arrival in arrivals
+    ]
+    row = conn.execute(
+        RECORD_EXCESS, {"batch_id": batch_id, "arrivals": Jsonb(rows), "reason": reason.value}
+    ).fetchone()
+    return row is not None
+
+
+def whereabouts(conn: Conn, batch_id: str, arrivals: Sequence[Arrival]) -> dict[str, Whereabouts]:
+    """Tell which of these claimants have a place in a registered batch already."""
+    rows = conn.execute(WHEREABOUTS, {"batch_id": batch_id, "arrivals": _recordset(arrivals)})
+    return {
+        row["claimant"]: Whereabouts(
+            row["essay_id"], row["excess_reason"] and ExcessReason(row["excess_reason"])
+        )
+        for row in rows
+    }
+
+
+def open_slots(conn: Conn, batch_id: str) -> list[str]:
+    """List the essay ids that await content, in their order."""
+    rows = conn.execute(
+        "SELECT essay_id FROM essay_states"
+        " WHERE batch_id = %s AND current_status = 'awaiting_content' ORDER BY essay_id",
+        [batch_id],
+    )
+    return [row["essay_id"] for row in rows]
+
+
+def close_open_slots(conn: Conn, batch_id: str) -> None:
+    """Mark every essay of a cancelled batch. Before the tracker, in the order of the hot path."""
+    conn.execute(
+        "UPDATE essay_states SET current_status = 'cancelled' WHERE batch_id = %s", [batch_id]
+    )
+
+
+def cancel(conn: Conn, batch_id: str, reason: str, sources: Sequence[BatchStatus]) -> bool:
+    """Mark the tracker as cancelled; False when its state does not allow it."""
+    row = conn.execute(
+        "UPDATE batch_essay_trackers SET status = 'cancelled', available_slots = 0,"
+        " closed_at = now(), closed_reason = %s WHERE batch_id = %s AND status = ANY(%s)"
+        " RETURNING batch_id",
+        [reason, batch_id, list(sources)],
+    ).fetchone()
+    return row is not None
+
+
+# --- sealing and announcing --------------------------------------------------------------------
+
+
+def range_starts(conn: Conn, batch_id: str, size: int) -> list[str]:
+    """List the essay id at which each range of `size` slots starts."""
+    rows = conn.execute(
+        "SELECT essay_id FROM (SELECT essay_id, row_number() OVER (ORDER BY essay_id) - 1 AS n"
+        " FROM essay_states WHERE batch_id = %s) numbered WHERE n %% %s = 0 ORDER BY essay_id",
+        [batch_id, size],
+    )
+    return [row["essay_id"] for row in rows]
+
+
+def slot_range(conn: Conn, batch_id: str, low: str, high: str | None) -> list[DictRow]:
+    """Read the slots from `low` up to, not including, `high` (None: to the end), in order."""
+    return conn.execute(
+        "SELECT essay_id, text_storage_id, current_status FROM essay_states"
+        " WHERE batch_id = %(batch_id)s AND essay_id >= %(low)s"
+        " AND (%(high)s::text IS NULL OR essay_id < %(high)s) ORDER BY essay_id",
+        {"batch_id": batch_id, "low": low, "high": high},
+    ).fetchall()
+
+
+def books(conn: Conn, batch_id: str) -> DictRow:
+    """Read a batch's accounts: the counter, the slots by state, what waits, what is over."""
+    row = conn.execute(
+        """
+        SELECT t.available_slots, t.expected_count,
+               count(e.*) FILTER (WHERE e.current_status = 'awaiting_content') AS open,
+               count(e.*) FILTER (WHERE e.current_status = 'ready_for_processing') AS assigned,
+               count(e.*) FILTER (WHERE e.current_status = 'content_ingestion_failed') AS failed,
+               (SELECT count(*) FROM batch_pending_content p WHERE p.batch_id = t.batch_id)
+                   AS pending,
+               (SELECT count(*) FROM excess_content x WHERE x.batch_id = t.batch_id) AS excess
+        FROM batch_essay_trackers t LEFT JOIN essay_states e USING (batch_id)
+        WHERE t.batch_id = %s
+        GROUP BY t.batch_id
+        """,
+        [batch_id],
+    ).fetchone()
+    assert row is not None, f"batch {batch_id} is being sealed but is not registered"
+    return row
+
+
+def announce(conn: Conn, batch_id: str) -> Tracker | None:
+    """Mark a full batch as complete, once: None when another call did, or it is not full."""
+    row = conn.execute(ANNOUNCE, {"batch_id": batch_id}).fetchone()
+    return _tracker(row) if row else None
+
+
+def essays_in(conn: Conn, batch_id: str, status: EssayStatus) -> list[DictRow]:
+    """Read the essays of one state, in order, with what events and seals tell of them."""
+    return conn.execute(
+        "SELECT essay_id, text_storage_id, file_upload_id, original_file_name, student_id,"
+        " validation_error_code FROM essay_states"
+        " WHERE batch_id = %s AND current_status = %s ORDER BY essay_id",
+        [batch_id, status],
+    ).fetchall()
+
+
+def set_completed(
+    conn: Conn, batch_id: str, status: BatchStatus, provisioned_count: int, manifest: str
+) -> None:
+    """Give a batch that has just been sealed its next state."""
+    conn.execute(
+        "UPDATE batch_essay_trackers SET status = %(status)s, provisioned_count = %(count)s,"
+        " manifest_sha256 = %(manifest)s,"
+        " ready_at = CASE WHEN %(status)s = 'ready_for_pipeline_execution' THEN now() END"
+        " WHERE batch_id = %(batch_id)s",
+        {"batch_id": batch_id, "status": status, "count": provisioned_count, "manifest": manifest},
+    )
+
+
+def set_ready(conn: Conn, batch_id: str) -> None:
+    """Make a regular batch ready, its students being known."""
+    conn.execute(
+        "UPDATE batch_essay_trackers SET status = 'ready_for_pipeline_execution', ready_at = now()"
+        " WHERE batch_id = %s",
+        [batch_id],
+    )
+
+
+def associate(conn: Conn, batch_id: str, associations: Sequence[Row]) -> set[str]:
+    """Store on each essay whose it is; return the essay ids that the batch has."""
+    rows = conn.execute(
+        """
+        UPDATE essay_states e
+        SET student_id = a.student_id, confidence_score = a.confidence_score,
+            validation_method = a.validation_method, validated_by = a.validated_by,
+            validated_at = a.validated_at
+        FROM jsonb_to_recordset(%s) AS a (
+            essay_id text, student_id text, confidence_score double precision,
+            validation_method text, validated_by text, validated_at timestamptz
+        )
+        WHERE e.batch_id = %s AND e.essay_id = a.essay_id
+        RETURNING e.essay_id
+        """,
+        [Jsonb(associations), batch_id],
+    )
+    return {row["essay_id"] for row in rows}
+
+
+def students(conn: Conn, batch_id: str) -> dict[str, str | None]:
+    """Map every essay of a batch to its student."""
+    rows = conn.execute(
+        "SELECT essay_id, student_id FROM essay_states WHERE batch_id = %s", [batch_id]
+    )
+    return {row["essay_id"]: row["student_id"] for row in rows}
+
+
+def full_not_announced(conn: Conn, limit: int) -> list[str]:
+    """List batches whose slots are all accounted for and that nobody announced, oldest first."""
+    rows = conn.execute(
+        "SELECT batch_id FROM batch_essay_trackers"
+        " WHERE available_slots = 0 AND completed_at IS NULL AND closed_at IS NULL"
+        " ORDER BY registered_at LIMIT %s",
+        [limit],
+    )
+    return [row["batch_id"] for row in rows]
+
+
+# --- outbox ------------------------------------------------------------------------------------
+
+
+def post_slot_events(conn: Conn, batch_id: str) -> None:
+    """Post `EssaySlotAssigned` for every content that a batch has already."""
+    told = ("batch_id", "essay_id", "text_storage_id", "file_upload_id", "original_file_name")
+    essays = essays_in(conn, batch_id, EssayStatus.READY_FOR_PROCESSING)
+    post(
+        conn,
+        batch_id,
+        [
+            Outgoing(
+                "EssaySlotAssigned",
+                {name: {**essay, "batch_id": batch_id}[name] for name in told},
+                generation=essay["text_storage_id"],
+            )
+            for essay in essays
+        ],
+    )
+
+
+def jsonb(value: object) -> Jsonb | None:
+    """Wrap a JSON value for a jsonb column; None stays NULL."""
+    return None if value is None else Jsonb(value)
+
+
+def post(conn: Conn, batch_id: str, events: Sequence[Outgoing]) -> None:
+    """Write events to the outbox, numbered after the batch's earlier ones."""
+    row = conn.execute(
+        "UPDATE batch_essay_trackers SET event_sequence = event_sequence + %s"
+        " WHERE batch_id = %s RETURNING event_sequence, correlation_id",
+        [len(events), batch_id],
+    ).fetchone()
+    assert row is not None, f"batch {batch_id} has an event but is not registered"
+    first = row["event_sequence"] - len(events) + 1
+    with conn.cursor() as cursor:
+        cursor.executemany(
+            "INSERT INTO event_outbox"
+            " (id, batch_id, type, generation, sequence, correlation_id, data)"
+            " VALUES (%s, %s, %s, %s, %s, %s, %s)",
+            [
+                [
+                    outgoing_id(batch_id, event.type, event.generation),
+                    batch_id,
+                    event.type,
+                    event.generation,
+                    sequence,
+                    row["correlation_id"],
+                    Jsonb(event.data),
+                ]
+                for sequence, event in enumerate(events, start=first)
+            ],
+        )
+
+
+def hold_relay_lock(conn: Conn, batch_id: str) -> None:
+    """Keep others from relaying this batch's events, so that they leave in their order."""
+    conn.execute("SELECT pg_advisory_xact_lock(hashtextextended('relay/' || %s, 0))", [batch_id])
+
+
+def unpublished(conn: Conn, batch_id: str, limit: int) -> list[DictRow]:
+    """Read the next events of a batch that were not delivered yet, in order."""
+    return conn.execute(
+        "SELECT id, batch_id, type, sequence, correlation_id, traceparent, data, created_at"
+        " FROM event_outbox WHERE batch_id = %s AND published_at IS NULL"
+        " ORDER BY sequence LIMIT %s",
+        [batch_id, limit],
+    ).fetchall()
+
+
+def mark_published(conn: Conn, ids: Sequence[UUID]) -> None:
+    """Note that these events were handed to the broker."""
+    conn.execute(
+        "UPDATE event_outbox SET published_at = now(), attempts = attempts + 1, last_error = NULL"
+        " WHERE id = ANY(%s)",
+        [list(ids)],
+    )
+
+
+def mark_unpublished(conn: Conn, event_id: UUID, error: str) -> None:
+    """Note why an event could not be handed to the broker."""
+    conn.execute(
+        "UPDATE event_outbox SET attempts = attempts + 1, last_error = %s WHERE id = %s",
+        [error[:1000], event_id],
+    )
+
+
+def batches_with_unpublished(conn: Conn, limit: int) -> list[str]:
+    """List batches that have undelivered events."""
+    rows = conn.execute(
+        "SELECT DISTINCT batch_id FROM event_outbox WHERE published_at IS NULL LIMIT %s", [limit]
+    )
+    return [row["batch_id"] for row in rows]
+
+
+# --- dead letters ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """A message that could not be carried out, with everything needed to send it again."""
+
+    task: str
+    task_id: str
+    batch_id: str | None
+    body: str  # JSON text
+    code: str
+    message: str
+    sqlstate: str | None = None
+
+
+def park(conn: Conn, letter: DeadLetter) -> int:
+    """Keep a message as a dead letter; return its id. A redelivery counts up the first one."""
+    row = conn.execute(
+        """
+        INSERT INTO dead_letters (task, task_id, batch_id, body, code, message, sqlstate)
+        VALUES (%(task)s, %(task_id)s, %(batch_id)s, %(body)s::json, %(code)s, %(message)s,
+                %(sqlstate)s)
+        ON CONFLICT (task_id) DO UPDATE SET deliveries = dead_letters.deliveries + 1
+        RETURNING id
+        """,
+        asdict(letter),
+    ).fetchone()
+    assert row is not None
+    return cast(int, row["id"])
+
+
+# --- what people ask -----------------------------------------------------------------------------
+
+
+def statuses(conn: Conn, batch_id: str | None, limit: int) -> list[DictRow]:
+    """Read batches as `els status` shows them, newest first; those only waited for included."""
+    return conn.execute(_sql("statuses"), {"batch_id": batch_id, "limit": limit}).fetchall()
+
+
+def _recordset(arrivals: Sequence[Arrival]) -> Jsonb:
+    return Jsonb([{**asdict(arrival), "claimant": arrival.claimant} for arrival in arrivals])
+
+
+def _content_event_id(batch_id: str, event_type: str, arrival: Arrival, told: bool) -> str | None:
+    """Name the event of a content; None for a rejected file, or where nobody is told."""
+    if not told or arrival.text_storage_id is None:
+        return None
+    return str(outgoing_id(batch_id, event_type, arrival.text_storage_id))

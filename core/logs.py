@@ -1,0 +1,43 @@
+"""Logs: structlog for our lines and everybody else's, JSON or for the console, on stderr."""
+
+import logging
+import sys
+from typing import Any
+
+import structlog
+
+from core.settings import Settings
+
+
+def configure(settings: Settings) -> None:
+    """Send every log line of this process through one formatter. Safe to call again."""
+    shared: list[Any] = [  # Any: structlog types its processors so
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+    last: list[Any]  # Any: structlog types its processors so
+    if settings.log_format == "json":
+        last = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    else:
+        last = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(logging.WARNING)  # libraries speak when something is wrong; we say outcomes
+    for ours in ("core", "tasks", "ops"):
+        logging.getLogger(ours).setLevel(settings.log_level)

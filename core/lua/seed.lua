@@ -1,0 +1,23 @@
+-- Make slots claimable that are open in Postgres, but those that somebody claimed a moment ago.
+-- KEYS  1 free slots  2 assignments  3 claims
+-- ARGV  1 "1" to forget the free slots that Redis had, "0" to add to them
+--       2 how long a claim may stay uncommitted, in ms  3 time to live of the keys, in s
+--       then the essay ids of open slots
+-- Returns how many slots were made claimable.
+if ARGV[1] == '1' then
+  redis.call('DEL', KEYS[1])
+end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local seeded = 0
+for i = 4, #ARGV do
+  local claimed = redis.call('ZSCORE', KEYS[3], ARGV[i])
+  if not claimed or now - tonumber(claimed) > tonumber(ARGV[2]) then
+    redis.call('ZREM', KEYS[3], ARGV[i])
+    seeded = seeded + redis.call('SADD', KEYS[1], ARGV[i])
+  end
+end
+for _, key in ipairs(KEYS) do
+  redis.call('EXPIRE', key, ARGV[3])
+end
+return seeded

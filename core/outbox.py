@@ -1,0 +1,52 @@
+"""The relay: takes events from the outbox to the broker, at least once and in their order."""
+
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+import structlog
+from psycopg_pool import ConnectionPool
+
+from core import ledger
+from core.crash import crashpoint
+from core.events import cloud_event
+from core.ledger import Conn
+
+RELAY_CHUNK = 100  # events of one batch published under one transaction
+BATCHES = 200  # batches looked at by one relay of everything
+
+Send = Callable[[dict[str, Any]], None]  # Any: a CloudEvent, JSON; raises OSError when it cannot
+log = structlog.get_logger(__name__)
+
+
+def relay(pool: "ConnectionPool[Conn]", batch_id: str, send: Send) -> int:
+    """Send the undelivered events of a batch in order; return how many were sent.
+
+    An event that cannot be sent stops its batch, is noted on its row and stays for the next
+    relay. A death between sending and noting sends again: consumers drop repeats by id.
+    """
+    sent = 0
+    with ledger.transaction(pool) as conn:
+        ledger.hold_relay_lock(conn, batch_id)
+        while rows := ledger.unpublished(conn, batch_id, RELAY_CHUNK):
+            delivered: list[UUID] = []
+            for row in rows:
+                try:
+                    send(cloud_event(row))
+                except OSError as error:
+                    log.warning("event_not_sent", batch_id=batch_id, type=row["type"])
+                    ledger.mark_published(conn, delivered)
+                    ledger.mark_unpublished(conn, row["id"], f"{type(error).__name__}: {error}")
+                    return sent
+                delivered.append(row["id"])
+                sent += 1
+            crashpoint("published")
+            ledger.mark_published(conn, delivered)
+    return sent
+
+
+def relay_all(pool: "ConnectionPool[Conn]", send: Send) -> int:
+    """Send what every batch has waiting; return how many events were sent."""
+    with pool.connection() as conn:
+        waiting = ledger.batches_with_unpublished(conn, BATCHES)
+    return sum(relay(pool, batch_id, send) for batch_id in waiting)

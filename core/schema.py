@@ -1,0 +1,264 @@
+"""The tables. A rule that can be a constraint is one, and has a name.
+
+Ids are compared bytewise (collation "C"): the order of `essay_id` is the order of the manifest.
+"""
+
+from enum import StrEnum
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Double,
+    ForeignKeyConstraint,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    Uuid,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSON, JSONB
+from sqlalchemy.schema import SchemaItem
+
+from core.states import ArrivalKind, BatchStatus, EssayStatus, ExcessReason, OnDeadline
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+Identifier = Text(collation="C")
+Moment = DateTime(timezone=True)
+
+
+def _one_of(column: str, values: type[StrEnum]) -> CheckConstraint:
+    listed = ", ".join(f"'{value}'" for value in values)
+    return CheckConstraint(f"{column} IN ({listed})", name=column)
+
+
+def _moment(name: str) -> "Column[object]":
+    return Column(name, Moment, nullable=False, server_default=func.now())
+
+
+def _arrival_columns() -> list[SchemaItem]:
+    """List what is kept of an announced file, wherever it waits or ends."""
+    return [
+        Column("file_upload_id", Identifier, nullable=True),
+        Column("text_storage_id", Identifier),
+        Column("original_file_name", Text),
+        Column("raw_file_storage_id", Text),
+        Column("file_size_bytes", BigInteger),
+        Column("content_md5_hash", Text),
+        Column("validation_error_code", Text),
+        Column("validation_error_detail", JSONB),
+    ]
+
+
+batch_essay_trackers = Table(
+    "batch_essay_trackers",
+    metadata,
+    Column("batch_id", Identifier, primary_key=True),
+    Column("status", Text, nullable=False),
+    Column("class_id", Text),
+    Column("org_id", Text),
+    Column("user_id", Text, nullable=False),
+    Column("course_code", Text, nullable=False),
+    Column("correlation_id", Uuid, nullable=False),
+    Column("expected_count", Integer, nullable=False),
+    Column("available_slots", Integer, nullable=False),
+    Column("essay_ids_sha256", LargeBinary, nullable=False),
+    Column("student_prompt_ref", JSONB),
+    Column("metadata", JSONB),
+    Column("on_deadline", Text, nullable=False),
+    _moment("registered_at"),
+    Column("deadline_at", Moment, nullable=False),
+    Column("completed_at", Moment),
+    Column("ready_at", Moment),
+    Column("closed_at", Moment),
+    Column("closed_reason", Text),
+    Column("provisioned_count", Integer),
+    Column("manifest_sha256", Text),
+    Column("event_sequence", Integer, nullable=False, server_default="0"),
+    _one_of("status", BatchStatus),
+    _one_of("on_deadline", OnDeadline),
+    CheckConstraint("expected_count > 0", name="expected_count"),
+    CheckConstraint("available_slots BETWEEN 0 AND expected_count", name="available_slots"),
+    CheckConstraint("completed_at IS NULL OR available_slots = 0", name="complete_is_full"),
+    CheckConstraint(
+        "(status = 'ready_for_pipeline_execution') = (ready_at IS NOT NULL)", name="ready_at"
+    ),
+    CheckConstraint(
+        "status NOT IN ('awaiting_student_validation', 'ready_for_pipeline_execution',"
+        " 'content_ingestion_failed') OR completed_at IS NOT NULL",
+        name="sealed_before_ready",
+    ),
+    Index(
+        "ix_batch_essay_trackers_full_not_announced",
+        "registered_at",
+        postgresql_where=text("available_slots = 0 AND completed_at IS NULL AND closed_at IS NULL"),
+    ),
+    Index("ix_batch_essay_trackers_status_registered_at", "status", "registered_at"),
+    # Room in the page for the counter's new versions, so that its updates stay heap-only.
+    postgresql_with={"fillfactor": "50"},
+)
+
+essay_states = Table(
+    "essay_states",
+    metadata,
+    Column("batch_id", Identifier, primary_key=True),
+    Column("essay_id", Identifier, primary_key=True),
+    Column("current_status", Text, nullable=False),
+    *_arrival_columns(),
+    Column("student_id", Text),
+    Column("confidence_score", Double),
+    Column("validation_method", Text),
+    Column("validated_by", Text),
+    Column("validated_at", Moment),
+    Column("assigned_at", Moment),
+    _one_of("current_status", EssayStatus),
+    CheckConstraint(
+        "CASE current_status WHEN 'ready_for_processing' THEN text_storage_id IS NOT NULL"
+        " WHEN 'cancelled' THEN true ELSE text_storage_id IS NULL END",
+        name="content_fits_status",
+    ),
+    ForeignKeyConstraint(["batch_id"], ["batch_essay_trackers.batch_id"], ondelete="CASCADE"),
+    # One slot a content, and one a rejected file.
+    Index(
+        "uq_essay_states_content",
+        "batch_id",
+        "text_storage_id",
+        unique=True,
+        postgresql_where=text("text_storage_id IS NOT NULL"),
+    ),
+    Index(
+        "uq_essay_states_failure",
+        "batch_id",
+        "file_upload_id",
+        unique=True,
+        postgresql_where=text("validation_error_code IS NOT NULL"),
+    ),
+)
+
+batch_pending_content = Table(
+    "batch_pending_content",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("batch_id", Identifier, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("essay_file_id", Identifier, nullable=False),
+    *[c for c in _arrival_columns() if getattr(c, "name", None) != "file_upload_id"],
+    _moment("received_at"),
+    _one_of("kind", ArrivalKind),
+    Index(
+        "uq_batch_pending_content_content",
+        "batch_id",
+        "text_storage_id",
+        unique=True,
+        postgresql_where=text("kind = 'content'"),
+    ),
+    Index(
+        "uq_batch_pending_content_failure",
+        "batch_id",
+        "essay_file_id",
+        unique=True,
+        postgresql_where=text("kind = 'failure'"),
+    ),
+)
+
+excess_content = Table(
+    "excess_content",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("batch_id", Identifier, nullable=False),
+    Column("kind", Text, nullable=False),
+    *_arrival_columns(),
+    Column("reason", Text, nullable=False),
+    _moment("received_at"),
+    _one_of("kind", ArrivalKind),
+    _one_of("reason", ExcessReason),
+    ForeignKeyConstraint(["batch_id"], ["batch_essay_trackers.batch_id"], ondelete="CASCADE"),
+    Index(
+        "uq_excess_content_content",
+        "batch_id",
+        "text_storage_id",
+        unique=True,
+        postgresql_where=text("kind = 'content'"),
+    ),
+    Index(
+        "uq_excess_content_failure",
+        "batch_id",
+        "file_upload_id",
+        unique=True,
+        postgresql_where=text("kind = 'failure'"),
+    ),
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("key", Uuid, primary_key=True),
+    Column("task", Text, nullable=False),
+    Column("fingerprint", LargeBinary, nullable=False),
+    Column("outcome", JSONB, nullable=False),
+    Column("batch_id", Identifier, nullable=False),
+    _moment("created_at"),
+    Index(None, "batch_id"),
+)
+
+event_outbox = Table(
+    "event_outbox",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("batch_id", Identifier, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("generation", Text, nullable=False),
+    Column("sequence", Integer, nullable=False),
+    Column("correlation_id", Uuid, nullable=False),
+    Column("traceparent", Text),
+    Column("data", JSONB, nullable=False),
+    _moment("created_at"),
+    Column("published_at", Moment),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("last_error", Text),
+    ForeignKeyConstraint(["batch_id"], ["batch_essay_trackers.batch_id"], ondelete="CASCADE"),
+    # A second event of a kind cannot be written.
+    Index("uq_event_outbox_once", "batch_id", "type", "generation", unique=True),
+    Index("uq_event_outbox_order", "batch_id", "sequence", unique=True),
+    Index(
+        "ix_event_outbox_unpublished",
+        "batch_id",
+        "sequence",
+        postgresql_where=text("published_at IS NULL"),
+    ),
+)
+
+dead_letters = Table(
+    "dead_letters",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("task", Text, nullable=False),
+    Column("task_id", Text, nullable=False),
+    Column("batch_id", Text),
+    # json, not jsonb: the text is kept to the letter, what jsonb refuses included.
+    Column("body", JSON, nullable=False),
+    Column("code", Text, nullable=False),
+    Column("sqlstate", Text),
+    Column("message", Text, nullable=False),
+    Column("deliveries", Integer, nullable=False, server_default="1"),
+    _moment("parked_at"),
+    Column("replayed_at", Moment),
+    # A redelivered message counts up instead of writing a second row.
+    Index("uq_dead_letters_task_id", "task_id", unique=True),
+    Index(None, "batch_id"),
+)

@@ -1,0 +1,162 @@
+"""Seals: what the completion chord checks, and the events that its callback announces. Pure."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+from core.errors import BrokenSeal
+from core.events import EVENT_LIMIT, Outgoing, canonical, manifest_line, manifest_sha256
+from core.ledger import Tracker
+from core.states import BatchStatus, EssayStatus, completed_status
+
+Row = Mapping[str, Any]  # Any: a database row
+ESSAYS_IN_REF = 1_000  # essays that an event over the limit still carries
+NEVER_FITS = EVENT_LIMIT // 100  # essays; each takes over 100 bytes of JSON
+
+
+class Seal(TypedDict):
+    """One range of slots, as a header of the chord saw it. JSON, as it travels through Redis."""
+
+    low: str
+    high: str | None
+    sealed: bool
+    provisioned: int
+    failed: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """What to tell when a batch is complete."""
+
+    status: BatchStatus
+    manifest_sha256: str
+    events: list[Outgoing]
+
+
+def seal_of(low: str, high: str | None, slots: Sequence[Row]) -> Seal:
+    """Seal a range: each slot must be assigned or failed; the digest is over the assigned ones."""
+    assigned = [s for s in slots if s["current_status"] == EssayStatus.READY_FOR_PROCESSING]
+    failed = sum(s["current_status"] == EssayStatus.CONTENT_INGESTION_FAILED for s in slots)
+    return Seal(
+        low=low,
+        high=high,
+        sealed=len(assigned) + failed == len(slots),
+        provisioned=len(assigned),
+        failed=failed,
+        digest=_digest(assigned),
+    )
+
+
+def announcement(
+    batch: Tracker, essays: Sequence[Row], failed: Sequence[Row], seals: Sequence[Seal]
+) -> Announcement:
+    """Write the events of a complete batch, after holding its essays against the seals.
+
+    `essays` are the assigned ones in the order of their ids. Raises BrokenSeal.
+    """
+    _hold_against(batch.batch_id, essays, failed, seals)
+    status = completed_status(batch.class_type, len(essays))
+    manifest = manifest_sha256(essays)
+    completed = {
+        "batch_id": batch.batch_id,
+        "expected_count": batch.expected_count,
+        "provisioned_count": len(essays),
+        "failed_count": len(failed),
+        "manifest_sha256": manifest,
+        "course_code": batch.course_code,
+        "user_id": batch.user_id,
+        "class_type": batch.class_type,
+    }
+    events = [
+        Outgoing("BatchContentProvisioningCompleted", _with_essays(completed, "essays", essays))
+    ]
+    if failed:
+        events.append(_validation_errors(batch.batch_id, failed, critical=not essays))
+    if status is BatchStatus.READY_FOR_PIPELINE_EXECUTION:
+        events.append(essays_ready(batch, essays, manifest))
+    return Announcement(status, manifest, events)
+
+
+def essays_ready(batch: Tracker, essays: Sequence[Row], manifest: str) -> Outgoing:
+    """Write the readiness event."""
+    data = {
+        "batch_id": batch.batch_id,
+        "class_type": batch.class_type,
+        "course_code": batch.course_code,
+        "user_id": batch.user_id,
+        "expected_count": batch.expected_count,
+        "ready_count": len(essays),
+        "failed_count": batch.expected_count - len(essays),
+        "manifest_sha256": manifest,
+    }
+    if batch.student_prompt_ref is not None:
+        data["student_prompt_ref"] = batch.student_prompt_ref
+    return Outgoing("BatchEssaysReady", _with_essays(data, "ready_essays", essays))
+
+
+def _hold_against(
+    batch_id: str, essays: Sequence[Row], failed: Sequence[Row], seals: Sequence[Seal]
+) -> None:
+    counted = (sum(s["provisioned"] for s in seals), sum(s["failed"] for s in seals))
+    if not all(s["sealed"] for s in seals) or counted != (len(essays), len(failed)):
+        raise BrokenSeal(
+            f"batch {batch_id}: {counted} slots were sealed as assigned and failed,"
+            f" but it has {(len(essays), len(failed))}; the sweep will seal it anew"
+        )
+    start = 0
+    for seal in seals:
+        end = start + seal["provisioned"]
+        if _digest(essays[start:end]) != seal["digest"]:
+            raise BrokenSeal(
+                f"batch {batch_id}: the slots from {seal['low']} on have changed"
+                " since they were sealed; the sweep will seal them anew"
+            )
+        start = end
+
+
+def _digest(essays: Sequence[Row]) -> str:
+    return hashlib.sha256("".join(map(manifest_line, essays)).encode()).hexdigest()
+
+
+def _validation_errors(batch_id: str, failed: Sequence[Row], *, critical: bool) -> Outgoing:
+    categories = Counter(essay["validation_error_code"] for essay in failed)
+    data = {
+        "batch_id": batch_id,
+        "total_errors": len(failed),
+        "error_categories": dict(sorted(categories.items())),
+        "critical_failure": critical,
+    }
+    return Outgoing("BatchValidationErrors", _with_essays(data, "failed_essays", failed))
+
+
+def _with_essays(data: Row, field: str, rows: Sequence[Row]) -> Row:
+    """Add the essays, or a reference to them where the event would be over `EVENT_LIMIT`."""
+    if len(rows) <= NEVER_FITS:
+        whole = {**data, field: [_essay(row) for row in rows]}
+        if len(canonical(whole).encode()) <= EVENT_LIMIT:
+            return whole
+    return {
+        **data,
+        "essays_ref": {
+            "field": field,
+            "total": len(rows),
+            "first": [_essay(row) for row in rows[:ESSAYS_IN_REF]],
+            "rest": "essay_states of this batch, ordered by essay_id",
+        },
+    }
+
+
+def _essay(row: Row) -> Row:
+    """Tell what an event says of an essay; what it does not have is left out."""
+    names = (
+        "essay_id",
+        "text_storage_id",
+        "file_upload_id",
+        "original_file_name",
+        "validation_error_code",
+        "student_id",
+    )
+    return {name: row[name] for name in names if row[name] is not None}

@@ -1,0 +1,108 @@
+"""Slots in Redis: fast claims on what Postgres says is open. The only user of Redis in core.
+
+Nothing here decides: a claim is a hint which slot to try, and every key can be rebuilt.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import islice
+from pathlib import Path
+from typing import cast
+
+from redis import Redis
+
+LUA = Path(__file__).parent / "lua"
+CLAIM_LEASE = timedelta(minutes=3)  # longer than any redelivery within the visibility timeout
+OPEN_TTL = timedelta(days=30)  # a flush is harmless, so an early expiry is too; no key leaks
+CLOSED_TTL = timedelta(hours=1)
+SEED_CHUNK = 5_000  # slots a call: about 3 ms of Redis' one thread
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The slot that a claimant may try. `essay_id` None: no slot is free in Redis."""
+
+    claimant: str
+    essay_id: str | None
+    new: bool
+
+
+class Slots:
+    """The free slots and claims of every batch, on one Redis."""
+
+    def __init__(self, client: Redis) -> None:
+        self.client = client
+        self._claim = client.register_script((LUA / "claim.lua").read_text())
+        self._release = client.register_script((LUA / "release.lua").read_text())
+        self._seed = client.register_script((LUA / "seed.lua").read_text())
+
+    def claim(self, batch_id: str, claimants: Sequence[str]) -> list[Claim] | None:
+        """Give each claimant the slot it already holds, or the next free one.
+
+        One round trip, whatever the length. A claim without a slot means that the free set is
+        empty or lost; only Postgres knows which. None: Redis knows nothing of this batch. Safe to
+        repeat, which redis-py does by itself when a reply is lost. Raises redis.ConnectionError
+        (retry).
+        """
+        answer = self._claim(keys=_keys(batch_id), args=list(claimants))
+        if answer == -1:
+            return None
+        return [
+            Claim(claimant, essay_id or None, bool(new))
+            for claimant, (essay_id, new) in zip(claimants, answer, strict=True)
+        ]
+
+    def release(self, batch_id: str, claims: Iterable[Claim], *, still_open: bool) -> int:
+        """Take claims back; return how many still were these claimants'.
+
+        `still_open` puts the slots among the free ones again; otherwise they are forgotten.
+        """
+        pairs = [x for claim in claims if claim.essay_id for x in (claim.claimant, claim.essay_id)]
+        if not pairs:
+            return 0
+        return cast(int, self._release(keys=_keys(batch_id), args=[int(still_open), *pairs]))
+
+    def seed(self, batch_id: str, open_slots: Iterable[str], *, fresh: bool = True) -> int:
+        """Make exactly these slots claimable, but those claimed within `CLAIM_LEASE`.
+
+        `fresh` forgets what Redis held as free. Returns how many slots became claimable.
+        """
+        lease_ms = int(CLAIM_LEASE.total_seconds() * 1000)
+        ttl_s = int(OPEN_TTL.total_seconds())
+        seeded = 0
+        for chunk in _chunks(open_slots):
+            head = [int(fresh), lease_ms, ttl_s]
+            seeded += cast(int, self._seed(keys=_keys(batch_id), args=[*head, *chunk]))
+            fresh = False
+        return seeded
+
+    def free(self, batch_id: str) -> set[str]:
+        """Return the slots that Redis holds as free."""
+        return cast("set[str]", self.client.smembers(_keys(batch_id)[0]))
+
+    def assignments(self, batch_id: str) -> dict[str, str]:
+        """Return claimant to essay id, as Redis remembers it."""
+        return cast("dict[str, str]", self.client.hgetall(_keys(batch_id)[1]))
+
+    def expire(self, batch_id: str) -> None:
+        """Let the keys of a closed batch run out."""
+        with self.client.pipeline(transaction=False) as pipe:
+            for key in _keys(batch_id):
+                pipe.expire(key, CLOSED_TTL)
+            pipe.execute()
+
+
+def _keys(batch_id: str) -> list[str]:
+    """Name the keys of a batch; the literal braces keep them in one cluster slot."""
+    root = f"batch:{{{batch_id}}}"
+    return [f"{root}:available_slots", f"{root}:assignments", f"{root}:claims"]
+
+
+def _chunks(items: Iterable[str]) -> Iterator[list[str]]:
+    """Cut into chunks of `SEED_CHUNK`; at least one, so that an empty seed still clears."""
+    rest = iter(items)
+    chunk = list(islice(rest, SEED_CHUNK))
+    yield chunk
+    while chunk := list(islice(rest, SEED_CHUNK)):
+        yield chunk

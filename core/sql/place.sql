@@ -1,0 +1,58 @@
+-- Decides whether these arrivals get these slots: all of them, or nothing happens.
+--
+-- A slot is taken only if it is still open, the counter goes down by as many, and the idempotency
+-- key (when one is given) is written with them. Fewer slots than arrivals make the outcome NULL,
+-- which undoes the statement; so does a duplicate key, or a content that holds a slot already.
+-- No row: not one of the slots was open.
+WITH arrival AS MATERIALIZED (
+    SELECT a.*
+    FROM jsonb_to_recordset(%(arrivals)s) AS a (
+        essay_id text, text_storage_id text, file_upload_id text, original_file_name text,
+        raw_file_storage_id text, file_size_bytes bigint, content_md5_hash text,
+        validation_error_code text, validation_error_detail jsonb, event_id uuid
+    )
+    ORDER BY a.essay_id COLLATE "C"
+), slot AS (
+    UPDATE essay_states e
+    SET current_status = CASE WHEN a.validation_error_code IS NULL
+                              THEN 'ready_for_processing' ELSE 'content_ingestion_failed' END,
+        text_storage_id = a.text_storage_id,
+        file_upload_id = a.file_upload_id,
+        original_file_name = a.original_file_name,
+        raw_file_storage_id = a.raw_file_storage_id,
+        file_size_bytes = a.file_size_bytes,
+        content_md5_hash = a.content_md5_hash,
+        validation_error_code = a.validation_error_code,
+        validation_error_detail = a.validation_error_detail,
+        assigned_at = now()
+    FROM arrival a
+    WHERE e.batch_id = %(batch_id)s
+      AND e.essay_id = a.essay_id
+      AND e.current_status = 'awaiting_content'
+    RETURNING e.essay_id, e.text_storage_id, e.file_upload_id, e.original_file_name, a.event_id
+), tracker AS (
+    UPDATE batch_essay_trackers t
+    SET available_slots = t.available_slots - taken.slots,
+        event_sequence = t.event_sequence + taken.events
+    FROM (SELECT count(*)::int AS slots, count(event_id)::int AS events FROM slot) taken
+    WHERE t.batch_id = %(batch_id)s AND taken.slots > 0
+    RETURNING t.available_slots, t.correlation_id, t.event_sequence - taken.events AS sequence,
+              taken.slots
+), key AS (
+    INSERT INTO idempotency_keys (key, task, fingerprint, outcome, batch_id)
+    SELECT %(key)s, %(task)s, %(fingerprint)s,
+           CASE WHEN slots = jsonb_array_length(%(arrivals)s) THEN %(outcome)s::jsonb END,
+           %(batch_id)s
+    FROM tracker
+    WHERE %(key)s::uuid IS NOT NULL
+), event AS (
+    INSERT INTO event_outbox (id, batch_id, type, generation, sequence, correlation_id, data)
+    SELECT s.event_id, %(batch_id)s, 'EssaySlotAssigned', s.text_storage_id,
+           t.sequence + row_number() OVER (ORDER BY s.essay_id), t.correlation_id,
+           jsonb_build_object('batch_id', %(batch_id)s::text, 'essay_id', s.essay_id,
+               'text_storage_id', s.text_storage_id, 'file_upload_id', s.file_upload_id,
+               'original_file_name', s.original_file_name)
+    FROM slot s, tracker t
+    WHERE s.event_id IS NOT NULL
+)
+SELECT slots, available_slots FROM tracker

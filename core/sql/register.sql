@@ -1,0 +1,43 @@
+-- Decides the first state of a batch: its tracker, all of its slots, and what waited for it.
+--
+-- Waiting contents and failures take the first slots in the order in which they came; what is over
+-- is returned, to be recorded as excess. Under the batch's registration lock.
+WITH waiting AS (
+    DELETE FROM batch_pending_content WHERE batch_id = %(batch_id)s RETURNING *
+), ranked AS MATERIALIZED (
+    SELECT w.*, row_number() OVER (ORDER BY received_at, id) AS rank FROM waiting w
+), tracker AS (
+    INSERT INTO batch_essay_trackers (
+        batch_id, status, class_id, org_id, user_id, course_code, correlation_id, expected_count,
+        available_slots, essay_ids_sha256, student_prompt_ref, metadata, on_deadline, deadline_at
+    )
+    SELECT %(batch_id)s, 'awaiting_content_validation', %(class_id)s, %(org_id)s, %(user_id)s,
+           %(course_code)s, %(correlation_id)s, cardinality(%(essay_ids)s::text[]),
+           greatest(cardinality(%(essay_ids)s::text[]) - (SELECT count(*) FROM ranked), 0),
+           %(essay_ids_sha256)s, %(student_prompt_ref)s::jsonb, %(metadata)s::jsonb,
+           %(on_deadline)s, now() + make_interval(secs => %(deadline_s)s)
+    RETURNING available_slots
+), slot AS (
+    INSERT INTO essay_states (
+        batch_id, essay_id, current_status, text_storage_id, file_upload_id, original_file_name,
+        raw_file_storage_id, file_size_bytes, content_md5_hash, validation_error_code,
+        validation_error_detail, assigned_at
+    )
+    SELECT %(batch_id)s, u.essay_id,
+           CASE r.kind WHEN 'content' THEN 'ready_for_processing'
+                       WHEN 'failure' THEN 'content_ingestion_failed'
+                       ELSE 'awaiting_content' END,
+           r.text_storage_id, r.essay_file_id, r.original_file_name, r.raw_file_storage_id,
+           r.file_size_bytes, r.content_md5_hash, r.validation_error_code,
+           r.validation_error_detail, CASE WHEN r.id IS NOT NULL THEN now() END
+    FROM unnest(%(essay_ids)s::text[]) WITH ORDINALITY AS u (essay_id, rank)
+    LEFT JOIN ranked r USING (rank)
+)
+SELECT t.available_slots,
+       (SELECT count(*) FROM ranked
+        WHERE kind = 'content' AND rank <= cardinality(%(essay_ids)s::text[])) AS pending_assigned,
+       (SELECT coalesce(jsonb_agg(to_jsonb(r) - '{id,batch_id,kind,received_at,essay_file_id,rank}'::text[]
+                                  || jsonb_build_object('file_upload_id', essay_file_id)
+                                  ORDER BY rank), '[]')
+        FROM ranked r WHERE rank > cardinality(%(essay_ids)s::text[])) AS over
+FROM tracker t

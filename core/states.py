@@ -1,0 +1,100 @@
+"""The states of a batch and of an essay, and which may follow which. Pure."""
+
+from enum import StrEnum
+
+
+class BatchStatus(StrEnum):
+    """`batch_essay_trackers.status`."""
+
+    AWAITING_CONTENT_VALIDATION = "awaiting_content_validation"
+    AWAITING_STUDENT_VALIDATION = "awaiting_student_validation"
+    READY_FOR_PIPELINE_EXECUTION = "ready_for_pipeline_execution"
+    CONTENT_INGESTION_FAILED = "content_ingestion_failed"
+    TIMED_OUT = "timed_out"
+    CANCELLED = "cancelled"
+
+
+class EssayStatus(StrEnum):
+    """`essay_states.current_status`. A slot is open while it awaits content."""
+
+    AWAITING_CONTENT = "awaiting_content"
+    READY_FOR_PROCESSING = "ready_for_processing"
+    CONTENT_INGESTION_FAILED = "content_ingestion_failed"
+    CANCELLED = "cancelled"
+
+
+class ClassType(StrEnum):
+    """A batch with a class is regular, whatever its organisation; one without is a guest's."""
+
+    GUEST = "GUEST"
+    REGULAR = "REGULAR"
+
+    @classmethod
+    def of(cls, class_id: str | None) -> "ClassType":
+        """Tell the class type of a batch from its class id."""
+        return cls.GUEST if class_id is None else cls.REGULAR
+
+
+class ArrivalKind(StrEnum):
+    """What the file service announced: a stored text, or a file that it rejected."""
+
+    CONTENT = "content"
+    FAILURE = "failure"
+
+
+class ExcessReason(StrEnum):
+    """Why an arrival got no slot."""
+
+    NO_AVAILABLE_SLOT = "NO_AVAILABLE_SLOT"
+    BATCH_CANCELLED = "BATCH_CANCELLED"
+    BATCH_TIMED_OUT = "BATCH_TIMED_OUT"
+
+
+class OnDeadline(StrEnum):
+    """What to do with a batch whose deadline passes."""
+
+    FAIL = "fail"
+    PROCEED = "proceed"
+
+
+NEXT: dict[BatchStatus, frozenset[BatchStatus]] = {
+    BatchStatus.AWAITING_CONTENT_VALIDATION: frozenset(
+        {
+            BatchStatus.AWAITING_STUDENT_VALIDATION,
+            BatchStatus.READY_FOR_PIPELINE_EXECUTION,
+            BatchStatus.CONTENT_INGESTION_FAILED,
+            BatchStatus.TIMED_OUT,
+            BatchStatus.CANCELLED,
+        }
+    ),
+    BatchStatus.AWAITING_STUDENT_VALIDATION: frozenset(
+        {
+            BatchStatus.READY_FOR_PIPELINE_EXECUTION,
+            BatchStatus.TIMED_OUT,
+            BatchStatus.CANCELLED,
+        }
+    ),
+    BatchStatus.READY_FOR_PIPELINE_EXECUTION: frozenset(),
+    BatchStatus.CONTENT_INGESTION_FAILED: frozenset(),
+    BatchStatus.TIMED_OUT: frozenset(),
+    BatchStatus.CANCELLED: frozenset(),
+}
+
+CLOSED: dict[BatchStatus, ExcessReason] = {
+    BatchStatus.CANCELLED: ExcessReason.BATCH_CANCELLED,
+    BatchStatus.TIMED_OUT: ExcessReason.BATCH_TIMED_OUT,
+}
+
+
+def sources(target: BatchStatus) -> list[BatchStatus]:
+    """Return the states from which a batch may go to `target`."""
+    return [state for state, following in NEXT.items() if target in following]
+
+
+def completed_status(class_type: ClassType, provisioned_count: int) -> BatchStatus:
+    """Tell what a batch becomes when all of its slots are accounted for."""
+    if provisioned_count == 0:
+        return BatchStatus.CONTENT_INGESTION_FAILED
+    if class_type is ClassType.REGULAR:
+        return BatchStatus.AWAITING_STUDENT_VALIDATION
+    return BatchStatus.READY_FOR_PIPELINE_EXECUTION

@@ -1,0 +1,144 @@
+"""The Celery app, and what each worker process opens once: Postgres, Redis, the lifecycle."""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import redis
+from celery import Celery, signals
+from celery.worker.request import Request
+from kombu.exceptions import OperationalError
+from psycopg_pool import ConnectionPool
+
+from core import ledger, logs
+from core.errors import BadSettings
+from core.ledger import Conn
+from core.lifecycle import Lifecycle
+from core.settings import Settings
+from core.slots import Slots
+
+settings = Settings.from_env()
+
+RESULT_EXPIRES_S = 3600  # only chord keys: results are not stored
+SOFT_SHUTDOWN_S = 3.0  # what running tasks get before their messages are handed back
+RETRIES_AFTER_LOST_WORKER = 5  # then it is the message that kills workers
+
+app = Celery("els", include=["tasks.intake", "tasks.completion"])
+app.conf.update(
+    broker_url=settings.broker_url or settings.redis_url or "memory://",
+    result_backend=settings.redis_url or "cache+memory://",
+    accept_content=["json"],
+    task_serializer="json",
+    result_serializer="json",
+    task_default_queue=settings.queue,
+    task_acks_late=True,
+    task_reject_on_worker_lost=True,
+    task_retry_on_worker_lost=True,
+    task_annotations={"*": {"max_retries": RETRIES_AFTER_LOST_WORKER, "default_retry_delay": 1}},
+    task_ignore_result=True,
+    task_always_eager=settings.eager,
+    task_eager_propagates=False,  # else the first retry raises instead of running again
+    result_expires=RESULT_EXPIRES_S,
+    worker_concurrency=settings.concurrency,
+    worker_prefetch_multiplier=1,
+    worker_deduplicate_successful_tasks=False,  # loses chord callbacks
+    worker_soft_shutdown_timeout=SOFT_SHUTDOWN_S,
+    worker_enable_soft_shutdown_on_idle=True,
+    worker_send_task_events=True,  # what Flower shows
+    worker_hijack_root_logger=False,
+    broker_connection_retry_on_startup=True,
+    broker_transport_options={
+        "visibility_timeout": settings.visibility_timeout,
+        "unacked_restore_interval": 1,
+        "unacked_restore_throttle": 1,
+        "unacked_mutex_expire": 5,
+        "socket_keepalive": True,
+    },
+    beat_schedule={
+        "sweep": {
+            "task": "els.sweep",
+            "schedule": settings.sweep_every,
+            "options": {"expires": settings.sweep_every * 2},
+        },
+        "relay": {
+            "task": "els.relay",
+            "schedule": settings.relay_every,
+            "options": {"expires": settings.relay_every * 2},
+        },
+    },
+)
+if str(app.conf.broker_url).startswith("amqp"):
+    app.conf.update(
+        task_default_queue_type="quorum",
+        task_default_exchange_type="topic",
+        broker_transport_options={"confirm_publish": True},
+    )
+
+
+@dataclass(frozen=True)
+class Stores:
+    """What this process has open."""
+
+    pool: "ConnectionPool[Conn]"
+    slots: Slots
+    lifecycle: Lifecycle
+
+
+@cache
+def stores() -> Stores:
+    """Open Postgres and Redis, once a process and after the fork. Raises BadSettings."""
+    if not settings.database_url or not settings.redis_url:
+        raise BadSettings("ELS_DATABASE_URL and ELS_REDIS_URL must be set; `els run` sets them")
+    pool = ledger.connect(settings.database_url, size=settings.concurrency + 2)
+    slots = Slots(redis.Redis.from_url(settings.redis_url, decode_responses=True))
+    routed = bool(settings.routes("EssaySlotAssigned"))
+    return Stores(pool, slots, Lifecycle(pool, slots, slot_events=routed))
+
+
+def send_event(event: dict[str, Any]) -> None:  # Any: a CloudEvent, JSON
+    """Hand an event to the broker, once for each of its routes. Raises OSError."""
+    for route in settings.routes(event["type"]):
+        try:
+            app.send_task(
+                route.task,
+                kwargs={"event": event},
+                queue=route.queue,
+                task_id=event["id"],
+                ignore_result=True,
+                argsrepr="()",
+                kwargsrepr=_describe({"event": event}),
+            )
+        except (OperationalError, redis.RedisError) as error:
+            raise ConnectionError(f"the broker does not take events: {error}") from error
+
+
+class QuietRequest(Request):
+    """A message as monitors see it: ids, and neither file names nor students."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # Any: as Celery calls it
+        super().__init__(*args, **kwargs)
+        self._argsrepr = "()"
+        self._kwargsrepr = _describe(self.kwargs)
+        self.request_dict.update(argsrepr=self._argsrepr, kwargsrepr=self._kwargsrepr)
+
+
+def _describe(kwargs: object) -> str:
+    """Write the ids of a message, each cut to a readable length; nothing else of it."""
+    event = kwargs.get("event", kwargs) if isinstance(kwargs, dict) else {}
+    if not isinstance(event, dict):
+        return "{…}"
+    named = ("type", "batch_id", "subject", "event_id", "id", "correlation_id")
+    return " ".join(f"{name}={str(event[name])[:64]}" for name in named if name in event) or "{…}"
+
+
+app.Task.Request = "tasks.app:QuietRequest"
+
+
+@signals.setup_logging.connect
+def _log_our_way(**_: object) -> None:
+    logs.configure(settings)
+
+
+@signals.worker_process_init.connect
+def _forget_the_parents_stores(**_: object) -> None:
+    stores.cache_clear()

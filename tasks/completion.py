@@ -1,0 +1,111 @@
+"""What follows a commit: the completion chord, the relay, and the sweep that makes up for both.
+
+The chord is Celery's; who announces is decided by Postgres. It may be dispatched again, run twice
+or get lost: the first does nothing, the last is found by the sweep.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
+
+import structlog
+from celery import Task, chord
+from kombu.exceptions import OperationalError
+from redis import RedisError
+from structlog.contextvars import bind_contextvars, clear_contextvars
+
+from core import outbox
+from core.crash import crashpoint
+from core.lifecycle import Done, Value
+from core.seals import Seal
+from core.sweep import sweep as run_sweep
+from core.transient import may_pass, wait_s
+from tasks.app import app, send_event, stores
+
+AnyTask = Task[Any, Any]  # Any: as celery-types has it
+T = TypeVar("T")
+log = structlog.get_logger(__name__)
+
+
+def follow_up(done: Done, batch_id: str) -> None:
+    """Dispatch the completion of a full batch, and relay its events.
+
+    A broker that does not answer fails nothing: the sweep and the relay of beat come after.
+    """
+    crashpoint("committed")
+    try:
+        if done.full:
+            dispatch_completion(batch_id)
+        if done.posted:
+            outbox.relay(stores().pool, batch_id, send_event)
+    except (OperationalError, RedisError):
+        log.warning("left_to_the_sweep", batch_id=batch_id, exc_info=True)
+
+
+def dispatch_completion(batch_id: str) -> None:
+    """Send the completion chord: headers that seal, and a callback that announces."""
+    ranges = stores().lifecycle.seal_ranges(batch_id)
+    headers = [seal_slots.s(batch_id, low, high) for low, high in ranges]
+    announce = announce_ready.s(batch_id).on_error(seal_failed.s(batch_id))
+    chord([*headers, seal_books.s(batch_id)], announce).apply_async()
+    log.info("completion_dispatched", batch_id=batch_id, headers=len(headers) + 1)
+
+
+@app.task(bind=True, name="els.seal_slots")
+def seal_slots(self: AnyTask, /, batch_id: str, low: str, high: str | None) -> Seal:
+    """Check and digest one range of a batch's slots."""
+    return _tried_again(self, lambda: stores().lifecycle.seal_slots(batch_id, low, high))
+
+
+@app.task(bind=True, name="els.seal_books")
+def seal_books(self: AnyTask, /, batch_id: str) -> bool:
+    """Check a batch's accounts."""
+    return _tried_again(self, lambda: stores().lifecycle.seal_books(batch_id))
+
+
+@app.task(bind=True, name="els.announce_ready")
+def announce_ready(self: AnyTask, /, seals: Sequence[object], batch_id: str) -> Value:
+    """Announce a sealed batch, once."""
+    *ranges, books_sealed = seals
+    crashpoint("before_announce")
+    clear_contextvars()
+    bind_contextvars(task=self.name, task_id=self.request.id, batch_id=batch_id)
+
+    def announce() -> Done:
+        lifecycle = stores().lifecycle
+        return lifecycle.announce_ready(batch_id, cast(list[Seal], ranges), books_sealed is True)
+
+    done = _tried_again(self, announce)
+    follow_up(done, batch_id)
+    log.info(done.value["outcome"], status=done.value.get("status"))
+    return done.value
+
+
+@app.task(name="els.seal_failed")
+def seal_failed(request: object, error: object, traceback: object, batch_id: str) -> None:
+    """Say that a completion chord failed. The sweep seals and announces the batch."""
+    log.error("completion_failed", batch_id=batch_id, error=repr(error))
+
+
+@app.task(name="els.sweep")
+def sweep() -> dict[str, list[str]]:
+    """Find what must not stay as it is, and mend it."""
+    mended = run_sweep(stores().lifecycle)
+    for batch_id in {batch_id for batches in mended.values() for batch_id in batches}:
+        follow_up(Done({}, posted=True), batch_id)
+    return mended
+
+
+@app.task(name="els.relay")
+def relay() -> int:
+    """Send every event that the relay right after a commit did not."""
+    return outbox.relay_all(stores().pool, send_event)
+
+
+def _tried_again(task: AnyTask, step: Callable[[], T]) -> T:
+    """Run a step of the chord; try it again where that can help. Raises what it raised at last."""
+    try:
+        return step()
+    except Exception as error:
+        if not may_pass(error):
+            raise
+        raise task.retry(exc=error, countdown=wait_s(task.request.retries)) from error

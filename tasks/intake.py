@@ -1,0 +1,185 @@
+"""The six tasks that upstream services enqueue.
+
+Each validates its message, calls one step of the lifecycle and returns its value. What cannot be
+carried out is kept as a dead letter; what may pass is tried again.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import structlog
+from celery import Task
+from structlog.contextvars import bind_contextvars, clear_contextvars
+
+from core import ledger
+from core.errors import Refusal
+from core.events import (
+    BULK_LIMIT,
+    SINGLE_LIMIT,
+    BatchCancelled,
+    BatchContentsProvisioned,
+    BatchEssaysRegistered,
+    EssayContentProvisioned,
+    EssayValidationFailed,
+    Event,
+    Idempotency,
+    StudentAssociationsConfirmed,
+    canonical,
+    parse,
+)
+from core.ledger import DeadLetter
+from core.lifecycle import CHUNK, Done, Value
+from core.transient import LONGEST_WAIT, may_pass, sqlstate, wait_s, waited_s
+from tasks.app import app, settings, stores
+from tasks.completion import follow_up
+
+E = TypeVar("E", bound=Event)
+Step = Callable[[E, Idempotency], Done]
+AnyTask = Task[Any, Any]  # Any: as celery-types has it
+log = structlog.get_logger(__name__)
+
+# A message waits unacknowledged for its retry, so it must be back before it is redelivered.
+LONGEST_RETRY = min(LONGEST_WAIT, timedelta(seconds=settings.visibility_timeout / 4))
+
+
+@app.task(bind=True, name="els.register_batch", typing=False)
+def register_batch(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
+    """Announce a batch and the essays that it expects."""
+    step = stores().lifecycle.register_batch
+    return carry_out(self, BatchEssaysRegistered, step, args, kwargs, BULK_LIMIT)
+
+
+@app.task(bind=True, name="els.assign_content", typing=False)
+def assign_content(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
+    """Announce one stored text."""
+    step = stores().lifecycle.assign_content
+    return carry_out(self, EssayContentProvisioned, step, args, kwargs)
+
+
+@app.task(bind=True, name="els.assign_contents", typing=False)
+def assign_contents(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
+    """Announce the stored texts of one upload."""
+    return carry_out(self, BatchContentsProvisioned, assign_or_split, args, kwargs, BULK_LIMIT)
+
+
+@app.task(bind=True, name="els.reject_content", typing=False)
+def reject_content(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
+    """Announce a file that failed validation."""
+    step = stores().lifecycle.reject_content
+    return carry_out(self, EssayValidationFailed, step, args, kwargs)
+
+
+@app.task(bind=True, name="els.confirm_students", typing=False)
+def confirm_students(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
+    """Announce whose essays they are."""
+    step = stores().lifecycle.confirm_students
+    return carry_out(self, StudentAssociationsConfirmed, step, args, kwargs, BULK_LIMIT)
+
+
+@app.task(bind=True, name="els.cancel_batch", typing=False)
+def cancel_batch(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
+    """Give a batch up."""
+    return carry_out(self, BatchCancelled, stores().lifecycle.cancel_batch, args, kwargs)
+
+
+def assign_or_split(event: BatchContentsProvisioned, idem: Idempotency) -> Done:
+    """Assign an upload of one chunk in place; hand on a larger one as messages of a chunk each.
+
+    The parts have keys of their own, derived from the event's, which is written last: a death in
+    the middle hands all parts on again, and those done already return what they returned.
+    """
+    lifecycle = stores().lifecycle
+    if len(event.contents) <= CHUNK:
+        return lifecycle.assign_contents(event, idem)
+    if done := lifecycle.replay(idem):
+        return done
+    for start in range(0, len(event.contents), CHUNK):
+        chunk = event.contents[start : start + CHUNK]
+        part = event.model_copy(update={"event_id": idem.part_key(str(start)), "contents": chunk})
+        body = part.model_dump(mode="json", exclude_none=True)
+        assign_contents.apply_async(kwargs={"event": body})
+    return lifecycle.accept(idem, event.batch_id, len(event.contents))
+
+
+def carry_out(
+    task: AnyTask,
+    model: type[E],
+    step: Step[E],
+    args: Sequence[object],
+    kwargs: Mapping[str, object],
+    limit: int = SINGLE_LIMIT,
+) -> Value:
+    """Validate a message, take one step, do what follows its commit, return the step's value.
+
+    A refused message returns the outcome `dead_letter` with its code. An error that may pass is
+    retried with jittered backoff until `ELS_RETRY_FOR` is over. Anything else is a bug: the
+    message is kept, and the error raised.
+    """
+    clear_contextvars()
+    bind_contextvars(task=task.name, task_id=task.request.id)
+    raw = kwargs["event"] if not args and kwargs.keys() == {"event"} else None
+    body = {"args": args, "kwargs": kwargs} if raw is None else raw
+    try:
+        event, idem = parse(model, task.name, raw, limit)
+        bind_contextvars(batch_id=event.batch_id, correlation_id=str(event.correlation_id))
+        done = step(event, idem)
+        follow_up(done, event.batch_id)
+    except Refusal as error:
+        return park(task, body, error, error.code)
+    except Exception as error:
+        if not may_pass(error):
+            park(task, body, error, "INTERNAL_ERROR")
+            raise
+        if waited_s(task.request.retries, LONGEST_RETRY) >= settings.retry_for:
+            return park(task, body, error, "RETRIES_EXHAUSTED")
+        log.warning("retried", error=_told(error), sqlstate=sqlstate(error))
+        raise _again(task, error) from error
+    log.info(done.value["outcome"], **{k: v for k, v in done.value.items() if k == "essay_id"})
+    return done.value
+
+
+def park(task: AnyTask, body: object, error: Exception, code: str) -> Value:
+    """Keep a message as a dead letter and say so; where even that fails for now, try again."""
+    named = body.get("batch_id") if isinstance(body, Mapping) else None
+    batch_id = named if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", str(named)) else None
+    letter = DeadLetter(
+        task=task.name,
+        task_id=str(task.request.id),
+        batch_id=batch_id,
+        body=_json(body),
+        code=code,
+        message=_told(error),
+        sqlstate=sqlstate(error),
+    )
+    try:
+        with stores().pool.connection() as conn:
+            number = ledger.park(conn, letter)
+    except Exception as unkept:
+        if not may_pass(unkept):
+            raise
+        raise _again(task, unkept) from unkept
+    log.error("dead_letter", code=code, dead_letter=number, sqlstate=letter.sqlstate)
+    value = {"outcome": "dead_letter", "batch_id": batch_id, "code": code, "dead_letter": number}
+    return {**value, "message": letter.message}
+
+
+def _again(task: AnyTask, error: Exception) -> Exception:
+    """Send the message anew, to be run after a while; return what is to be raised."""
+    wait = wait_s(task.request.retries, LONGEST_RETRY)
+    return task.retry(exc=error, countdown=wait, max_retries=None, throw=False)
+
+
+def _json(body: object) -> str:
+    """Write a body as JSON, whatever it is: to the letter where JSON can hold it."""
+    try:
+        return json.dumps(json.loads(canonical(body)), allow_nan=False)
+    except (ValueError, TypeError, RecursionError):
+        return json.dumps({"not_json": repr(body)})
+
+
+def _told(error: Exception) -> str:
+    """Write an error as Postgres can keep it."""
+    return str(error).replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()[:2000]

@@ -1,0 +1,124 @@
+"""Builders: an event with everything it needs; a test spells out only what matters."""
+
+from datetime import UTC, datetime
+from uuid import uuid4
+
+from core.events import (
+    BatchCancelled,
+    BatchContentsProvisioned,
+    BatchEssaysRegistered,
+    EssayContentProvisioned,
+    EssayValidationFailed,
+    StudentAssociationsConfirmed,
+    parse,
+)
+
+LIMIT = 8 * 1024 * 1024
+MODELS = {
+    "els.register_batch": BatchEssaysRegistered,
+    "els.assign_content": EssayContentProvisioned,
+    "els.assign_contents": BatchContentsProvisioned,
+    "els.reject_content": EssayValidationFailed,
+    "els.confirm_students": StudentAssociationsConfirmed,
+    "els.cancel_batch": BatchCancelled,
+}
+
+
+def new_batch() -> str:
+    return f"batch-{uuid4().hex[:12]}"
+
+
+def essay_ids(count: int) -> list[str]:
+    return [f"essay-{number:06d}" for number in range(count)]
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat()
+
+
+def common(batch_id: str, **fields) -> dict:
+    return {
+        "event_id": str(uuid4()),
+        "correlation_id": str(uuid4()),
+        "timestamp": now(),
+        "schema_version": 1,
+        "batch_id": batch_id,
+        **fields,
+    }
+
+
+def registration(batch_id: str, essays: int | list[str] = 3, **fields) -> dict:
+    ids = essay_ids(essays) if isinstance(essays, int) else essays
+    return common(
+        batch_id,
+        **{
+            "essay_ids": ids,
+            "expected_essay_count": len(ids),
+            "course_code": "ENG5",
+            "user_id": "teacher-1",
+            **fields,
+        },
+    )
+
+
+def a_content(text: str, **fields) -> dict:
+    return {
+        "text_storage_id": text,
+        "file_upload_id": f"file-{text}",
+        "original_file_name": f"{text}.txt",
+        "file_size_bytes": 1200,
+        **fields,
+    }
+
+
+def content(batch_id: str, text: str = "text-1", **fields) -> dict:
+    return common(batch_id, **{**a_content(text), **fields})
+
+
+def contents(batch_id: str, texts: list[str], **fields) -> dict:
+    return common(batch_id, contents=[a_content(text) for text in texts], **fields)
+
+
+def rejection(batch_id: str, file: str = "file-1", **fields) -> dict:
+    return common(
+        batch_id,
+        **{
+            "file_upload_id": file,
+            "original_file_name": f"{file}.txt",
+            "validation_error_code": "EMPTY_CONTENT",
+            **fields,
+        },
+    )
+
+
+def association(essay_id: str, student_id: str | None = "student-1", **fields) -> dict:
+    return {
+        "essay_id": essay_id,
+        "student_id": student_id,
+        "confidence_score": 0.9,
+        "validation_method": "human",
+        "validated_at": now(),
+        **fields,
+    }
+
+
+def confirmation(batch_id: str, associations: list[dict], class_id="class-1", **fields) -> dict:
+    return common(
+        batch_id,
+        **{
+            "class_id": class_id,
+            "associations": associations,
+            "timeout_triggered": False,
+            **fields,
+        },
+    )
+
+
+def cancellation(batch_id: str, reason: str = "teacher asked") -> dict:
+    return common(batch_id, reason=reason)
+
+
+def take(lifecycle, task: str, event: dict):
+    """Validate an event and take its step, as the task does; return `Done`."""
+    parsed, idem = parse(MODELS[task], task, event, LIMIT)
+    return getattr(lifecycle, task.removeprefix("els."))(parsed, idem)
