@@ -68,6 +68,7 @@ class Tracker:
     class_id: str | None
     user_id: str
     course_code: str
+    correlation_id: UUID
     expected_count: int
     available_slots: int
     essay_ids_sha256: bytes
@@ -186,8 +187,8 @@ def share_registration_lock(conn: Conn, batch_id: str) -> None:
 def tracker(conn: Conn, batch_id: str, *, lock: bool = False) -> Tracker | None:
     """Read a batch; None when it is not registered. `lock` keeps its row until the end."""
     query: LiteralString = (
-        "SELECT batch_id, status, class_id, user_id, course_code, expected_count, available_slots,"
-        " essay_ids_sha256, completed_at, manifest_sha256, student_prompt_ref"
+        "SELECT batch_id, status, class_id, user_id, course_code, correlation_id, expected_count,"
+        " available_slots, essay_ids_sha256, completed_at, manifest_sha256, student_prompt_ref"
         " FROM batch_essay_trackers WHERE batch_id = %s"
     )
     row = conn.execute(query + " FOR UPDATE" if lock else query, [batch_id]).fetchone()
@@ -565,6 +566,12 @@ def park(conn: Conn, letter: DeadLetter) -> int:
 def statuses(conn: Conn, batch_id: str | None, limit: int) -> list[DictRow]:
     """Read batches as `els status` shows them, newest first; those only waited for included."""
     return conn.execute(_sql("statuses"), {"batch_id": batch_id, "limit": limit}).fetchall()
+
+
+def counts_by_status(conn: Conn) -> dict[str, int]:
+    """Count batches by state."""
+    rows = conn.execute("SELECT status, count(*) AS n FROM batch_essay_trackers GROUP BY status")
+    return {row["status"]: row["n"] for row in rows}
 
 
 def _recordset(arrivals: Sequence[Arrival]) -> Jsonb:

@@ -212,12 +212,10 @@ class Lifecycle:
                 time.sleep(uniform(0, ROUND_WAIT_S * 2**round_) if round_ else 0)
                 claims = self._claim_anew(batch_id, claims or [], arrivals)
             except IdempotencyConflict:
-                new = [claim for claim in claims or [] if claim.new]
-                self.slots.release(batch_id, new, still_open=True)
+                self._give_back(batch_id, claims or [], {})
                 raise
             else:
-                spare = [c for c in claims or [] if c.essay_id != held.get(c.claimant)]
-                self.slots.release(batch_id, spare, still_open=True)
+                self._give_back(batch_id, claims or [], held)
                 return done
         raise SlotsInFlight(
             f"batch {batch_id} has open slots, but other contents are claiming them; try again"
@@ -261,7 +259,7 @@ class Lifecycle:
             posted = True
         value = _settled_value(batch_id, arrivals[0], held[arrivals[0].claimant], sent)
         ledger.write_key(conn, idem, batch_id, value)
-        full = left == 0 if claimed else tracker.full
+        full = left == 0 if claimed else tracker.full and not rest  # a repeat dispatches again
         return Done(value, full, posted), {who: essay_id for who, (essay_id, _) in held.items()}
 
     def _place_all(self, conn: Conn, batch_id: str, pairs: list[tuple[Arrival, str]]) -> int:
@@ -291,6 +289,17 @@ class Lifecycle:
         value = _value("pending", batch_id) if sent is None else _accepted(batch_id, sent)
         ledger.write_key(conn, idem, batch_id, value)
         return Done(value)
+
+    def _give_back(self, batch_id: str, claims: list[Claim], held: dict[str, str | None]) -> None:
+        """Take back the claims that were made just now and led to nothing."""
+        spare = [c for c in claims if c.new and c.essay_id != held.get(c.claimant)]
+        if not spare:
+            return
+        with self.pool.connection() as conn:
+            is_open = set(ledger.open_slots(conn, batch_id))
+        self.slots.release(batch_id, [c for c in spare if c.essay_id in is_open], still_open=True)
+        taken = [c for c in spare if c.essay_id not in is_open]
+        self.slots.release(batch_id, taken, still_open=False)
 
     def _claim_anew(
         self, batch_id: str, claims: list[Claim], arrivals: list[Arrival]
@@ -351,6 +360,14 @@ class Lifecycle:
             crashpoint("announcing")
         crashpoint("announced")
         self.slots.expire(batch_id)
+        log.info(
+            "announced",
+            batch_id=batch_id,
+            correlation_id=str(batch.correlation_id),
+            status=told.status,
+            essays=len(essays),
+            failed=len(failed),
+        )
         return Done({**_value("announced", batch_id), "status": told.status}, posted=True)
 
     def complete(self, batch_id: str) -> Done:

@@ -4,7 +4,9 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import create_engine
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, create_engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.pool import NullPool
 
@@ -22,7 +24,23 @@ def config(url: str) -> Config:
 def upgrade(url: str, revision: str = "head") -> None:
     """Bring the schema of a database to a revision. Safe to run twice, and at once."""
     configured = config(url)
-    engine = create_engine(configured.attributes["url"], poolclass=NullPool)
-    with engine.connect() as connection:
+    with _engine(url).connect() as connection:
         configured.attributes["connection"] = connection
         command.upgrade(configured, revision)
+
+
+def current(url: str) -> str | None:
+    """Return the revision that a database is at; None for an empty one."""
+    with _engine(url).connect() as connection:
+        return MigrationContext.configure(connection).get_current_revision()
+
+
+def head() -> str:
+    """Return the newest revision that this code knows."""
+    newest = ScriptDirectory.from_config(config("postgresql://")).get_current_head()
+    assert newest is not None
+    return newest
+
+
+def _engine(url: str) -> Engine:
+    return create_engine(config(url).attributes["url"], poolclass=NullPool)

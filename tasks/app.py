@@ -43,7 +43,6 @@ app.conf.update(
     worker_prefetch_multiplier=1,
     worker_deduplicate_successful_tasks=False,  # loses chord callbacks
     worker_soft_shutdown_timeout=SOFT_SHUTDOWN_S,
-    worker_enable_soft_shutdown_on_idle=True,
     worker_send_task_events=True,  # what Flower shows
     worker_hijack_root_logger=False,
     broker_connection_retry_on_startup=True,

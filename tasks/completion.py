@@ -76,7 +76,6 @@ def announce_ready(self: AnyTask, /, seals: Sequence[object], batch_id: str) -> 
 
     done = _tried_again(self, announce)
     follow_up(done, batch_id)
-    log.info(done.value["outcome"], status=done.value.get("status"))
     return done.value
 
 

@@ -5,5 +5,5 @@ WHERE batch_id = %(batch_id)s
   AND available_slots = 0
   AND completed_at IS NULL
   AND status = 'awaiting_content_validation'
-RETURNING batch_id, status, class_id, user_id, course_code, expected_count, available_slots,
-          essay_ids_sha256, completed_at, manifest_sha256, student_prompt_ref
+RETURNING batch_id, status, class_id, user_id, course_code, correlation_id, expected_count,
+          available_slots, essay_ids_sha256, completed_at, manifest_sha256, student_prompt_ref

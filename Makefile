@@ -1,0 +1,41 @@
+# Needs make and Python 3.11 or newer; everything else goes into .venv. `make help` lists the rest.
+
+SHELL := /bin/sh
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help env demo run test check lock clean
+.DEFAULT_GOAL := help
+
+help: ## list what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+env: $(VENV)/.ready ## make the Python environment
+
+$(VENV)/.ready: requirements.txt requirements-dev.txt pyproject.toml scripts/environment
+	@sh scripts/environment $(VENV)
+	@touch $@
+
+demo: env ## run the whole service on embedded servers and send it real work
+	@$(BIN)/els demo
+
+run: env ## run the whole service until Ctrl-C
+	@$(BIN)/els run
+
+test: env ## run the tests, on embedded servers
+	@echo "== tests (a few minutes; real servers and workers)"
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: env ## linters and types
+	@echo "== ruff, mypy, import-linter"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+lock: ## write requirements.txt and requirements-dev.txt anew (needs uv)
+	uv pip compile --universal --generate-hashes --python-version 3.11 -q pyproject.toml -o requirements.txt
+	uv pip compile --universal --generate-hashes --python-version 3.11 -q pyproject.toml --group dev -o requirements-dev.txt
+
+clean: ## remove the environment and the data of the embedded servers
+	rm -rf $(VENV) .els .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,45 @@
+"""The invariants: what must hold of every batch once the service is quiet.
+
+They stand in `core/sql/invariants.sql`; the demo and every test of faults run them all.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from core import ledger
+from core.ledger import Conn
+from core.slots import Slots
+
+MARK = "-- invariant: "
+SECTIONS = (Path(__file__).parent / "sql" / "invariants.sql").read_text().split(MARK)[1:]
+
+
+@dataclass(frozen=True)
+class Invariant:
+    """One promise, and the batches that break it."""
+
+    title: str
+    broken: list[str]
+
+    @property
+    def holds(self) -> bool:
+        """No batch breaks it."""
+        return not self.broken
+
+
+def check_ledger(conn: Conn, batches: Sequence[str] | None = None) -> list[Invariant]:
+    """Check what Postgres alone can tell, of these batches or of all."""
+    checked = []
+    for section in SECTIONS:
+        title, query = section.split("\n", 1)
+        wanted = {"batches": None if batches is None else list(batches)}
+        rows = conn.execute(query, wanted)
+        checked.append(Invariant(title, sorted({row["batch_id"] for row in rows})))
+    return checked
+
+
+def check_slots(conn: Conn, slots: Slots, batches: Sequence[str]) -> Invariant:
+    """Check that Redis offers no slot that is not open in Postgres."""
+    stale = [b for b in batches if slots.free(b) - set(ledger.open_slots(conn, b))]
+    return Invariant("Redis offers only slots that are open in Postgres", stale)

@@ -1,0 +1,323 @@
+"""`els`: the service, and everything that people ask of it, from a terminal."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import psycopg
+import typer
+from psycopg_pool import PoolTimeout
+from rich.console import Console
+from rich.table import Table
+
+from core import ledger
+from core.errors import ELSError, StackError
+from core.ledger import Conn
+from core.settings import Settings
+from migrations import current, upgrade
+from ops import client
+from ops.stack import Endpoints, Stack, running
+
+app = typer.Typer(
+    help="Essay Lifecycle Service: gives each stored essay text a slot of its batch, and says"
+    " exactly once that the batch is ready.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+Home = Annotated[
+    Path | None,
+    typer.Option("--home", help="Folder of the stack's data; else ELS_HOME, else .els"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs")]
+WAIT_S = 10.0
+
+
+@app.command()
+def run(home: Home = None, as_json: AsJson = False) -> None:
+    """Run the whole service in the foreground until Ctrl-C.
+
+    Embedded Postgres and Valkey unless ELS_DATABASE_URL and ELS_REDIS_URL are set; migrations,
+    worker, beat, ops page and Flower. A second run on the same home goes on where it stopped.
+    """
+    settings = _settings(home)
+    with Stack(settings, echo=_say, migrate=upgrade, output=sys.stderr) as stack:
+        if as_json:
+            _print_json(asdict(stack.endpoints))
+        else:
+            _show_endpoints(stack.endpoints)
+        status = stack.wait()
+    raise typer.Exit(status)
+
+
+@app.command()
+def demo(
+    home: Home = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="A folder of text files, taken as the upload")
+    ] = None,
+    timeout_s: Annotated[float, typer.Option(min=1, help="Give up after so many seconds")] = 60,
+    as_json: AsJson = False,
+) -> None:
+    """Run the service and send it real work; exit 0 only if every invariant held.
+
+    A reference orchestrator and file service upload a guest batch of 25 essays and a regular
+    batch, out of order, with repeats, an early content, a rejected file and an excess one.
+    """
+    from ops.demo import play, texts_of  # noqa: PLC0415 - 0.2 s that no other command needs
+
+    texts = texts_of(folder) if folder else None
+    told = play(_settings(home), texts, timeout_s, _say)
+    if as_json:
+        _print_json(told.as_json())
+    else:
+        told.show(out)
+    raise typer.Exit(0 if told.ok else 1)
+
+
+@app.command()
+def env(home: Home = None, as_json: AsJson = False) -> None:
+    """Print the URLs of the running stack as JSON (with its passwords)."""
+    _print_json(asdict(_endpoints(_settings(home))))
+
+
+@app.command()
+def status(
+    batch: Annotated[str | None, typer.Argument(help="One batch; else the newest ones")] = None,
+    home: Home = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many batches")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """Show how far batches are: state, slots accounted for, pending, excess, age."""
+    with _books(_settings(home)) as conn:
+        rows = ledger.statuses(conn, batch, limit)
+    if batch and not rows:
+        _fail(f"batch {batch} is not registered, and nothing waits for it", as_json)
+    if as_json:
+        _print_json(rows)
+    elif not rows:
+        out.print("No batches yet. `els demo` sends some.")
+    else:
+        out.print(_status_table(rows))
+
+
+@app.command()
+def submit(
+    file: Annotated[str, typer.Argument(help="JSON or JSON Lines; - for standard input")],
+    home: Home = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the outcomes, show them")] = False,
+    timeout_s: Annotated[float, typer.Option(min=0, help="With --wait: seconds")] = 60,
+    as_json: AsJson = False,
+) -> None:
+    """Enqueue events from a file.
+
+    Each is {"task": "els.assign_content", "event": {…}}, or the bare event.
+    """
+    settings = _settings(home)
+    try:
+        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+        events = list(client.read_events(text))
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(str(error), param_hint="FILE") from error
+    except ValueError as error:
+        _fail(f"{file}: {error}", as_json)
+    if not events:
+        _fail(f"{file} holds no events", as_json)
+    sender = client.Sender(_endpoints(settings).broker_url, settings.queue)
+    sent = [sender.send(task, event) for task, event in events]
+    if not wait:
+        _tell({"enqueued": len(sent)}, f"{len(sent)} events enqueued on {settings.queue}", as_json)
+        return
+    with _books(settings) as conn:
+        found = client.outcomes(conn, sent, timeout_s)
+    _show_outcomes(sent, found, as_json)
+
+
+@app.command()
+def cancel(
+    batch: Annotated[str, typer.Argument(help="The batch to give up")],
+    reason: Annotated[str, typer.Option("--reason", help="Why; it stands in the event")],
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give a batch up: its contents are kept, later ones are refused, BatchCancelled is sent."""
+    settings = _settings(home)
+    sender = client.Sender(_endpoints(settings).broker_url, settings.queue)
+    sent = [sender.send("els.cancel_batch", client.common(batch, reason=reason))]
+    with _books(settings) as conn:
+        found = client.outcomes(conn, sent, WAIT_S)
+    _show_outcomes(sent, found, as_json)
+
+
+@app.command()
+def migrate(home: Home = None, as_json: AsJson = False) -> None:
+    """Bring the schema to head. Safe to run again, and at once from several places."""
+    settings = _settings(home)
+    url = settings.database_url or _endpoints(settings).database_url
+    before = current(url)
+    upgrade(url)
+    after = current(url)
+    told = f"schema at {after}" + ("" if before == after else f" (was {before or 'empty'})")
+    _tell({"before": before, "revision": after}, told, as_json)
+
+
+@app.command()
+def ops() -> None:
+    """Serve health and readiness over HTTP (run by `els run`)."""
+    from ops.page import serve  # noqa: PLC0415 - a web server that no other command needs
+
+    serve(_settings(None))
+
+
+@app.command()
+def flower() -> None:
+    """Serve Flower, read-only (run by `els run`). ELS_FLOWER_AUTH=user:password asks for it."""
+    settings = _settings(None)
+    environ = dict(os.environ)
+    if settings.flower_auth:
+        environ["FLOWER_BASIC_AUTH"] = settings.flower_auth.get_secret_value()
+    elif settings.flower_host in ("127.0.0.1", "::1", "localhost"):
+        environ["FLOWER_UNAUTHENTICATED_API"] = "true"  # read-only, and nobody else can reach it
+    command = [
+        *(sys.executable, "-m", "celery", "-A", "tasks.app", "flower"),
+        "--read_only=True",
+        f"--address={settings.flower_host}",
+        f"--port={settings.flower_port}",
+        "--tasks_columns=name,state,kwargs,result,received,runtime,worker",
+    ]
+    os.execve(sys.executable, command, environ)  # noqa: S606 - our own command, no shell wanted
+
+
+def main() -> NoReturn:
+    """Run `els`; an error that has a name is a message and exit status 1, not a traceback."""
+    as_json = "--json" in sys.argv
+    try:
+        app(prog_name="els")
+    except ELSError as error:
+        _fail(str(error), as_json)
+    except (psycopg.OperationalError, PoolTimeout) as error:
+        _fail(
+            f"Postgres does not answer: {error}; is the database of ELS_DATABASE_URL up?", as_json
+        )
+    except psycopg.errors.UndefinedTable:
+        _fail("the database has no schema yet; run `els migrate`", as_json)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _settings(home: Path | None) -> Settings:
+    """Read the settings; `--home` wins over `ELS_HOME`."""
+    environ = dict(os.environ)
+    if home is not None:
+        environ["ELS_HOME"] = str(home)
+    return Settings.from_env(environ)
+
+
+def _endpoints(settings: Settings) -> Endpoints:
+    """Find the stack: the one that runs on the home, else the one the URLs name."""
+    if found := running(settings.home):
+        return found
+    if settings.database_url and settings.redis_url:
+        return Endpoints(
+            database_url=settings.database_url,
+            redis_url=settings.redis_url,
+            broker_url=settings.broker_url or settings.redis_url,
+            ops_url=f"http://{settings.ops_host}:{settings.ops_port}",
+            flower_url=f"http://{settings.flower_host}:{settings.flower_port}",
+            pid=0,
+            home=str(settings.home.absolute()),
+        )
+    raise StackError(
+        f"no stack runs on {settings.home.absolute()}; start one with `els run`,"
+        " or set ELS_DATABASE_URL and ELS_REDIS_URL"
+    )
+
+
+@contextmanager
+def _books(settings: Settings) -> Iterator[Conn]:
+    with ledger.connect(_endpoints(settings).database_url, size=1) as pool, pool.connection() as c:
+        yield c
+
+
+def _show_endpoints(found: Endpoints) -> None:
+    out.print()
+    out.print(f"  Flower    {found.flower_url}", soft_wrap=True)
+    out.print(f"  Ops       {found.ops_url}", soft_wrap=True)
+    out.print(f"  Data      {found.home}", soft_wrap=True)
+    out.print("\nReady. `els env` prints the URLs, `els status` the batches; Ctrl-C stops.\n")
+
+
+def _status_table(rows: list[dict[str, Any]]) -> Table:  # Any: database rows
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("BATCH", "STATE"):
+        table.add_column(name, overflow="fold")
+    for name in ("SLOTS", "ASSIGNED", "FAILED", "OPEN", "PENDING", "EXCESS", "AGE"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        counts = ("expected_count", "assigned", "failed", "available_slots", "pending", "excess")
+        numbers = ["-" if row[name] is None else str(row[name]) for name in counts]
+        table.add_row(row["batch_id"], row["status"], *numbers, _age(row["age_s"]))
+    return table
+
+
+def _age(seconds: float) -> str:
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _show_outcomes(
+    sent: list[client.Sent],
+    found: list[Any],
+    as_json: bool,  # Any: JSON
+) -> None:
+    """Show what each message led to; exit 1 if one is a dead letter or still under way."""
+    told = [
+        {"task": message.task, "event_id": message.event.get("event_id"), **(outcome or {})}
+        for message, outcome in zip(sent, found, strict=True)
+    ]
+    if as_json:
+        _print_json(told)
+    for line in [] if as_json else told:
+        extra = line.get("essay_id") or line.get("message") or line.get("batch_id") or ""
+        shown = line.get("outcome", "not taken yet: is a worker running? (`els run`)")
+        out.print(f"{line['task']}  {shown}  {extra}", markup=False, soft_wrap=True)
+    if any(outcome is None or outcome["outcome"] == "dead_letter" for outcome in found):
+        raise typer.Exit(1)
+
+
+def _say(line: str) -> None:
+    err.print(line, style="dim", markup=False, soft_wrap=True)
+
+
+def _tell(value: dict[str, Any], line: str, as_json: bool) -> None:  # Any: JSON
+    if as_json:
+        _print_json(value)
+    else:
+        out.print(line, markup=False, soft_wrap=True)
+
+
+def _print_json(value: object) -> None:
+    typer.echo(json.dumps(value, indent=2, default=str, ensure_ascii=False))
+
+
+def _fail(message: str, as_json: bool) -> NoReturn:
+    if as_json:
+        typer.echo(json.dumps({"error": message}))
+    err.print(f"els: {message}", markup=False, soft_wrap=True)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Sending events as an upstream service does, and reading what became of them."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+import redis
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from core.errors import StackError
+from core.ledger import Conn
+
+POLL_S = 0.1
+Event = dict[str, Any]  # Any: a message's JSON
+
+# Events do not name their type; the one field that only this type has tells the task.
+TELLING_FIELDS = {
+    "essay_ids": "els.register_batch",
+    "contents": "els.assign_contents",
+    "text_storage_id": "els.assign_content",
+    "validation_error_code": "els.reject_content",
+    "associations": "els.confirm_students",
+    "reason": "els.cancel_batch",
+}
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A message that was enqueued."""
+
+    task: str
+    task_id: str
+    event: Event
+
+
+class Sender:
+    """An upstream service's end of the queue. Knows a task name, a queue and a JSON body."""
+
+    def __init__(self, broker_url: str, queue: str) -> None:
+        self.app = Celery("els-sender", broker=broker_url)
+        self.queue = queue
+
+    def send(self, task: str, event: Event) -> Sent:
+        """Enqueue an event. Raises StackError when the broker does not take it."""
+        task_id = str(uuid4())
+        try:
+            self.app.send_task(
+                task, kwargs={"event": event}, queue=self.queue, task_id=task_id, ignore_result=True
+            )
+        except (OperationalError, redis.RedisError) as error:
+            raise StackError(f"the broker does not take messages: {error}; is it up?") from error
+        return Sent(task, task_id, event)
+
+
+def common(batch_id: str, **fields: Any) -> Event:  # Any: a message's JSON
+    """Begin an event: a new id, now, schema 1."""
+    return {
+        "event_id": str(uuid4()),
+        "correlation_id": str(uuid4()),
+        "timestamp": datetime.now(UTC).isoformat(),
+        "schema_version": 1,
+        "batch_id": batch_id,
+        **fields,
+    }
+
+
+def read_events(text: str) -> Iterator[tuple[str, Event]]:
+    """Read events from JSON (one, or an array) or JSON Lines, with the task each is for.
+
+    An entry is `{"task": …, "event": {…}}`, or a bare event whose fields tell its task. Raises
+    ValueError that names the entry.
+    """
+    for number, entry in enumerate(_entries(text), start=1):
+        if not isinstance(entry, dict):
+            raise ValueError(f"entry {number} is no JSON object")  # noqa: TRY004 - of the file
+        if entry.keys() == {"task", "event"}:
+            yield str(entry["task"]), entry["event"]
+            continue
+        task = next((TELLING_FIELDS[field] for field in TELLING_FIELDS if field in entry), None)
+        if task is None:
+            raise ValueError(
+                f"entry {number} could be for any task: write it as"
+                ' {"task": "els.assign_content", "event": {…}}'
+            )
+        yield task, entry
+
+
+def _entries(text: str) -> list[object]:
+    try:
+        whole = json.loads(text)
+    except json.JSONDecodeError as error:
+        lines = [line for line in text.splitlines() if line.strip()]
+        if len(lines) < 2:
+            raise ValueError(f"no JSON: {error}") from error
+        return [_line(number, line) for number, line in enumerate(lines, start=1)]
+    return whole if isinstance(whole, list) else [whole]
+
+
+def _line(number: int, line: str) -> object:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"line {number} is no JSON: {error}") from error
+
+
+def outcome_of(conn: Conn, sent: Sent) -> Mapping[str, Any] | None:  # Any: JSON
+    """Look up what a message led to; None while it is under way."""
+    letter = conn.execute(
+        "SELECT code, message FROM dead_letters WHERE task_id = %s", [sent.task_id]
+    ).fetchone()
+    if letter:
+        return {"outcome": "dead_letter", **letter}
+    row = conn.execute(
+        "SELECT outcome FROM idempotency_keys WHERE key::text = %s",
+        [str(sent.event.get("event_id"))],
+    ).fetchone()
+    return row["outcome"] if row else None
+
+
+def outcomes(
+    conn: Conn, sent: Sequence[Sent], timeout_s: float
+) -> list[Mapping[str, Any] | None]:  # Any: JSON
+    """Wait until each message led to something, or the time is over (then None stands for it)."""
+    deadline = time.monotonic() + timeout_s
+    found = [outcome_of(conn, message) for message in sent]
+    while None in found and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+        found = [
+            known or outcome_of(conn, message) for known, message in zip(found, sent, strict=True)
+        ]
+    return found

@@ -1,0 +1,432 @@
+"""Run the whole service in one foreground process: servers, migrations, and the Procfile.
+
+What starts here ends here. The supervisor ends its children in order; if it is itself killed, the
+kernel ends them (`embedded.leashed`), and the sweeper ends what those had started.
+"""
+
+import fcntl
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import IO, Self, TextIO
+
+from honcho.colour import get_colours  # type: ignore[import-untyped] # has no types
+from honcho.environ import parse_procfile  # type: ignore[import-untyped] # has no types
+from honcho.printer import Message, Printer  # type: ignore[import-untyped] # has no types
+
+from core.errors import StackError
+from core.settings import Settings
+from ops.embedded import (
+    LOOPBACK,
+    Postgres,
+    Server,
+    Valkey,
+    choose_port,
+    leashed,
+    make_home,
+    until,
+    write_private,
+)
+
+LAST_WORDS_S = 2  # for lines that are written but not yet read; then somebody else holds the pipe
+TERM_S = 15  # what processes get to end by themselves, as a running task should
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10  # before a restart; doubles from one failure to the next
+STEADY_S = 30  # a life this long forgets the failures before it
+QUICK_S, QUICK_FAILURES = 5, 3  # so many lives so short: it will not mend by itself
+STOPPERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+# Ends the process groups that it was told of when its input ends, as it does when we are killed.
+SWEEPER = """
+import os, signal, sys, time
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)
+groups = set()
+for line in sys.stdin:
+    (groups.add if line[0] == "+" else groups.discard)(int(line[1:]))
+def send(number):
+    for group in list(groups):
+        try:
+            os.killpg(group, number)
+        except OSError:
+            groups.discard(group)
+deadline = time.monotonic() + float(sys.argv[1])
+send(signal.SIGTERM)
+while groups and time.monotonic() < deadline:
+    time.sleep(0.1)
+    send(0)
+send(signal.SIGKILL)
+"""
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """Where a running stack is reached, passwords included; `els env` prints it as JSON."""
+
+    database_url: str
+    redis_url: str
+    broker_url: str
+    ops_url: str
+    flower_url: str
+    pid: int
+    home: str
+
+
+def running(home: Path) -> Endpoints | None:
+    """Find the live stack of this home; None when there is none, or it is still starting.
+
+    Raises StackError when the home is another user's.
+    """
+    home = _absolute(home)
+    try:
+        with (home / "lock").open() as lock:
+            if _flock(lock, fcntl.LOCK_SH):
+                return None
+            pid = lock.read()
+        found = Endpoints(**json.loads((home / "stack.json").read_text()))
+        return found if str(found.pid) == pid else None  # else of a run that was killed
+    except FileNotFoundError:
+        return None
+    except PermissionError as error:
+        raise StackError(f"{error}: only its user sees the stack of {home}") from error
+
+
+@dataclass
+class Child:
+    """One child under watch: how to launch it, its present life, and when the next one is due."""
+
+    name: str
+    launch: Callable[[], subprocess.Popen[bytes]]
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+    born: float = field(default_factory=time.monotonic)
+    due: float = 0
+    pause: float = FIRST_PAUSE_S
+    quick: int = 0
+
+    def start(self) -> None:
+        """Begin a life."""
+        self.process, self.born = self.launch(), time.monotonic()
+
+    def bury(self, status: int) -> str:
+        """Note that a life ended, plan the next one, and say so."""
+        self.process, now = None, time.monotonic()
+        age = now - self.born
+        if age > STEADY_S:
+            self.pause = FIRST_PAUSE_S
+        self.quick = self.quick + 1 if age < QUICK_S else 0
+        self.due = now + self.pause
+        how = (
+            f"exited with status {status}" if status >= 0 else f"killed by {_signal_name(-status)}"
+        )
+        line = f"{self.name}: {how}; starts again in {self.pause:g} s"
+        self.pause = min(2 * self.pause, LONGEST_PAUSE_S)
+        return f"{line}; it keeps failing, see {self.log}" if self.quick >= QUICK_FAILURES else line
+
+
+def _signal_name(number: int) -> str:
+    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+
+
+class Stack:
+    """The service as a context: entered when everything is up, left when everything is down.
+
+    For the main thread, whose signals it takes: they interrupt the body, or end `wait()`.
+    """
+
+    endpoints: Endpoints
+    environ: dict[str, str]  # what the processes get
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        echo: Callable[[str], None],
+        migrate: Callable[[str], None],
+        processes: Mapping[str, str] | None = None,
+        env: Mapping[str, str] = {},
+        output: TextIO | None = None,
+    ) -> None:
+        self._settings = settings
+        self._echo = echo
+        self._migrate = migrate
+        self._commands = procfile() if processes is None else processes
+        self._env = env
+        self._printer = Printer(
+            output or sys.stdout, width=max(map(len, self._commands), default=0)
+        )
+        self._colours = dict(zip(self._commands, get_colours(), strict=False))
+        self._speaking = threading.Lock()
+        self._home = _absolute(settings.home)
+        self._undo = ExitStack()
+        self._children: list[Child] = []
+        self._readers: list[threading.Thread] = []
+        self._ended = threading.Event()
+        self._signals = 0
+        self._calm = False  # whether a signal is only counted, and not raised
+
+    def __enter__(self) -> Self:
+        """Start everything, in order; what had started is ended again when a step fails."""
+        with ExitStack() as undo:
+            try:
+                self._start(undo)
+            finally:
+                self._calm = True
+            self._undo = undo.pop_all()
+        self._calm = False
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End everything, in the opposite order; a second signal meanwhile means: at once."""
+        self._calm = True
+        self._undo.close()
+
+    def wait(self) -> int:
+        """Restart what exits, until a signal or `stop()` comes; return the exit status, 0."""
+        self._calm = True
+        while not self._ended.wait(0.1):
+            for child in self._children:
+                self._tend(child)
+        return 0
+
+    def stop(self) -> None:
+        """Let `wait()` return. May be called from any thread."""
+        self._ended.set()
+
+    def _start(self, undo: ExitStack) -> None:
+        self._take_home(undo)
+        self._take_signals(undo)
+        settings = self._settings
+        database_url = settings.database_url or self._serve(undo, Postgres, settings.postgres_port)
+        redis_url = settings.redis_url or self._serve(undo, Valkey, settings.valkey_port)
+        started = time.monotonic()
+        self._migrate(database_url)
+        self._say(f"schema: up to date{_since(started)}")
+        self.endpoints = self._choose_endpoints(database_url, redis_url)
+        self.environ = self._make_environ()
+        self._start_processes(undo)
+        undo.callback((self._home / "stack.json").unlink, missing_ok=True)
+        write_private(self._home / "stack.json", json.dumps(asdict(self.endpoints), indent=2))
+
+    def _take_home(self, undo: ExitStack) -> None:
+        """Make the home and hold its lock, which the kernel drops if we are killed."""
+        try:
+            make_home(self._home)
+            (self._home / "log").mkdir(mode=0o700, exist_ok=True)
+            (self._home / "lock").touch(mode=0o600)
+            lock = undo.enter_context((self._home / "lock").open("r+"))
+        except OSError as error:
+            raise StackError(f"{error}: give a folder of your own as ELS_HOME") from error
+        if not until(lambda: _flock(lock, fcntl.LOCK_EX), 1):  # `running` holds it for an instant
+            pid = lock.read()
+            raise StackError(
+                f"a stack runs on {self._home} already, process {pid}: see it with `els env`, stop "
+                f"it with Ctrl-C in its terminal or `kill {pid}`, or give another ELS_HOME"
+            )
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        (self._home / "stack.json").unlink(missing_ok=True)  # of a run that was killed
+
+    def _take_signals(self, undo: ExitStack) -> None:
+        for number in STOPPERS:
+            before = signal.getsignal(number)
+            if number == signal.SIGHUP and before == signal.SIG_IGN:
+                continue  # nohup
+            signal.signal(number, self._on_signal)
+            undo.callback(signal.signal, number, before)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signals += 1
+        self._ended.set()
+        if not self._calm:
+            raise KeyboardInterrupt
+
+    def _hurried(self) -> bool:
+        return self._signals > 1
+
+    def _serve(self, undo: ExitStack, kind: type[Server], port: int | None) -> str:
+        """Start an embedded server, keep an eye on it from now on, and return its URL."""
+        started = time.monotonic()
+        port = choose_port(f"ELS_{kind.name.upper()}_PORT", port, given=True)
+        server = kind(self._home / kind.name, port, self._password(kind.name))
+        undo.callback(server.stop, hurry=self._hurried)
+        server.start()
+        self._children.append(Child(kind.name, server.launch, server.log, server.process))
+        self._say(f"{kind.name}: ready on {LOOPBACK}:{port}{_since(started)}")
+        return server.url
+
+    def _password(self, name: str) -> str:
+        """Keep the passwords, as the data folders know them."""
+        path = self._home / "secrets.json"
+        if not path.exists():
+            made = {kind.name: secrets.token_hex(24) for kind in (Postgres, Valkey)}
+            write_private(path, json.dumps(made))
+        return str(json.loads(path.read_text())[name])
+
+    def _choose_endpoints(self, database_url: str, redis_url: str) -> Endpoints:
+        given = self._settings.model_fields_set
+        ops = choose_port("ELS_OPS_PORT", self._settings.ops_port, "ops_port" in given)
+        flower = choose_port("ELS_FLOWER_PORT", self._settings.flower_port, "flower_port" in given)
+        return Endpoints(
+            database_url=database_url,
+            redis_url=redis_url,
+            broker_url=self._settings.broker_url or redis_url,
+            ops_url=f"http://{_reachable(self._settings.ops_host)}:{ops}",
+            flower_url=f"http://{_reachable(self._settings.flower_host)}:{flower}",
+            pid=os.getpid(),
+            home=str(self._home),
+        )
+
+    def _make_environ(self) -> dict[str, str]:
+        path = os.environ.get("PATH", os.defpath)
+        return {
+            **os.environ,
+            **self._env,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{path}",
+            "PYTHONUNBUFFERED": "1",  # a line is shown when it is printed
+            "ELS_DATABASE_URL": self.endpoints.database_url,
+            "ELS_REDIS_URL": self.endpoints.redis_url,
+            "ELS_BROKER_URL": self.endpoints.broker_url,
+            "ELS_HOME": self.endpoints.home,
+            "ELS_OPS_PORT": self.endpoints.ops_url.rpartition(":")[2],
+            "ELS_FLOWER_PORT": self.endpoints.flower_url.rpartition(":")[2],
+        }
+
+    def _start_processes(self, undo: ExitStack) -> None:
+        self._sweeper = subprocess.Popen(  # noqa: S603 - a fixed program
+            [sys.executable, "-ISc", SWEEPER, str(TERM_S)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+            text=True,
+            bufsize=1,  # a line at once
+        )
+        undo.callback(self._sweeper.communicate)
+        undo.callback(self._end_processes)
+        for name in self._commands:
+            child = Child(name, partial(self._launch, name), self._log(name))
+            self._children.append(child)
+            child.start()
+        self._say(f"started: {', '.join(self._commands)}")
+
+    def _log(self, name: str) -> Path:
+        return self._home / "log" / f"{name}.log"
+
+    def _launch(self, name: str) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(  # noqa: S603 - a line of our Procfile
+            leashed(["sh", "-c", self._commands[name]], signal.SIGTERM),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=self.environ,
+            start_new_session=True,
+        )
+        self._tell_sweeper(f"+{process.pid}")
+        reader = threading.Thread(target=self._copy, args=(name, process.stdout), daemon=True)
+        reader.start()
+        self._readers = [*(each for each in self._readers if each.is_alive()), reader]
+        return process
+
+    def _copy(self, name: str, pipe: IO[bytes]) -> None:
+        """Show and keep each line.
+
+        A full disk or a closed terminal is no reason to stop, or the child would wait for us.
+        """
+        with pipe, self._log(name).open("ab", buffering=0) as log:
+            for line in pipe:
+                with suppress(OSError):
+                    log.write(line)
+                now = datetime.now().astimezone()
+                message = Message("line", line, now, name, self._colours[name])
+                with self._speaking, suppress(OSError):
+                    self._printer.write(message)
+
+    def _say(self, line: str) -> None:
+        with self._speaking, suppress(BrokenPipeError):
+            self._echo(line)
+
+    def _tell_sweeper(self, line: str) -> None:
+        with suppress(BrokenPipeError):  # it was killed: we can do without it
+            print(line, file=self._sweeper.stdin)
+
+    def _tend(self, child: Child) -> None:
+        if child.process is None:
+            if time.monotonic() >= child.due:
+                child.start()
+        elif (status := child.process.poll()) is not None:
+            self._kill_group(child.process.pid)
+            self._say(child.bury(status))
+
+    def _kill_group(self, pid: int) -> None:
+        """Kill whatever a process started and left."""
+        with suppress(ProcessLookupError, PermissionError):  # gone, or all zombies
+            os.killpg(pid, signal.SIGKILL)
+        self._tell_sweeper(f"-{pid}")
+
+    def _end_processes(self) -> None:
+        self._say("stopping; Ctrl-C again to stop at once")
+        processes = {
+            child.name: child.process
+            for child in self._children
+            if child.name in self._commands and child.process is not None
+        }
+        for process in processes.values():
+            process.terminate()
+        until(lambda: not _names_of_living(processes) or self._hurried(), TERM_S)
+        if late := _names_of_living(processes):
+            self._say(f"killed: {', '.join(late)}")
+        for process in processes.values():
+            self._kill_group(process.pid)
+            process.wait()
+        for reader in self._readers:
+            reader.join(LAST_WORDS_S)
+
+
+def procfile() -> dict[str, str]:
+    """Read the Procfile: beside this package in a checkout, in it once installed."""
+    here = Path(__file__).parent
+    installed = here / "Procfile"
+    text = (installed if installed.exists() else here.parent / "Procfile").read_text()
+    return dict(parse_procfile(text).processes)
+
+
+def _names_of_living(processes: Mapping[str, subprocess.Popen[bytes]]) -> list[str]:
+    return [name for name, process in processes.items() if process.poll() is None]
+
+
+def _absolute(home: Path) -> Path:
+    return home.expanduser().absolute()
+
+
+def _since(started: float) -> str:
+    return f" ({time.monotonic() - started:.1f} s)"
+
+
+def _reachable(host: str) -> str:
+    """Where a browser here finds what listens on this address."""
+    return LOOPBACK if host in {"0.0.0.0", "::", ""} else host  # noqa: S104 - compared, not bound
+
+
+def _flock(lock: TextIO, kind: int) -> bool:
+    try:
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
