@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, TextIO
@@ -210,7 +211,7 @@ class Play:
 
             def accounted() -> int:
                 rows = [self._status(batch) for batch in batches]
-                done = sum(row["assigned"] + row["failed"] for row in rows if row)
+                done = int(sum(row["assigned"] + row["failed"] for row in rows if row))
                 progress.update(bar, completed=done)
                 return done
 
@@ -281,7 +282,7 @@ class Play:
         for batch in batches:
             self._until(
                 f"batch {batch.batch_id} is ready",
-                lambda batch=batch: self._status(batch).get("status") in FINAL,
+                partial(self._is_final, batch),
             )
         posted = self._posted(ids)
         self._until(
@@ -300,6 +301,9 @@ class Play:
     def _status(self, batch: Batch) -> dict[str, Any]:  # Any: a database row
         rows = ledger.statuses(self.conn, batch.batch_id, 1)
         return rows[0] if rows else {}
+
+    def _is_final(self, batch: Batch) -> bool:
+        return self._status(batch).get("status") in FINAL
 
     def _posted(self, ids: list[str]) -> set[str]:
         rows = self.conn.execute("SELECT id FROM event_outbox WHERE batch_id = ANY(%s)", [ids])
