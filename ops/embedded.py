@@ -251,7 +251,7 @@ class Server(ABC):
             deadline = time.monotonic() + ORPHAN_S
             gone, patience = lambda: not self._is_ours(pid), lambda: time.monotonic() < deadline
             self._end(pid, gone, patience)
-        else:  # Postgres would not start while the pid belongs to anybody
+        elif _command_line(pid):  # a stranger's by now, and Postgres would not start beside it
             self._pid_file.unlink(missing_ok=True)
 
     def _is_ours(self, pid: int) -> bool:

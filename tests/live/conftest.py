@@ -1,0 +1,139 @@
+"""Real worker processes on the servers of this run, and an upstream that sends them messages."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from celery import Celery
+
+from core.invariants import check_ledger, check_slots
+from core.slots import Slots
+
+
+def until(condition, timeout_s=30.0, what="the condition holds"):
+    """Wait for a condition and return its value; fail by name when the time is over."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"{timeout_s} s passed before {what}"
+        time.sleep(0.02)
+    return value
+
+
+class Workers:
+    """Worker processes on a queue of their own, ended by pid."""
+
+    def __init__(self, logs: Path):
+        self.queue = f"els-{uuid4().hex[:8]}"
+        self.logs = logs
+        self.processes: list[subprocess.Popen] = []
+        self.upstream = Celery(
+            "upstream",
+            broker=os.environ["ELS_REDIS_URL"],
+            backend=os.environ["ELS_REDIS_URL"],
+        )
+
+    def start(self, *more: str, command="worker --pool solo", **settings: str):
+        number = len(self.processes)
+        environ = {
+            **os.environ,
+            "ELS_QUEUE": self.queue,
+            "ELS_EVENTS_QUEUE": f"{self.queue}.events",
+            "ELS_VISIBILITY_TIMEOUT": "5",
+            "REMAP_SIGTERM": "SIGQUIT",
+            **settings,
+        }
+        name = [] if command == "beat" else ["-n", f"{self.queue}-{number}@test"]
+        with (self.logs / f"{number}.log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "celery", "-A", "tasks.app", *command.split(), *name, *more],
+                env=environ,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.processes.append(process)
+        return process
+
+    def ready(self, count: int):
+        """Wait until so many workers take messages."""
+        names = [f"{self.queue}-{n}@test" for n in range(len(self.processes))]
+
+        def answering():
+            return len(self.upstream.control.ping(destination=names, timeout=0.5)) >= count
+
+        until(answering, 60, f"{count} workers are ready")
+        return self
+
+    def send(self, task: str, event: dict, **options):
+        return self.upstream.send_task(
+            task, kwargs={"event": event}, queue=self.queue, ignore_result=False, **options
+        )
+
+    def values(self, results, timeout_s=60):
+        return [result.get(timeout=timeout_s) for result in results]
+
+    def stop(self):
+        for process in self.processes:
+            if process.poll() is None:
+                process.terminate()
+        for process in self.processes:
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(5)
+        self.upstream.close()
+
+
+@pytest.fixture(scope="module")
+def five(database_url, tmp_path_factory):
+    """Five workers of one process each, and a sixth process that is beat."""
+    workers = Workers(tmp_path_factory.mktemp("workers"))
+    for _ in range(5):
+        workers.start()
+    yield workers.ready(5)
+    workers.stop()
+
+
+@pytest.fixture
+def workers(database_url, tmp_path):
+    """A place to start workers in, all ended with the test."""
+    started = Workers(tmp_path)
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+def batch_row(conn):
+    def read(batch_id):
+        row = conn.execute(
+            "SELECT * FROM batch_essay_trackers WHERE batch_id = %s", [batch_id]
+        ).fetchone()
+        return row or {}
+
+    return read
+
+
+@pytest.fixture
+def events_of(conn):
+    def read(batch_id, event_type=None):
+        rows = conn.execute(
+            "SELECT * FROM event_outbox WHERE batch_id = %s ORDER BY sequence", [batch_id]
+        ).fetchall()
+        return [row for row in rows if event_type in (None, row["type"])]
+
+    return read
+
+
+@pytest.fixture
+def assert_invariants(conn, valkey):
+    def check(*batches):
+        broken = [i for i in check_ledger(conn, batches) if not i.holds]
+        assert broken == []
+        assert check_slots(conn, Slots(valkey), batches).holds
+
+    return check

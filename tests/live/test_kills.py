@@ -1,0 +1,60 @@
+"""Workers killed with SIGKILL at the worst places. The batch becomes ready, once."""
+
+import signal
+
+import pytest
+
+from tests import factories as make
+from tests.live.conftest import until
+
+POINTS = [
+    "claimed",
+    "committed",
+    "registered_before_seed",
+    "before_announce",
+    "announcing",
+    "announced",
+    "published",
+]
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_batch_becomes_ready_once_when_its_worker_is_killed(
+    workers, tmp_path, events_of, assert_invariants, point
+):
+    batch = make.new_batch()
+    doomed = workers.start(ELS_CRASHPOINT=point)
+    workers.ready(1)
+    early = make.content(batch, "text-0")
+    for task, event in [
+        ("els.assign_content", early),
+        ("els.register_batch", make.registration(batch, 5)),
+        *(("els.assign_content", make.content(batch, f"text-{n}")) for n in range(1, 5)),
+        ("els.assign_content", early),
+    ]:
+        workers.send(task, event)
+    until(lambda: doomed.poll() is not None, what=f"the worker dies at {point}")
+
+    workers.start()
+    workers.start("--schedule", str(tmp_path / "beat"), "--pidfile=", command="beat")
+    until(lambda: events_of(batch, "BatchEssaysReady"), 45, f"the batch is ready after {point}")
+    until(lambda: all(e["published_at"] for e in events_of(batch)), what="all is delivered")
+
+    assert doomed.returncode == -signal.SIGKILL
+    assert [e["data"]["ready_count"] for e in events_of(batch, "BatchEssaysReady")] == [5]
+    assert_invariants(batch)
+
+
+def test_a_full_batch_whose_chord_got_lost_is_announced_by_beat(
+    workers, tmp_path, lifecycle, events_of, assert_invariants
+):
+    batch = make.new_batch()
+    make.take(lifecycle, "els.register_batch", make.registration(batch, 2))
+    make.take(lifecycle, "els.assign_contents", make.contents(batch, ["text-1", "text-2"]))
+
+    workers.start()
+    workers.start("--schedule", str(tmp_path / "beat"), "--pidfile=", command="beat")
+    until(lambda: events_of(batch, "BatchEssaysReady"), what="the batch is announced")
+    until(lambda: all(e["published_at"] for e in events_of(batch)), what="all is delivered")
+
+    assert_invariants(batch)

@@ -1,0 +1,113 @@
+"""Several real workers at once: what eager mode cannot show."""
+
+from random import Random
+
+import pytest
+
+from tests import factories as make
+from tests.live.conftest import until
+
+
+def test_twenty_deliveries_of_one_content_take_one_slot(five, conn, assert_invariants):
+    batch = make.new_batch()
+    five.send("els.register_batch", make.registration(batch, 3)).get(timeout=30)
+    same = make.content(batch, "text-1")
+    others = [make.content(batch, "text-1") for _ in range(10)]
+
+    values = five.values(
+        [five.send("els.assign_content", event) for event in [same] * 10 + others]
+    )
+
+    assert len({value["essay_id"] for value in values}) == 1
+    assert {value["outcome"] for value in values} == {"assigned"}
+    taken = conn.execute(
+        "SELECT count(*) AS n FROM essay_states WHERE batch_id = %s AND text_storage_id IS NOT NULL",
+        [batch],
+    ).fetchone()
+    assert taken["n"] == 1
+    assert_invariants(batch)
+
+
+@pytest.mark.parametrize(("slots", "contents"), [(15, 30), (100, 100)])
+def test_no_content_is_assigned_beyond_the_slots_and_none_is_refused_within(
+    five, conn, events_of, assert_invariants, slots, contents
+):
+    batch = make.new_batch()
+    five.send("els.register_batch", make.registration(batch, slots)).get(timeout=30)
+    sent = [
+        five.send("els.assign_content", make.content(batch, f"text-{n}")) for n in range(contents)
+    ]
+
+    values = five.values(sent)
+
+    outcomes = [value["outcome"] for value in values]
+    assert outcomes.count("assigned") == slots
+    assert outcomes.count("excess") == contents - slots
+    assert len({v["essay_id"] for v in values if "essay_id" in v}) == slots
+    excess = events_of(batch, "ExcessContentProvisioned")
+    assert len({e["data"]["text_storage_id"] for e in excess}) == len(excess) == contents - slots
+    until(lambda: events_of(batch, "BatchEssaysReady"), what="the batch is ready")
+    until(lambda: all(e["published_at"] for e in events_of(batch)), what="all is delivered")
+    assert_invariants(batch)
+
+
+def _upload(way: str, batch: str, texts: list[str]):
+    """Announce texts singly, in bulk, or half and half."""
+    single = {"singly": texts, "bulk": [], "mixed": texts[:13]}[way]
+    bulk = [text for text in texts if text not in single]
+    messages = [("els.assign_content", make.content(batch, text)) for text in single]
+    if bulk:
+        messages += [
+            ("els.assign_contents", make.contents(batch, bulk[:7])),
+            ("els.assign_contents", make.contents(batch, bulk[5:])),
+        ]
+    return messages
+
+
+@pytest.mark.parametrize("way", ["singly", "bulk", "mixed"])
+def test_thirty_batches_on_five_workers_are_each_ready_once_with_25_essays(
+    five, events_of, assert_invariants, way
+):
+    random = Random(way)
+    batches = [make.new_batch() for _ in range(30)]
+    messages = []
+    for batch in batches:
+        messages.append(("els.register_batch", make.registration(batch, 25)))
+        uploads = _upload(way, batch, [f"text-{n}" for n in range(25)])
+        messages += uploads + random.sample(uploads, 2)
+    random.shuffle(messages)
+
+    sent = [five.send(task, event) for task, event in messages]
+    five.values(sent, 120)
+
+    for batch in batches:
+        until(lambda batch=batch: events_of(batch, "BatchEssaysReady"), what=f"{batch} is ready")
+        until(
+            lambda batch=batch: all(e["published_at"] for e in events_of(batch)),
+            what=f"the events of {batch} are delivered",
+        )
+    for batch in batches:
+        ready = events_of(batch, "BatchEssaysReady")
+        assert [len(e["data"]["ready_essays"]) for e in ready] == [25]
+        assert len(events_of(batch, "BatchContentProvisioningCompleted")) == 1
+    assert_invariants(*batches)
+
+
+def test_bad_input_is_kept_and_disturbs_nobody(five, conn, events_of):
+    batch = make.new_batch()
+    five.send("els.register_batch", make.registration(batch, 1)).get(timeout=30)
+    bad = make.content(batch, "text-1", file_size_bytes=-1, surprise={"a": ["b"]})
+
+    refused = five.send("els.assign_content", bad)
+    value = refused.get(timeout=30)
+    five.send("els.assign_content", make.content(batch, "text-2")).get(timeout=30)
+
+    assert (value["outcome"], value["code"]) == ("dead_letter", "VALIDATION_ERROR")
+    letter = conn.execute(
+        "SELECT * FROM dead_letters WHERE task_id = %s", [refused.id]
+    ).fetchone()
+    assert letter["body"] == bad
+    assert letter["code"] == "VALIDATION_ERROR"
+    assert letter["batch_id"] == batch
+    assert "file_size_bytes" in letter["message"]
+    until(lambda: events_of(batch, "BatchEssaysReady"), what="the batch is ready")
