@@ -1,0 +1,74 @@
+"""The command line as a person runs it, and one whole running service for those that need it."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.live.conftest import until
+
+ROOT = Path(__file__).parents[2]
+
+
+def els(*arguments, home=None, stdin=None, timeout=120, **environ):
+    """Run `els`; the servers of the test run are not given to it unless `environ` names them."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("ELS_")}
+    if home is not None:
+        clean["ELS_HOME"] = str(home)
+    return subprocess.run(
+        [sys.executable, "-m", "ops.cli", *map(str, arguments)],
+        env={**clean, "COLUMNS": "120", **environ},
+        cwd=ROOT,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+class Service:
+    """A running `els run`."""
+
+    def __init__(self, home: Path):
+        self.home = home
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("ELS_")}
+        self.output = home.with_suffix(".out")
+        with self.output.open("w") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "ops.cli", "run", "--home", str(home)],
+                env={**clean, "ELS_SWEEP_EVERY": "1"},
+                cwd=ROOT,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.env = until(self._env, 60, "the service is up")
+
+    def _env(self):
+        assert self.process.poll() is None, self.output.read_text()
+        found = els("env", "--json", home=self.home)
+        return json.loads(found.stdout) if found.returncode == 0 else None
+
+    def els(self, *arguments, **options):
+        return els(*arguments, home=self.home, **options)
+
+    def stop(self, number=signal.SIGTERM):
+        self.process.send_signal(number)
+        return self.process.wait(40)
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory):
+    running = Service(tmp_path_factory.mktemp("service") / "home of 'the' service")
+    yield running
+    running.stop()
+
+
+def without_colour(text):
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)

@@ -1,0 +1,256 @@
+"""`els`, run as a person runs it, against a whole running service."""
+
+import json
+import signal
+import urllib.error
+import urllib.request
+from uuid import uuid4
+
+import psutil
+import psycopg
+import pytest
+import redis
+
+from tests import factories as make
+from tests.live.conftest import until
+from tests.ops.conftest import Service, els
+
+
+def lines(events):
+    return "\n".join(json.dumps(event) for event in events)
+
+
+def get(url):
+    """Fetch a URL; return status and body."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+    except urllib.error.URLError:
+        return 0, ""
+
+
+def test_env_names_servers_that_answer(service):
+    env = service.env
+
+    with psycopg.connect(env["database_url"]) as conn:
+        revision = conn.execute("SELECT version_num FROM alembic_version").fetchone()
+    with redis.Redis.from_url(env["redis_url"]) as client:
+        answered = client.ping()
+
+    assert revision is not None
+    assert answered
+    assert env["broker_url"] == env["redis_url"]
+
+
+def test_submitted_events_are_carried_out_and_shown(service):
+    batch = make.new_batch()
+    events = [
+        {"task": "els.register_batch", "event": make.registration(batch, 2)},
+        make.content(batch, "text-1"),
+        make.rejection(batch, "file-2"),
+    ]
+
+    told = service.els("submit", "-", "--wait", "--json", stdin=lines(events))
+    status = service.els("status", batch, "--json")
+
+    assert told.returncode == 0, told.stderr
+    assert [line["outcome"] for line in json.loads(told.stdout)] == [
+        "registered",
+        "assigned",
+        "failed_slot",
+    ]
+    [row] = json.loads(status.stdout)
+    assert (row["assigned"], row["failed"], row["available_slots"]) == (1, 1, 0)
+
+
+@pytest.mark.parametrize("form", ["one object", "an array", "json lines"])
+def test_submit_reads_json_and_json_lines(service, tmp_path, form):
+    batch = make.new_batch()
+    events = [make.registration(batch, 1), make.content(batch)]
+    events = events[:1] if form == "one object" else events
+    text = {
+        "one object": json.dumps(events[0], indent=2),
+        "an array": json.dumps(events),
+        "json lines": lines(events) + "\n",
+    }[form]
+    (tmp_path / "events").write_text(text)
+
+    told = service.els("submit", tmp_path / "events", "--json")
+
+    assert told.returncode == 0, told.stderr
+    assert json.loads(told.stdout) == {"enqueued": len(events)}
+
+
+def test_submit_shows_a_dead_letter_and_fails(service):
+    bad = make.content(make.new_batch(), "text-1", file_size_bytes=-1)
+
+    told = service.els("submit", "-", "--wait", stdin=lines([bad]))
+
+    assert told.returncode == 1
+    assert "dead_letter" in told.stdout
+    assert "file_size_bytes" in told.stdout
+
+
+def test_a_batch_is_cancelled_from_the_command_line(service):
+    batch = make.new_batch()
+    service.els("submit", "-", "--wait", stdin=lines([make.registration(batch, 2)]))
+
+    told = service.els("cancel", batch, "--reason", "the teacher asked")
+
+    assert told.returncode == 0, told.stderr
+    assert "cancelled" in told.stdout
+    assert "cancelled" in service.els("status", batch).stdout
+
+
+def test_cancelling_an_unknown_batch_says_so_and_fails(service):
+    told = service.els("cancel", "batch-nobody-knows", "--reason", "x")
+
+    assert told.returncode == 1
+    assert "batch-nobody-knows is not registered" in told.stdout
+
+
+def test_status_shows_what_waits_for_a_batch_that_nobody_registered(service):
+    batch = make.new_batch()
+    service.els("submit", "-", "--wait", stdin=lines([make.content(batch)]))
+
+    told = service.els("status", batch)
+
+    assert told.returncode == 0
+    assert "not_registered" in told.stdout
+
+
+def test_migrate_can_be_run_again(service):
+    told = service.els("migrate", "--json")
+
+    assert told.returncode == 0
+    found = json.loads(told.stdout)
+    assert found["before"] == found["revision"]
+
+
+def test_a_second_run_on_the_same_home_says_so(service):
+    told = service.els("run")
+
+    assert told.returncode == 1
+    assert str(service.env["pid"]) in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["status"], 1, "els run"),
+        (["env"], 1, "els run"),
+        (["submit", "no such file"], 2, "no such file"),
+        (["cancel", "batch-1"], 2, "--reason"),
+        (["nonsense"], 2, "nonsense"),
+        (["demo", "--folder", "no such folder"], 1, "no such folder"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_an_error_says_what_to_do(tmp_path, arguments, status, said):
+    told = els(*arguments, home=tmp_path / "home")
+
+    assert told.returncode == status
+    assert said in told.stderr
+    assert "Traceback" not in told.stderr
+
+
+def test_an_unknown_setting_is_an_error_that_names_it(tmp_path):
+    told = els("status", home=tmp_path, ELS_QUEU="els")
+
+    assert told.returncode == 1
+    assert "ELS_QUEU" in told.stderr
+
+
+def test_a_server_that_does_not_answer_is_named(tmp_path):
+    url = "postgresql://els@127.0.0.1:9/els"
+    told = els("status", home=tmp_path, ELS_DATABASE_URL=url, ELS_REDIS_URL="redis://127.0.0.1:9")
+
+    assert told.returncode == 1
+    assert "Postgres does not answer" in told.stderr
+    assert "Traceback" not in told.stderr
+
+
+def test_flower_shows_finished_tasks_without_names(service):
+    batch, name = make.new_batch(), f"Anna-{uuid4().hex[:6]}.docx"
+    events = [make.registration(batch, 1), make.content(batch, original_file_name=name)]
+    service.els("submit", "-", "--wait", stdin=lines(events))
+    url = f"{service.env['flower_url']}/api/tasks"
+
+    def finished():
+        status, body = get(url)
+        tasks = json.loads(body).values() if status == 200 else []
+        of_batch = [t for t in tasks if batch in t["kwargs"] and t["state"] == "SUCCESS"]
+        return of_batch if {"els.assign_content", "els.register_batch"} <= {
+            t["name"] for t in of_batch
+        } else None
+
+    tasks = until(finished, what="Flower shows the tasks")
+
+    assert all(t["args"] == "()" for t in tasks)
+    assert name not in get(url)[1]
+
+
+def test_flower_is_read_only(service):
+    request = urllib.request.Request(
+        f"{service.env['flower_url']}/api/task/send-task/els.sweep", data=b"{}", method="POST"
+    )
+
+    until(lambda: get(f"{service.env['flower_url']}/healthcheck")[0] == 200, what="Flower is up")
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=5)
+    refused.value.close()
+
+    assert refused.value.code == 403
+
+
+def test_the_ops_page_tells_health(service):
+    url = service.env["ops_url"]
+    until(lambda: get(f"{url}/healthz")[0] == 200, what="the ops page is up")
+
+    ready = json.loads(get(f"{url}/readyz")[1])
+    batches = json.loads(get(f"{url}/health/batches")[1])
+
+    assert ready == {"ready": True, "postgres": "ok", "redis": "ok", "broker": "ok"}
+    assert batches["status"] in ("ok", "degraded")
+    assert get(f"{url}/nothing/here")[0] == 404
+
+
+def test_a_killed_worker_is_started_again_and_the_next_batch_gets_ready(service):
+    def workers():
+        family = psutil.Process(service.process.pid).children(recursive=True)
+        return [p for p in family if "tasks.app worker" in " ".join(p.cmdline())]
+
+    batch = make.new_batch()
+    until(workers, what="there are workers")[0].kill()
+
+    told = service.els(
+        "submit", "-", "--wait", stdin=lines([make.registration(batch, 1), make.content(batch)])
+    )
+
+    assert told.returncode == 0, told.stdout
+    until(
+        lambda: "ready_for_pipeline_execution" in service.els("status", batch).stdout,
+        what="the batch is ready",
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_a_stopped_service_leaves_nothing_behind_and_goes_on_where_it_stopped(tmp_path, number):
+    batch = make.new_batch()
+    first = Service(tmp_path / "home")
+    first.els("submit", "-", "--wait", stdin=lines([make.registration(batch, 1)]))
+    family = psutil.Process(first.process.pid).children(recursive=True)
+
+    status = first.stop(number)
+    gone, alive = psutil.wait_procs(family, timeout=10)
+    second = Service(tmp_path / "home")
+    told = second.els("submit", "-", "--wait", "--json", stdin=lines([make.content(batch)]))
+    second.stop()
+
+    assert status == 0
+    assert len(gone) > 4
+    assert alive == []
+    assert [line["outcome"] for line in json.loads(told.stdout)] == ["assigned"]
