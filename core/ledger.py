@@ -25,6 +25,14 @@ Row = Mapping[str, Any]  # Any: a value as Postgres has it
 CONNECT_TIMEOUT_S = 5
 POOL_TIMEOUT_S = 10.0  # a pool without a free connection this long is an error that may pass
 STATEMENT_TIMEOUT_MS = 60_000  # registering 100 000 slots takes a few seconds
+_OPTIONS: dict[str, Any] = {  # Any: keyword arguments of psycopg
+    "autocommit": True,
+    "row_factory": dict_row,
+    "prepare_threshold": 1,
+    "connect_timeout": CONNECT_TIMEOUT_S,
+    "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c timezone=UTC",
+    "application_name": "els",
+}
 
 
 def _sql(name: str) -> LiteralString:
@@ -115,24 +123,26 @@ class Whereabouts:
 
 
 def connect(url: str, *, size: int = 4) -> "ConnectionPool[Conn]":
-    """Open a pool of autocommitting connections; `size` bounds it. Raises when first used."""
-    options = f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c timezone=UTC"
+    """Make a pool of autocommitting connections; `size` bounds it. It connects when first used."""
     return ConnectionPool(
-        url.replace("postgresql+psycopg://", "postgresql://", 1),
+        _conninfo(url),
         connection_class=Connection[DictRow],
-        kwargs={
-            "autocommit": True,
-            "row_factory": dict_row,
-            "prepare_threshold": 1,
-            "connect_timeout": CONNECT_TIMEOUT_S,
-            "options": options,
-            "application_name": "els",
-        },
+        kwargs=_OPTIONS,
         min_size=0,
         max_size=size,
         timeout=POOL_TIMEOUT_S,
         open=True,
     )
+
+
+def connect_once(url: str) -> Conn:
+    """Open one autocommitting connection, for a command. Raises psycopg.OperationalError."""
+    return Connection[DictRow].connect(_conninfo(url), **_OPTIONS)
+
+
+def _conninfo(url: str) -> str:
+    """Write a URL as libpq takes it; SQLAlchemy's form with a driver is understood."""
+    return url.replace("postgresql+psycopg://", "postgresql://", 1)
 
 
 @contextmanager

@@ -1,4 +1,7 @@
-"""`els`: the service, and everything that people ask of it, from a terminal."""
+"""`els`: the service, and everything that people ask of it, from a terminal.
+
+Commands import what only they need themselves: `els status` should not wait for Alembic.
+"""
 
 import json
 import os
@@ -7,11 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import psycopg
 import typer
-from psycopg_pool import PoolTimeout
 from rich.console import Console
 from rich.table import Table
 
@@ -19,9 +21,10 @@ from core import ledger
 from core.errors import ELSError, StackError
 from core.ledger import Conn
 from core.settings import Settings
-from migrations import current, upgrade
-from ops import client
 from ops.stack import Endpoints, Stack, running
+
+if TYPE_CHECKING:
+    from ops.client import Sent
 
 app = typer.Typer(
     help="Essay Lifecycle Service: gives each stored essay text a slot of its batch, and says"
@@ -49,6 +52,8 @@ def run(home: Home = None, as_json: AsJson = False) -> None:
     Embedded Postgres and Valkey unless ELS_DATABASE_URL and ELS_REDIS_URL are set; migrations,
     worker, beat, ops page and Flower. A second run on the same home goes on where it stopped.
     """
+    from migrations import upgrade
+
     settings = _settings(home)
     with Stack(settings, echo=_say, migrate=upgrade, output=sys.stderr) as stack:
         if as_json:
@@ -73,7 +78,7 @@ def demo(
     A reference orchestrator and file service upload a guest batch of 25 essays and a regular
     batch, out of order, with repeats, an early content, a rejected file and an excess one.
     """
-    from ops.demo import play, texts_of  # noqa: PLC0415 - 0.2 s that no other command needs
+    from ops.demo import play, texts_of
 
     texts = texts_of(folder) if folder else None
     told = play(_settings(home), texts, timeout_s, _say)
@@ -122,6 +127,8 @@ def submit(
 
     Each is {"task": "els.assign_content", "event": {…}}, or the bare event.
     """
+    from ops import client
+
     settings = _settings(home)
     try:
         text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
@@ -150,6 +157,8 @@ def cancel(
     as_json: AsJson = False,
 ) -> None:
     """Give a batch up: its contents are kept, later ones are refused, BatchCancelled is sent."""
+    from ops import client
+
     settings = _settings(home)
     sender = client.Sender(_endpoints(settings).broker_url, settings.queue)
     sent = [sender.send("els.cancel_batch", client.common(batch, reason=reason))]
@@ -161,6 +170,8 @@ def cancel(
 @app.command()
 def migrate(home: Home = None, as_json: AsJson = False) -> None:
     """Bring the schema to head. Safe to run again, and at once from several places."""
+    from migrations import current, upgrade
+
     settings = _settings(home)
     url = settings.database_url or _endpoints(settings).database_url
     before = current(url)
@@ -173,7 +184,7 @@ def migrate(home: Home = None, as_json: AsJson = False) -> None:
 @app.command()
 def ops() -> None:
     """Serve health and readiness over HTTP (run by `els run`)."""
-    from ops.page import serve  # noqa: PLC0415 - a web server that no other command needs
+    from ops.page import serve
 
     serve(_settings(None))
 
@@ -204,7 +215,7 @@ def main() -> NoReturn:
         app(prog_name="els")
     except ELSError as error:
         _fail(str(error), as_json)
-    except (psycopg.OperationalError, PoolTimeout) as error:
+    except psycopg.OperationalError as error:
         _fail(
             f"Postgres does not answer: {error}; is the database of ELS_DATABASE_URL up?", as_json
         )
@@ -245,8 +256,8 @@ def _endpoints(settings: Settings) -> Endpoints:
 
 @contextmanager
 def _books(settings: Settings) -> Iterator[Conn]:
-    with ledger.connect(_endpoints(settings).database_url, size=1) as pool, pool.connection() as c:
-        yield c
+    with ledger.connect_once(_endpoints(settings).database_url) as conn:
+        yield conn
 
 
 def _show_endpoints(found: Endpoints) -> None:
@@ -278,7 +289,7 @@ def _age(seconds: float) -> str:
 
 
 def _show_outcomes(
-    sent: list[client.Sent],
+    sent: "list[Sent]",
     found: list[Any],
     as_json: bool,  # Any: JSON
 ) -> None:

@@ -86,6 +86,7 @@ class Played:
 
     messages: list[Message]
     outcomes: list[Any]  # Any: JSON
+    slots: list[str | None]
     events: list[Event]
     invariants: list[Invariant]
 
@@ -99,8 +100,9 @@ class Played:
         return {
             "ok": self.ok,
             "sent": [
-                {"what": m.what, "task": m.sent.task, "event": m.sent.event, "outcome": outcome}
-                for m, outcome in zip(self.messages, self.outcomes, strict=True)
+                {"what": m.what, "task": m.sent.task, "event": m.sent.event}
+                | {"outcome": outcome, "slot": slot}
+                for m, outcome, slot in self._rows()
             ],
             "events": self.events,
             "readiness": [e for e in self.events if e["type"] == "BatchEssaysReady"],
@@ -133,11 +135,13 @@ class Played:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for name in ("WHAT WAS SENT", "TASK", "WHAT BECAME OF IT", "SLOT"):
             table.add_column(name, no_wrap=True)
-        for message, outcome in zip(self.messages, self.outcomes, strict=True):
+        for message, outcome, slot in self._rows():
             became = outcome["outcome"] if outcome else "?"
-            slot = outcome.get("essay_id", "") if outcome else ""
-            table.add_row(message.what, message.sent.task, became, slot)
+            table.add_row(message.what, message.sent.task.removeprefix("els."), became, slot)
         return table
+
+    def _rows(self) -> Iterable[tuple[Message, Any, str | None]]:  # Any: JSON
+        return zip(self.messages, self.outcomes, self.slots, strict=True)
 
 
 def texts_of(folder: Path) -> list[Text]:
@@ -220,6 +224,7 @@ class Play:
             total = sum(len(batch.texts) for batch in batches)
             self._until("every slot is accounted for", lambda: accounted() == total)
         if texts is None:
+            self._until("the guest batch is ready", partial(self._is_final, guest))
             late = Text("one too many.txt", 900, hashlib.md5(b"late").hexdigest(), None)  # noqa: S324
             self._send("excess content", "els.assign_content", _content(guest, late, 99))
             self._confirm(batches[1])
@@ -228,7 +233,8 @@ class Play:
     def _upload(self, batch: Batch) -> None:
         """Announce one content early, then the batch, then the rest in any order with repeats."""
         announced = [
-            (_what(text), *_announcement(batch, text, n)) for n, text in enumerate(batch.texts)
+            (_what(text), *_announcement(batch, text, n))
+            for n, text in enumerate(batch.texts, start=1)
         ]
         early = next((a for a in announced if a[1] == "els.assign_content"), announced[0])
         self._send(f"{early[0]}, early", early[1], early[2])
@@ -293,7 +299,18 @@ class Play:
         checked = check_ledger(self.conn, ids)
         checked.append(check_slots(self.conn, slots, ids))
         checked += _check_received(events, posted, self._status)
-        return Played(self.messages, client.outcomes(self.conn, sent, 0), events, checked)
+        found = client.outcomes(self.conn, sent, 0)
+        places = [self._slot(message.event) for message in sent]
+        return Played(self.messages, found, places, events, checked)
+
+    def _slot(self, event: Event) -> str | None:
+        """Look up the slot that a content or a rejected file ended in."""
+        row = self.conn.execute(
+            "SELECT essay_id FROM essay_states WHERE batch_id = %s AND (text_storage_id = %s"
+            " OR (validation_error_code IS NOT NULL AND file_upload_id = %s))",
+            [event["batch_id"], event.get("text_storage_id"), event.get("file_upload_id")],
+        ).fetchone()
+        return row["essay_id"] if row else None
 
     def _send(self, what: str, task: str, event: Event) -> None:
         self.messages.append(Message(what, self.sender.send(task, event)))

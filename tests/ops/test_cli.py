@@ -183,9 +183,11 @@ def test_flower_shows_finished_tasks_without_names(service):
         status, body = get(url)
         tasks = json.loads(body).values() if status == 200 else []
         of_batch = [t for t in tasks if batch in t["kwargs"] and t["state"] == "SUCCESS"]
-        return of_batch if {"els.assign_content", "els.register_batch"} <= {
-            t["name"] for t in of_batch
-        } else None
+        return (
+            of_batch
+            if {"els.assign_content", "els.register_batch"} <= {t["name"] for t in of_batch}
+            else None
+        )
 
     tasks = until(finished, what="Flower shows the tasks")
 
