@@ -21,7 +21,8 @@ settings = Settings.from_env()
 
 RESULT_EXPIRES_S = 3600  # only chord keys: results are not stored
 SOFT_SHUTDOWN_S = 3.0  # what running tasks get before their messages are handed back
-RETRIES_AFTER_LOST_WORKER = 5  # then it is the message that kills workers
+DELIVERIES = 5  # of a message whose worker dies each time; then it is the message that kills
+LOST_WORKER_DELAY_S = 1  # before a message whose worker died is delivered again
 
 app = Celery("els", include=["tasks.intake", "tasks.completion"])
 app.conf.update(
@@ -34,7 +35,9 @@ app.conf.update(
     task_acks_late=True,
     task_reject_on_worker_lost=True,
     task_retry_on_worker_lost=True,
-    task_annotations={"*": {"max_retries": RETRIES_AFTER_LOST_WORKER, "default_retry_delay": 1}},
+    task_annotations={
+        "*": {"max_retries": DELIVERIES - 1, "default_retry_delay": LOST_WORKER_DELAY_S}
+    },
     task_ignore_result=True,
     task_always_eager=settings.eager,
     task_eager_propagates=False,  # else the first retry raises instead of running again

@@ -101,7 +101,7 @@ def relay() -> int:
 
 
 def _tried_again(task: AnyTask, step: Callable[[], T]) -> T:
-    """Run a step of the chord; try it again where that can help. Raises what it raised at last."""
+    """Run a step of the chord, again where that can help. The last error is the sweep's to mend."""
     try:
         return step()
     except Exception as error:

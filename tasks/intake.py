@@ -6,12 +6,15 @@ carried out is kept as a dead letter; what may pass is tried again.
 
 import json
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import structlog
-from celery import Task
+from billiard.exceptions import WorkerLostError
+from celery import Task, signals
+from kombu.exceptions import OperationalError
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from core import ledger
@@ -85,6 +88,19 @@ def cancel_batch(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     return carry_out(self, BatchCancelled, stores().lifecycle.cancel_batch, args, kwargs)
 
 
+INTAKE = {
+    task.name
+    for task in (
+        register_batch,
+        assign_content,
+        assign_contents,
+        reject_content,
+        confirm_students,
+        cancel_batch,
+    )
+}
+
+
 def assign_or_split(event: BatchContentsProvisioned, idem: Idempotency) -> Done:
     """Assign an upload of one chunk in place; hand on a larger one as messages of a chunk each.
 
@@ -130,7 +146,7 @@ def carry_out(
     except Refusal as error:
         return park(task, body, error, error.code)
     except Exception as error:
-        if not may_pass(error):
+        if not (may_pass(error) or isinstance(error, OperationalError)):  # the broker's own
             park(task, body, error, "INTERNAL_ERROR")
             raise
         if waited_s(task.request.retries, LONGEST_RETRY) >= settings.retry_for:
@@ -143,17 +159,7 @@ def carry_out(
 
 def park(task: AnyTask, body: object, error: Exception, code: str) -> Value:
     """Keep a message as a dead letter and say so; where even that fails for now, try again."""
-    named = body.get("batch_id") if isinstance(body, Mapping) else None
-    batch_id = named if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", str(named)) else None
-    letter = DeadLetter(
-        task=task.name,
-        task_id=str(task.request.id),
-        batch_id=batch_id,
-        body=_json(body),
-        code=code,
-        message=_told(error),
-        sqlstate=sqlstate(error),
-    )
+    letter = _letter(task, str(task.request.id), body, error, code)
     try:
         with stores().pool.connection() as conn:
             number = ledger.park(conn, letter)
@@ -162,14 +168,41 @@ def park(task: AnyTask, body: object, error: Exception, code: str) -> Value:
             raise
         raise _again(task, unkept) from unkept
     log.error("dead_letter", code=code, dead_letter=number, sqlstate=letter.sqlstate)
-    value = {"outcome": "dead_letter", "batch_id": batch_id, "code": code, "dead_letter": number}
-    return {**value, "message": letter.message}
+    value = {"outcome": "dead_letter", "batch_id": letter.batch_id, "code": code}
+    return {**value, "dead_letter": number, "message": letter.message}
+
+
+@signals.task_failure.connect
+def park_poison(
+    sender: AnyTask, task_id: str, exception: Exception, kwargs: Mapping[str, object], **_: object
+) -> None:
+    """Keep a message that killed its worker at every delivery. Runs in the worker's parent."""
+    if not isinstance(exception, WorkerLostError) or sender.name not in INTAKE:
+        return
+    letter = _letter(sender, task_id, kwargs.get("event", kwargs), exception, "POISON_MESSAGE")
+    assert settings.database_url is not None, "a worker has taken this message"
+    with ledger.connect_once(settings.database_url) as conn:
+        number = ledger.park(conn, letter)
+    log.error("dead_letter", code=letter.code, dead_letter=number, task_id=task_id)
+
+
+def _letter(task: AnyTask, task_id: str, body: object, error: Exception, code: str) -> DeadLetter:
+    named = body.get("batch_id") if isinstance(body, Mapping) else None
+    return DeadLetter(
+        task=task.name,
+        task_id=task_id,
+        batch_id=named if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", str(named)) else None,
+        body=_json(body),
+        code=code,
+        message=_told(error),
+        sqlstate=sqlstate(error),
+    )
 
 
 def _again(task: AnyTask, error: Exception) -> Exception:
     """Send the message anew, to be run after a while; return what is to be raised."""
     wait = wait_s(task.request.retries, LONGEST_RETRY)
-    return task.retry(exc=error, countdown=wait, max_retries=None, throw=False)
+    return task.retry(exc=error, countdown=wait, max_retries=sys.maxsize, throw=False)
 
 
 def _json(body: object) -> str:

@@ -58,3 +58,22 @@ def test_a_full_batch_whose_chord_got_lost_is_announced_by_beat(
     until(lambda: all(e["published_at"] for e in events_of(batch)), what="all is delivered")
 
     assert_invariants(batch)
+
+
+def test_a_message_that_kills_its_worker_at_every_delivery_becomes_a_dead_letter(workers, conn):
+    batch = make.new_batch()
+    workers.start(command="worker --pool prefork --concurrency 1", ELS_CRASHPOINT="claimed")
+    workers.ready(1)
+    event = make.content(batch)
+
+    poison = workers.send("els.assign_content", event)
+    letter = until(
+        lambda: conn.execute(
+            "SELECT * FROM dead_letters WHERE task_id = %s", [poison.id]
+        ).fetchone(),
+        what="the message is parked",
+    )
+    value = workers.send("els.register_batch", make.registration(batch, 1)).get(timeout=30)
+
+    assert (letter["code"], letter["body"]) == ("POISON_MESSAGE", event)
+    assert value["outcome"] == "registered"
