@@ -122,6 +122,14 @@ class Whereabouts:
     excess_reason: ExcessReason | None
 
 
+@dataclass(frozen=True)
+class Placed:
+    """How many slots a statement took, and how many the batch has left."""
+
+    taken: int
+    left: int
+
+
 def connect(url: str, *, size: int = 4) -> "ConnectionPool[Conn]":
     """Make a pool of autocommitting connections; `size` bounds it. It connects when first used."""
     return ConnectionPool(
@@ -236,8 +244,8 @@ def place(
     idem: Idempotency | None,
     outcome: Row,
     routed: bool,
-) -> tuple[int, int] | None:
-    """Put arrivals into the slots named beside them; return slots taken and open slots left.
+) -> Placed | None:
+    """Put arrivals into the slots named beside them.
 
     With a key it is all or nothing: fewer open slots than arrivals raise NotNullViolation, or
     give None where no slot was open. Raises UniqueViolation when the key, or a slot of one of
@@ -262,7 +270,7 @@ def place(
             "outcome": Jsonb(outcome),
         },
     ).fetchone()
-    return (row["slots"], row["available_slots"]) if row else None
+    return Placed(row["slots"], row["available_slots"]) if row else None
 
 
 def record_excess(

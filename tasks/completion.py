@@ -15,7 +15,7 @@ from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from core import outbox
 from core.crash import crashpoint
-from core.lifecycle import Done, Value
+from core.outcomes import Done, Value
 from core.seals import Seal
 from core.sweep import sweep as run_sweep
 from core.transient import may_pass, wait_s

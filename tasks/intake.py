@@ -34,7 +34,8 @@ from core.events import (
     parse,
 )
 from core.ledger import DeadLetter
-from core.lifecycle import CHUNK, Done, Value
+from core.lifecycle import CHUNK
+from core.outcomes import Done, Value
 from core.transient import LONGEST_WAIT, may_pass, sqlstate, wait_s, waited_s
 from tasks.app import app, settings, stores
 from tasks.completion import follow_up

@@ -1,0 +1,220 @@
+"""How a stored text or a rejected file gets its slot.
+
+The hot path is one claim in Redis and one statement in Postgres. What does not simply hold (a
+repeat, a stale or flushed Redis, a batch full, closed or not registered) is settled by Postgres
+alone, in one transaction.
+"""
+
+import time
+from dataclasses import dataclass
+from random import uniform
+
+import structlog
+from psycopg import errors as pg
+from psycopg_pool import ConnectionPool
+
+from core import ledger
+from core.crash import crashpoint
+from core.errors import IdempotencyConflict, SlotsInFlight
+from core.events import Idempotency
+from core.ledger import Arrival, Conn, Placed, Whereabouts
+from core.outcomes import Done, Value, outcome, replayed
+from core.slots import Claim, Slots
+from core.states import ExcessReason
+
+ROUNDS = 4  # looks at a claim that Postgres did not confirm, before the task is retried
+ROUND_WAIT_S = 0.02  # doubled each round: the time that a claim in flight needs to commit
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One message and the arrivals that it announces. `sent` counts those of a bulk message."""
+
+    idem: Idempotency
+    batch_id: str
+    arrivals: list[Arrival]
+    sent: int | None = None
+
+    @property
+    def claimants(self) -> list[str]:
+        """Who claims a slot."""
+        return [arrival.claimant for arrival in self.arrivals]
+
+    def value(self, place: Whereabouts | None) -> Value:
+        """Tell the sender where its arrival is; None: parked. A bulk message is just accepted."""
+        if self.sent is not None:
+            return outcome("accepted", self.batch_id, contents=self.sent)
+        if place is None:
+            return outcome("pending", self.batch_id)
+        if place.essay_id is not None:
+            failed = self.arrivals[0].validation_error_code is not None
+            name = "failed_slot" if failed else "assigned"
+            return outcome(name, self.batch_id, essay_id=place.essay_id)
+        no_slot = place.excess_reason is ExcessReason.NO_AVAILABLE_SLOT
+        return outcome("excess" if no_slot else "closed", self.batch_id)
+
+
+class StaleSlots(Exception):
+    """What Redis said of this batch's slots is not so in Postgres: reseed and look again."""
+
+
+class Arrivals:
+    """Gives arrivals their slots, on one Postgres and one Redis."""
+
+    def __init__(self, pool: "ConnectionPool[Conn]", slots: Slots, *, slot_events: bool) -> None:
+        self.pool = pool
+        self.slots = slots
+        self.slot_events = slot_events
+
+    def take(self, delivery: Delivery) -> Done:
+        """Give every arrival of a message its slot, or say where it is instead.
+
+        Raises IdempotencyConflict; SlotsInFlight (retry) when slots are open but others are
+        claiming them just now.
+        """
+        claims = self.slots.claim(delivery.batch_id, delivery.claimants)
+        crashpoint("claimed")
+        if claims and all(claim.essay_id for claim in claims):
+            value = delivery.value(Whereabouts(claims[0].essay_id, None))
+            if placed := self._place_with_key(delivery, claims, value):
+                return Done(value, full=placed.left == 0, posted=self.slot_events)
+        return self._settle(delivery, claims or [])
+
+    def _place_with_key(
+        self, delivery: Delivery, claims: list[Claim], value: Value
+    ) -> Placed | None:
+        """Place all arrivals in one statement.
+
+        None: not every claim held, or the event or a content was here before.
+        """
+        pairs = _pairs(delivery.arrivals, claims)
+        with self.pool.connection() as conn:
+            try:
+                return ledger.place(
+                    conn,
+                    delivery.batch_id,
+                    pairs,
+                    idem=delivery.idem,
+                    outcome=value,
+                    routed=self.slot_events,
+                )
+            except (pg.UniqueViolation, pg.NotNullViolation):
+                return None
+
+    def _settle(self, delivery: Delivery, claims: list[Claim]) -> Done:
+        """Look closer until Postgres has decided; then give back what was claimed in vain."""
+        for round_ in range(ROUNDS):
+            try:
+                with ledger.transaction(self.pool) as conn:
+                    done, places = self._decide(conn, delivery, claims)
+            except (StaleSlots, pg.UniqueViolation):
+                time.sleep(uniform(0, ROUND_WAIT_S * 2**round_) if round_ else 0)
+                claims = self._claim_anew(delivery, claims)
+            except IdempotencyConflict:
+                self._give_back(delivery.batch_id, claims, {})
+                raise
+            else:
+                self._give_back(delivery.batch_id, claims, places)
+                return done
+        self._give_back(delivery.batch_id, claims, {})
+        raise SlotsInFlight(
+            f"batch {delivery.batch_id} has open slots, but others are claiming them; try again"
+        )
+
+    def _decide(
+        self, conn: Conn, delivery: Delivery, claims: list[Claim]
+    ) -> tuple[Done, dict[str, Whereabouts]]:
+        """Place, park or record every arrival and write the key; also return where each is.
+
+        Raises StaleSlots where that needs another claim, and UniqueViolation where another
+        delivery was faster.
+        """
+        batch_id = delivery.batch_id
+        if done := replayed(conn, delivery.idem):
+            return done, {}
+        tracker = ledger.tracker(conn, batch_id)
+        if tracker is None:
+            return self._park(conn, delivery), {}
+        places = ledger.whereabouts(conn, batch_id, delivery.arrivals)
+        rest = [a for a in delivery.arrivals if a.claimant not in places]
+        claimed = _pairs(rest, claims) if tracker.available_slots > 0 else []
+        left = self._place(conn, batch_id, claimed) if claimed else tracker.available_slots
+        places |= {a.claimant: Whereabouts(essay_id, None) for a, essay_id in claimed}
+        homeless = [a for a in rest if a.claimant not in places]
+        if homeless:
+            reason = tracker.excess_reason
+            if not ledger.record_excess(conn, batch_id, homeless, reason):
+                raise StaleSlots
+            places |= {a.claimant: Whereabouts(None, reason) for a in homeless}
+        value = delivery.value(places[delivery.arrivals[0].claimant])
+        ledger.write_key(conn, delivery.idem, batch_id, value)
+        full = left == 0 if claimed else tracker.full and not rest  # a repeat completes again
+        posted = bool(homeless) or self.slot_events
+        return Done(value, full, posted), places
+
+    def _place(self, conn: Conn, batch_id: str, pairs: list[tuple[Arrival, str]]) -> int:
+        """Place arrivals without a key; return the open slots left. Raises StaleSlots."""
+        placed = ledger.place(conn, batch_id, pairs, idem=None, outcome={}, routed=self.slot_events)
+        if placed is None or placed.taken < len(pairs):
+            raise StaleSlots
+        return placed.left
+
+    def _park(self, conn: Conn, delivery: Delivery) -> Done:
+        """Keep arrivals until their batch is registered. Raises StaleSlots if it is by now.
+
+        The lock is shared with other arrivals and excludes a registration, so that none falls
+        between "not registered" and "what waited has been taken".
+        """
+        ledger.share_registration_lock(conn, delivery.batch_id)
+        if ledger.tracker(conn, delivery.batch_id):
+            raise StaleSlots
+        ledger.park_pending(conn, delivery.batch_id, delivery.arrivals)
+        value = delivery.value(None)
+        ledger.write_key(conn, delivery.idem, delivery.batch_id, value)
+        return Done(value)
+
+    def _claim_anew(self, delivery: Delivery, claims: list[Claim]) -> list[Claim]:
+        """Rebuild the batch's free slots from Postgres; claim for those that have no place yet."""
+        batch_id = delivery.batch_id
+        with self.pool.connection() as conn:
+            open_slots = ledger.open_slots(conn, batch_id)
+            places = ledger.whereabouts(conn, batch_id, delivery.arrivals)
+        is_open = set(open_slots)
+        wrong = [
+            claim
+            for claim in claims
+            if not _holds(claim, places)
+            and (claim.claimant in places or claim.essay_id not in is_open)
+        ]
+        self.slots.release(batch_id, wrong, still_open=False)
+        seeded = self.slots.seed(batch_id, open_slots)
+        log.warning("slots_reseeded", batch_id=batch_id, open=len(open_slots), seeded=seeded)
+        rest = [claimant for claimant in delivery.claimants if claimant not in places]
+        return (self.slots.claim(batch_id, rest) if rest else None) or []
+
+    def _give_back(
+        self, batch_id: str, claims: list[Claim], places: dict[str, Whereabouts]
+    ) -> None:
+        """Take back the claims that were made just now and led to nothing."""
+        spare = [claim for claim in claims if claim.new and not _holds(claim, places)]
+        if not spare:
+            return
+        with self.pool.connection() as conn:
+            is_open = set(ledger.open_slots(conn, batch_id))
+        for still_open in (True, False):
+            back = [claim for claim in spare if (claim.essay_id in is_open) is still_open]
+            self.slots.release(batch_id, back, still_open=still_open)
+
+
+def _pairs(arrivals: list[Arrival], claims: list[Claim]) -> list[tuple[Arrival, str]]:
+    """Put each arrival beside the slot that it claimed; those without one are left out."""
+    slot_of = {claim.claimant: claim.essay_id for claim in claims if claim.essay_id}
+    return [(a, slot_of[a.claimant]) for a in arrivals if a.claimant in slot_of]
+
+
+def _holds(claim: Claim, places: dict[str, Whereabouts]) -> bool:
+    """Tell whether the claimed slot is the one that the claimant has."""
+    place = places.get(claim.claimant)
+    return place is not None and place.essay_id == claim.essay_id
