@@ -144,9 +144,7 @@ class Arrivals:
         places |= {a.claimant: Whereabouts(essay_id, None) for a, essay_id in claimed}
         homeless = [a for a in rest if a.claimant not in places]
         if homeless:
-            reason = tracker.excess_reason
-            if not ledger.record_excess(conn, batch_id, homeless, reason):
-                raise StaleSlots
+            reason = self._record_excess(conn, batch_id, homeless)
             places |= {a.claimant: Whereabouts(None, reason) for a in homeless}
         value = delivery.value(places[delivery.arrivals[0].claimant])
         ledger.write_key(conn, delivery.idem, batch_id, value)
@@ -160,6 +158,19 @@ class Arrivals:
         if placed is None or placed.taken < len(pairs):
             raise StaleSlots
         return placed.left
+
+    def _record_excess(self, conn: Conn, batch_id: str, homeless: list[Arrival]) -> ExcessReason:
+        """Write arrivals down as excess; return the reason. Raises StaleSlots.
+
+        Under the lock of the tracker, which every placing takes, look once more: another delivery
+        of one of them may have taken the last slot since.
+        """
+        tracker = ledger.tracker(conn, batch_id, lock=True)
+        if tracker is None or ledger.whereabouts(conn, batch_id, homeless):
+            raise StaleSlots
+        if not ledger.record_excess(conn, batch_id, homeless, tracker.excess_reason):
+            raise StaleSlots
+        return tracker.excess_reason
 
     def _park(self, conn: Conn, delivery: Delivery) -> Done:
         """Keep arrivals until their batch is registered. Raises StaleSlots if it is by now.

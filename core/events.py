@@ -17,9 +17,11 @@ from pydantic import (
     AfterValidator,
     AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     JsonValue,
+    Strict,
     ValidationError,
     model_validator,
 )
@@ -33,6 +35,7 @@ EVENT_LIMIT = 512 * KIB  # an outgoing event over this carries `essays_ref`
 BIGINT_MAX = 2**63 - 1
 SOURCE = "urn:essay-lifecycle-service"
 EVENT_IDS = UUID("6f1d5c1e-6b4c-5f0a-9d51-0c6f5a3f7f5e")  # namespace of the outgoing event ids
+RFC3339 = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}")
 NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # Postgres stores no NUL in text or jsonb
 
 
@@ -43,7 +46,17 @@ def _utc(moment: datetime) -> datetime:
 
 
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
-Timestamp = Annotated[AwareDatetime, AfterValidator(_utc)]
+
+
+def _rfc3339(value: object) -> object:
+    if not isinstance(value, str) or not RFC3339.match(value):  # digits would be read as seconds
+        raise ValueError("must be an RFC 3339 timestamp, such as 2026-01-31T08:00:00Z")
+    return value
+
+
+Timestamp = Annotated[
+    AwareDatetime, Strict(False), BeforeValidator(_rfc3339), AfterValidator(_utc)  # of its text
+]
 FileName = Annotated[str, Field(min_length=1, max_length=1024)]
 FileSize = Annotated[int, Field(ge=0, le=BIGINT_MAX)]
 JsonObject = dict[str, JsonValue]
@@ -70,7 +83,7 @@ class Event(Wire):
     event_id: UUID
     correlation_id: UUID
     timestamp: Timestamp
-    schema_version: Literal[1]
+    schema_version: Annotated[int, Field(ge=1, le=1)]  # a literal would take `true`
     batch_id: Identifier
 
 

@@ -145,7 +145,7 @@ class Lifecycle:
         """Cut the slots of a batch into ranges of at most `RANGE`: from, up to (None: the end)."""
         with self.pool.connection() as conn:
             starts = ledger.range_starts(conn, batch_id, RANGE)
-        return list(zip(starts, [*starts[1:], None], strict=True))
+        return list(zip(starts, [*starts[1:], None], strict=False))
 
     def seal_slots(self, batch_id: str, low: str, high: str | None) -> Seal:
         """Check that each slot of a range is accounted for, and digest what they hold."""
@@ -181,7 +181,7 @@ class Lifecycle:
             ledger.post(conn, batch_id, told.events)
             crashpoint("announcing")
         crashpoint("announced")
-        self.slots.expire(batch_id)
+        self.slots.close(batch_id)
         log.info(
             "announced",
             batch_id=batch_id,
@@ -250,7 +250,7 @@ class Lifecycle:
     def cancel_batch(self, event: BatchCancelled, idem: Idempotency) -> Done:
         """Close a batch before it is ready. Raises UnknownBatch, WrongBatchState."""
         done = unless_overtaken(lambda: self._cancel(event, idem))
-        self.slots.expire(event.batch_id)
+        self.slots.close(event.batch_id)
         return done
 
     def _cancel(self, event: BatchCancelled, idem: Idempotency) -> Done:

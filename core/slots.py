@@ -85,10 +85,12 @@ class Slots:
         """Return claimant to essay id, as Redis remembers it."""
         return cast("dict[str, str]", self.client.hgetall(_keys(batch_id)[1]))
 
-    def expire(self, batch_id: str) -> None:
-        """Let the keys of a closed batch run out."""
+    def close(self, batch_id: str) -> None:
+        """Offer no slot of a closed batch any more, and let its keys run out."""
+        free, *others = _keys(batch_id)
         with self.client.pipeline(transaction=False) as pipe:
-            for key in _keys(batch_id):
+            pipe.delete(free)
+            for key in others:
                 pipe.expire(key, CLOSED_TTL)
             pipe.execute()
 

@@ -5,6 +5,7 @@ or get lost: the first does nothing, the last is found by the sweep.
 """
 
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import structlog
@@ -18,11 +19,15 @@ from core.crash import crashpoint
 from core.outcomes import Done, Value
 from core.seals import Seal
 from core.sweep import sweep as run_sweep
-from core.transient import may_pass, wait_s
-from tasks.app import app, send_event, stores
+from core.transient import LONGEST_WAIT, may_pass, wait_s
+from tasks.app import app, send_event, settings, stores
 
 AnyTask = Task[Any, Any]  # Any: as celery-types has it
 T = TypeVar("T")
+
+# A message waits unacknowledged for its retry, so it must be back before it is redelivered.
+LONGEST_RETRY = min(LONGEST_WAIT, timedelta(seconds=settings.visibility_timeout / 4))
+
 log = structlog.get_logger(__name__)
 
 
@@ -100,6 +105,16 @@ def relay() -> int:
     return outbox.relay_all(stores().pool, send_event)
 
 
+def again(task: AnyTask, error: Exception, max_retries: int | None = None) -> Exception:
+    """Send a task's message anew, to be run after a while; return what is to be raised.
+
+    `max_retries` None: as many as a message may kill workers.
+    """
+    stores().pool.check()  # a server that ended one connection has often ended them all
+    wait = wait_s(task.request.retries, LONGEST_RETRY)
+    return task.retry(exc=error, countdown=wait, max_retries=max_retries, throw=False)
+
+
 def _tried_again(task: AnyTask, step: Callable[[], T]) -> T:
     """Run a step of the chord, again where that can help. The last error is the sweep's to mend."""
     try:
@@ -107,4 +122,4 @@ def _tried_again(task: AnyTask, step: Callable[[], T]) -> T:
     except Exception as error:
         if not may_pass(error):
             raise
-        raise task.retry(exc=error, countdown=wait_s(task.request.retries)) from error
+        raise again(task, error) from error

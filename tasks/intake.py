@@ -8,7 +8,6 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import structlog
@@ -36,17 +35,14 @@ from core.events import (
 from core.ledger import DeadLetter
 from core.lifecycle import CHUNK
 from core.outcomes import Done, Value
-from core.transient import LONGEST_WAIT, may_pass, sqlstate, wait_s, waited_s
+from core.transient import may_pass, sqlstate, waited_s
 from tasks.app import app, settings, stores
-from tasks.completion import follow_up
+from tasks.completion import LONGEST_RETRY, again, follow_up
 
 E = TypeVar("E", bound=Event)
 Step = Callable[[E, Idempotency], Done]
 AnyTask = Task[Any, Any]  # Any: as celery-types has it
 log = structlog.get_logger(__name__)
-
-# A message waits unacknowledged for its retry, so it must be back before it is redelivered.
-LONGEST_RETRY = min(LONGEST_WAIT, timedelta(seconds=settings.visibility_timeout / 4))
 
 
 @app.task(bind=True, name="els.register_batch", typing=False)
@@ -137,10 +133,10 @@ def carry_out(
     """
     clear_contextvars()
     bind_contextvars(task=task.name, task_id=task.request.id)
-    raw = kwargs["event"] if not args and kwargs.keys() == {"event"} else None
-    body = {"args": args, "kwargs": kwargs} if raw is None else raw
+    one_event = not args and kwargs.keys() == {"event"}
+    body = kwargs["event"] if one_event else {"args": args, "kwargs": kwargs}
     try:
-        event, idem = parse(model, task.name, raw, limit)
+        event, idem = parse(model, task.name, body if one_event else None, limit)
         bind_contextvars(batch_id=event.batch_id, correlation_id=str(event.correlation_id))
         done = step(event, idem)
         follow_up(done, event.batch_id)
@@ -153,7 +149,7 @@ def carry_out(
         if waited_s(task.request.retries, LONGEST_RETRY) >= settings.retry_for:
             return park(task, body, error, "RETRIES_EXHAUSTED")
         log.warning("retried", error=_told(error), sqlstate=sqlstate(error))
-        raise _again(task, error) from error
+        raise again(task, error, sys.maxsize) from error
     log.info(done.value["outcome"], **{k: v for k, v in done.value.items() if k == "essay_id"})
     return done.value
 
@@ -167,7 +163,7 @@ def park(task: AnyTask, body: object, error: Exception, code: str) -> Value:
     except Exception as unkept:
         if not may_pass(unkept):
             raise
-        raise _again(task, unkept) from unkept
+        raise again(task, unkept, sys.maxsize) from unkept
     log.error("dead_letter", code=code, dead_letter=number, sqlstate=letter.sqlstate)
     value = {"outcome": "dead_letter", "batch_id": letter.batch_id, "code": code}
     return {**value, "dead_letter": number, "message": letter.message}
@@ -198,12 +194,6 @@ def _letter(task: AnyTask, task_id: str, body: object, error: Exception, code: s
         message=_told(error),
         sqlstate=sqlstate(error),
     )
-
-
-def _again(task: AnyTask, error: Exception) -> Exception:
-    """Send the message anew, to be run after a while; return what is to be raised."""
-    wait = wait_s(task.request.retries, LONGEST_RETRY)
-    return task.retry(exc=error, countdown=wait, max_retries=sys.maxsize, throw=False)
 
 
 def _json(body: object) -> str:
