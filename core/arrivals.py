@@ -213,10 +213,13 @@ class Arrivals:
         if not spare:
             return
         with self.pool.connection() as conn:
-            is_open = set(ledger.open_slots(conn, batch_id))
-        for still_open in (True, False):
-            back = [claim for claim in spare if (claim.essay_id in is_open) is still_open]
-            self.slots.release(batch_id, back, still_open=still_open)
+            open_slots = ledger.open_slots(conn, batch_id)
+        is_open = set(open_slots)
+        back = [claim for claim in spare if claim.essay_id in is_open]
+        self.slots.release(batch_id, back, still_open=True)
+        if stale := [claim for claim in spare if claim.essay_id not in is_open]:
+            self.slots.release(batch_id, stale, still_open=False)
+            self.slots.seed(batch_id, open_slots)
 
 
 def _pairs(arrivals: list[Arrival], claims: list[Claim]) -> list[tuple[Arrival, str]]:

@@ -444,8 +444,8 @@ def full_not_announced(conn: Conn, limit: int) -> list[str]:
     """List batches whose slots are all accounted for and that nobody announced, oldest first."""
     rows = conn.execute(
         "SELECT batch_id FROM batch_essay_trackers"
-        " WHERE available_slots = 0 AND completed_at IS NULL AND closed_at IS NULL"
-        " ORDER BY registered_at LIMIT %s",
+        " WHERE full_at IS NOT NULL AND completed_at IS NULL AND closed_at IS NULL"
+        " ORDER BY full_at LIMIT %s",
         [limit],
     )
     return [row["batch_id"] for row in rows]

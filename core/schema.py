@@ -83,6 +83,7 @@ batch_essay_trackers = Table(
     Column("on_deadline", Text, nullable=False),
     _moment("registered_at"),
     Column("deadline_at", Moment, nullable=False),
+    Column("full_at", Moment),  # no index reads the counter itself: its updates stay heap-only
     Column("completed_at", Moment),
     Column("ready_at", Moment),
     Column("closed_at", Moment),
@@ -94,6 +95,11 @@ batch_essay_trackers = Table(
     _one_of("on_deadline", OnDeadline),
     CheckConstraint("expected_count > 0", name="expected_count"),
     CheckConstraint("available_slots BETWEEN 0 AND expected_count", name="available_slots"),
+    CheckConstraint(
+        "CASE WHEN available_slots > 0 THEN full_at IS NULL"
+        " ELSE full_at IS NOT NULL OR closed_at IS NOT NULL END",
+        name="full_at",
+    ),
     CheckConstraint("completed_at IS NULL OR available_slots = 0", name="complete_is_full"),
     CheckConstraint(
         "(status = 'ready_for_pipeline_execution') = (ready_at IS NOT NULL)", name="ready_at"
@@ -105,10 +111,22 @@ batch_essay_trackers = Table(
     ),
     Index(
         "ix_batch_essay_trackers_full_not_announced",
-        "registered_at",
-        postgresql_where=text("available_slots = 0 AND completed_at IS NULL AND closed_at IS NULL"),
+        "full_at",
+        postgresql_where=text("full_at IS NOT NULL AND completed_at IS NULL AND closed_at IS NULL"),
     ),
     Index("ix_batch_essay_trackers_status_registered_at", "status", "registered_at"),
+    Index(
+        "ix_batch_essay_trackers_open_deadline",
+        "deadline_at",
+        postgresql_where=text(
+            "status IN ('awaiting_content_validation', 'awaiting_student_validation')"
+        ),
+    ),
+    Index(
+        "ix_batch_essay_trackers_open_batch_id",
+        "batch_id",
+        postgresql_where=text("status = 'awaiting_content_validation'"),
+    ),
     # Room in the page for the counter's new versions, so that its updates stay heap-only.
     postgresql_with={"fillfactor": "50"},
 )
@@ -160,6 +178,7 @@ batch_pending_content = Table(
     *[c for c in _arrival_columns() if getattr(c, "name", None) != "file_upload_id"],
     _moment("received_at"),
     _one_of("kind", ArrivalKind),
+    Index(None, "received_at"),
     Index(
         "uq_batch_pending_content_content",
         "batch_id",
@@ -236,6 +255,11 @@ event_outbox = Table(
     Index("uq_event_outbox_once", "batch_id", "type", "generation", unique=True),
     Index("uq_event_outbox_order", "batch_id", "sequence", unique=True),
     Index(
+        "ix_event_outbox_waiting_since",
+        "created_at",
+        postgresql_where=text("published_at IS NULL"),
+    ),
+    Index(
         "ix_event_outbox_unpublished",
         "batch_id",
         "sequence",
@@ -258,7 +282,24 @@ dead_letters = Table(
     Column("deliveries", Integer, nullable=False, server_default="1"),
     _moment("parked_at"),
     Column("replayed_at", Moment),
+    Column("discarded_at", Moment),
     # A redelivered message counts up instead of writing a second row.
     Index("uq_dead_letters_task_id", "task_id", unique=True),
+    Index(None, "batch_id"),
+    Index(
+        "ix_dead_letters_waiting",
+        "parked_at",
+        postgresql_where=text("replayed_at IS NULL AND discarded_at IS NULL"),
+    ),
+)
+
+# What the sweep mended: for the timeline of a batch, and counted for the metrics.
+repairs = Table(
+    "repairs",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("batch_id", Identifier, nullable=False),
+    Column("rule", Text, nullable=False),
+    _moment("repaired_at"),
     Index(None, "batch_id"),
 )

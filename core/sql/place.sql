@@ -33,6 +33,7 @@ WITH arrival AS MATERIALIZED (
 ), tracker AS (
     UPDATE batch_essay_trackers t
     SET available_slots = t.available_slots - taken.slots,
+        full_at = CASE WHEN t.available_slots = taken.slots THEN now() END,
         event_sequence = t.event_sequence + taken.events
     FROM (SELECT count(*)::int AS slots, count(event_id)::int AS events FROM slot) taken
     WHERE t.batch_id = %(batch_id)s AND taken.slots > 0

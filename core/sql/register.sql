@@ -9,13 +9,16 @@ WITH waiting AS (
 ), tracker AS (
     INSERT INTO batch_essay_trackers (
         batch_id, status, class_id, org_id, user_id, course_code, correlation_id, expected_count,
-        available_slots, essay_ids_sha256, student_prompt_ref, metadata, on_deadline, deadline_at
+        available_slots, essay_ids_sha256, student_prompt_ref, metadata, on_deadline, deadline_at,
+        full_at
     )
     SELECT %(batch_id)s, 'awaiting_content_validation', %(class_id)s, %(org_id)s, %(user_id)s,
            %(course_code)s, %(correlation_id)s, cardinality(%(essay_ids)s::text[]),
            greatest(cardinality(%(essay_ids)s::text[]) - (SELECT count(*) FROM ranked), 0),
            %(essay_ids_sha256)s, %(student_prompt_ref)s::jsonb, %(metadata)s::jsonb,
-           %(on_deadline)s, now() + make_interval(secs => %(deadline_s)s)
+           %(on_deadline)s, now() + make_interval(secs => %(deadline_s)s),
+           CASE WHEN (SELECT count(*) FROM ranked) >= cardinality(%(essay_ids)s::text[])
+                THEN now() END
     RETURNING available_slots
 ), slot AS (
     INSERT INTO essay_states (
