@@ -17,7 +17,7 @@ from psycopg.types.json import Jsonb
 from psycopg_pool import ConnectionPool
 
 from core.events import Idempotency, Outgoing, outgoing_id
-from core.states import CLOSED, BatchStatus, ClassType, EssayStatus, ExcessReason
+from core.states import CLOSED, BatchStatus, ClassType, EssayStatus, ExcessReason, OnDeadline
 
 Conn = Connection[DictRow]
 Row = Mapping[str, Any]  # Any: a value as Postgres has it
@@ -102,6 +102,15 @@ class Tracker:
     def excess_reason(self) -> ExcessReason:
         """Why an arrival without a slot gets none."""
         return CLOSED.get(self.status, ExcessReason.NO_AVAILABLE_SLOT)
+
+
+@dataclass(frozen=True)
+class Overdue:
+    """A batch whose deadline has passed, what it wants then, and how long it has waited."""
+
+    tracker: Tracker
+    on_deadline: OnDeadline
+    waited_s: float
 
 
 @dataclass(frozen=True)
@@ -397,7 +406,10 @@ def set_completed(
     conn.execute(
         "UPDATE batch_essay_trackers SET status = %(status)s, provisioned_count = %(count)s,"
         " manifest_sha256 = %(manifest)s,"
-        " ready_at = CASE WHEN %(status)s = 'ready_for_pipeline_execution' THEN now() END"
+        " ready_at = CASE WHEN %(status)s = 'ready_for_pipeline_execution' THEN now() END,"
+        # A teacher gets as long for the students as the contents had.
+        " deadline_at = CASE WHEN %(status)s = 'awaiting_student_validation'"
+        " THEN now() + (deadline_at - registered_at) ELSE deadline_at END"
         " WHERE batch_id = %(batch_id)s",
         {"batch_id": batch_id, "status": status, "count": provisioned_count, "manifest": manifest},
     )
@@ -440,15 +452,96 @@ def students(conn: Conn, batch_id: str) -> dict[str, str | None]:
     return {row["essay_id"]: row["student_id"] for row in rows}
 
 
-def full_not_announced(conn: Conn, limit: int) -> list[str]:
-    """List batches whose slots are all accounted for and that nobody announced, oldest first."""
+# --- what the sweep needs ------------------------------------------------------------------------
+
+
+def try_sweep_lock(conn: Conn) -> bool:
+    """Take the lock of the sweep for this session; False when another one has it."""
+    row = conn.execute("SELECT pg_try_advisory_lock(hashtextextended('sweep', 0)) AS ours")
+    return bool((row.fetchone() or {})["ours"])
+
+
+def free_sweep_lock(conn: Conn) -> None:
+    """Give the lock of the sweep back."""
+    conn.execute("SELECT pg_advisory_unlock(hashtextextended('sweep', 0))")
+
+
+def open_batches(
+    conn: Conn, batch_id: str | None, after: str | None, limit: int
+) -> list[tuple[str, int]]:
+    """Page through batches that await contents, by id: each with its count of open slots."""
     rows = conn.execute(
-        "SELECT batch_id FROM batch_essay_trackers"
-        " WHERE full_at IS NOT NULL AND completed_at IS NULL AND closed_at IS NULL"
-        " ORDER BY full_at LIMIT %s",
-        [limit],
+        "SELECT batch_id, available_slots FROM batch_essay_trackers"
+        " WHERE status = 'awaiting_content_validation' AND batch_id > %(after)s"
+        " AND (%(batch_id)s::text IS NULL OR batch_id = %(batch_id)s)"
+        " ORDER BY batch_id LIMIT %(limit)s",
+        {"batch_id": batch_id, "after": after or "", "limit": limit},
     )
-    return [row["batch_id"] for row in rows]
+    return [(row["batch_id"], row["available_slots"]) for row in rows]
+
+
+def note_repair(conn: Conn, batch_id: str, rule: str) -> None:
+    """Write down that the sweep mended something."""
+    conn.execute("INSERT INTO repairs (batch_id, rule) VALUES (%s, %s)", [batch_id, rule])
+
+
+def pending(conn: Conn, batch_id: str) -> list[tuple[int, Arrival]]:
+    """Read what waits for a batch, in its order: the row's id and the arrival."""
+    rows = conn.execute(
+        "SELECT id, essay_file_id AS file_upload_id, original_file_name, text_storage_id,"
+        " raw_file_storage_id, file_size_bytes, content_md5_hash, validation_error_code,"
+        " validation_error_detail FROM batch_pending_content WHERE batch_id = %s"
+        " ORDER BY received_at, id",
+        [batch_id],
+    )
+    return [(row.pop("id"), Arrival(**row)) for row in rows]
+
+
+def unpark(conn: Conn, row_id: int) -> None:
+    """Drop what waited, once it has a place."""
+    conn.execute("DELETE FROM batch_pending_content WHERE id = %s", [row_id])
+
+
+def overdue(conn: Conn, batch_id: str) -> Overdue | None:
+    """Lock and read a batch whose deadline has passed, in the database's clock; else None."""
+    row = conn.execute(
+        "SELECT on_deadline, extract(epoch FROM now() - registered_at)::float8 AS waited_s"
+        " FROM batch_essay_trackers WHERE batch_id = %s AND deadline_at <= now()"
+        " AND (status = 'awaiting_student_validation'"
+        " OR status = 'awaiting_content_validation' AND full_at IS NULL) FOR UPDATE",
+        [batch_id],
+    ).fetchone()
+    found = tracker(conn, batch_id) if row else None
+    if row is None or found is None:
+        return None
+    return Overdue(found, OnDeadline(row["on_deadline"]), row["waited_s"])
+
+
+def fail_open_slots(conn: Conn, batch_id: str) -> list[str]:
+    """Mark the slots that nothing came for as failed; return their essay ids, in order."""
+    rows = conn.execute(
+        "UPDATE essay_states SET current_status = 'content_ingestion_failed'"
+        " WHERE batch_id = %s AND current_status = 'awaiting_content' RETURNING essay_id",
+        [batch_id],
+    )
+    return sorted(row["essay_id"] for row in rows)
+
+
+def time_out(conn: Conn, batch_id: str) -> None:
+    """Close a batch whose deadline has passed."""
+    conn.execute(
+        "UPDATE batch_essay_trackers SET status = 'timed_out', available_slots = 0,"
+        " closed_at = now(), closed_reason = 'deadline' WHERE batch_id = %s",
+        [batch_id],
+    )
+
+
+def fill_up(conn: Conn, batch_id: str) -> None:
+    """Count the slots that were failed at the deadline as accounted for."""
+    conn.execute(
+        "UPDATE batch_essay_trackers SET available_slots = 0, full_at = now() WHERE batch_id = %s",
+        [batch_id],
+    )
 
 
 # --- outbox ------------------------------------------------------------------------------------
@@ -539,9 +632,11 @@ def mark_unpublished(conn: Conn, event_id: UUID, error: str) -> None:
 
 
 def batches_with_unpublished(conn: Conn, limit: int) -> list[str]:
-    """List batches that have undelivered events."""
+    """List batches that have undelivered events; a batch whose events fail comes last."""
     rows = conn.execute(
-        "SELECT DISTINCT batch_id FROM event_outbox WHERE published_at IS NULL LIMIT %s", [limit]
+        "SELECT batch_id FROM event_outbox WHERE published_at IS NULL"
+        " GROUP BY batch_id ORDER BY max(attempts), min(created_at) LIMIT %s",
+        [limit],
     )
     return [row["batch_id"] for row in rows]
 
@@ -584,6 +679,105 @@ def park(conn: Conn, letter: DeadLetter) -> int:
 def statuses(conn: Conn, batch_id: str | None, limit: int) -> list[DictRow]:
     """Read batches as `els status` shows them, newest first; those only waited for included."""
     return conn.execute(_sql("statuses"), {"batch_id": batch_id, "limit": limit}).fetchall()
+
+
+def facts(conn: Conn, batch_id: str) -> Row:
+    """Read the accounts of one batch; empty when it is not registered."""
+    return conn.execute(_sql("facts"), {"batch_id": batch_id}).fetchone() or {}
+
+
+def timeline(conn: Conn, batch_id: str) -> list[DictRow]:
+    """Read what happened to a batch, in order."""
+    return conn.execute(_sql("timeline"), {"batch_id": batch_id}).fetchall()
+
+
+def letters(
+    conn: Conn, *, batch_id: str | None, task: str | None, every: bool, limit: int
+) -> list[DictRow]:
+    """List dead letters without their bodies, newest first; `every`: handled ones as well."""
+    return conn.execute(
+        "SELECT id, task, batch_id, code, sqlstate, message, deliveries, parked_at, replayed_at,"
+        " discarded_at FROM dead_letters"
+        " WHERE (%(batch_id)s::text IS NULL OR batch_id = %(batch_id)s)"
+        " AND (%(task)s::text IS NULL OR task = %(task)s)"
+        " AND (%(every)s OR replayed_at IS NULL AND discarded_at IS NULL)"
+        " ORDER BY id DESC LIMIT %(limit)s",
+        {"batch_id": batch_id, "task": task, "every": every, "limit": limit},
+    ).fetchall()
+
+
+def letter(conn: Conn, number: int) -> DictRow | None:
+    """Read a dead letter, whole."""
+    return conn.execute("SELECT * FROM dead_letters WHERE id = %s", [number]).fetchone()
+
+
+def mark_replayed(conn: Conn, number: int) -> None:
+    """Note that a dead letter was sent again."""
+    conn.execute("UPDATE dead_letters SET replayed_at = now() WHERE id = %s", [number])
+
+
+def mark_discarded(conn: Conn, number: int) -> None:
+    """Note that a dead letter needs nothing any more; it is kept until its batch is purged."""
+    conn.execute("UPDATE dead_letters SET discarded_at = now() WHERE id = %s", [number])
+
+
+def undelivered(conn: Conn, limit: int) -> list[DictRow]:
+    """List events that wait for delivery, the oldest first."""
+    return conn.execute(
+        "SELECT id, batch_id, type, sequence, created_at, attempts, last_error FROM event_outbox"
+        " WHERE published_at IS NULL ORDER BY created_at LIMIT %s",
+        [limit],
+    ).fetchall()
+
+
+def republish(conn: Conn, since: datetime, batch_id: str | None) -> int:
+    """Have delivered events delivered again, from a moment on; return how many."""
+    return conn.execute(
+        "UPDATE event_outbox SET published_at = NULL"
+        " WHERE published_at IS NOT NULL AND created_at >= %(since)s"
+        " AND (%(batch_id)s::text IS NULL OR batch_id = %(batch_id)s)",
+        {"since": since, "batch_id": batch_id},
+    ).rowcount
+
+
+def purgeable(conn: Conn, days: float, limit: int) -> list[str]:
+    """List batches that ended so long ago, without an undelivered event or a waiting letter."""
+    rows = conn.execute(
+        """
+        SELECT t.batch_id FROM batch_essay_trackers t
+        WHERE t.status NOT IN ('awaiting_content_validation', 'awaiting_student_validation')
+          AND greatest(t.completed_at, t.ready_at, t.closed_at)
+              < now() - make_interval(secs => %s * 86400)
+          AND NOT EXISTS (SELECT FROM event_outbox o
+                          WHERE o.batch_id = t.batch_id AND o.published_at IS NULL)
+          AND NOT EXISTS (SELECT FROM dead_letters d WHERE d.batch_id = t.batch_id
+                          AND d.replayed_at IS NULL AND d.discarded_at IS NULL)
+        LIMIT %s
+        """,
+        [days, limit],
+    )
+    return [row["batch_id"] for row in rows]
+
+
+def purge(conn: Conn, batch_id: str) -> None:
+    """Delete a batch with all that belongs to it."""
+    conn.execute("DELETE FROM idempotency_keys WHERE batch_id = %s", [batch_id])
+    conn.execute("DELETE FROM repairs WHERE batch_id = %s", [batch_id])
+    conn.execute("DELETE FROM dead_letters WHERE batch_id = %s", [batch_id])
+    conn.execute("DELETE FROM batch_essay_trackers WHERE batch_id = %s", [batch_id])
+
+
+def expired_pending(conn: Conn, days: float, *, delete: bool) -> int:
+    """Count, or delete, contents that have waited so long for a batch that nobody registers."""
+    waited: LiteralString = (
+        " FROM batch_pending_content p WHERE p.received_at < now() - make_interval(secs => %s"
+        " * 86400) AND NOT EXISTS (SELECT FROM batch_essay_trackers t"
+        " WHERE t.batch_id = p.batch_id)"
+    )
+    if delete:
+        return conn.execute("DELETE" + waited, [days]).rowcount
+    row = conn.execute("SELECT count(*) AS n" + waited, [days]).fetchone()
+    return int((row or {})["n"])
 
 
 def counts_by_status(conn: Conn) -> dict[str, int]:

@@ -6,8 +6,10 @@ told afterwards, and may forget at any time. `Done` says what follows outside of
 
 import hashlib
 from collections.abc import Sequence
+from uuid import UUID, uuid5
 
 import structlog
+from psycopg import Rollback
 from psycopg_pool import ConnectionPool
 
 from core import ledger
@@ -33,11 +35,12 @@ from core.events import (
 )
 from core.ledger import Arrival, Conn, Tracker
 from core.outcomes import Done, outcome, replayed, unless_overtaken
-from core.seals import Seal, announcement, essays_ready, seal_of
+from core.seals import Seal, announcement, essays_ready, seal_of, timeout_event
 from core.slots import Slots
-from core.states import BatchStatus, EssayStatus, ExcessReason, sources
+from core.states import BatchStatus, EssayStatus, ExcessReason, OnDeadline, sources
 
 CHUNK = 500  # contents placed by one claim and one transaction
+DRAINED = UUID("2f5a0e9c-7f0e-5e0b-9a53-5d3a1f0c8a11")  # namespace of the keys of drained rows
 RANGE = 1_000  # slots sealed by one header of the completion chord
 
 log = structlog.get_logger(__name__)
@@ -196,6 +199,47 @@ class Lifecycle:
         """Seal and announce a full batch here and now, as the chord does with many hands."""
         seals = [self.seal_slots(batch_id, *bounds) for bounds in self.seal_ranges(batch_id)]
         return self.announce_ready(batch_id, seals, self.seal_books(batch_id))
+
+    def drain(self, batch_id: str) -> None:
+        """Give contents their slots that wait although their batch is registered."""
+        with self.pool.connection() as conn:
+            for row_id, arrival in ledger.pending(conn, batch_id):
+                key = Idempotency(uuid5(DRAINED, f"{batch_id}/{row_id}"), "drain", b"")
+                self.arrivals.take(Delivery(key, batch_id, [arrival]))
+                ledger.unpark(conn, row_id)
+
+    # --- the deadline passes -------------------------------------------------------------------
+
+    def time_out(self, batch_id: str) -> Done:
+        """Do what a batch wants at its deadline: close it, or proceed with what is there.
+
+        Nothing happens before the deadline, in the database's clock, or a second time.
+        """
+        done = Done(outcome("not_due", batch_id))
+        with ledger.transaction(self.pool) as conn:
+            missing = ledger.fail_open_slots(conn, batch_id)  # slots before tracker, as always
+            batch = ledger.overdue(conn, batch_id)
+            if batch is None:
+                raise Rollback
+            essays = ledger.essays_in(conn, batch_id, EssayStatus.READY_FOR_PROCESSING)
+            told = [
+                timeout_event(batch.tracker, essays, missing, batch.waited_s, batch.on_deadline)
+            ]
+            proceeds = batch.on_deadline is OnDeadline.PROCEED
+            if not proceeds:
+                ledger.time_out(conn, batch_id)
+            elif batch.tracker.manifest_sha256 is None:
+                ledger.fill_up(conn, batch_id)
+            else:
+                ledger.set_ready(conn, batch_id)
+                told.append(essays_ready(batch.tracker, essays, batch.tracker.manifest_sha256))
+            ledger.post(conn, batch_id, told)
+            full = proceeds and batch.tracker.manifest_sha256 is None
+            done = Done(outcome("timed_out", batch_id), full=full, posted=True)
+        if done.posted:
+            log.warning("deadline_passed", batch_id=batch_id, missing=len(missing))
+            self.slots.close(batch_id)
+        return self.complete(batch_id) if done.full else done
 
     # --- students are confirmed, or the batch is given up ----------------------------------------
 

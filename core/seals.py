@@ -9,10 +9,12 @@ from typing import Any, TypedDict
 from core.errors import BrokenSeal
 from core.events import EVENT_LIMIT, Outgoing, canonical, manifest_line, manifest_sha256
 from core.ledger import Tracker
-from core.states import BatchStatus, EssayStatus, completed_status
+from core.states import BatchStatus, EssayStatus, OnDeadline, completed_status
 
 Row = Mapping[str, Any]  # Any: a database row
 ESSAYS_IN_REF = 1_000  # essays that an event over the limit still carries
+NOT_RECEIVED = "NOT_RECEIVED"  # category of a slot that nothing came for until the deadline
+MISSING_NAMED = 5_000  # missing essays named in an event: 330 KiB of ids at most
 NEVER_FITS = EVENT_LIMIT // 100  # essays; each takes over 100 bytes of JSON
 
 
@@ -97,6 +99,27 @@ def essays_ready(batch: Tracker, essays: Sequence[Row], manifest: str) -> Outgoi
     return Outgoing("BatchEssaysReady", _with_essays(data, "ready_essays", essays))
 
 
+def timeout_event(
+    batch: Tracker,
+    essays: Sequence[Row],
+    missing: Sequence[str],
+    waited_s: float,
+    on_deadline: OnDeadline,
+) -> Outgoing:
+    """Write the event of a passed deadline; `missing` are the essays that nothing came for."""
+    data = {
+        "batch_id": batch.batch_id,
+        "expected_count": batch.expected_count,
+        "actual_count": len(essays),
+        "failed_count": batch.expected_count - len(essays) - len(missing),
+        "missing_count": len(missing),
+        "missing_essay_ids": list(missing[:MISSING_NAMED]),
+        "waited_s": round(waited_s, 3),
+        "on_deadline": on_deadline,
+    }
+    return Outgoing("BatchReadinessTimeout", _with_essays(data, "ready_essays", essays))
+
+
 def _hold_against(
     batch_id: str, essays: Sequence[Row], failed: Sequence[Row], seals: Sequence[Seal]
 ) -> None:
@@ -122,7 +145,7 @@ def _digest(essays: Sequence[Row]) -> str:
 
 
 def _validation_errors(batch_id: str, failed: Sequence[Row], *, critical: bool) -> Outgoing:
-    categories = Counter(essay["validation_error_code"] for essay in failed)
+    categories = Counter(essay["validation_error_code"] or NOT_RECEIVED for essay in failed)
     data = {
         "batch_id": batch_id,
         "total_errors": len(failed),

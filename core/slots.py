@@ -81,9 +81,27 @@ class Slots:
         """Return the slots that Redis holds as free."""
         return cast("set[str]", self.client.smembers(_keys(batch_id)[0]))
 
+    def free_counts(self, batches: Sequence[str]) -> list[int]:
+        """Count the free slots of many batches in one round trip."""
+        with self.client.pipeline(transaction=False) as pipe:
+            for batch_id in batches:
+                pipe.scard(_keys(batch_id)[0])
+            return cast("list[int]", pipe.execute())
+
+    def recent_claims(self, batch_id: str) -> set[str]:
+        """Return the slots that were claimed so lately that their commit may be on its way."""
+        seconds, _ = self.client.time()
+        since = (seconds - CLAIM_LEASE.total_seconds()) * 1000
+        return set(cast("list[str]", self.client.zrangebyscore(_keys(batch_id)[2], since, "+inf")))
+
     def assignments(self, batch_id: str) -> dict[str, str]:
         """Return claimant to essay id, as Redis remembers it."""
         return cast("dict[str, str]", self.client.hgetall(_keys(batch_id)[1]))
+
+    def forget(self, batches: Iterable[str]) -> None:
+        """Drop every key of these batches."""
+        if keys := [key for batch_id in batches for key in _keys(batch_id)]:
+            self.client.delete(*keys)
 
     def close(self, batch_id: str) -> None:
         """Offer no slot of a closed batch any more, and let its keys run out."""

@@ -1,29 +1,142 @@
-"""The sweep: named rules for what must not stay as it is, each with the way it is mended."""
+"""The sweep: named rules for what must not stay as it is, and how each is mended.
 
-from collections.abc import Callable
+The pages, the metrics, `els explain` and the repairs all read this one list, so that they cannot
+drift apart. A rule without a repair is an alarm: a person must act.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import cast
 
 import structlog
 from psycopg import Error as PostgresError
+from redis import RedisError
 
-from core import ledger
-from core.errors import BrokenSeal
+from core import ledger, outbox
+from core.errors import BrokenSeal, SlotsInFlight
 from core.ledger import Conn
 from core.lifecycle import Lifecycle
+from core.slots import Slots
 
-PAGE = 200  # batches mended by one sweep
+PAGE = 200  # batches mended for one rule by one sweep
+DRIFT_PAGE = 2_000  # open batches held against Redis by one sweep; the next one goes on from there
+RELAY_GRACE = timedelta(seconds=10)  # what the relay after a commit, and beat's, get to deliver
+PENDING_PATIENCE = timedelta(hours=1)  # how long contents may wait for a registration, unremarked
+CURSOR = "els:sweep:cursor"  # the last open batch that was held against Redis
+
+SECTIONS = (Path(__file__).parent / "sql" / "rules.sql").read_text().split("-- rule: ")[1:]
+QUERIES = {section.split("\n", 1)[0]: section.split("\n", 1)[1] for section in SECTIONS}
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
+class Finding:
+    """A batch that breaks a rule, since when, and what is known of it."""
+
+    batch_id: str
+    since: datetime | None
+    detail: str | None = None
+
+
+@dataclass(frozen=True)
+class Look:
+    """Where a rule looks. `batch` None: at all of them, at most `limit` findings.
+
+    `moves_on` lets the next look at all of them start where this one ended; the sweep does so.
+    """
+
+    conn: Conn
+    slots: Slots
+    batch: str | None = None
+    limit: int = PAGE
+    moves_on: bool = False
+
+
+@dataclass(frozen=True)
+class Mender:
+    """What repairs work with."""
+
+    lifecycle: Lifecycle
+    send: outbox.Send
+
+
+@dataclass(frozen=True)
 class Rule:
-    """Something that heals itself: what is wrong, why it can happen, how to find and mend it."""
+    """Something that must not stay: why it can be, what the service does, what a person could."""
 
     code: str
     title: str
     reason: str
-    check: Callable[[Conn, int], list[str]]  # the batches that break the rule, at most so many
-    repair: Callable[[Lifecycle, str], object]
+    by_itself: str
+    command: str
+    check: Callable[[Look], list[Finding]]
+    repair: Callable[[Mender, str], object] | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one sweep found: by which rule, and whether it was mended."""
+
+    rule: str
+    finding: Finding
+    mended: bool
+
+
+def _in_ledger(name: str) -> Callable[[Look], list[Finding]]:
+    """Make the check of a rule that Postgres alone can answer."""
+
+    def check(look: Look) -> list[Finding]:
+        wanted = {
+            "batch": look.batch,
+            "limit": look.limit,
+            "grace": RELAY_GRACE,
+            "patience": PENDING_PATIENCE,
+        }
+        return [Finding(**row) for row in look.conn.execute(QUERIES[name], wanted)]
+
+    return check
+
+
+def slot_drift(look: Look) -> list[Finding]:
+    """Hold the free slots in Redis against the open ones in Postgres.
+
+    All batches are a page of `DRIFT_PAGE` open ones, so that a sweep stays short.
+    """
+    client = look.slots.client
+    after = cast("str | None", client.get(CURSOR)) if look.moves_on else None
+    page = ledger.open_batches(look.conn, look.batch, after, DRIFT_PAGE)
+    counts = look.slots.free_counts([batch_id for batch_id, _ in page])
+    findings: list[Finding] = []
+    last = ""  # begin anew after the last page
+    for (batch_id, available), free in zip(page, counts, strict=True):
+        if len(findings) == look.limit:
+            break
+        suspect = free != available or look.batch is not None
+        if suspect and (detail := _difference(look, batch_id)):
+            findings.append(Finding(batch_id, None, detail))
+        last = batch_id
+    if look.moves_on:
+        client.set(CURSOR, last)
+    return findings
+
+
+def _difference(look: Look, batch_id: str) -> str | None:
+    """Name what Redis lacks and what it has in vain; claims on their way are no difference."""
+    free, claimed = look.slots.free(batch_id), look.slots.recent_claims(batch_id)
+    is_open = set(ledger.open_slots(look.conn, batch_id))
+    missing, stale = is_open - free - claimed, free - is_open
+    if not missing and not stale:
+        return None
+    return f"{len(missing)} open slots are not offered, {len(stale)} offered ones are not open"
+
+
+def _reseed(mender: Mender, batch_id: str) -> None:
+    with mender.lifecycle.pool.connection() as conn:
+        open_slots = ledger.open_slots(conn, batch_id)
+    mender.lifecycle.slots.seed(batch_id, open_slots)
 
 
 RULES = [
@@ -31,28 +144,103 @@ RULES = [
         code="full_not_announced",
         title="All slots are accounted for, but the batch was not announced",
         reason="the completion chord is under way, or a worker died before its callback ran",
-        check=ledger.full_not_announced,
-        repair=Lifecycle.complete,
+        by_itself="the sweep seals and announces it within seconds",
+        command="els reconcile {batch}",
+        check=_in_ledger("full_not_announced"),
+        repair=lambda mender, batch_id: mender.lifecycle.complete(batch_id),
+    ),
+    Rule(
+        code="pending_though_registered",
+        title="Contents wait although the batch is registered",
+        reason="a row was written by hand, or restored from a backup",
+        by_itself="the sweep gives them their slots within seconds",
+        command="els reconcile {batch}",
+        check=_in_ledger("pending_though_registered"),
+        repair=lambda mender, batch_id: mender.lifecycle.drain(batch_id),
+    ),
+    Rule(
+        code="slot_drift",
+        title="Redis and Postgres disagree on the free slots",
+        reason="Redis was flushed or restored, or a worker died between claim and commit",
+        by_itself="the next content of the batch, or the sweep, rebuilds Redis from Postgres",
+        command="els reconcile {batch}",
+        check=slot_drift,
+        repair=_reseed,
+    ),
+    Rule(
+        code="deadline_passed",
+        title="The deadline has passed",
+        reason="contents, or the confirmation of students, did not come in time",
+        by_itself="the sweep times the batch out, or proceeds with what is there, within seconds",
+        command="els reconcile {batch}",
+        check=_in_ledger("deadline_passed"),
+        repair=lambda mender, batch_id: mender.lifecycle.time_out(batch_id),
+    ),
+    Rule(
+        code="event_not_delivered",
+        title="An event of the batch has not been delivered",
+        reason="the broker did not take it, or no worker relays",
+        by_itself="the sweep and beat's relay try again every few seconds",
+        command="els outbox list",
+        check=_in_ledger("event_not_delivered"),
+        repair=lambda mender, batch_id: outbox.relay(mender.lifecycle.pool, batch_id, mender.send),
+    ),
+    Rule(
+        code="dead_letter_waiting",
+        title="A message for the batch could not be carried out",
+        reason="its sender must correct it, or its cause must be mended",
+        by_itself="nothing: a person must replay or discard it",
+        command="els dead-letters list --batch {batch}",
+        check=_in_ledger("dead_letter_waiting"),
+    ),
+    Rule(
+        code="pending_not_registered",
+        title="Contents wait for a batch that nobody has registered",
+        reason="the registration is late, got lost, or is a dead letter",
+        by_itself="they get their slots when the batch is registered",
+        command="els dead-letters list --task els.register_batch",
+        check=_in_ledger("pending_not_registered"),
     ),
 ]
 
 
-def sweep(lifecycle: Lifecycle) -> dict[str, list[str]]:
-    """Find what breaks a rule and mend it; return the mended batches by the rule's code.
+def sweep(mender: Mender, batch: str | None = None, *, dry_run: bool = False) -> list[Found] | None:
+    """Find what breaks a rule, in one batch or in all, and mend it; None: another sweep is at it.
 
-    A batch that cannot be mended is logged as an error and hinders no other one. Two sweeps at
-    once do no harm: every repair is guarded.
+    A batch that cannot be mended is logged as an error and hinders no other one.
     """
-    mended: dict[str, list[str]] = {}
-    for rule in RULES:
-        with lifecycle.pool.connection() as conn:
-            found = rule.check(conn, PAGE)
-        for batch_id in found:
-            try:
-                rule.repair(lifecycle, batch_id)
-            except (BrokenSeal, PostgresError):
-                log.exception("repair_failed", rule=rule.code, batch_id=batch_id)
-                continue
-            log.warning("repaired", rule=rule.code, batch_id=batch_id)
-            mended.setdefault(rule.code, []).append(batch_id)
-    return mended
+    lifecycle = mender.lifecycle
+    with lifecycle.pool.connection() as conn, _sweep_lock(conn) as ours:
+        if not ours:
+            return None
+        found = []
+        for rule in RULES:
+            for finding in rule.check(Look(conn, lifecycle.slots, batch, moves_on=batch is None)):
+                mended = not dry_run and _mend(conn, rule, mender, finding)
+                found.append(Found(rule.code, finding, mended))
+        return found
+
+
+def _mend(conn: Conn, rule: Rule, mender: Mender, finding: Finding) -> bool:
+    """Mend one finding; False where only a person can, or where it failed."""
+    if rule.repair is None:
+        return False
+    try:
+        rule.repair(mender, finding.batch_id)
+    except (BrokenSeal, SlotsInFlight, PostgresError, RedisError):
+        log.exception("repair_failed", rule=rule.code, batch_id=finding.batch_id)
+        return False
+    ledger.note_repair(conn, finding.batch_id, rule.code)
+    log.warning("repaired", rule=rule.code, batch_id=finding.batch_id, detail=finding.detail)
+    return True
+
+
+@contextmanager
+def _sweep_lock(conn: Conn) -> Iterator[bool]:
+    """Let one sweep run at a time; give False to the others."""
+    ours = ledger.try_sweep_lock(conn)
+    try:
+        yield ours
+    finally:
+        if ours:
+            ledger.free_sweep_lock(conn)

@@ -3,25 +3,33 @@
 Commands import what only they need themselves: `els status` should not wait for Alembic.
 """
 
-import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import psycopg
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from core import ledger
-from core.errors import ELSError, StackError
-from core.ledger import Conn
-from core.settings import Settings
-from ops.stack import Endpoints, Stack, running
+from core.errors import ELSError
+from ops import oncall
+from ops.stack import Endpoints, Stack
+from ops.terminal import (
+    AsJson,
+    Home,
+    age,
+    books,
+    endpoints,
+    fail,
+    out,
+    print_json,
+    read_settings,
+    say,
+    tell,
+)
 
 if TYPE_CHECKING:
     from ops.client import Sent
@@ -34,14 +42,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
-
-Home = Annotated[
-    Path | None,
-    typer.Option("--home", help="Folder of the stack's data; else ELS_HOME, else .els"),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs")]
 WAIT_S = 10.0
 
 
@@ -54,10 +54,10 @@ def run(home: Home = None, as_json: AsJson = False) -> None:
     """
     from migrations import upgrade
 
-    settings = _settings(home)
-    with Stack(settings, echo=_say, migrate=upgrade, output=sys.stderr) as stack:
+    settings = read_settings(home)
+    with Stack(settings, echo=say, migrate=upgrade, output=sys.stderr) as stack:
         if as_json:
-            _print_json(asdict(stack.endpoints))
+            print_json(asdict(stack.endpoints))
         else:
             _show_endpoints(stack.endpoints)
         status = stack.wait()
@@ -81,9 +81,9 @@ def demo(
     from ops.demo import play, texts_of
 
     texts = texts_of(folder) if folder else None
-    told = play(_settings(home), texts, timeout_s, _say)
+    told = play(read_settings(home), texts, timeout_s, say)
     if as_json:
-        _print_json(told.as_json())
+        print_json(told.as_json())
     else:
         told.show(out)
     raise typer.Exit(0 if told.ok else 1)
@@ -92,7 +92,7 @@ def demo(
 @app.command()
 def env(home: Home = None, as_json: AsJson = False) -> None:
     """Print the URLs of the running stack as JSON (with its passwords)."""
-    _print_json(asdict(_endpoints(_settings(home))))
+    print_json(asdict(endpoints(read_settings(home))))
 
 
 @app.command()
@@ -103,12 +103,12 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Show how far batches are: state, slots accounted for, pending, excess, age."""
-    with _books(_settings(home)) as conn:
+    with books(read_settings(home)) as conn:
         rows = ledger.statuses(conn, batch, limit)
     if batch and not rows:
-        _fail(f"batch {batch} is not registered, and nothing waits for it", as_json)
+        fail(f"batch {batch} is not registered, and nothing waits for it", as_json)
     if as_json:
-        _print_json(rows)
+        print_json(rows)
     elif not rows:
         out.print("No batches yet. `els demo` sends some.")
     else:
@@ -129,22 +129,22 @@ def submit(
     """
     from ops import client
 
-    settings = _settings(home)
+    settings = read_settings(home)
     try:
         text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
         events = list(client.read_events(text))
     except (OSError, UnicodeDecodeError) as error:
         raise typer.BadParameter(str(error), param_hint="FILE") from error
     except ValueError as error:
-        _fail(f"{file}: {error}", as_json)
+        fail(f"{file}: {error}", as_json)
     if not events:
-        _fail(f"{file} holds no events", as_json)
-    sender = client.Sender(_endpoints(settings).broker_url, settings.queue)
+        fail(f"{file} holds no events", as_json)
+    sender = client.Sender(endpoints(settings).broker_url, settings.queue)
     sent = [sender.send(task, event) for task, event in events]
     if not wait:
-        _tell({"enqueued": len(sent)}, f"{len(sent)} events enqueued on {settings.queue}", as_json)
+        tell({"enqueued": len(sent)}, f"{len(sent)} events enqueued on {settings.queue}", as_json)
         return
-    with _books(settings) as conn:
+    with books(settings) as conn:
         found = client.outcomes(conn, sent, timeout_s)
     _show_outcomes(sent, found, as_json)
 
@@ -159,10 +159,10 @@ def cancel(
     """Give a batch up: its contents are kept, later ones are refused, BatchCancelled is sent."""
     from ops import client
 
-    settings = _settings(home)
-    sender = client.Sender(_endpoints(settings).broker_url, settings.queue)
+    settings = read_settings(home)
+    sender = client.Sender(endpoints(settings).broker_url, settings.queue)
     sent = [sender.send("els.cancel_batch", client.common(batch, reason=reason))]
-    with _books(settings) as conn:
+    with books(settings) as conn:
         found = client.outcomes(conn, sent, WAIT_S)
     _show_outcomes(sent, found, as_json)
 
@@ -172,13 +172,13 @@ def migrate(home: Home = None, as_json: AsJson = False) -> None:
     """Bring the schema to head. Safe to run again, and at once from several places."""
     from migrations import current, upgrade
 
-    settings = _settings(home)
-    url = settings.database_url or _endpoints(settings).database_url
+    settings = read_settings(home)
+    url = settings.database_url or endpoints(settings).database_url
     before = current(url)
     upgrade(url)
     after = current(url)
     told = f"schema at {after}" + ("" if before == after else f" (was {before or 'empty'})")
-    _tell({"before": before, "revision": after}, told, as_json)
+    tell({"before": before, "revision": after}, told, as_json)
 
 
 @app.command()
@@ -186,13 +186,13 @@ def ops() -> None:
     """Serve health and readiness over HTTP (run by `els run`)."""
     from ops.page import serve
 
-    serve(_settings(None))
+    serve(read_settings(None))
 
 
 @app.command()
 def flower() -> None:
     """Serve Flower, read-only (run by `els run`). ELS_FLOWER_AUTH=user:password asks for it."""
-    settings = _settings(None)
+    settings = read_settings(None)
     environ = dict(os.environ)
     if settings.flower_auth:
         environ["FLOWER_BASIC_AUTH"] = settings.flower_auth.get_secret_value()
@@ -208,56 +208,23 @@ def flower() -> None:
     os.execve(sys.executable, command, environ)  # noqa: S606 - our own command, no shell wanted
 
 
+oncall.add_to(app)
+
+
 def main() -> NoReturn:
     """Run `els`; an error that has a name is a message and exit status 1, not a traceback."""
     as_json = "--json" in sys.argv
     try:
         app(prog_name="els")
     except ELSError as error:
-        _fail(str(error), as_json)
+        fail(str(error), as_json)
     except psycopg.OperationalError as error:
-        _fail(
-            f"Postgres does not answer: {error}; is the database of ELS_DATABASE_URL up?", as_json
-        )
+        fail(f"Postgres does not answer: {error}; is the database of ELS_DATABASE_URL up?", as_json)
     except psycopg.errors.UndefinedTable:
-        _fail("the database has no schema yet; run `els migrate`", as_json)
+        fail("the database has no schema yet; run `els migrate`", as_json)
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)
-
-
-def _settings(home: Path | None) -> Settings:
-    """Read the settings; `--home` wins over `ELS_HOME`."""
-    environ = dict(os.environ)
-    if home is not None:
-        environ["ELS_HOME"] = str(home)
-    return Settings.from_env(environ)
-
-
-def _endpoints(settings: Settings) -> Endpoints:
-    """Find the stack: the one that runs on the home, else the one the URLs name."""
-    if found := running(settings.home):
-        return found
-    if settings.database_url and settings.redis_url:
-        return Endpoints(
-            database_url=settings.database_url,
-            redis_url=settings.redis_url,
-            broker_url=settings.broker_url or settings.redis_url,
-            ops_url=f"http://{settings.ops_host}:{settings.ops_port}",
-            flower_url=f"http://{settings.flower_host}:{settings.flower_port}",
-            pid=0,
-            home=str(settings.home.absolute()),
-        )
-    raise StackError(
-        f"no stack runs on {settings.home.absolute()}; start one with `els run`,"
-        " or set ELS_DATABASE_URL and ELS_REDIS_URL"
-    )
-
-
-@contextmanager
-def _books(settings: Settings) -> Iterator[Conn]:
-    with ledger.connect_once(_endpoints(settings).database_url) as conn:
-        yield conn
 
 
 def _show_endpoints(found: Endpoints) -> None:
@@ -277,15 +244,8 @@ def _status_table(rows: list[dict[str, Any]]) -> Table:  # Any: database rows
     for row in rows:
         counts = ("expected_count", "assigned", "failed", "available_slots", "pending", "excess")
         numbers = ["-" if row[name] is None else str(row[name]) for name in counts]
-        table.add_row(row["batch_id"], row["status"], *numbers, _age(row["age_s"]))
+        table.add_row(row["batch_id"], row["status"], *numbers, age(row["age_s"]))
     return table
-
-
-def _age(seconds: float) -> str:
-    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def _show_outcomes(
@@ -299,35 +259,13 @@ def _show_outcomes(
         for message, outcome in zip(sent, found, strict=True)
     ]
     if as_json:
-        _print_json(told)
+        print_json(told)
     for line in [] if as_json else told:
         extra = line.get("essay_id") or line.get("message") or line.get("batch_id") or ""
         shown = line.get("outcome", "not taken yet: is a worker running? (`els run`)")
         out.print(f"{line['task']}  {shown}  {extra}", markup=False, soft_wrap=True)
     if any(outcome is None or outcome["outcome"] == "dead_letter" for outcome in found):
         raise typer.Exit(1)
-
-
-def _say(line: str) -> None:
-    err.print(line, style="dim", markup=False, soft_wrap=True)
-
-
-def _tell(value: dict[str, Any], line: str, as_json: bool) -> None:  # Any: JSON
-    if as_json:
-        _print_json(value)
-    else:
-        out.print(line, markup=False, soft_wrap=True)
-
-
-def _print_json(value: object) -> None:
-    typer.echo(json.dumps(value, indent=2, default=str, ensure_ascii=False))
-
-
-def _fail(message: str, as_json: bool) -> NoReturn:
-    if as_json:
-        typer.echo(json.dumps({"error": message}))
-    err.print(f"els: {message}", markup=False, soft_wrap=True)
-    sys.exit(1)
 
 
 if __name__ == "__main__":

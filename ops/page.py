@@ -20,7 +20,8 @@ from starlette.routing import Route
 from core import ledger, logs
 from core.errors import BadSettings
 from core.settings import Settings
-from core.sweep import RULES
+from core.slots import Slots
+from core.sweep import RULES, Look
 from migrations import current, head
 
 STUCK_LIMIT = 100  # stuck batches named by /health/batches
@@ -34,6 +35,7 @@ def create_app(settings: Settings) -> Starlette:
     database_url, redis_url = settings.database_url, settings.redis_url
     pool = ledger.connect(database_url, size=2)
     client = redis.Redis.from_url(redis_url, socket_timeout=2)
+    slots = Slots(redis.Redis.from_url(redis_url, socket_timeout=2, decode_responses=True))
     broker = Celery(broker=settings.broker_url or redis_url)
 
     def schema_at_head() -> None:
@@ -63,9 +65,9 @@ def create_app(settings: Settings) -> Starlette:
         with pool.connection() as conn:
             counts = ledger.counts_by_status(conn)
             stuck = [
-                {"batch_id": batch_id, "reason": rule.code, "title": rule.title}
+                {"batch_id": finding.batch_id, "reason": rule.code, "title": rule.title}
                 for rule in RULES
-                for batch_id in rule.check(conn, STUCK_LIMIT)
+                for finding in rule.check(Look(conn, slots, limit=STUCK_LIMIT))
             ]
         body = {"status": "degraded" if stuck else "ok", "batches": counts, "stuck": stuck}
         return JSONResponse(body)

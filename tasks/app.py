@@ -1,5 +1,6 @@
 """The Celery app, and what each worker process opens once: Postgres, Redis, the lifecycle."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -7,15 +8,15 @@ from typing import Any
 import redis
 from celery import Celery, signals
 from celery.worker.request import Request
-from kombu.exceptions import OperationalError
 from psycopg_pool import ConnectionPool
 
-from core import ledger, logs
+from core import ledger, logs, pulse
 from core.errors import BadSettings
 from core.ledger import Conn
 from core.lifecycle import Lifecycle
 from core.settings import Settings
 from core.slots import Slots
+from tasks.delivery import deliver, describe
 
 settings = Settings.from_env()
 
@@ -99,19 +100,7 @@ def stores() -> Stores:
 
 def send_event(event: dict[str, Any]) -> None:  # Any: a CloudEvent, JSON
     """Hand an event to the broker, once for each of its routes. Raises OSError."""
-    for route in settings.routes(event["type"]):
-        try:
-            app.send_task(
-                route.task,
-                kwargs={"event": event},
-                queue=route.queue,
-                task_id=event["id"],
-                ignore_result=True,
-                argsrepr="()",
-                kwargsrepr=_describe({"event": event}),
-            )
-        except (OperationalError, redis.RedisError) as error:
-            raise ConnectionError(f"the broker does not take events: {error}") from error
+    deliver(app, event, settings.routes(event["type"]))
 
 
 class QuietRequest(Request):
@@ -120,17 +109,8 @@ class QuietRequest(Request):
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # Any: as Celery calls it
         super().__init__(*args, **kwargs)
         self._argsrepr = "()"
-        self._kwargsrepr = _describe(self.kwargs)
+        self._kwargsrepr = describe(self.kwargs)
         self.request_dict.update(argsrepr=self._argsrepr, kwargsrepr=self._kwargsrepr)
-
-
-def _describe(kwargs: object) -> str:
-    """Write the ids of a message, each cut to a readable length; nothing else of it."""
-    event = kwargs.get("event", kwargs) if isinstance(kwargs, dict) else {}
-    if not isinstance(event, dict):
-        return "{…}"
-    named = ("type", "batch_id", "subject", "event_id", "id", "correlation_id")
-    return " ".join(f"{name}={str(event[name])[:64]}" for name in named if name in event) or "{…}"
 
 
 app.Task.Request = "tasks.app:QuietRequest"
@@ -139,6 +119,18 @@ app.Task.Request = "tasks.app:QuietRequest"
 @signals.setup_logging.connect
 def _log_our_way(**_: object) -> None:
     logs.configure(settings)
+
+
+@signals.heartbeat_sent.connect
+def _show_that_we_live(sender: Any, **_: object) -> None:  # Any: Celery's heart, untyped
+    if settings.redis_url:
+        with suppress(redis.RedisError):  # the sign is missed, which is what it is for
+            pulse.worker_lives(_pulse_client(settings.redis_url), sender.eventer.hostname)
+
+
+@cache
+def _pulse_client(url: str) -> redis.Redis:
+    return redis.Redis.from_url(url, socket_timeout=1)
 
 
 @signals.worker_process_init.connect

@@ -4,6 +4,7 @@ The chord is Celery's; who announces is decided by Postgres. It may be dispatche
 or get lost: the first does nothing, the last is found by the sweep.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -14,10 +15,11 @@ from kombu.exceptions import OperationalError
 from redis import RedisError
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
-from core import outbox
+from core import outbox, pulse
 from core.crash import crashpoint
 from core.outcomes import Done, Value
 from core.seals import Seal
+from core.sweep import Mender
 from core.sweep import sweep as run_sweep
 from core.transient import LONGEST_WAIT, may_pass, wait_s
 from tasks.app import app, send_event, settings, stores
@@ -91,12 +93,14 @@ def seal_failed(request: object, error: object, traceback: object, batch_id: str
 
 
 @app.task(name="els.sweep")
-def sweep() -> dict[str, list[str]]:
-    """Find what must not stay as it is, and mend it."""
-    mended = run_sweep(stores().lifecycle)
-    for batch_id in {batch_id for batches in mended.values() for batch_id in batches}:
+def sweep() -> dict[str, int]:
+    """Find what must not stay as it is, and mend it; return how many batches by rule."""
+    found = run_sweep(Mender(stores().lifecycle, send_event)) or []
+    pulse.swept(stores().slots.client)
+    mended = [each for each in found if each.mended]
+    for batch_id in {each.finding.batch_id for each in mended}:
         follow_up(Done({}, posted=True), batch_id)
-    return mended
+    return dict(Counter(each.rule for each in mended))
 
 
 @app.task(name="els.relay")

@@ -42,6 +42,7 @@ from tasks.completion import LONGEST_RETRY, again, follow_up
 E = TypeVar("E", bound=Event)
 Step = Callable[[E, Idempotency], Done]
 AnyTask = Task[Any, Any]  # Any: as celery-types has it
+IDENTIFIER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 log = structlog.get_logger(__name__)
 
 
@@ -188,7 +189,7 @@ def _letter(task: AnyTask, task_id: str, body: object, error: Exception, code: s
     return DeadLetter(
         task=task.name,
         task_id=task_id,
-        batch_id=named if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", str(named)) else None,
+        batch_id=named if isinstance(named, str) and IDENTIFIER.fullmatch(named) else None,
         body=_json(body),
         code=code,
         message=_told(error),
@@ -201,7 +202,14 @@ def _json(body: object) -> str:
     try:
         return json.dumps(json.loads(canonical(body)), allow_nan=False)
     except (ValueError, TypeError, RecursionError):
-        return json.dumps({"not_json": repr(body)})
+        return json.dumps({"not_json": _shown(body)})
+
+
+def _shown(body: object) -> str:
+    try:
+        return repr(body)
+    except RecursionError:
+        return f"{type(body).__name__}, nested too deeply to be written"
 
 
 def _told(error: Exception) -> str:

@@ -1,0 +1,238 @@
+"""Why a batch is not ready: the sweep's rules told for one batch, and the plain reasons besides.
+
+`causes` is what programs read; its codes are listed in docs/explain.md and never renamed.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from redis import RedisError
+
+from core import ledger
+from core.ledger import Conn
+from core.pulse import Pulse
+from core.slots import Slots
+from core.states import BatchStatus
+from core.sweep import RULES, Look
+
+NEAR = timedelta(minutes=10)  # a deadline this near is worth a word
+BACKLOG = 1_000  # waiting messages that take the worker more than a second or two
+Row = Mapping[str, Any]  # Any: a database row
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One reason why a batch is not ready: since when, what happens by itself, what helps."""
+
+    code: str
+    title: str
+    since: datetime | None
+    reason: str
+    by_itself: str
+    command: str
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """All that is known of one batch."""
+
+    batch_id: str
+    state: str
+    causes: list[Cause]
+    timeline: list[tuple[datetime, str]]
+    sides: dict[str, Row] = field(default_factory=dict)
+    disagreements: list[str] = field(default_factory=list)
+
+
+def explain(conn: Conn, slots: Slots, batch_id: str, pulse: Pulse) -> Explanation:
+    """Explain one batch, whatever its state; also one that nobody has registered or seen."""
+    facts = ledger.facts(conn, batch_id)
+    broken, redis_side = _rules_broken(conn, slots, batch_id)
+    causes = [*broken, *_plain_causes(batch_id, facts, redis_side, pulse)]
+    if not facts and not any(cause.code == "pending_not_registered" for cause in causes):
+        causes.append(_cause("unknown_batch", None))
+    state = facts["status"] if facts else "not_registered" if broken else "unknown"
+    return Explanation(
+        batch_id,
+        state,
+        [_for_batch(cause, batch_id) for cause in causes],
+        [(row["at"], row["what"]) for row in ledger.timeline(conn, batch_id)],
+        {"postgres": facts, "redis": redis_side},
+        list(_disagreements(facts, redis_side)),
+    )
+
+
+def _rules_broken(conn: Conn, slots: Slots, batch_id: str) -> tuple[list[Cause], Row]:
+    """Ask every rule about this batch; without Redis, those that do not need it."""
+    causes, redis_side = [], _redis_side(slots, batch_id)
+    for rule in RULES:
+        if "error" in redis_side and rule.code == "slot_drift":
+            continue
+        for finding in rule.check(Look(conn, slots, batch_id)):
+            title = f"{rule.title} ({finding.detail})" if finding.detail else rule.title
+            causes.append(
+                Cause(rule.code, title, finding.since, rule.reason, rule.by_itself, rule.command)
+            )
+    return causes, redis_side
+
+
+def _redis_side(slots: Slots, batch_id: str) -> Row:
+    try:
+        return {
+            "free": len(slots.free(batch_id)),
+            "claimed": len(slots.assignments(batch_id)),
+            "recent_claims": slots.recent_claims(batch_id),
+        }
+    except RedisError as error:
+        return {"error": str(error)}
+
+
+# code: title, reason, what happens by itself, what a person could do
+PLAIN = {
+    "unknown_batch": (
+        "Nobody has announced this batch, and nothing waits for it",
+        "the id is mistyped, or its messages did not arrive or could not be carried out",
+        "nothing",
+        "els dead-letters list --task els.register_batch",
+    ),
+    "counter_wrong": (
+        "The counter of open slots differs from the slots",
+        "a row was changed by hand",
+        "nothing: the batch cannot be sealed like this",
+        "els reconcile {batch}",
+    ),
+    "redis_unreachable": (
+        "Redis does not answer",
+        "it is down, or not reachable from here",
+        "messages are retried until it is back",
+        "els env",
+    ),
+    "no_worker": (
+        "No worker is running",
+        "no worker has given a sign of life for 15 s",
+        "messages wait in the queue",
+        "els run",
+    ),
+    "beat_silent": (
+        "The sweep has not run for a while",
+        "beat is not running, or no worker takes its messages",
+        "nothing that the sweep mends is mended meanwhile",
+        "els reconcile",
+    ),
+    "queue_backlog": (
+        "Many messages wait in the queue",
+        "more is sent than the workers carry out",
+        "they are carried out in turn",
+        "els status",
+    ),
+    "claims_in_flight": (
+        "Slots are claimed, but their contents are not committed",
+        "a worker is at it this moment, or died and its message is delivered again",
+        "the message is redelivered within the visibility timeout; the claim ends after 3 minutes",
+        "els status {batch}",
+    ),
+    "deadline_near": (
+        "The deadline is near",
+        "contents, or students, are still missing",
+        "at the deadline the batch is timed out, or proceeds with what is there",
+        "els status {batch}",
+    ),
+    "waiting_for_contents": (
+        "The batch waits for contents",
+        "the file service has not announced a text for every slot",
+        "it goes on with the next content, and ends at the deadline",
+        "els status {batch}",
+    ),
+    "waiting_for_students": (
+        "The batch waits for the confirmation of its students",
+        "els.confirm_students has not come",
+        "it goes on with that message, and ends at the deadline",
+        "els status {batch}",
+    ),
+    "all_slots_failed": (
+        "Every file of the batch was rejected",
+        "no essay is left to be ready",
+        "nothing: this is its last state",
+        "els status {batch}",
+    ),
+    "timed_out": (
+        "The batch was timed out at its deadline",
+        "on_deadline is `fail`, and not everything had come",
+        "nothing: this is its last state",
+        "els status {batch}",
+    ),
+    "cancelled": (
+        "The batch was cancelled",
+        "els.cancel_batch was sent",
+        "nothing: this is its last state",
+        "els status {batch}",
+    ),
+}
+BY_STATE = {
+    BatchStatus.AWAITING_STUDENT_VALIDATION: "waiting_for_students",
+    BatchStatus.CONTENT_INGESTION_FAILED: "all_slots_failed",
+    BatchStatus.TIMED_OUT: "timed_out",
+    BatchStatus.CANCELLED: "cancelled",
+}
+
+
+def _plain_causes(batch_id: str, facts: Row, redis_side: Row, pulse: Pulse) -> Iterator[Cause]:
+    if not facts:
+        return
+    status = BatchStatus(facts["status"])
+    if facts["open"] != facts["available_slots"]:
+        yield _cause("counter_wrong", None)
+    if status in (BatchStatus.AWAITING_CONTENT_VALIDATION, BatchStatus.AWAITING_STUDENT_VALIDATION):
+        yield from _service_causes(redis_side, pulse)
+        left = facts["deadline_at"] - datetime.now(UTC)
+        if timedelta(0) < left < NEAR:
+            yield _cause("deadline_near", facts["deadline_at"])
+    if status is BatchStatus.AWAITING_CONTENT_VALIDATION and facts["open"]:
+        if set(facts["open_ids"]) & redis_side.get("recent_claims", set()):
+            yield _cause("claims_in_flight", None)
+        yield _cause("waiting_for_contents", facts["last_arrival_at"] or facts["registered_at"])
+    elif status in BY_STATE:
+        yield _cause(BY_STATE[status], facts["closed_at"] or facts["completed_at"])
+
+
+def _service_causes(redis_side: Row, pulse: Pulse) -> Iterator[Cause]:
+    """Name what keeps every batch waiting."""
+    if "error" in redis_side:
+        yield _cause("redis_unreachable", None)
+        return
+    if not pulse.workers:
+        yield _cause("no_worker", None)
+    if pulse.beat_silent:
+        yield _cause("beat_silent", pulse.swept_at)
+    if pulse.waiting > BACKLOG:
+        yield _cause("queue_backlog", None)
+
+
+def _cause(code: str, since: datetime | None) -> Cause:
+    title, reason, by_itself, command = PLAIN[code]
+    return Cause(code, title, since, reason, by_itself, command)
+
+
+def _for_batch(cause: Cause, batch_id: str) -> Cause:
+    command = cause.command.replace("{batch}", batch_id)
+    return Cause(cause.code, cause.title, cause.since, cause.reason, cause.by_itself, command)
+
+
+def _disagreements(facts: Row, redis_side: Row) -> Iterator[str]:
+    """Say where two places that should agree do not."""
+    if not facts:
+        return
+    if facts["open"] != facts["available_slots"]:
+        yield f"tracker: available_slots is {facts['available_slots']}, open slots: {facts['open']}"
+    if facts["assigned"] + facts["failed"] + facts["open"] + facts["cancelled"] != facts["slots"]:
+        yield "essays: their states do not add up to the expected count"
+    if facts["pending"]:
+        yield f"pending: {facts['pending']} rows wait for a registered batch"
+    if "error" in redis_side:
+        return
+    busy = len(set(facts["open_ids"]) & redis_side["recent_claims"])
+    if redis_side["free"] + busy != facts["open"]:
+        seen = f"{redis_side['free']} free and {busy} just claimed"
+        yield f"redis: {seen}, open slots: {facts['open']}"

@@ -1,0 +1,48 @@
+-- What the sweep looks for. Each query returns batches that break a rule, the oldest first:
+-- batch_id, since, detail. %(batch)s limits the look to one batch, NULL takes all. Each reads an
+-- index that holds only what may break the rule, so healthy batches cost nothing.
+
+-- rule: full_not_announced
+SELECT batch_id, full_at AS since, NULL AS detail
+FROM batch_essay_trackers
+WHERE full_at IS NOT NULL AND completed_at IS NULL AND closed_at IS NULL
+  AND (%(batch)s::text IS NULL OR batch_id = %(batch)s)
+ORDER BY full_at LIMIT %(limit)s;
+
+-- rule: pending_though_registered
+SELECT p.batch_id, min(p.received_at) AS since, count(*) || ' waiting' AS detail
+FROM batch_pending_content p JOIN batch_essay_trackers t USING (batch_id)
+WHERE %(batch)s::text IS NULL OR p.batch_id = %(batch)s
+GROUP BY p.batch_id ORDER BY since LIMIT %(limit)s;
+
+-- rule: deadline_passed
+SELECT batch_id, deadline_at AS since, 'on_deadline ' || on_deadline AS detail
+FROM batch_essay_trackers
+WHERE status IN ('awaiting_content_validation', 'awaiting_student_validation')
+  AND deadline_at <= now()
+  AND (full_at IS NULL OR status = 'awaiting_student_validation')
+  AND (%(batch)s::text IS NULL OR batch_id = %(batch)s)
+ORDER BY deadline_at LIMIT %(limit)s;
+
+-- rule: event_not_delivered
+SELECT batch_id, min(created_at) AS since,
+       count(*) || ' events; ' || coalesce(max(last_error), 'never tried') AS detail
+FROM event_outbox
+WHERE published_at IS NULL AND created_at < now() - %(grace)s::interval
+  AND (%(batch)s::text IS NULL OR batch_id = %(batch)s)
+GROUP BY batch_id ORDER BY since LIMIT %(limit)s;
+
+-- rule: dead_letter_waiting
+SELECT batch_id, min(parked_at) AS since, string_agg(DISTINCT code, ', ') AS detail
+FROM dead_letters
+WHERE replayed_at IS NULL AND discarded_at IS NULL AND batch_id IS NOT NULL
+  AND (%(batch)s::text IS NULL OR batch_id = %(batch)s)
+GROUP BY batch_id ORDER BY since LIMIT %(limit)s;
+
+-- rule: pending_not_registered
+SELECT p.batch_id, min(p.received_at) AS since, count(*) || ' waiting' AS detail
+FROM batch_pending_content p
+WHERE NOT EXISTS (SELECT FROM batch_essay_trackers t WHERE t.batch_id = p.batch_id)
+  AND (%(batch)s::text IS NULL OR p.batch_id = %(batch)s)
+GROUP BY p.batch_id HAVING %(batch)s::text IS NOT NULL OR min(p.received_at) < now() - %(patience)s::interval
+ORDER BY since LIMIT %(limit)s;

@@ -1,0 +1,302 @@
+"""The commands of a night on call: explain, reconcile, dead letters, outbox, purge."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+
+import redis
+import typer
+from rich.table import Table
+
+from core import ledger, pulse
+from core.explain import Explanation, explain
+from core.settings import Settings
+from core.slots import Slots
+from ops.terminal import (
+    AsJson,
+    Home,
+    age,
+    books,
+    endpoints,
+    fail,
+    out,
+    print_json,
+    read_settings,
+    tell,
+)
+
+PURGE_CHUNK = 50  # batches deleted by one transaction
+dead_letters = typer.Typer(help="Messages that could not be carried out.", no_args_is_help=True)
+outbox = typer.Typer(help="Events on their way to downstream services.", no_args_is_help=True)
+Limit = Annotated[int, typer.Option(min=1, max=10_000, help="At most so many")]
+Number = Annotated[int, typer.Argument(help="Its number, as `els dead-letters list` shows it")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these commands to `els`."""
+    app.command("explain")(explain_batch)
+    app.command("reconcile")(reconcile)
+    app.command("purge")(purge)
+    app.add_typer(dead_letters, name="dead-letters")
+    app.add_typer(outbox, name="outbox")
+
+
+def explain_batch(
+    batch: Annotated[str, typer.Argument(help="The batch")],
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say why a batch is or is not ready, and what can be done.
+
+    What it waits for, since when, what the service will do by itself; then the timeline, and
+    Postgres beside Redis. Exit status 1 for a batch that nobody has seen.
+    """
+    settings = read_settings(home)
+    found = endpoints(settings)
+    client = _redis(found.redis_url)
+    with books(settings) as conn:
+        told = explain(conn, Slots(client), batch, _pulse(client, found.broker_url, settings))
+    if as_json:
+        print_json(asdict(told))
+    else:
+        _show(told)
+    if told.state == "unknown":
+        raise typer.Exit(1)
+
+
+def reconcile(
+    batch: Annotated[str | None, typer.Argument(help="One batch; else all")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Find, but mend nothing")] = False,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the sweep now; say what it found and mended."""
+    from core.lifecycle import Lifecycle
+    from core.sweep import Mender, sweep
+    from ops.client import Sender
+    from tasks.delivery import deliver
+
+    settings = read_settings(home)
+    found = endpoints(settings)
+    sender = Sender(found.broker_url, settings.queue)
+    with ledger.connect(found.database_url, size=2) as pool:
+        mender = Mender(
+            Lifecycle(pool, Slots(_redis(found.redis_url))),
+            lambda event: deliver(sender.app, event, settings.routes(event["type"])),
+        )
+        swept = sweep(mender, batch, dry_run=dry_run)
+    if swept is None:
+        fail("another sweep is at work; try again in a moment", as_json)
+    if as_json:
+        print_json([asdict(each) for each in swept])
+        return
+    for each in swept:
+        did = "mended" if each.mended else "would be looked at" if dry_run else "not mended"
+        detail = f" ({each.finding.detail})" if each.finding.detail else ""
+        out.print(f"{did}  {each.rule}  {each.finding.batch_id}{detail}", markup=False)
+    if not swept:
+        out.print("Nothing found.")
+
+
+@dead_letters.command("list")
+def list_letters(
+    batch: Annotated[str | None, typer.Option(help="Only of this batch")] = None,
+    task: Annotated[str | None, typer.Option(help="Only of this task")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Replayed and discarded ones too")] = False,
+    limit: Limit = 100,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """List dead letters that wait for somebody, newest first."""
+    with books(read_settings(home)) as conn:
+        rows = ledger.letters(conn, batch_id=batch, task=task, every=every, limit=limit)
+    if as_json:
+        print_json(rows)
+        return
+    for row in rows:
+        ago = age((datetime.now(UTC) - row["parked_at"]).total_seconds())
+        about = f"{row['id']}  {row['task']}  {row['batch_id'] or '-'}  {row['code']}"
+        out.print(f"{about}  {ago} ago\n    {row['message']}", markup=False, soft_wrap=True)
+    if not rows:
+        out.print("No dead letters wait.")
+
+
+@dead_letters.command("show")
+def show_letter(number: Number, home: Home = None, as_json: AsJson = False) -> None:
+    """Show a dead letter with its whole body (JSON)."""
+    with books(read_settings(home)) as conn:
+        row = ledger.letter(conn, number)
+    if row is None:
+        fail(f"there is no dead letter {number}", as_json)
+    print_json(row)
+
+
+@dead_letters.command()
+def replay(
+    numbers: Annotated[list[int], typer.Argument(help="Their numbers")],
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Send dead letters again, unchanged; after their cause is mended they succeed.
+
+    The event id is the same, so that a second replay does no harm.
+    """
+    from ops.client import Sender
+
+    settings = read_settings(home)
+    sender = Sender(endpoints(settings).broker_url, settings.queue)
+    with books(settings) as conn:
+        for number in numbers:
+            row = ledger.letter(conn, number)
+            if row is None:
+                fail(f"there is no dead letter {number}", as_json)
+            if row["task"] == "unknown":
+                fail(f"dead letter {number} was no message: send what was meant anew", as_json)
+            sender.send(row["task"], row["body"])
+            ledger.mark_replayed(conn, number)
+    tell({"replayed": numbers}, f"{len(numbers)} sent again", as_json)
+
+
+@dead_letters.command()
+def discard(
+    numbers: Annotated[list[int], typer.Argument(help="Their numbers")],
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Note that dead letters need nothing any more. They are kept until their batch is purged."""
+    with books(read_settings(home)) as conn:
+        for number in numbers:
+            if ledger.letter(conn, number) is None:
+                fail(f"there is no dead letter {number}", as_json)
+            ledger.mark_discarded(conn, number)
+    tell({"discarded": numbers}, f"{len(numbers)} discarded", as_json)
+
+
+@outbox.command("list")
+def list_outbox(limit: Limit = 100, home: Home = None, as_json: AsJson = False) -> None:
+    """List events that wait for delivery, with the last error of each."""
+    with books(read_settings(home)) as conn:
+        rows = ledger.undelivered(conn, limit)
+    if as_json:
+        print_json(rows)
+        return
+    for row in rows:
+        ago = age((datetime.now(UTC) - row["created_at"]).total_seconds())
+        about = f"{row['batch_id']}  {row['sequence']}  {row['type']}  written {ago} ago"
+        tried = f"tried {row['attempts']} times: {row['last_error']}" if row["attempts"] else ""
+        out.print(f"{about}  {tried}", markup=False, soft_wrap=True)
+    if not rows:
+        out.print("Every event has been delivered.")
+
+
+@outbox.command()
+def republish(
+    since: Annotated[str, typer.Option(help="A moment (2026-01-31T08:00:00Z) or an age (2h, 30m)")],
+    batch: Annotated[str | None, typer.Option(help="Only of this batch")] = None,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Deliver events again that were written since then. Consumers drop repeats by id."""
+    try:
+        moment = _moment(since)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--since") from error
+    with books(read_settings(home)) as conn:
+        count = ledger.republish(conn, moment, batch)
+    told = f"{count} events will be delivered again by the relay, within seconds"
+    tell({"republished": count, "since": moment.isoformat()}, told, as_json)
+
+
+def purge(
+    older_than: Annotated[float, typer.Option("--older-than", min=0, help="Days since they ended")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, but delete nothing")] = False,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Delete closed batches with all that belongs to them, and pending that nobody registers.
+
+    Never a batch with an undelivered event or a waiting dead letter.
+    """
+    settings = read_settings(home)
+    slots = Slots(_redis(endpoints(settings).redis_url))
+    with books(settings) as conn:
+        if dry_run:
+            batches = len(ledger.purgeable(conn, older_than, 1_000_000))
+        else:
+            batches = 0
+            while chunk := ledger.purgeable(conn, older_than, PURGE_CHUNK):
+                with conn.transaction():
+                    for batch_id in chunk:
+                        ledger.purge(conn, batch_id)
+                slots.forget(chunk)
+                batches += len(chunk)
+        pending = ledger.expired_pending(conn, older_than, delete=not dry_run)
+    word = "would be deleted" if dry_run else "deleted"
+    told = f"{batches} batches and {pending} pending contents {word}"
+    tell({"batches": batches, "pending": pending, "dry_run": dry_run}, told, as_json)
+
+
+def _show(told: Explanation) -> None:
+    out.print(f"{told.batch_id}: {told.state}\n", style="bold", markup=False)
+    for cause in told.causes:
+        since = f", since {_when(cause.since)}" if cause.since else ""
+        out.print(f"  {cause.title}{since}", style="bold yellow", markup=False, soft_wrap=True)
+        out.print(f"    why        {cause.reason}", markup=False, soft_wrap=True)
+        out.print(f"    by itself  {cause.by_itself}", markup=False, soft_wrap=True)
+        out.print(f"    you can    {cause.command}\n", markup=False, soft_wrap=True)
+    if not told.causes:
+        out.print("  Nothing is missing.\n")
+    if told.timeline:
+        out.print("Timeline", style="bold")
+        for at, what in told.timeline:
+            out.print(f"  {_when(at)}  {what}", markup=False, soft_wrap=True)
+        out.print()
+    out.print(_sides(told))
+    for line in told.disagreements:
+        out.print(f"  ✘ {line}", style="red", markup=False, soft_wrap=True)
+
+
+def _sides(told: Explanation) -> Table:
+    """Put Postgres beside Redis."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("POSTGRES", "", "REDIS", ""):
+        table.add_column(name)
+    shown = ("slots", "open", "assigned", "failed", "cancelled", "pending", "excess", "undelivered")
+    postgres = [(name, told.sides["postgres"].get(name, "-")) for name in shown]
+    redis_side: list[tuple[str, Any]] = [  # Any: whatever Redis told
+        (name, len(value) if isinstance(value, set) else value)
+        for name, value in told.sides["redis"].items()
+    ]
+    for n, (name, value) in enumerate(postgres):
+        other: Sequence[Any] = redis_side[n] if n < len(redis_side) else ("", "")
+        table.add_row(name, str(value), str(other[0]), str(other[1]))
+    return table
+
+
+def _when(at: datetime) -> str:
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _moment(text: str) -> datetime:
+    """Read a moment in UTC, or an age such as 2h. Raises ValueError."""
+    units = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
+    if text[-1:] in units and text[:-1].replace(".", "", 1).isdigit():
+        return datetime.now(UTC) - timedelta(**{units[text[-1]]: float(text[:-1])})
+    moment = datetime.fromisoformat(text)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _redis(url: str) -> redis.Redis:
+    return redis.Redis.from_url(url, decode_responses=True, socket_timeout=5)
+
+
+def _pulse(client: redis.Redis, broker_url: str, settings: Settings) -> pulse.Pulse:
+    """Read the signs of life; none where Redis does not answer, which has a cause of its own."""
+    try:
+        waiting = 0
+        if broker_url.startswith("redis"):
+            waiting = int(str(_redis(broker_url).llen(settings.queue)))
+        return pulse.read_pulse(client, waiting)
+    except redis.RedisError:
+        return pulse.NO_PULSE

@@ -1,0 +1,36 @@
+"""Handing events to the broker, for the worker's relay and for the command line."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+from redis import RedisError
+
+from core.settings import Route
+
+
+def deliver(app: Celery, event: dict[str, Any], routes: Sequence[Route]) -> None:  # Any: JSON
+    """Send a CloudEvent once for each of its routes, its id as task id. Raises OSError."""
+    for route in routes:
+        try:
+            app.send_task(
+                route.task,
+                kwargs={"event": event},
+                queue=route.queue,
+                task_id=event["id"],
+                ignore_result=True,
+                argsrepr="()",
+                kwargsrepr=describe({"event": event}),
+            )
+        except (OperationalError, RedisError) as error:
+            raise ConnectionError(f"the broker does not take events: {error}") from error
+
+
+def describe(kwargs: object) -> str:
+    """Write the ids of a message, each cut to a readable length; nothing else of it."""
+    event = kwargs.get("event", kwargs) if isinstance(kwargs, dict) else {}
+    if not isinstance(event, dict):
+        return "{…}"
+    named = ("type", "batch_id", "subject", "event_id", "id", "correlation_id")
+    return " ".join(f"{name}={str(event[name])[:64]}" for name in named if name in event) or "{…}"

@@ -1,0 +1,227 @@
+"""A batch is registered: all of it or nothing, and once."""
+
+import psycopg
+import pytest
+
+from core.errors import IdempotencyConflict, RegistrationConflict
+from tests.core import looks
+from tests.core.crowd import at_once
+from tests.core.story import assign, confirm, fill, register, reject, texts, upload
+from tests.factories import essay_ids, new_batch, registration, take
+
+REGISTER = "els.register_batch"
+
+
+def test_a_registration_tells_how_many_slots_it_wrote(lifecycle, batch_id):
+    value = register(lifecycle, batch_id, 3)
+
+    assert value == {
+        "outcome": "registered",
+        "batch_id": batch_id,
+        "slots": 3,
+        "pending_assigned": 0,
+    }
+
+
+def test_the_rows_say_what_was_announced(lifecycle, conn, batch_id):
+    event = registration(
+        batch_id,
+        ["b", "a"],
+        class_id="class-1",
+        org_id="org-1",
+        student_prompt_ref={"storage": "prompt-1"},
+        metadata={"term": "spring"},
+        deadline_s=60,
+        on_deadline="proceed",
+    )
+
+    take(lifecycle, REGISTER, event)
+
+    row = looks.batch(conn, batch_id)
+    assert (row["deadline_at"] - row["registered_at"]).total_seconds() == 60
+    assert str(row["correlation_id"]) == event["correlation_id"]
+    expected = {
+        "status": "awaiting_content_validation",
+        "class_id": "class-1",
+        "org_id": "org-1",
+        "user_id": "teacher-1",
+        "course_code": "ENG5",
+        "expected_count": 2,
+        "available_slots": 2,
+        "student_prompt_ref": {"storage": "prompt-1"},
+        "metadata": {"term": "spring"},
+        "on_deadline": "proceed",
+        "completed_at": None,
+        "ready_at": None,
+    }
+    assert {name: row[name] for name in expected} == expected
+    assert looks.open_slots(conn, batch_id) == {"a", "b"}
+
+
+def test_redis_holds_exactly_the_open_slots(lifecycle, slots, batch_id):
+    register(lifecycle, batch_id, 12)
+
+    assert slots.free(batch_id) == set(essay_ids(12))
+    assert slots.assignments(batch_id) == {}
+
+
+def test_redis_holds_exactly_the_slots_that_waiting_contents_left_open(
+    lifecycle, slots, conn, batch_id
+):
+    upload(lifecycle, batch_id, texts(4))
+
+    register(lifecycle, batch_id, 10)
+
+    assert slots.free(batch_id) == looks.open_slots(conn, batch_id)
+    assert len(slots.free(batch_id)) == 6
+
+
+def test_the_largest_batch_is_registered_at_once(lifecycle, slots, conn, batch_id):
+    value = register(lifecycle, batch_id, 100_000)
+
+    assert value["slots"] == 100_000
+    assert looks.batch(conn, batch_id)["available_slots"] == 100_000
+    assert len(slots.free(batch_id)) == 100_000
+
+
+def test_the_same_event_again_returns_the_same_value(lifecycle, conn, batch_id):
+    event = registration(batch_id, 3)
+    first = take(lifecycle, REGISTER, event).value
+    before = looks.everything(conn, batch_id)
+
+    again = take(lifecycle, REGISTER, event).value
+
+    assert again == first
+    assert looks.everything(conn, batch_id) == before
+
+
+def test_the_same_event_many_times_at_once_registers_once(lifecycle, conn, batch_id):
+    event = registration(batch_id, 5)
+
+    dones = at_once(*[lambda: take(lifecycle, REGISTER, event)] * 12)
+
+    assert [done.value for done in dones] == [dones[0].value] * 12
+    assert dones[0].value["outcome"] == "registered"
+    assert looks.count_rows(conn, batch_id)["idempotency_keys"] == 1
+
+
+def test_the_same_batch_under_another_event_is_already_registered(lifecycle, conn, batch_id):
+    register(lifecycle, batch_id, ["a", "b"])
+    before = looks.batch(conn, batch_id)
+
+    again = register(lifecycle, batch_id, ["b", "a"])
+
+    assert again == {"outcome": "already_registered", "batch_id": batch_id}
+    assert looks.batch(conn, batch_id) == before
+
+
+def test_one_of_many_events_at_once_registers_the_batch(lifecycle, conn, batch_id):
+    steps = [lambda: register(lifecycle, batch_id, 5) for _ in range(10)]
+
+    outcomes = sorted(value["outcome"] for value in at_once(*steps))
+
+    assert outcomes == ["already_registered"] * 9 + ["registered"]
+    assert looks.broken(conn, batch_id) == []
+
+
+@pytest.mark.parametrize(
+    "others",
+    [["a"], ["a", "b", "c"], ["a", "c"], ["A", "B"]],
+    ids=["fewer", "more", "another", "case"],
+)
+def test_other_essays_for_a_registered_batch_are_refused(lifecycle, slots, conn, batch_id, others):
+    register(lifecycle, batch_id, ["a", "b"])
+    before = looks.everything(conn, batch_id)
+
+    with pytest.raises(RegistrationConflict, match=batch_id):
+        register(lifecycle, batch_id, others)
+
+    assert looks.everything(conn, batch_id) == before
+    assert slots.free(batch_id) == {"a", "b"}
+
+
+def test_of_two_different_registrations_at_once_one_is_refused(lifecycle, conn, batch_id):
+    def attempt(essays):
+        try:
+            return register(lifecycle, batch_id, essays)["outcome"]
+        except RegistrationConflict:
+            return "refused"
+
+    outcomes = at_once(lambda: attempt(["a", "b"]), lambda: attempt(["c"]))
+
+    assert sorted(outcomes) == ["refused", "registered"]
+    assert looks.broken(conn, batch_id) == []
+
+
+def test_an_event_id_cannot_register_a_second_batch(lifecycle, conn, batch_id):
+    event, other = registration(batch_id), new_batch()
+    take(lifecycle, REGISTER, event)
+
+    with pytest.raises(IdempotencyConflict, match=event["event_id"]):
+        take(lifecycle, REGISTER, {**event, "batch_id": other})
+
+    assert looks.batch(conn, other) is None
+
+
+def test_a_registration_that_fails_in_the_middle_leaves_nothing(
+    lifecycle, slots, conn, batch_id, failing_essay
+):
+    essay_id, mend = failing_essay
+    assign(lifecycle, batch_id, "text-1")
+    reject(lifecycle, batch_id, "file-2")
+    before = looks.everything(conn, batch_id)
+    event = registration(batch_id, [*essay_ids(5), essay_id])
+
+    with pytest.raises(psycopg.errors.RaiseException):
+        take(lifecycle, REGISTER, event)
+
+    assert looks.everything(conn, batch_id) == before
+    assert len(looks.waiting(conn, batch_id)) == 2
+    assert slots.free(batch_id) == set()
+
+    mend()
+    value = take(lifecycle, REGISTER, event).value
+
+    assert (value["slots"], value["pending_assigned"]) == (6, 1)
+    assert looks.waiting(conn, batch_id) == []
+    assert looks.broken(conn, batch_id) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "class_type", "status"),
+    [
+        ({}, "GUEST", "ready_for_pipeline_execution"),
+        ({"org_id": "org-1"}, "GUEST", "ready_for_pipeline_execution"),
+        ({"class_id": "class-1"}, "REGULAR", "awaiting_student_validation"),
+        (
+            {"class_id": "class-1", "org_id": "org-1"},
+            "REGULAR",
+            "awaiting_student_validation",
+        ),
+    ],
+    ids=["neither", "organisation", "class", "both"],
+)
+def test_the_class_alone_tells_a_regular_batch(
+    lifecycle, conn, batch_id, fields, class_type, status
+):
+    fill(lifecycle, batch_id, 1, **fields)
+
+    lifecycle.complete(batch_id)
+
+    (event,) = looks.events(conn, batch_id, "BatchContentProvisioningCompleted")
+    assert event["data"]["class_type"] == class_type
+    assert looks.batch(conn, batch_id)["status"] == status
+
+
+def test_every_event_carries_the_correlation_id_of_the_registration(lifecycle, conn, batch_id):
+    event = registration(batch_id, 2, class_id="class-1")
+    take(lifecycle, REGISTER, event)
+    upload(lifecycle, batch_id, texts(3))
+
+    lifecycle.complete(batch_id)
+    confirm(lifecycle, batch_id, {essay_ids(1)[0]: "student-1"})
+
+    assert len(looks.events(conn, batch_id)) == 3
+    assert {str(row["correlation_id"]) for row in looks.events(conn, batch_id)} == {
+        event["correlation_id"]
+    }

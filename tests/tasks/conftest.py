@@ -1,0 +1,104 @@
+"""The tasks in eager mode: in this process, with the real stores and the real broker."""
+
+import base64
+import json
+from contextlib import ExitStack
+
+import pytest
+from structlog.testing import capture_logs
+
+from tasks import intake
+from tasks.app import app, stores
+from tests.factories import new_batch
+
+
+def pytest_collection_modifyitems(items):
+    # Celery says of each event that it goes to the broker although the tasks here are eager.
+    ignored = "ignore:task_always_eager has no effect on send_task"
+    for item in items:
+        if item.path.is_relative_to(__file__.removesuffix("conftest.py")):
+            item.add_marker(pytest.mark.filterwarnings(ignored))
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _eager(database_url):
+    before = app.conf.task_always_eager
+    app.conf.task_always_eager = True
+    yield
+    app.conf.task_always_eager = before
+    stores().pool.close()
+    stores.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def _empty_broker(valkey):
+    valkey.flushdb()
+
+
+@pytest.fixture
+def batch_id():
+    return new_batch()
+
+
+@pytest.fixture
+def send():
+    """Send an event to a task, as a message would; return the task's value."""
+
+    def sent(name, event, **options):
+        return app.tasks[name].apply(kwargs={"event": event}, **options).get()
+
+    return sent
+
+
+@pytest.fixture
+def logged():
+    with capture_logs() as lines:
+        yield lines
+
+
+@pytest.fixture
+def dead_letters(conn):
+    """Read the dead letters of a task id."""
+
+    def kept(task_id):
+        query = "SELECT * FROM dead_letters WHERE task_id = %s ORDER BY id"
+        return conn.execute(query, [task_id]).fetchall()
+
+    return kept
+
+
+@pytest.fixture
+def messages(valkey):
+    """Read the messages of a queue, oldest first, as any Celery consumer would."""
+
+    def waiting(queue="els.events"):
+        found = [json.loads(raw) for raw in reversed(valkey.lrange(queue, 0, -1))]
+        for message in found:
+            args, kwargs, _ = json.loads(base64.b64decode(message["body"]))
+            message["args"], message["kwargs"] = args, kwargs
+        return found
+
+    return waiting
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Let retries be over after a few."""
+    brief = intake.settings.model_copy(update={"retry_for": 1.0})
+    monkeypatch.setattr(intake, "settings", brief)
+
+
+@pytest.fixture
+def break_connections(conn):
+    """End every connection that the tasks hold, on the server's side."""
+
+    def end():
+        pool = stores().pool
+        with ExitStack() as held:
+            count = max(1, pool.get_stats().get("pool_size", 0))
+            taken = [held.enter_context(pool.connection()) for _ in range(count)]
+            pids = [connection.info.backend_pid for connection in taken]
+        for pid in pids:
+            conn.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+
+    return end

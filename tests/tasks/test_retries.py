@@ -1,0 +1,170 @@
+"""What may pass is tried again, for as long as the settings say; then it is kept."""
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from uuid import uuid4
+
+import psycopg
+import pytest
+import redis
+from psycopg_pool import PoolTimeout
+
+from core.errors import BrokenSeal, SlotsInFlight, UnknownBatch
+from core.transient import LONGEST_WAIT, may_pass, nominal_wait_s, sqlstate, wait_s, waited_s
+from tasks import intake
+from tasks.app import stores
+from tests.core import looks
+from tests.core.crowd import until
+from tests.core.story import texts
+from tests.factories import cancellation, content, contents, registration, rejection
+
+REGISTER, ASSIGN, UPLOAD = "els.register_batch", "els.assign_content", "els.assign_contents"
+TASKS = {
+    REGISTER: registration,
+    ASSIGN: content,
+    UPLOAD: lambda b: contents(b, texts(2)),
+    "els.reject_content": rejection,
+    "els.cancel_batch": cancellation,
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_connection_that_the_server_ended_is_tried_again(
+    send, conn, batch_id, break_connections, task
+):
+    if task != REGISTER:
+        send(REGISTER, registration(batch_id))
+    break_connections()
+
+    value = send(task, TASKS[task](batch_id))
+
+    assert value["outcome"] in {"registered", "assigned", "accepted", "failed_slot", "cancelled"}
+    assert looks.broken(conn, batch_id) == []
+
+
+def test_a_broken_connection_is_seen_as_a_retry(send, batch_id, break_connections, logged):
+    send(REGISTER, registration(batch_id))
+    break_connections()
+
+    send(ASSIGN, content(batch_id))
+
+    retried = [line for line in logged if line["event"] == "retried"]
+    assert 1 <= len(retried) <= stores().pool.max_size  # one for each connection that was idle
+    assert {(line["log_level"], line["sqlstate"]) for line in retried} == {("warning", "57P01")}
+
+
+def test_slots_that_others_are_claiming_are_waited_for(send, conn, batch_id, logged):
+    send(REGISTER, registration(batch_id, 1))
+    slots = stores().slots
+    others = slots.claim(batch_id, ["text-of-another"])
+
+    def release_after_a_retry():
+        until(lambda: [line for line in logged if line["event"] == "retried"])
+        slots.release(batch_id, others, still_open=True)
+
+    with ThreadPoolExecutor(1) as crowd:
+        releasing = crowd.submit(release_after_a_retry)
+        value = send(ASSIGN, content(batch_id))
+        releasing.result()
+
+    assert value["outcome"] == "assigned"
+    assert looks.batch(conn, batch_id)["status"] == "ready_for_pipeline_execution"
+
+
+def test_a_redis_connection_that_was_ended_is_made_anew(send, batch_id, valkey):
+    send(REGISTER, registration(batch_id))
+    ours = stores().slots.client.client_id()
+
+    ended = valkey.client_kill_filter(_id=ours)
+    value = send(ASSIGN, content(batch_id))
+
+    assert ended == 1
+    assert value["outcome"] == "assigned"
+
+
+def test_a_message_whose_time_is_over_is_kept(
+    send, conn, batch_id, dead_letters, impatient, logged
+):
+    send(REGISTER, registration(batch_id, 1))
+    stores().slots.claim(batch_id, ["text-of-another"])
+    event, task_id = content(batch_id), str(uuid4())
+
+    value = send(ASSIGN, event, task_id=task_id)
+
+    assert (value["outcome"], value["code"]) == ("dead_letter", "RETRIES_EXHAUSTED")
+    assert len([line for line in logged if line["event"] == "retried"]) == 2  # 0.5 s and 1 s
+    (letter,) = dead_letters(task_id)
+    assert letter["body"] == event
+    assert batch_id in letter["message"]
+    assert looks.excess(conn, batch_id) == []
+
+
+def test_a_refused_content_is_assigned_when_it_is_sent_again(send, conn, batch_id, impatient):
+    send(REGISTER, registration(batch_id, 1))
+    others = stores().slots.claim(batch_id, ["text-of-another"])
+    event = content(batch_id)
+    send(ASSIGN, event)
+    stores().slots.release(batch_id, others, still_open=True)
+
+    assert send(ASSIGN, event)["outcome"] == "assigned"
+
+
+PASSING = {
+    "in flight": SlotsInFlight(),
+    "no free connection": PoolTimeout(),
+    "redis away": redis.ConnectionError(),
+    "redis slow": redis.TimeoutError(),
+    "connection lost": psycopg.OperationalError(),
+    "connection closed": psycopg.InterfaceError(),
+    "deadlock": psycopg.errors.DeadlockDetected(),
+    "serialization": psycopg.errors.SerializationFailure(),
+    "lock timeout": psycopg.errors.LockNotAvailable(),
+    "shutdown": psycopg.errors.AdminShutdown(),
+    "crash": psycopg.errors.CrashShutdown(),
+    "starting": psycopg.errors.CannotConnectNow(),
+    "too many connections": psycopg.errors.TooManyConnections(),
+    "connection failure": psycopg.errors.ConnectionFailure(),
+}
+LASTING = {
+    "bug": ValueError(),
+    "refusal": UnknownBatch(),
+    "broken seal": BrokenSeal(),
+    "unique": psycopg.errors.UniqueViolation(),
+    "check": psycopg.errors.CheckViolation(),
+    "no such table": psycopg.errors.UndefinedTable(),
+    "disk full": psycopg.errors.DiskFull(),
+    "redis says no": redis.ResponseError(),
+}
+
+
+@pytest.mark.parametrize("error", PASSING.values(), ids=PASSING.keys())
+def test_an_error_that_may_pass_is_known(error):
+    assert may_pass(error)
+
+
+@pytest.mark.parametrize("error", LASTING.values(), ids=LASTING.keys())
+def test_an_error_that_stays_is_known(error):
+    assert not may_pass(error)
+
+
+def test_the_sqlstate_is_found_behind_other_errors():
+    error = ValueError()
+    error.__cause__ = psycopg.errors.DeadlockDetected()
+
+    assert sqlstate(error) == "40P01"
+    assert sqlstate(ValueError()) is None
+
+
+def test_waits_grow_to_their_longest_and_are_jittered():
+    nominal = [nominal_wait_s(n) for n in range(8)]
+
+    assert nominal == [0.5, 1, 2, 4, 8, 15, 15, 15]
+    assert nominal_wait_s(10_000) == LONGEST_WAIT.total_seconds()
+    assert all(n / 2 <= wait_s(k) <= n for k, n in enumerate(nominal))
+    assert len({wait_s(5) for _ in range(10)}) > 1
+    assert waited_s(3) == 3.5
+    assert waited_s(3, timedelta(seconds=1)) == 2.5
+
+
+def test_a_retry_is_back_before_its_message_is_redelivered():
+    assert intake.LONGEST_RETRY.total_seconds() <= intake.settings.visibility_timeout / 2
