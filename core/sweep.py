@@ -16,6 +16,7 @@ from psycopg import Error as PostgresError
 from redis import RedisError
 
 from core import ledger, outbox
+from core.crash import crashpoint
 from core.errors import BrokenSeal, SlotsInFlight
 from core.ledger import Conn
 from core.lifecycle import Lifecycle
@@ -225,6 +226,7 @@ def _mend(conn: Conn, rule: Rule, mender: Mender, finding: Finding) -> bool:
     """Mend one finding; False where only a person can, or where it failed."""
     if rule.repair is None:
         return False
+    crashpoint("sweeping")
     try:
         rule.repair(mender, finding.batch_id)
     except (BrokenSeal, SlotsInFlight, PostgresError, RedisError):

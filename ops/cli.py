@@ -208,6 +208,29 @@ def flower() -> None:
     os.execve(sys.executable, command, environ)  # noqa: S606 - our own command, no shell wanted
 
 
+@app.command()
+def torture(
+    minutes: Annotated[float, typer.Option(min=0.1, help="How long to do harm")] = 2,
+    batches: Annotated[int, typer.Option(min=1, help="At most so many batches")] = 100_000,
+    seed: Annotated[int, typer.Option(help="Makes the choices repeatable")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Do random harm to a private stack under load, then check every promise.
+
+    Workers killed at every crash point, servers restarted, connections cut, Redis flushed, old
+    messages replayed. Exit status 1 if an invariant is broken.
+    """
+    from ops.torture import show
+    from ops.torture import torture as run_torture
+
+    report = run_torture(seed, minutes, batches, say)
+    if as_json:
+        print_json(report.as_json())
+    else:
+        show(report, out)
+    raise typer.Exit(0 if report.ok else 1)
+
+
 oncall.add_to(app)
 
 

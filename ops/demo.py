@@ -123,13 +123,7 @@ class Played:
             if event["type"] == "BatchEssaysReady":
                 out.print(f"\nBatchEssaysReady of {event['subject']}\n", style="bold")
                 out.print(_event_lines(event), markup=False, soft_wrap=True)
-        out.print("\nInvariants\n", style="bold")
-        for invariant in self.invariants:
-            mark = "[green]✔[/]" if invariant.holds else "[red]✘[/]"
-            broken = "" if invariant.holds else f": broken by {', '.join(invariant.broken)}"
-            out.print(f"  {mark} {invariant.title}{broken}", soft_wrap=True)
-        verdict = "Every invariant held." if self.ok else "An invariant is broken."
-        out.print(f"\n{verdict}\n", style="bold green" if self.ok else "bold red")
+        show_invariants(self.invariants, out)
 
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False, header_style="bold")
@@ -142,6 +136,18 @@ class Played:
 
     def _rows(self) -> Iterable[tuple[Message, Any, str | None]]:  # Any: JSON
         return zip(self.messages, self.outcomes, self.slots, strict=True)
+
+
+def show_invariants(invariants: Sequence[Invariant], out: Console) -> None:
+    """Print a line for each invariant, and the verdict."""
+    out.print("\nInvariants\n", style="bold")
+    for invariant in invariants:
+        mark = "[green]✔[/]" if invariant.holds else "[red]✘[/]"
+        broken = "" if invariant.holds else f": broken by {', '.join(invariant.broken)}"
+        out.print(f"  {mark} {invariant.title}{broken}", soft_wrap=True)
+    held = all(invariant.holds for invariant in invariants)
+    verdict = "Every invariant held." if held else "An invariant is broken."
+    out.print(f"\n{verdict}\n", style="bold green" if held else "bold red")
 
 
 def texts_of(folder: Path) -> list[Text]:

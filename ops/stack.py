@@ -205,6 +205,12 @@ class Stack:
                 self._tend(child)
         return 0
 
+    def pid(self, name: str) -> int | None:
+        """Return the process id of a child, or of an embedded server; None while it is down."""
+        lives = {child.name: child.process for child in self._children}
+        process = lives.get(name)
+        return process.pid if process is not None and process.poll() is None else None
+
     def stop(self) -> None:
         """Let `wait()` return. May be called from any thread."""
         self._ended.set()
