@@ -28,6 +28,8 @@ from ops.stack import Endpoints, Stack, running
 
 PATIENCE_S = 20
 SUPERVISOR = """
+import signal
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as in a terminal, whatever runs the tests
 import json, os, sys, time
 from core.settings import Settings
 from ops.stack import Stack

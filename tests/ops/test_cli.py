@@ -47,11 +47,9 @@ def test_env_names_servers_that_answer(service):
 
 def test_submitted_events_are_carried_out_and_shown(service):
     batch = make.new_batch()
-    events = [
-        {"task": "els.register_batch", "event": make.registration(batch, 2)},
-        make.content(batch, "text-1"),
-        make.rejection(batch, "file-2"),
-    ]
+    first = [{"task": "els.register_batch", "event": make.registration(batch, 2)}]
+    service.els("submit", "-", "--wait", stdin=lines(first))
+    events = [*first, make.content(batch, "text-1"), make.rejection(batch, "file-2")]
 
     told = service.els("submit", "-", "--wait", "--json", stdin=lines(events))
     status = service.els("status", batch, "--json")
