@@ -4,7 +4,7 @@ SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help env demo run test check lock clean
+.PHONY: help env demo run test torture check lock clean
 .DEFAULT_GOAL := help
 
 help: ## list what can be made
@@ -25,6 +25,12 @@ run: env ## run the whole service until Ctrl-C
 test: env ## run the tests, on embedded servers
 	@echo "== tests (a few minutes; real servers and workers)"
 	@$(BIN)/python -m pytest $(ARGS)
+
+torture: env ## the long proofs: every crash point 25 times, then ten minutes of random faults
+	@echo "== every crash point 25 times (about half an hour)"
+	@$(BIN)/python -m pytest tests/live/test_kills.py --runs 25 $(ARGS)
+	@echo "== ten minutes of random faults"
+	@$(BIN)/els torture --minutes 10
 
 check: env ## linters and types
 	@echo "== ruff, mypy, import-linter"

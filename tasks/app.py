@@ -43,6 +43,7 @@ app.conf.update(
     task_always_eager=settings.eager,
     task_eager_propagates=False,  # else the first retry raises instead of running again
     result_expires=RESULT_EXPIRES_S,
+    worker_consumer="tasks.strays:Consumer",
     worker_concurrency=settings.concurrency,
     worker_prefetch_multiplier=1,
     worker_deduplicate_successful_tasks=False,  # loses chord callbacks

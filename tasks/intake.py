@@ -149,7 +149,7 @@ def carry_out(
             raise
         if waited_s(task.request.retries, LONGEST_RETRY) >= settings.retry_for:
             return park(task, body, error, "RETRIES_EXHAUSTED")
-        log.warning("retried", error=_told(error), sqlstate=sqlstate(error))
+        log.warning("retried", error=told(error), sqlstate=sqlstate(error))
         raise again(task, error, sys.maxsize) from error
     log.info(done.value["outcome"], **{k: v for k, v in done.value.items() if k == "essay_id"})
     return done.value
@@ -190,14 +190,14 @@ def _letter(task: AnyTask, task_id: str, body: object, error: Exception, code: s
         task=task.name,
         task_id=task_id,
         batch_id=named if isinstance(named, str) and IDENTIFIER.fullmatch(named) else None,
-        body=_json(body),
+        body=as_json(body),
         code=code,
-        message=_told(error),
+        message=told(error),
         sqlstate=sqlstate(error),
     )
 
 
-def _json(body: object) -> str:
+def as_json(body: object) -> str:
     """Write a body as JSON, whatever it is: to the letter where JSON can hold it."""
     try:
         return json.dumps(json.loads(canonical(body)), allow_nan=False)
@@ -212,6 +212,6 @@ def _shown(body: object) -> str:
         return f"{type(body).__name__}, nested too deeply to be written"
 
 
-def _told(error: Exception) -> str:
+def told(error: Exception) -> str:
     """Write an error as Postgres can keep it."""
     return str(error).replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()[:2000]

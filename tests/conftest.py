@@ -13,6 +13,15 @@ for name in [n for n in os.environ if n.startswith("ELS_") and not n.endswith("_
 os.environ["ELS_LOG_FORMAT"] = "console"
 
 
+def pytest_addoption(parser):
+    parser.addoption("--runs", type=int, default=1, help="how often each crash point is tried")
+
+
+def pytest_generate_tests(metafunc):
+    if "run" in metafunc.fixturenames:
+        metafunc.parametrize("run", range(metafunc.config.getoption("--runs")))
+
+
 def _serve() -> None:
     """Start what is not given, and set the URLs before anything imports the Celery app."""
     from ops.embedded import Postgres, Valkey, free_port

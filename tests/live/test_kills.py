@@ -11,6 +11,7 @@ POINTS = [
     "claimed",
     "committed",
     "registered_before_seed",
+    "sealed",
     "before_announce",
     "announcing",
     "announced",
@@ -20,7 +21,7 @@ POINTS = [
 
 @pytest.mark.parametrize("point", POINTS)
 def test_a_batch_becomes_ready_once_when_its_worker_is_killed(
-    workers, tmp_path, events_of, assert_invariants, point
+    workers, tmp_path, events_of, assert_invariants, point, run
 ):
     batch = make.new_batch()
     doomed = workers.start(ELS_CRASHPOINT=point)
@@ -54,6 +55,23 @@ def test_a_full_batch_whose_chord_got_lost_is_announced_by_beat(
 
     workers.start()
     workers.start("--schedule", str(tmp_path / "beat"), "--pidfile=", command="beat")
+    until(lambda: events_of(batch, "BatchEssaysReady"), what="the batch is announced")
+    until(lambda: all(e["published_at"] for e in events_of(batch)), what="all is delivered")
+
+    assert_invariants(batch)
+
+
+def test_a_sweep_killed_in_the_middle_is_made_up_for(
+    workers, tmp_path, lifecycle, events_of, assert_invariants
+):
+    batch = make.new_batch()
+    make.take(lifecycle, "els.register_batch", make.registration(batch, 2))
+    make.take(lifecycle, "els.assign_contents", make.contents(batch, ["text-1", "text-2"]))
+    doomed = workers.start(ELS_CRASHPOINT="sweeping")
+    workers.start("--schedule", str(tmp_path / "beat"), "--pidfile=", command="beat")
+    until(lambda: doomed.poll() is not None, what="the worker dies in the sweep")
+
+    workers.start()
     until(lambda: events_of(batch, "BatchEssaysReady"), what="the batch is announced")
     until(lambda: all(e["published_at"] for e in events_of(batch)), what="all is delivered")
 

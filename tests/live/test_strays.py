@@ -1,0 +1,70 @@
+"""What is no task of ours is kept, and nobody else is disturbed."""
+
+import base64
+import json
+from uuid import uuid4
+
+import pytest
+
+from tests import factories as make
+from tests.live.conftest import until
+
+
+@pytest.fixture
+def worker(workers):
+    workers.start()
+    return workers.ready(1)
+
+
+@pytest.fixture
+def letter_of(conn):
+    def find(task_id):
+        return until(
+            lambda: conn.execute(
+                "SELECT * FROM dead_letters WHERE task_id = %s", [str(task_id)]
+            ).fetchone(),
+            what="there is a dead letter",
+        )
+
+    return find
+
+
+def test_a_message_of_an_unknown_task_is_kept(worker, letter_of):
+    event = make.content(make.new_batch())
+
+    sent = worker.send("els.asign_content", event)
+
+    letter = letter_of(sent.id)
+    assert (letter["task"], letter["code"]) == ("els.asign_content", "VALIDATION_ERROR")
+    assert letter["body"] == event
+
+
+def test_a_message_of_another_content_type_is_kept(worker, letter_of):
+    sent = worker.send("els.assign_content", make.content(make.new_batch()), serializer="pickle")
+
+    assert letter_of(sent.id)["code"] == "VALIDATION_ERROR"
+
+
+def test_a_message_whose_body_is_no_json_is_kept(worker, valkey, letter_of):
+    task_id = str(uuid4())
+    message = {
+        "body": base64.b64encode(b"{not json").decode(),
+        "content-type": "application/json",
+        "content-encoding": "utf-8",
+        "headers": {"lang": "py", "task": "els.assign_content", "id": task_id},
+        "properties": {
+            "correlation_id": task_id,
+            "delivery_mode": 2,
+            "delivery_info": {"exchange": "", "routing_key": worker.queue},
+            "priority": 0,
+            "body_encoding": "base64",
+            "delivery_tag": str(uuid4()),
+        },
+    }
+    valkey.lpush(worker.queue, json.dumps(message))
+
+    letter = letter_of(task_id)
+
+    assert base64.b64decode(letter["body"]["base64"]) == b"{not json"
+    value = worker.send("els.register_batch", make.registration(make.new_batch(), 1)).get(30)
+    assert value["outcome"] == "registered"
