@@ -42,7 +42,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-WAIT_S = 10.0
+WAIT_S = 10.0  # what a worker gets to carry out a command
+WIDE = 132  # columns of the status table: ids are never cut, so that they can be copied
 
 
 @app.command()
@@ -112,7 +113,7 @@ def status(
     elif not rows:
         out.print("No batches yet. `els demo` sends some.")
     else:
-        out.print(_status_table(rows))
+        out.print(_status_table(rows), width=max(out.width, WIDE), crop=False, no_wrap=True)
 
 
 @app.command()
@@ -261,7 +262,7 @@ def _show_endpoints(found: Endpoints) -> None:
 def _status_table(rows: list[dict[str, Any]]) -> Table:  # Any: database rows
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("BATCH", "STATE"):
-        table.add_column(name, overflow="fold")
+        table.add_column(name, no_wrap=True)
     for name in ("SLOTS", "ASSIGNED", "FAILED", "OPEN", "PENDING", "EXCESS", "AGE"):
         table.add_column(name, justify="right")
     for row in rows:
