@@ -11,12 +11,23 @@ from pathlib import Path
 from typing import cast
 
 from redis import Redis
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.retry import Retry
 
 LUA = Path(__file__).parent / "lua"
 CLAIM_LEASE = timedelta(minutes=3)  # longer than any redelivery within the visibility timeout
 OPEN_TTL = timedelta(days=30)  # a flush is harmless, so an early expiry is too; no key leaks
 CLOSED_TTL = timedelta(hours=1)
 SEED_CHUNK = 5_000  # slots a call: about 3 ms of Redis' one thread
+
+
+def connect(url: str, *, timeout_s: float = 5) -> Redis:
+    """Connect to Redis; a lost reply is asked for again a few times, for half a second at most.
+
+    Every script here may be repeated, so that is safe.
+    """
+    retry = Retry(ExponentialWithJitterBackoff(cap=0.2, base=0.02), 4)
+    return Redis.from_url(url, decode_responses=True, socket_timeout=timeout_s, retry=retry)
 
 
 @dataclass(frozen=True)
@@ -42,8 +53,8 @@ class Slots:
 
         One round trip, whatever the length. A claim without a slot means that the free set is
         empty or lost; only Postgres knows which. None: Redis knows nothing of this batch. Safe to
-        repeat, which redis-py does by itself when a reply is lost. Raises redis.ConnectionError
-        (retry).
+        repeat, which the client does by itself when a reply is lost. Raises
+        redis.ConnectionError (retry).
         """
         answer = self._claim(keys=_keys(batch_id), args=list(claimants))
         if answer == -1:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import psycopg
 import typer
+from rich.console import Console
 from rich.table import Table
 
 from core import ledger
@@ -113,7 +114,7 @@ def status(
     elif not rows:
         out.print("No batches yet. `els demo` sends some.")
     else:
-        out.print(_status_table(rows), width=max(out.width, WIDE), crop=False, no_wrap=True)
+        Console(width=max(out.width, WIDE), highlight=False).print(_status_table(rows))
 
 
 @app.command()

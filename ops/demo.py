@@ -19,7 +19,6 @@ from random import Random
 from typing import Any, TextIO
 from uuid import uuid4
 
-import redis
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -31,7 +30,7 @@ from core.events import manifest_sha256
 from core.invariants import Invariant, check_ledger, check_slots
 from core.ledger import Conn
 from core.settings import Settings
-from core.slots import Slots
+from core.slots import Slots, connect
 from migrations import upgrade
 from ops import client
 from ops.client import Event, Sender, Sent, common
@@ -180,7 +179,7 @@ def play(
     ):
         received = Path(stack.environ["ELS_HOME"]) / "downstream.sqlite"
         sender = Sender(stack.endpoints.broker_url, settings.queue)
-        slots = Slots(redis.Redis.from_url(stack.endpoints.redis_url, decode_responses=True))
+        slots = Slots(connect(stack.endpoints.redis_url))
         return Play(conn, sender, received, time.monotonic() + timeout_s).act(texts, slots)
 
 

@@ -20,7 +20,7 @@ from starlette.routing import Route
 from core import ledger, logs
 from core.errors import BadSettings
 from core.settings import Settings
-from core.slots import Slots
+from core.slots import Slots, connect
 from core.sweep import RULES, Look
 from migrations import current, head
 
@@ -35,7 +35,7 @@ def create_app(settings: Settings) -> Starlette:
     database_url, redis_url = settings.database_url, settings.redis_url
     pool = ledger.connect(database_url, size=2)
     client = redis.Redis.from_url(redis_url, socket_timeout=2)
-    slots = Slots(redis.Redis.from_url(redis_url, socket_timeout=2, decode_responses=True))
+    slots = Slots(connect(redis_url, timeout_s=2))
     broker = Celery(broker=settings.broker_url or redis_url)
 
     def schema_at_head() -> None:

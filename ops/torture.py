@@ -33,7 +33,7 @@ from core.errors import StackError
 from core.invariants import Invariant, check_ledger, check_slots
 from core.ledger import Conn
 from core.settings import Settings
-from core.slots import Slots
+from core.slots import Slots, connect
 from migrations import upgrade
 from ops.client import Event, Sender, common
 from ops.demo import CONSUMER, show_invariants
@@ -164,7 +164,7 @@ class Chamber:
         self.redis = Proxy(urlsplit(found.redis_url).port or 0, random)
         self.broker_url = found.redis_url.removesuffix("/0") + "/1"
         self.sender = Sender(self.broker_url, "els")
-        self.slots = Slots(redis.Redis.from_url(found.redis_url, decode_responses=True))
+        self.slots = Slots(connect(found.redis_url))
         self.workers: list[subprocess.Popen[bytes]] = []
 
     def run(self, minutes: float, batches: int, finish: Callable[[], None]) -> None:

@@ -15,7 +15,7 @@ from core.errors import BadSettings
 from core.ledger import Conn
 from core.lifecycle import Lifecycle
 from core.settings import Settings
-from core.slots import Slots
+from core.slots import Slots, connect
 from tasks.delivery import deliver, describe
 
 settings = Settings.from_env()
@@ -94,7 +94,7 @@ def stores() -> Stores:
     if not settings.database_url or not settings.redis_url:
         raise BadSettings("ELS_DATABASE_URL and ELS_REDIS_URL must be set; `els run` sets them")
     pool = ledger.connect(settings.database_url, size=settings.concurrency + 2)
-    slots = Slots(redis.Redis.from_url(settings.redis_url, decode_responses=True))
+    slots = Slots(connect(settings.redis_url))
     routed = bool(settings.routes("EssaySlotAssigned"))
     return Stores(pool, slots, Lifecycle(pool, slots, slot_events=routed))
 

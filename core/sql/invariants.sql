@@ -68,6 +68,10 @@ WHERE (%(batches)s::text[] IS NULL OR t.batch_id = ANY(%(batches)s))
   AND t.completed_at IS NOT NULL AND t.closed_at IS NULL AND t.class_id IS NULL
   AND t.provisioned_count > 0 AND t.ready_at IS NULL;
 
+-- invariant: A content is excess only where no slot is open
+SELECT x.batch_id FROM excess_content x JOIN batch_essay_trackers t USING (batch_id)
+WHERE (%(batches)s::text[] IS NULL OR x.batch_id = ANY(%(batches)s)) AND t.available_slots > 0;
+
 -- invariant: One event an excess content
 SELECT x.batch_id FROM excess_content x
 WHERE (%(batches)s::text[] IS NULL OR x.batch_id = ANY(%(batches)s))

@@ -1,0 +1,169 @@
+"""Known faults, each put back for as long as its context lasts: a switch that only tests have.
+
+Most were in the system before this one. A fault that cuts a rule out of SQL or Lua fails loudly
+when that rule is no longer written as it was, so that no fault quietly does nothing.
+"""
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg_pool import ConnectionPool
+
+from core import ledger
+from core.ledger import Conn
+from core.lifecycle import Lifecycle
+from core.slots import LUA, Slots
+
+LOOK_FOR_A_CLAIM = "redis.call('HGET', KEYS[2], claimant)"
+BATCH_IS_FULL = "AND t.available_slots = 0"
+GUARDS = {
+    "completed_at": "AND completed_at IS NULL",
+    "status": "AND status = 'awaiting_content_validation'",
+}
+ONCE = ("uq_event_outbox_once", "pk_event_outbox")  # an event's id follows from what it is about
+SLOTS_OF_A_BATCH = "), slot AS ("  # of REGISTER: what comes before it writes the tracker
+WAITING_SLOTS = """
+    INSERT INTO essay_states (batch_id, essay_id, current_status)
+    SELECT %(batch_id)s, unnest(%(essay_ids)s::text[]), 'awaiting_content'"""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a scenario plays on, and a fault is put into."""
+
+    pool: ConnectionPool
+    conn: Conn
+    slots: Slots
+    lifecycle: Lifecycle
+
+
+def cut(text, rule, instead=""):
+    """Take a rule out of a statement that has it once."""
+    assert text.count(rule) == 1, f"{rule!r} is written otherwise by now: mend this fault"
+    return text.replace(rule, instead)
+
+
+@contextmanager
+def _put(target, **faults):
+    with pytest.MonkeyPatch.context() as patch:
+        for name, fault in faults.items():
+            patch.setattr(target, name, fault)
+        yield
+
+
+def pop_without_looking(stage):
+    """`claim.lua` pops for whoever asks, whatever that content holds already."""
+    popping = cut((LUA / "claim.lua").read_text(), LOOK_FOR_A_CLAIM, "false")
+    return _put(stage.slots, _claim=stage.slots.client.register_script(popping))
+
+
+def excess_without_asking_postgres(stage):
+    """What claimed nothing in Redis is excess, however many slots Postgres has open."""
+    return _put(ledger, RECORD_EXCESS=cut(ledger.RECORD_EXCESS, BATCH_IS_FULL))
+
+
+def announcing_without(*guards):
+    """The update that decides who announces lacks these of its guards."""
+
+    def put(stage):
+        statement = ledger.ANNOUNCE
+        for guard in guards:
+            statement = cut(statement, GUARDS[guard])
+        return _put(ledger, ANNOUNCE=statement)
+
+    return put
+
+
+@contextmanager
+def outbox_without(conn, names):
+    """Let the outbox take a second event of a kind: drop these of the indexes that forbid it."""
+    unique = conn.execute(
+        "SELECT indexdef FROM pg_indexes WHERE indexname = ANY(%s)", [list(names)]
+    ).fetchall()
+    assert len(unique) == len(names)
+    for name in map(sql.Identifier, names):
+        conn.execute(sql.SQL("ALTER TABLE event_outbox DROP CONSTRAINT IF EXISTS {}").format(name))
+        conn.execute(sql.SQL("DROP INDEX IF EXISTS {}").format(name))
+    try:
+        yield
+    finally:
+        conn.execute("TRUNCATE event_outbox")
+        for index in unique:
+            conn.execute(index["indexdef"])
+
+
+@contextmanager
+def announcing_without_anything(stage):
+    """Whoever sees a full batch announces it, and the outbox takes what it is given."""
+    with announcing_without(*GUARDS)(stage), outbox_without(stage.conn, ONCE):
+        yield
+
+
+def registration_in_two_transactions(stage):
+    """The tracker is committed before the slots are written."""
+    head, _ = ledger.REGISTER.split(SLOTS_OF_A_BATCH)
+    tracker_alone = head + ") SELECT available_slots FROM tracker"
+
+    def register(conn, batch, essay_ids):
+        row = {**batch, "essay_ids": list(essay_ids)}
+        with stage.pool.connection() as own:
+            left = own.execute(tracker_alone, row).fetchone()["available_slots"]
+        conn.execute(WAITING_SLOTS, row)
+        return left, 0, []
+
+    return _put(ledger, register=register)
+
+
+def parking_without(*locks):
+    """Parking, or registering, does not take the lock that keeps the two apart."""
+
+    def put(stage):
+        return _put(ledger, **dict.fromkeys(locks, lambda conn, batch_id: None))
+
+    return put
+
+
+def key_before_the_work(stage):
+    """The key is committed first; the work follows in a transaction of its own."""
+    place = ledger.place
+
+    def key_then_place(conn, batch_id, arrivals, *, idem, outcome, routed):
+        if idem:
+            ledger.write_key(conn, idem, batch_id, outcome)
+        return place(conn, batch_id, arrivals, idem=None, outcome=outcome, routed=routed)
+
+    return _put(ledger, place=key_then_place)
+
+
+def failures_not_counted(stage):
+    """The counter of a batch goes down by the contents that took slots, not by the slots taken."""
+    statement = ledger.PLACE
+    for rule, instead in {
+        "t.available_slots - taken.slots": "t.available_slots - taken.contents",
+        "t.available_slots = taken.slots": "t.available_slots = taken.contents",
+        "count(*)::int AS slots": "count(*)::int AS slots, count(text_storage_id)::int AS contents",
+    }.items():
+        statement = cut(statement, rule, instead)
+    return _put(ledger, PLACE=statement)
+
+
+def errors_read_as_not_registered(stage, *, session_of_its_own=True):
+    """A look at the tracker that fails says "not registered".
+
+    In a session of its own, as it was: inside of a transaction Postgres takes nothing more.
+    """
+    read = ledger.tracker
+
+    def tracker(conn, batch_id, *, lock=False):
+        try:
+            if not session_of_its_own:
+                return read(conn, batch_id, lock=lock)
+            with stage.pool.connection() as own:
+                return read(own, batch_id)
+        except psycopg.Error:
+            return None
+
+    return _put(ledger, tracker=tracker)
