@@ -5,7 +5,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from redis import RedisError
@@ -14,7 +14,7 @@ from core import ledger
 from core.ledger import Conn
 from core.pulse import Pulse
 from core.slots import Slots
-from core.states import BatchStatus
+from core.states import BatchStatus, OnDeadline
 from core.sweep import RULES, Look
 
 NEAR = timedelta(minutes=10)  # a deadline this near is worth a word
@@ -49,33 +49,41 @@ class Explanation:
 def explain(conn: Conn, slots: Slots, batch_id: str, pulse: Pulse) -> Explanation:
     """Explain one batch, whatever its state; also one that nobody has registered or seen."""
     facts = ledger.facts(conn, batch_id)
-    broken, redis_side = _rules_broken(conn, slots, batch_id)
-    causes = [*broken, *_plain_causes(batch_id, facts, redis_side, pulse)]
-    if not facts and not any(cause.code == "pending_not_registered" for cause in causes):
-        causes.append(_cause("unknown_batch", None))
+    redis_side = _redis_side(slots, batch_id)
+    broken = [*_crooked(facts), *_rules_broken(conn, slots, batch_id, redis_side)]
+    plain = list(_plain_causes(batch_id, facts, redis_side))
+    if not facts and not any(cause.code == "pending_not_registered" for cause in broken):
+        plain.append(_cause("unknown_batch", None, batch=batch_id))
+    waits = broken or not facts or facts["status"] in OPEN
+    outages = list(_service_causes(redis_side, pulse)) if waits else []
+    # What keeps every batch waiting comes first; but the signs of life may just have been flushed.
+    flushed = pulse.silent and "error" not in redis_side
+    first = [*broken, *outages] if flushed else [*outages, *broken]
     state = facts["status"] if facts else "not_registered" if broken else "unknown"
     return Explanation(
         batch_id,
         state,
-        [_for_batch(cause, batch_id) for cause in causes],
+        [*first, *plain],
         [(row["at"], row["what"]) for row in ledger.timeline(conn, batch_id)],
         {"postgres": facts, "redis": redis_side},
         list(_disagreements(facts, redis_side)),
     )
 
 
-def _rules_broken(conn: Conn, slots: Slots, batch_id: str) -> tuple[list[Cause], Row]:
+def _crooked(facts: Row) -> Iterator[Cause]:
+    if facts and facts["open"] != facts["available_slots"]:
+        yield _cause("counter_wrong", None, batch=facts["batch_id"])
+
+
+def _rules_broken(conn: Conn, slots: Slots, batch_id: str, redis_side: Row) -> Iterator[Cause]:
     """Ask every rule about this batch; without Redis, those that do not need it."""
-    causes, redis_side = [], _redis_side(slots, batch_id)
     for rule in RULES:
         if "error" in redis_side and rule.code == "slot_drift":
             continue
         for finding in rule.check(Look(conn, slots, batch_id)):
             title = f"{rule.title} ({finding.detail})" if finding.detail else rule.title
-            causes.append(
-                Cause(rule.code, title, finding.since, rule.reason, rule.by_itself, rule.command)
-            )
-    return causes, redis_side
+            command = rule.command.replace("{batch}", batch_id)
+            yield Cause(rule.code, title, finding.since, rule.reason, rule.by_itself, command)
 
 
 def _redis_side(slots: Slots, batch_id: str) -> Row:
@@ -83,30 +91,36 @@ def _redis_side(slots: Slots, batch_id: str) -> Row:
         return {
             "free": len(slots.free(batch_id)),
             "claimed": len(slots.assignments(batch_id)),
-            "recent_claims": slots.recent_claims(batch_id),
+            "recent_claims": sorted(slots.recent_claims(batch_id)),
         }
     except RedisError as error:
         return {"error": str(error)}
 
 
-# code: title, reason, what happens by itself, what a person could do
+# code: title, reason, what happens by itself, what a person could do; filled in from the facts
 PLAIN = {
     "unknown_batch": (
-        "Nobody has announced this batch, and nothing waits for it",
+        "Nobody has registered this batch, and no content waits for it",
         "the id is mistyped, or its messages did not arrive or could not be carried out",
         "nothing",
         "els dead-letters list --task els.register_batch",
     ),
     "counter_wrong": (
         "The counter of open slots differs from the slots",
-        "a row was changed by hand",
+        "a row was changed by hand; docs/explain.md says how to set it right",
         "nothing: the batch cannot be sealed like this",
-        "els reconcile {batch}",
+        "els status {batch}",
     ),
     "redis_unreachable": (
         "Redis does not answer",
         "it is down, or not reachable from here",
         "messages are retried until it is back",
+        "els env",
+    ),
+    "broker_unreachable": (
+        "The broker does not answer",
+        "it is down, or not reachable from here",
+        "senders keep their messages, and events wait in the outbox, until it is back",
         "els env",
     ),
     "no_worker": (
@@ -136,19 +150,19 @@ PLAIN = {
     "deadline_near": (
         "The deadline is near",
         "contents, or students, are still missing",
-        "at the deadline the batch is timed out, or proceeds with what is there",
+        "at {deadline} the batch {ending}",
         "els status {batch}",
     ),
     "waiting_for_contents": (
-        "The batch waits for contents",
+        "The batch waits for contents ({open} of {slots} slots are open)",
         "the file service has not announced a text for every slot",
-        "it goes on with the next content, and ends at the deadline",
+        "it goes on with the next content; at {deadline} it {ending}",
         "els status {batch}",
     ),
     "waiting_for_students": (
         "The batch waits for the confirmation of its students",
         "els.confirm_students has not come",
-        "it goes on with that message, and ends at the deadline",
+        "it goes on with that message; at {deadline} it {ending}",
         "els status {batch}",
     ),
     "all_slots_failed": (
@@ -170,6 +184,11 @@ PLAIN = {
         "els status {batch}",
     ),
 }
+OPEN = {BatchStatus.AWAITING_CONTENT_VALIDATION, BatchStatus.AWAITING_STUDENT_VALIDATION}
+ENDINGS = {
+    OnDeadline.FAIL: "is timed out",
+    OnDeadline.PROCEED: "proceeds with what is there",
+}
 BY_STATE = {
     BatchStatus.AWAITING_STUDENT_VALIDATION: "waiting_for_students",
     BatchStatus.CONTENT_INGESTION_FAILED: "all_slots_failed",
@@ -178,23 +197,31 @@ BY_STATE = {
 }
 
 
-def _plain_causes(batch_id: str, facts: Row, redis_side: Row, pulse: Pulse) -> Iterator[Cause]:
+def _plain_causes(batch_id: str, facts: Row, redis_side: Row) -> Iterator[Cause]:
+    """Name what the batch itself waits for, or how it ended."""
     if not facts:
         return
-    status = BatchStatus(facts["status"])
-    if facts["open"] != facts["available_slots"]:
-        yield _cause("counter_wrong", None)
-    if status in (BatchStatus.AWAITING_CONTENT_VALIDATION, BatchStatus.AWAITING_STUDENT_VALIDATION):
-        yield from _service_causes(redis_side, pulse)
-        left = facts["deadline_at"] - datetime.now(UTC)
-        if timedelta(0) < left < NEAR:
-            yield _cause("deadline_near", facts["deadline_at"])
+    status, told = BatchStatus(facts["status"]), _words(batch_id, facts)
+    if status in OPEN and timedelta(0) < facts["time_left"] < NEAR:
+        yield _cause("deadline_near", None, **told)
     if status is BatchStatus.AWAITING_CONTENT_VALIDATION and facts["open"]:
-        if set(facts["open_ids"]) & redis_side.get("recent_claims", set()):
-            yield _cause("claims_in_flight", None)
-        yield _cause("waiting_for_contents", facts["last_arrival_at"] or facts["registered_at"])
+        if set(facts["open_ids"]) & set(redis_side.get("recent_claims", ())):
+            yield _cause("claims_in_flight", None, **told)
+        since = facts["last_arrival_at"] or facts["registered_at"]
+        yield _cause("waiting_for_contents", since, **told)
     elif status in BY_STATE:
-        yield _cause(BY_STATE[status], facts["closed_at"] or facts["completed_at"])
+        yield _cause(BY_STATE[status], facts["closed_at"] or facts["completed_at"], **told)
+
+
+def _words(batch_id: str, facts: Row) -> dict[str, object]:
+    """Gather what the sentences of `PLAIN` leave open."""
+    return {
+        "batch": batch_id,
+        "open": facts["open"],
+        "slots": facts["slots"],
+        "deadline": f"{facts['deadline_at']:%Y-%m-%d %H:%M:%S} UTC",
+        "ending": ENDINGS[OnDeadline(facts["on_deadline"])],
+    }
 
 
 def _service_causes(redis_side: Row, pulse: Pulse) -> Iterator[Cause]:
@@ -202,22 +229,19 @@ def _service_causes(redis_side: Row, pulse: Pulse) -> Iterator[Cause]:
     if "error" in redis_side:
         yield _cause("redis_unreachable", None)
         return
+    if pulse.waiting is None:
+        yield _cause("broker_unreachable", None)
     if not pulse.workers:
         yield _cause("no_worker", None)
     if pulse.beat_silent:
         yield _cause("beat_silent", pulse.swept_at)
-    if pulse.waiting > BACKLOG:
+    if (pulse.waiting or 0) > BACKLOG:
         yield _cause("queue_backlog", None)
 
 
-def _cause(code: str, since: datetime | None) -> Cause:
-    title, reason, by_itself, command = PLAIN[code]
-    return Cause(code, title, since, reason, by_itself, command)
-
-
-def _for_batch(cause: Cause, batch_id: str) -> Cause:
-    command = cause.command.replace("{batch}", batch_id)
-    return Cause(cause.code, cause.title, cause.since, cause.reason, cause.by_itself, command)
+def _cause(code: str, since: datetime | None, **told: object) -> Cause:
+    title, *others = [text.format(**told) for text in PLAIN[code]]
+    return Cause(code, title, since, *others)
 
 
 def _disagreements(facts: Row, redis_side: Row) -> Iterator[str]:
@@ -232,7 +256,7 @@ def _disagreements(facts: Row, redis_side: Row) -> Iterator[str]:
         yield f"pending: {facts['pending']} rows wait for a registered batch"
     if "error" in redis_side:
         return
-    busy = len(set(facts["open_ids"]) & redis_side["recent_claims"])
+    busy = len(set(facts["open_ids"]) & set(redis_side["recent_claims"]))
     if redis_side["free"] + busy != facts["open"]:
         seen = f"{redis_side['free']} free and {busy} just claimed"
         yield f"redis: {seen}, open slots: {facts['open']}"

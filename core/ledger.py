@@ -466,16 +466,13 @@ def free_sweep_lock(conn: Conn) -> None:
     conn.execute("SELECT pg_advisory_unlock(hashtextextended('sweep', 0))")
 
 
-def open_batches(
-    conn: Conn, batch_id: str | None, after: str | None, limit: int
-) -> list[tuple[str, int]]:
+def open_batches(conn: Conn, after: str, limit: int) -> list[tuple[str, int]]:
     """Page through batches that await contents, by id: each with its count of open slots."""
     rows = conn.execute(
         "SELECT batch_id, available_slots FROM batch_essay_trackers"
-        " WHERE status = 'awaiting_content_validation' AND batch_id > %(after)s"
-        " AND (%(batch_id)s::text IS NULL OR batch_id = %(batch_id)s)"
-        " ORDER BY batch_id LIMIT %(limit)s",
-        {"batch_id": batch_id, "after": after or "", "limit": limit},
+        " WHERE status = 'awaiting_content_validation' AND batch_id > %s"
+        " ORDER BY batch_id LIMIT %s",
+        [after, limit],
     )
     return [(row["batch_id"], row["available_slots"]) for row in rows]
 
@@ -599,6 +596,14 @@ def post(conn: Conn, batch_id: str, events: Sequence[Outgoing]) -> None:
         )
 
 
+def was_posted(conn: Conn, batch_id: str, event_type: str) -> bool:
+    """Tell whether the outbox has an event of this type."""
+    row = conn.execute(
+        "SELECT FROM event_outbox WHERE batch_id = %s AND type = %s LIMIT 1", [batch_id, event_type]
+    ).fetchone()
+    return row is not None
+
+
 def hold_relay_lock(conn: Conn, batch_id: str) -> None:
     """Keep others from relaying this batch's events, so that they leave in their order."""
     conn.execute("SELECT pg_advisory_xact_lock(hashtextextended('relay/' || %s, 0))", [batch_id])
@@ -617,7 +622,8 @@ def unpublished(conn: Conn, batch_id: str, limit: int) -> list[DictRow]:
 def mark_published(conn: Conn, ids: Sequence[UUID]) -> None:
     """Note that these events were handed to the broker."""
     conn.execute(
-        "UPDATE event_outbox SET published_at = now(), attempts = attempts + 1, last_error = NULL"
+        "UPDATE event_outbox SET published_at = statement_timestamp(), attempts = attempts + 1,"
+        " last_error = NULL"
         " WHERE id = ANY(%s)",
         [list(ids)],
     )
@@ -752,6 +758,7 @@ def purgeable(conn: Conn, days: float, limit: int) -> list[str]:
                           WHERE o.batch_id = t.batch_id AND o.published_at IS NULL)
           AND NOT EXISTS (SELECT FROM dead_letters d WHERE d.batch_id = t.batch_id
                           AND d.replayed_at IS NULL AND d.discarded_at IS NULL)
+          AND NOT EXISTS (SELECT FROM batch_pending_content p WHERE p.batch_id = t.batch_id)
         LIMIT %s
         """,
         [days, limit],

@@ -203,9 +203,11 @@ class Lifecycle:
     def drain(self, batch_id: str) -> None:
         """Give contents their slots that wait although their batch is registered."""
         with self.pool.connection() as conn:
-            for row_id, arrival in ledger.pending(conn, batch_id):
-                key = Idempotency(uuid5(DRAINED, f"{batch_id}/{row_id}"), "drain", b"")
-                self.arrivals.take(Delivery(key, batch_id, [arrival]))
+            waiting = ledger.pending(conn, batch_id)
+        for row_id, arrival in waiting:  # no connection is held: taking a slot needs one as well
+            key = Idempotency(uuid5(DRAINED, f"{batch_id}/{row_id}"), "drain", b"")
+            self.arrivals.take(Delivery(key, batch_id, [arrival]))
+            with self.pool.connection() as conn:
                 ledger.unpark(conn, row_id)
 
     # --- the deadline passes -------------------------------------------------------------------
@@ -222,9 +224,11 @@ class Lifecycle:
             if batch is None:
                 raise Rollback
             essays = ledger.essays_in(conn, batch_id, EssayStatus.READY_FOR_PROCESSING)
-            told = [
-                timeout_event(batch.tracker, essays, missing, batch.waited_s, batch.on_deadline)
-            ]
+            told = []
+            if not ledger.was_posted(conn, batch_id, "BatchReadinessTimeout"):  # told once
+                told.append(
+                    timeout_event(batch.tracker, essays, missing, batch.waited_s, batch.on_deadline)
+                )
             proceeds = batch.on_deadline is OnDeadline.PROCEED
             if not proceeds:
                 ledger.time_out(conn, batch_id)

@@ -20,7 +20,12 @@ class Pulse:
 
     workers: list[str]
     swept_at: datetime | None
-    waiting: int
+    waiting: int | None  # messages in the queue; None: the broker does not answer
+
+    @property
+    def silent(self) -> bool:
+        """No sign of life at all: nothing runs, or Redis was flushed a moment ago."""
+        return not self.workers and self.swept_at is None
 
     @property
     def beat_silent(self) -> bool:
@@ -43,8 +48,8 @@ def swept(client: Redis) -> None:
     client.set(SWEPT, time.time())
 
 
-def read_pulse(client: Redis, waiting: int) -> Pulse:
-    """Read the signs of life; `waiting` counts the messages in the queue."""
+def read_pulse(client: Redis, waiting: int | None) -> Pulse:
+    """Read the signs of life; `waiting` counts the messages in the queue, as far as is known."""
     since = time.time() - FRESH.total_seconds()
     workers = cast("list[str]", client.zrangebyscore(WORKERS, since, "+inf"))
     last = cast("str | None", client.get(SWEPT))

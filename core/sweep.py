@@ -66,7 +66,10 @@ class Mender:
 
 @dataclass(frozen=True)
 class Rule:
-    """Something that must not stay: why it can be, what the service does, what a person could."""
+    """Something that must not stay: why it can be, what the service does, what a person could.
+
+    `repair` tells whether it changed anything; another hand may have been faster.
+    """
 
     code: str
     title: str
@@ -74,7 +77,7 @@ class Rule:
     by_itself: str
     command: str
     check: Callable[[Look], list[Finding]]
-    repair: Callable[[Mender, str], object] | None = None
+    repair: Callable[[Mender, str], bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -104,21 +107,28 @@ def _in_ledger(name: str) -> Callable[[Look], list[Finding]]:
 def slot_drift(look: Look) -> list[Finding]:
     """Hold the free slots in Redis against the open ones in Postgres.
 
-    All batches are a page of `DRIFT_PAGE` open ones, so that a sweep stays short.
+    One batch is looked at closely, whatever its state. All batches are a page of `DRIFT_PAGE` open
+    ones, so that a sweep stays short; of these, one that has as many free slots as open ones is
+    not looked at closer: where a free one is wrong, the content that claims it has the set rebuilt.
     """
+    if look.batch is not None:
+        detail = _difference(look, look.batch)
+        return [Finding(look.batch, None, detail)] if detail else []
     client = look.slots.client
-    after = cast("str | None", client.get(CURSOR)) if look.moves_on else None
-    page = ledger.open_batches(look.conn, look.batch, after, DRIFT_PAGE)
+    after = cast("str | None", client.get(CURSOR)) or ""
+    page = ledger.open_batches(look.conn, after, DRIFT_PAGE)
     counts = look.slots.free_counts([batch_id for batch_id, _ in page])
     findings: list[Finding] = []
-    last = ""  # begin anew after the last page
+    last = after
     for (batch_id, available), free in zip(page, counts, strict=True):
         if len(findings) == look.limit:
             break
-        suspect = free != available or look.batch is not None
-        if suspect and (detail := _difference(look, batch_id)):
+        if free != available and (detail := _difference(look, batch_id)):
             findings.append(Finding(batch_id, None, detail))
         last = batch_id
+    else:
+        if len(page) < DRIFT_PAGE:
+            last = ""  # it was the last page: begin anew
     if look.moves_on:
         client.set(CURSOR, last)
     return findings
@@ -134,22 +144,34 @@ def _difference(look: Look, batch_id: str) -> str | None:
     return f"{len(missing)} open slots are not offered, {len(stale)} offered ones are not open"
 
 
-def _reseed(mender: Mender, batch_id: str) -> None:
+def _announce(mender: Mender, batch_id: str) -> bool:
+    return bool(mender.lifecycle.complete(batch_id).value["outcome"] == "announced")
+
+
+def _drain(mender: Mender, batch_id: str) -> bool:
+    mender.lifecycle.drain(batch_id)
+    return True
+
+
+def _reseed(mender: Mender, batch_id: str) -> bool:
     with mender.lifecycle.pool.connection() as conn:
         open_slots = ledger.open_slots(conn, batch_id)
-    mender.lifecycle.slots.seed(batch_id, open_slots)
+    if open_slots:
+        mender.lifecycle.slots.seed(batch_id, open_slots)
+    else:
+        mender.lifecycle.slots.close(batch_id)
+    return True
+
+
+def _time_out(mender: Mender, batch_id: str) -> bool:
+    return bool(mender.lifecycle.time_out(batch_id).value["outcome"] != "not_due")
+
+
+def _relay(mender: Mender, batch_id: str) -> bool:
+    return outbox.relay(mender.lifecycle.pool, batch_id, mender.send) > 0
 
 
 RULES = [
-    Rule(
-        code="full_not_announced",
-        title="All slots are accounted for, but the batch was not announced",
-        reason="the completion chord is under way, or a worker died before its callback ran",
-        by_itself="the sweep seals and announces it within seconds",
-        command="els reconcile {batch}",
-        check=_in_ledger("full_not_announced"),
-        repair=lambda mender, batch_id: mender.lifecycle.complete(batch_id),
-    ),
     Rule(
         code="pending_though_registered",
         title="Contents wait although the batch is registered",
@@ -157,7 +179,16 @@ RULES = [
         by_itself="the sweep gives them their slots within seconds",
         command="els reconcile {batch}",
         check=_in_ledger("pending_though_registered"),
-        repair=lambda mender, batch_id: mender.lifecycle.drain(batch_id),
+        repair=_drain,
+    ),
+    Rule(
+        code="full_not_announced",
+        title="All slots are accounted for, but the batch was not announced",
+        reason="the completion chord is under way, or a worker died before its callback ran",
+        by_itself="the sweep seals and announces it within seconds",
+        command="els reconcile {batch}",
+        check=_in_ledger("full_not_announced"),
+        repair=_announce,
     ),
     Rule(
         code="slot_drift",
@@ -175,7 +206,7 @@ RULES = [
         by_itself="the sweep times the batch out, or proceeds with what is there, within seconds",
         command="els reconcile {batch}",
         check=_in_ledger("deadline_passed"),
-        repair=lambda mender, batch_id: mender.lifecycle.time_out(batch_id),
+        repair=_time_out,
     ),
     Rule(
         code="event_not_delivered",
@@ -184,7 +215,7 @@ RULES = [
         by_itself="the sweep and beat's relay try again every few seconds",
         command="els outbox list",
         check=_in_ledger("event_not_delivered"),
-        repair=lambda mender, batch_id: outbox.relay(mender.lifecycle.pool, batch_id, mender.send),
+        repair=_relay,
     ),
     Rule(
         code="dead_letter_waiting",
@@ -214,21 +245,32 @@ def sweep(mender: Mender, batch: str | None = None, *, dry_run: bool = False) ->
     with lifecycle.pool.connection() as conn, _sweep_lock(conn) as ours:
         if not ours:
             return None
+        look = Look(conn, lifecycle.slots, batch, moves_on=batch is None and not dry_run)
         found = []
         for rule in RULES:
-            for finding in rule.check(Look(conn, lifecycle.slots, batch, moves_on=batch is None)):
+            for finding in _check(rule, look):
                 mended = not dry_run and _mend(conn, rule, mender, finding)
                 found.append(Found(rule.code, finding, mended))
         return found
 
 
+def _check(rule: Rule, look: Look) -> list[Finding]:
+    """Look for what breaks a rule; without Redis, the rules that do not need it go on."""
+    try:
+        return rule.check(look)
+    except RedisError:
+        log.exception("check_failed", rule=rule.code)
+        return []
+
+
 def _mend(conn: Conn, rule: Rule, mender: Mender, finding: Finding) -> bool:
-    """Mend one finding; False where only a person can, or where it failed."""
+    """Mend one finding; False where only a person can, where it failed, or nothing was left."""
     if rule.repair is None:
         return False
     crashpoint("sweeping")
     try:
-        rule.repair(mender, finding.batch_id)
+        if not rule.repair(mender, finding.batch_id):
+            return False
     except (BrokenSeal, SlotsInFlight, PostgresError, RedisError):
         log.exception("repair_failed", rule=rule.code, batch_id=finding.batch_id)
         return False

@@ -9,8 +9,9 @@ import redis
 import typer
 from rich.table import Table
 
-from core import ledger, pulse
+from core import ledger, logs, pulse
 from core.explain import Explanation, explain
+from core.ledger import Conn
 from core.settings import Settings
 from core.slots import Slots
 from ops.terminal import (
@@ -71,7 +72,10 @@ def reconcile(
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run the sweep now; say what it found and mended."""
+    """Run the sweep now; say what it found and mended.
+
+    Exit status 1 if something is left as it was found: what only a person can mend, or a dry run.
+    """
     from core.lifecycle import Lifecycle
     from core.sweep import Mender, sweep
     from ops.client import Sender
@@ -80,9 +84,11 @@ def reconcile(
     settings = read_settings(home)
     found = endpoints(settings)
     sender = Sender(found.broker_url, settings.queue)
-    with ledger.connect(found.database_url, size=2) as pool:
+    logs.configure(settings)
+    routed = bool(settings.routes("EssaySlotAssigned"))
+    with ledger.connect(found.database_url) as pool:
         mender = Mender(
-            Lifecycle(pool, Slots(_redis(found.redis_url))),
+            Lifecycle(pool, Slots(_redis(found.redis_url)), slot_events=routed),
             lambda event: deliver(sender.app, event, settings.routes(event["type"])),
         )
         swept = sweep(mender, batch, dry_run=dry_run)
@@ -90,13 +96,15 @@ def reconcile(
         fail("another sweep is at work; try again in a moment", as_json)
     if as_json:
         print_json([asdict(each) for each in swept])
-        return
-    for each in swept:
-        did = "mended" if each.mended else "would be looked at" if dry_run else "not mended"
+    for each in [] if as_json else swept:
+        did = "mended" if each.mended else "found" if dry_run else "not mended"
         detail = f" ({each.finding.detail})" if each.finding.detail else ""
-        out.print(f"{did}  {each.rule}  {each.finding.batch_id}{detail}", markup=False)
-    if not swept:
+        line = f"{did}  {each.rule}  {each.finding.batch_id}{detail}"
+        out.print(line, markup=False, soft_wrap=True)
+    if not swept and not as_json:
         out.print("Nothing found.")
+    if any(not each.mended for each in swept):
+        raise typer.Exit(1)
 
 
 @dead_letters.command("list")
@@ -126,10 +134,7 @@ def list_letters(
 def show_letter(number: Number, home: Home = None, as_json: AsJson = False) -> None:
     """Show a dead letter with its whole body (JSON)."""
     with books(read_settings(home)) as conn:
-        row = ledger.letter(conn, number)
-    if row is None:
-        fail(f"there is no dead letter {number}", as_json)
-    print_json(row)
+        print_json(_letter(conn, number, as_json))
 
 
 @dead_letters.command()
@@ -147,14 +152,14 @@ def replay(
     settings = read_settings(home)
     sender = Sender(endpoints(settings).broker_url, settings.queue)
     with books(settings) as conn:
-        for number in numbers:
-            row = ledger.letter(conn, number)
-            if row is None:
-                fail(f"there is no dead letter {number}", as_json)
-            if row["task"] == "unknown":
-                fail(f"dead letter {number} was no message: send what was meant anew", as_json)
-            sender.send(row["task"], row["body"])
-            ledger.mark_replayed(conn, number)
+        letters = [_letter(conn, number, as_json) for number in numbers]
+        for letter in letters:
+            if letter["task"] == "unknown":
+                told = f"dead letter {letter['id']} was no message: send what was meant anew"
+                fail(told, as_json)
+        for letter in letters:
+            sender.send(letter["task"], letter["body"])
+            ledger.mark_replayed(conn, letter["id"])
     tell({"replayed": numbers}, f"{len(numbers)} sent again", as_json)
 
 
@@ -166,10 +171,8 @@ def discard(
 ) -> None:
     """Note that dead letters need nothing any more. They are kept until their batch is purged."""
     with books(read_settings(home)) as conn:
-        for number in numbers:
-            if ledger.letter(conn, number) is None:
-                fail(f"there is no dead letter {number}", as_json)
-            ledger.mark_discarded(conn, number)
+        for letter in [_letter(conn, number, as_json) for number in numbers]:
+            ledger.mark_discarded(conn, letter["id"])
     tell({"discarded": numbers}, f"{len(numbers)} discarded", as_json)
 
 
@@ -209,7 +212,9 @@ def republish(
 
 
 def purge(
-    older_than: Annotated[float, typer.Option("--older-than", min=0, help="Days since they ended")],
+    older_than: Annotated[
+        float, typer.Option("--older-than", min=0, max=36_500, help="Days since they ended")
+    ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, but delete nothing")] = False,
     home: Home = None,
     as_json: AsJson = False,
@@ -235,6 +240,14 @@ def purge(
     word = "would be deleted" if dry_run else "deleted"
     told = f"{batches} batches and {pending} pending contents {word}"
     tell({"batches": batches, "pending": pending, "dry_run": dry_run}, told, as_json)
+
+
+def _letter(conn: Conn, number: int, as_json: bool) -> ledger.Row:
+    """Read a dead letter; exit where there is none of this number."""
+    found = ledger.letter(conn, number)
+    if found is None:
+        fail(f"there is no dead letter {number}", as_json)
+    return found
 
 
 def _show(told: Explanation) -> None:
@@ -265,7 +278,7 @@ def _sides(told: Explanation) -> Table:
     shown = ("slots", "open", "assigned", "failed", "cancelled", "pending", "excess", "undelivered")
     postgres = [(name, told.sides["postgres"].get(name, "-")) for name in shown]
     redis_side: list[tuple[str, Any]] = [  # Any: whatever Redis told
-        (name, len(value) if isinstance(value, set) else value)
+        (name, len(value) if isinstance(value, list) else value)
         for name, value in told.sides["redis"].items()
     ]
     for n, (name, value) in enumerate(postgres):
@@ -282,7 +295,10 @@ def _moment(text: str) -> datetime:
     """Read a moment in UTC, or an age such as 2h. Raises ValueError."""
     units = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
     if text[-1:] in units and text[:-1].replace(".", "", 1).isdigit():
-        return datetime.now(UTC) - timedelta(**{units[text[-1]]: float(text[:-1])})
+        try:
+            return datetime.now(UTC) - timedelta(**{units[text[-1]]: float(text[:-1])})
+        except OverflowError as error:
+            raise ValueError(f"{text} ago is before all time") from error
     moment = datetime.fromisoformat(text)
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
@@ -293,10 +309,13 @@ def _redis(url: str) -> redis.Redis:
 
 def _pulse(client: redis.Redis, broker_url: str, settings: Settings) -> pulse.Pulse:
     """Read the signs of life; none where Redis does not answer, which has a cause of its own."""
-    try:
-        waiting = 0
-        if broker_url.startswith("redis"):
+    waiting: int | None = 0
+    if broker_url.startswith("redis"):
+        try:
             waiting = int(str(_redis(broker_url).llen(settings.queue)))
+        except redis.RedisError:
+            waiting = None  # the broker does not answer, which is told
+    try:
         return pulse.read_pulse(client, waiting)
     except redis.RedisError:
         return pulse.NO_PULSE

@@ -1,6 +1,7 @@
 -- What the sweep looks for. Each query returns batches that break a rule, the oldest first:
 -- batch_id, since, detail. %(batch)s limits the look to one batch, NULL takes all. Each reads an
--- index that holds only what may break the rule, so healthy batches cost nothing.
+-- index that holds only what may break the rule, so healthy batches cost nothing; what waits is
+-- looked up batch by batch (a scalar subquery is not made a join, which would read all batches).
 
 -- rule: full_not_announced
 SELECT batch_id, full_at AS since, NULL AS detail
@@ -10,10 +11,15 @@ WHERE full_at IS NOT NULL AND completed_at IS NULL AND closed_at IS NULL
 ORDER BY full_at LIMIT %(limit)s;
 
 -- rule: pending_though_registered
-SELECT p.batch_id, min(p.received_at) AS since, count(*) || ' waiting' AS detail
-FROM batch_pending_content p JOIN batch_essay_trackers t USING (batch_id)
-WHERE %(batch)s::text IS NULL OR p.batch_id = %(batch)s
-GROUP BY p.batch_id ORDER BY since LIMIT %(limit)s;
+WITH waiting AS MATERIALIZED (
+    SELECT batch_id, min(received_at) AS since, count(*) || ' waiting' AS detail
+    FROM batch_pending_content
+    WHERE %(batch)s::text IS NULL OR batch_id = %(batch)s
+    GROUP BY batch_id
+)
+SELECT * FROM waiting w
+WHERE (SELECT true FROM batch_essay_trackers t WHERE t.batch_id = w.batch_id)
+ORDER BY since LIMIT %(limit)s;
 
 -- rule: deadline_passed
 SELECT batch_id, deadline_at AS since, 'on_deadline ' || on_deadline AS detail
@@ -26,7 +32,8 @@ ORDER BY deadline_at LIMIT %(limit)s;
 
 -- rule: event_not_delivered
 SELECT batch_id, min(created_at) AS since,
-       count(*) || ' events; ' || coalesce(max(last_error), 'never tried') AS detail
+       count(*) || ' events; ' || coalesce(max(last_error), CASE WHEN max(attempts) > 0
+           THEN 'to be delivered again' ELSE 'never tried' END) AS detail
 FROM event_outbox
 WHERE published_at IS NULL AND created_at < now() - %(grace)s::interval
   AND (%(batch)s::text IS NULL OR batch_id = %(batch)s)
@@ -40,9 +47,13 @@ WHERE replayed_at IS NULL AND discarded_at IS NULL AND batch_id IS NOT NULL
 GROUP BY batch_id ORDER BY since LIMIT %(limit)s;
 
 -- rule: pending_not_registered
-SELECT p.batch_id, min(p.received_at) AS since, count(*) || ' waiting' AS detail
-FROM batch_pending_content p
-WHERE NOT EXISTS (SELECT FROM batch_essay_trackers t WHERE t.batch_id = p.batch_id)
-  AND (%(batch)s::text IS NULL OR p.batch_id = %(batch)s)
-GROUP BY p.batch_id HAVING %(batch)s::text IS NOT NULL OR min(p.received_at) < now() - %(patience)s::interval
+WITH waiting AS MATERIALIZED (
+    SELECT batch_id, min(received_at) AS since, count(*) || ' waiting' AS detail
+    FROM batch_pending_content
+    WHERE %(batch)s::text IS NULL OR batch_id = %(batch)s
+    GROUP BY batch_id
+)
+SELECT * FROM waiting w
+WHERE (%(batch)s::text IS NOT NULL OR since < now() - %(patience)s::interval)
+  AND (SELECT true FROM batch_essay_trackers t WHERE t.batch_id = w.batch_id) IS NULL
 ORDER BY since LIMIT %(limit)s;

@@ -133,8 +133,6 @@ def redis_is_flushed_before_25_contents(stage):
 
     told = [heard(assigning(stage, content(batch_id, text))) for text in texts(25)]
 
-    is_open = looks.open_slots(stage.conn, batch_id)
-
     return ending(stage, batch_id, told)
 
 

@@ -1,0 +1,254 @@
+"""A batch that ended long ago is deleted with all that belongs to it, and nothing else is."""
+
+import pytest
+
+from core import ledger
+from core.ledger import DeadLetter
+from core.outbox import relay
+from core.sweep import Mender, sweep
+from tests.core import looks
+from tests.core.story import assign, cancel, confirm, fill, register, reject
+from tests.factories import essay_ids, new_batch
+
+TABLES = [*looks.TABLES, "dead_letters", "repairs"]
+EVERY = 1_000_000
+
+
+@pytest.fixture
+def story(lifecycle, conn):
+    """Give ways to bring batches to their end, with every event delivered."""
+    return Story(lifecycle, conn)
+
+
+class Story:
+    def __init__(self, lifecycle, conn):
+        self.lifecycle, self.conn = lifecycle, conn
+
+    def end(self, how, days=10):
+        """Bring a new batch to this end, so many days ago."""
+        batch_id = new_batch()
+        getattr(self, how)(batch_id)
+        relay(self.lifecycle.pool, batch_id, lambda event: None)
+        self.age(batch_id, days)
+        return batch_id
+
+    def age(self, batch_id, days):
+        self.conn.execute(
+            "UPDATE batch_essay_trackers SET completed_at = completed_at - age,"
+            " ready_at = ready_at - age, closed_at = closed_at - age,"
+            " registered_at = registered_at - age"
+            " FROM make_interval(secs => %s * 86400) AS age WHERE batch_id = %s",
+            [days, batch_id],
+        )
+
+    def ready(self, batch_id):
+        fill(self.lifecycle, batch_id, 2)
+        assign(self.lifecycle, batch_id, "one-too-many")
+        self.lifecycle.complete(batch_id)
+
+    def ready_regular(self, batch_id):
+        self.awaiting_students(batch_id)
+        confirm(self.lifecycle, batch_id, {essay_ids(1)[0]: "student-1"})
+
+    def failed(self, batch_id):
+        register(self.lifecycle, batch_id, 1)
+        reject(self.lifecycle, batch_id)
+        self.lifecycle.complete(batch_id)
+
+    def cancelled(self, batch_id):
+        register(self.lifecycle, batch_id)
+        cancel(self.lifecycle, batch_id)
+
+    def timed_out(self, batch_id):
+        register(self.lifecycle, batch_id)
+        self.conn.execute(
+            "UPDATE batch_essay_trackers SET deadline_at = now() WHERE batch_id = %s", [batch_id]
+        )
+        self.lifecycle.time_out(batch_id)
+
+    def awaiting_contents(self, batch_id):
+        register(self.lifecycle, batch_id)
+        assign(self.lifecycle, batch_id)
+
+    def awaiting_students(self, batch_id):
+        fill(self.lifecycle, batch_id, 2, class_id="class-1")
+        self.lifecycle.complete(batch_id)
+
+    def full(self, batch_id):
+        fill(self.lifecycle, batch_id, 2)
+
+    def park(self, batch_id):
+        letter = DeadLetter("els.cancel_batch", f"task-{batch_id}", batch_id, "{}", "WRONG", "why")
+        return ledger.park(self.conn, letter)
+
+
+ENDED = ["ready", "ready_regular", "failed", "cancelled", "timed_out"]
+OPEN = ["awaiting_contents", "awaiting_students", "full"]
+
+
+def purgeable(conn, days=7):
+    return set(ledger.purgeable(conn, days, EVERY))
+
+
+def counts(conn, batch_id):
+    """How many rows each table has of a batch."""
+    return {
+        table: conn.execute(
+            f"SELECT count(*) AS n FROM {table} WHERE batch_id = %s", [batch_id]
+        ).fetchone()["n"]
+        for table in TABLES
+    }
+
+
+@pytest.mark.parametrize("how", ENDED)
+def test_a_batch_that_ended_long_enough_ago_may_go(story, conn, how):
+    old, young = story.end(how, days=7.01), story.end(how, days=6.99)
+
+    found = purgeable(conn)
+
+    assert old in found
+    assert young not in found
+
+
+@pytest.mark.parametrize("how", OPEN)
+def test_an_open_batch_stays_however_old(story, conn, how):
+    batch_id = story.end(how, days=1000)
+
+    assert batch_id not in purgeable(conn)
+
+
+def test_the_last_thing_that_happened_counts(story, conn):
+    batch_id = story.end("ready_regular", days=10)
+    conn.execute("UPDATE batch_essay_trackers SET ready_at = now() WHERE batch_id = %s", [batch_id])
+
+    assert batch_id not in purgeable(conn)
+
+
+@pytest.mark.parametrize("how", ENDED)
+def test_a_batch_with_an_undelivered_event_stays(story, conn, how):
+    batch_id = story.end(how)
+    conn.execute(
+        "UPDATE event_outbox SET published_at = NULL WHERE id = (SELECT id FROM event_outbox"
+        " WHERE batch_id = %s ORDER BY sequence DESC LIMIT 1)",
+        [batch_id],
+    )
+
+    assert batch_id not in purgeable(conn)
+
+
+def test_a_batch_with_a_waiting_dead_letter_stays(story, conn):
+    batch_id = story.end("ready")
+    story.park(batch_id)
+
+    assert batch_id not in purgeable(conn)
+
+
+@pytest.mark.parametrize("handled", [ledger.mark_replayed, ledger.mark_discarded])
+def test_a_handled_dead_letter_keeps_nothing(story, conn, handled):
+    batch_id = story.end("ready")
+    handled(conn, story.park(batch_id))
+
+    assert batch_id in purgeable(conn)
+
+
+def test_no_more_are_listed_than_asked_for(story, conn):
+    for _ in range(3):
+        story.end("cancelled")
+
+    assert len(ledger.purgeable(conn, 7, 2)) == 2
+
+
+def test_a_purged_batch_leaves_nothing_behind(story, conn, slots):
+    batch_id = story.end("full")
+    sweep(Mender(story.lifecycle, lambda event: None), batch_id)
+    assign(story.lifecycle, batch_id, "one-too-many")
+    relay(story.lifecycle.pool, batch_id, lambda event: None)
+    ledger.mark_discarded(conn, story.park(batch_id))
+    story.age(batch_id, 10)
+    before = counts(conn, batch_id)
+
+    assert batch_id in purgeable(conn)
+    ledger.purge(conn, batch_id)
+    slots.forget([batch_id])
+
+    assert {table for table, count in before.items() if not count} == {"batch_pending_content"}
+    assert set(counts(conn, batch_id).values()) == {0}
+    assert slots.client.keys(f"batch:{{{batch_id}}}:*") == []
+
+
+def test_other_batches_are_not_touched(story, conn, slots):
+    batch_id, others = story.end("ready"), [story.end(how) for how in (*ENDED, *OPEN)]
+    before = [looks.everything(conn, other) for other in others]
+    keys = {key for key in slots.client.keys("batch:*") if batch_id not in key}
+
+    ledger.purge(conn, batch_id)
+    slots.forget([batch_id])
+
+    assert [looks.everything(conn, other) for other in others] == before
+    assert set(slots.client.keys("batch:*")) == keys
+
+
+def test_nothing_to_forget_is_fine(slots):
+    slots.forget([])
+
+
+def test_a_purged_batch_may_be_registered_again(story, conn, slots):
+    batch_id = story.end("ready")
+    ledger.purge(conn, batch_id)
+    slots.forget([batch_id])
+
+    assert register(story.lifecycle, batch_id, 2)["outcome"] == "registered"
+    assert assign(story.lifecycle, batch_id)["outcome"] == "assigned"
+
+
+# --- contents that nobody registers --------------------------------------------------------------
+
+
+def waits_since(conn, batch_id, days):
+    conn.execute(
+        "UPDATE batch_pending_content SET received_at = now() - make_interval(secs => %s * 86400)"
+        " WHERE batch_id = %s",
+        [days, batch_id],
+    )
+
+
+def test_contents_that_nobody_registers_expire(lifecycle, conn):
+    old, young = new_batch(), new_batch()
+    for batch_id, days in ((old, 7.01), (young, 6.99)):
+        assign(lifecycle, batch_id)
+        reject(lifecycle, batch_id)
+        waits_since(conn, batch_id, days)
+
+    counted = ledger.expired_pending(conn, 7, delete=False)
+    there = [len(looks.waiting(conn, batch_id)) for batch_id in (old, young)]
+    deleted = ledger.expired_pending(conn, 7, delete=True)
+
+    assert counted == deleted
+    assert there == [2, 2]
+    assert looks.waiting(conn, old) == []
+    assert len(looks.waiting(conn, young)) == 2
+
+
+def test_a_content_that_waits_for_a_registered_batch_does_not_expire(lifecycle, conn, batch_id):
+    register(lifecycle, batch_id)
+    conn.execute(
+        "INSERT INTO batch_pending_content (batch_id, kind, essay_file_id, text_storage_id)"
+        " VALUES (%s, 'content', 'file-1', 'text-by-hand')",
+        [batch_id],
+    )
+    waits_since(conn, batch_id, 100)
+
+    ledger.expired_pending(conn, 7, delete=True)
+
+    assert len(looks.waiting(conn, batch_id)) == 1
+
+
+def test_a_batch_for_which_a_content_still_waits_is_not_purged(story, conn):
+    batch_id = story.end("ready")
+    conn.execute(
+        "INSERT INTO batch_pending_content (batch_id, kind, essay_file_id, text_storage_id)"
+        " VALUES (%s, 'content', 'file-1', 'text-by-hand')",
+        [batch_id],
+    )
+
+    assert batch_id not in purgeable(conn)
