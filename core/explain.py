@@ -10,7 +10,7 @@ from typing import Any
 
 from redis import RedisError
 
-from core import ledger
+from core import desk
 from core.ledger import Conn
 from core.pulse import Pulse
 from core.slots import Slots
@@ -48,7 +48,7 @@ class Explanation:
 
 def explain(conn: Conn, slots: Slots, batch_id: str, pulse: Pulse) -> Explanation:
     """Explain one batch, whatever its state; also one that nobody has registered or seen."""
-    facts = ledger.facts(conn, batch_id)
+    facts = desk.facts(conn, batch_id)
     redis_side = _redis_side(slots, batch_id)
     broken = [*_crooked(facts), *_rules_broken(conn, slots, batch_id, redis_side)]
     plain = list(_plain_causes(batch_id, facts, redis_side))
@@ -64,7 +64,7 @@ def explain(conn: Conn, slots: Slots, batch_id: str, pulse: Pulse) -> Explanatio
         batch_id,
         state,
         [*first, *plain],
-        [(row["at"], row["what"]) for row in ledger.timeline(conn, batch_id)],
+        [(row["at"], row["what"]) for row in desk.timeline(conn, batch_id)],
         {"postgres": facts, "redis": redis_side},
         list(_disagreements(facts, redis_side)),
     )

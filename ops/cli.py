@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from core import ledger
+from core import desk
 from core.errors import ELSError
 from ops import oncall
 from ops.stack import Endpoints, Stack
@@ -106,7 +106,7 @@ def status(
 ) -> None:
     """Show how far batches are: state, slots accounted for, pending, excess, age."""
     with books(read_settings(home)) as conn:
-        rows = ledger.statuses(conn, batch, limit)
+        rows = desk.statuses(conn, batch, limit)
     if batch and not rows:
         fail(f"batch {batch} is not registered, and nothing waits for it", as_json)
     if as_json:

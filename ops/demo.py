@@ -24,7 +24,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import examples
-from core import ledger
+from core import desk, ledger
 from core.errors import StackError
 from core.events import manifest_sha256
 from core.invariants import Invariant, check_ledger, check_slots
@@ -321,7 +321,7 @@ class Play:
         self.messages.append(Message(what, self.sender.send(task, event)))
 
     def _status(self, batch: Batch) -> dict[str, Any]:  # Any: a database row
-        rows = ledger.statuses(self.conn, batch.batch_id, 1)
+        rows = desk.statuses(self.conn, batch.batch_id, 1)
         return rows[0] if rows else {}
 
     def _is_final(self, batch: Batch) -> bool:

@@ -9,7 +9,7 @@ import redis
 import typer
 from rich.table import Table
 
-from core import ledger, logs, pulse
+from core import desk, ledger, logs, pulse
 from core.explain import Explanation, explain
 from core.ledger import Conn
 from core.settings import Settings
@@ -118,7 +118,7 @@ def list_letters(
 ) -> None:
     """List dead letters that wait for somebody, newest first."""
     with books(read_settings(home)) as conn:
-        rows = ledger.letters(conn, batch_id=batch, task=task, every=every, limit=limit)
+        rows = desk.letters(conn, batch_id=batch, task=task, every=every, limit=limit)
     if as_json:
         print_json(rows)
         return
@@ -159,7 +159,7 @@ def replay(
                 fail(told, as_json)
         for letter in letters:
             sender.send(letter["task"], letter["body"])
-            ledger.mark_replayed(conn, letter["id"])
+            desk.mark_replayed(conn, letter["id"])
     tell({"replayed": numbers}, f"{len(numbers)} sent again", as_json)
 
 
@@ -172,7 +172,7 @@ def discard(
     """Note that dead letters need nothing any more. They are kept until their batch is purged."""
     with books(read_settings(home)) as conn:
         for letter in [_letter(conn, number, as_json) for number in numbers]:
-            ledger.mark_discarded(conn, letter["id"])
+            desk.mark_discarded(conn, letter["id"])
     tell({"discarded": numbers}, f"{len(numbers)} discarded", as_json)
 
 
@@ -180,7 +180,7 @@ def discard(
 def list_outbox(limit: Limit = 100, home: Home = None, as_json: AsJson = False) -> None:
     """List events that wait for delivery, with the last error of each."""
     with books(read_settings(home)) as conn:
-        rows = ledger.undelivered(conn, limit)
+        rows = desk.undelivered(conn, limit)
     if as_json:
         print_json(rows)
         return
@@ -206,7 +206,7 @@ def republish(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--since") from error
     with books(read_settings(home)) as conn:
-        count = ledger.republish(conn, moment, batch)
+        count = desk.republish(conn, moment, batch)
     told = f"{count} events will be delivered again by the relay, within seconds"
     tell({"republished": count, "since": moment.isoformat()}, told, as_json)
 
@@ -227,16 +227,16 @@ def purge(
     slots = Slots(_redis(endpoints(settings).redis_url))
     with books(settings) as conn:
         if dry_run:
-            batches = len(ledger.purgeable(conn, older_than, 1_000_000))
+            batches = len(desk.purgeable(conn, older_than, 1_000_000))
         else:
             batches = 0
-            while chunk := ledger.purgeable(conn, older_than, PURGE_CHUNK):
+            while chunk := desk.purgeable(conn, older_than, PURGE_CHUNK):
                 with conn.transaction():
                     for batch_id in chunk:
-                        ledger.purge(conn, batch_id)
+                        desk.purge(conn, batch_id)
                 slots.forget(chunk)
                 batches += len(chunk)
-        pending = ledger.expired_pending(conn, older_than, delete=not dry_run)
+        pending = desk.expired_pending(conn, older_than, delete=not dry_run)
     word = "would be deleted" if dry_run else "deleted"
     told = f"{batches} batches and {pending} pending contents {word}"
     tell({"batches": batches, "pending": pending, "dry_run": dry_run}, told, as_json)
@@ -244,7 +244,7 @@ def purge(
 
 def _letter(conn: Conn, number: int, as_json: bool) -> ledger.Row:
     """Read a dead letter; exit where there is none of this number."""
-    found = ledger.letter(conn, number)
+    found = desk.letter(conn, number)
     if found is None:
         fail(f"there is no dead letter {number}", as_json)
     return found

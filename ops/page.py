@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from core import ledger, logs
+from core import desk, ledger, logs
 from core.errors import BadSettings
 from core.settings import Settings
 from core.slots import Slots, connect
@@ -63,7 +63,7 @@ def create_app(settings: Settings) -> Starlette:
 
     def health_batches(request: Request) -> Response:
         with pool.connection() as conn:
-            counts = ledger.counts_by_status(conn)
+            counts = desk.counts_by_status(conn)
             stuck = [
                 {"batch_id": finding.batch_id, "reason": rule.code, "title": rule.title}
                 for rule in RULES

@@ -11,7 +11,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from core import ledger, pulse
+from core import desk, ledger, pulse
 from core.explain import BACKLOG, PLAIN, explain
 from core.ledger import DeadLetter
 from core.outbox import relay
@@ -213,8 +213,8 @@ def a_ready_batch_has_a_dead_letter(s):
 
 def a_handled_dead_letter_is_no_reason(s):
     s.register()
-    ledger.mark_replayed(s.conn, s.park("VALIDATION_ERROR"))
-    ledger.mark_discarded(s.conn, s.park("RETRIES_EXHAUSTED"))
+    desk.mark_replayed(s.conn, s.park("VALIDATION_ERROR"))
+    desk.mark_discarded(s.conn, s.park("RETRIES_EXHAUSTED"))
 
 
 def nobody_has_registered_it(s):
@@ -463,7 +463,7 @@ def test_a_republished_event_was_tried(scene):
     scene.make_ready()
     scene.set("created_at = created_at - interval '1 minute'", "event_outbox")
 
-    ledger.republish(scene.conn, datetime.now(UTC) - timedelta(hours=1), scene.batch_id)
+    desk.republish(scene.conn, datetime.now(UTC) - timedelta(hours=1), scene.batch_id)
 
     assert "to be delivered again" in first(scene).title
 
@@ -625,8 +625,8 @@ def test_the_timeline_tells_the_whole_story_in_order(scene):
     scene.set("created_at = created_at - interval '50 seconds'", "event_outbox")
     scene.sweep()
     letter, other = scene.park("WRONG_BATCH_STATE"), scene.park("UNKNOWN_ESSAY")
-    ledger.mark_replayed(scene.conn, letter)
-    ledger.mark_discarded(scene.conn, other)
+    desk.mark_replayed(scene.conn, letter)
+    desk.mark_discarded(scene.conn, other)
     cancel(scene.lifecycle, scene.batch_id, "enough")
 
     told = scene.explain().timeline

@@ -2,7 +2,7 @@
 
 import pytest
 
-from core import ledger
+from core import desk, ledger
 from core.ledger import DeadLetter
 from core.outbox import relay
 from core.sweep import Mender, sweep
@@ -87,7 +87,7 @@ OPEN = ["awaiting_contents", "awaiting_students", "full"]
 
 
 def purgeable(conn, days=7):
-    return set(ledger.purgeable(conn, days, EVERY))
+    return set(desk.purgeable(conn, days, EVERY))
 
 
 def counts(conn, batch_id):
@@ -143,7 +143,7 @@ def test_a_batch_with_a_waiting_dead_letter_stays(story, conn):
     assert batch_id not in purgeable(conn)
 
 
-@pytest.mark.parametrize("handled", [ledger.mark_replayed, ledger.mark_discarded])
+@pytest.mark.parametrize("handled", [desk.mark_replayed, desk.mark_discarded])
 def test_a_handled_dead_letter_keeps_nothing(story, conn, handled):
     batch_id = story.end("ready")
     handled(conn, story.park(batch_id))
@@ -155,7 +155,7 @@ def test_no_more_are_listed_than_asked_for(story, conn):
     for _ in range(3):
         story.end("cancelled")
 
-    assert len(ledger.purgeable(conn, 7, 2)) == 2
+    assert len(desk.purgeable(conn, 7, 2)) == 2
 
 
 def test_a_purged_batch_leaves_nothing_behind(story, conn, slots):
@@ -163,12 +163,12 @@ def test_a_purged_batch_leaves_nothing_behind(story, conn, slots):
     sweep(Mender(story.lifecycle, lambda event: None), batch_id)
     assign(story.lifecycle, batch_id, "one-too-many")
     relay(story.lifecycle.pool, batch_id, lambda event: None)
-    ledger.mark_discarded(conn, story.park(batch_id))
+    desk.mark_discarded(conn, story.park(batch_id))
     story.age(batch_id, 10)
     before = counts(conn, batch_id)
 
     assert batch_id in purgeable(conn)
-    ledger.purge(conn, batch_id)
+    desk.purge(conn, batch_id)
     slots.forget([batch_id])
 
     assert {table for table, count in before.items() if not count} == {"batch_pending_content"}
@@ -181,7 +181,7 @@ def test_other_batches_are_not_touched(story, conn, slots):
     before = [looks.everything(conn, other) for other in others]
     keys = {key for key in slots.client.keys("batch:*") if batch_id not in key}
 
-    ledger.purge(conn, batch_id)
+    desk.purge(conn, batch_id)
     slots.forget([batch_id])
 
     assert [looks.everything(conn, other) for other in others] == before
@@ -194,7 +194,7 @@ def test_nothing_to_forget_is_fine(slots):
 
 def test_a_purged_batch_may_be_registered_again(story, conn, slots):
     batch_id = story.end("ready")
-    ledger.purge(conn, batch_id)
+    desk.purge(conn, batch_id)
     slots.forget([batch_id])
 
     assert register(story.lifecycle, batch_id, 2)["outcome"] == "registered"
@@ -219,9 +219,9 @@ def test_contents_that_nobody_registers_expire(lifecycle, conn):
         reject(lifecycle, batch_id)
         waits_since(conn, batch_id, days)
 
-    counted = ledger.expired_pending(conn, 7, delete=False)
+    counted = desk.expired_pending(conn, 7, delete=False)
     there = [len(looks.waiting(conn, batch_id)) for batch_id in (old, young)]
-    deleted = ledger.expired_pending(conn, 7, delete=True)
+    deleted = desk.expired_pending(conn, 7, delete=True)
 
     assert counted == deleted
     assert there == [2, 2]
@@ -238,7 +238,7 @@ def test_a_content_that_waits_for_a_registered_batch_does_not_expire(lifecycle, 
     )
     waits_since(conn, batch_id, 100)
 
-    ledger.expired_pending(conn, 7, delete=True)
+    desk.expired_pending(conn, 7, delete=True)
 
     assert len(looks.waiting(conn, batch_id)) == 1
 

@@ -9,7 +9,7 @@ import redis
 import typer.main
 from typer.testing import CliRunner
 
-from core import ledger
+from core import desk, ledger
 from core.pulse import read_pulse
 from ops.cli import app
 from ops.client import Sender, outcomes
@@ -186,8 +186,8 @@ def test_a_dead_letter_is_listed_shown_and_replayed_once_its_cause_is_mended(ser
     assert books.execute("SELECT 1 FROM idempotency_keys WHERE key = %s", key).rowcount == 1
     until(lambda: not redis.Redis.from_url(service.env["broker_url"]).llen("els"))
     assert looks.types(books, batch).count("BatchEssaysReady") == 1
-    assert ledger.letters(books, batch_id=batch, task=None, every=False, limit=9) == []
-    assert len(ledger.letters(books, batch_id=batch, task=None, every=True, limit=9)) == 1
+    assert desk.letters(books, batch_id=batch, task=None, every=False, limit=9) == []
+    assert len(desk.letters(books, batch_id=batch, task=None, every=True, limit=9)) == 1
 
 
 def test_a_dead_letter_that_needs_nothing_is_discarded(service, tell):
@@ -229,7 +229,7 @@ def test_of_several_numbers_none_is_done_when_one_is_wrong(
 
     untouched = wrong == "no number" or command == "replay"
     assert told.exit_code == (1 if untouched else 0)
-    row = ledger.letter(conn, letter)
+    row = desk.letter(conn, letter)
     assert (row["replayed_at"] or row["discarded_at"]) is None or not untouched
     assert slots.client.llen("els") == 0
 
