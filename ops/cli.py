@@ -141,8 +141,8 @@ def submit(
         fail(f"{file}: {error}", as_json)
     if not events:
         fail(f"{file} holds no events", as_json)
-    sender = client.Sender(endpoints(settings).broker_url, settings.queue)
-    sent = [sender.send(task, event) for task, event in events]
+    with client.Sender(endpoints(settings).broker_url, settings.queue) as sender:
+        sent = [sender.send(task, event) for task, event in events]
     if not wait:
         tell({"enqueued": len(sent)}, f"{len(sent)} events enqueued on {settings.queue}", as_json)
         return
@@ -162,8 +162,8 @@ def cancel(
     from ops import client
 
     settings = read_settings(home)
-    sender = client.Sender(endpoints(settings).broker_url, settings.queue)
-    sent = [sender.send("els.cancel_batch", client.common(batch, reason=reason))]
+    with client.Sender(endpoints(settings).broker_url, settings.queue) as sender:
+        sent = [sender.send("els.cancel_batch", client.common(batch, reason=reason))]
     with books(settings) as conn:
         found = client.outcomes(conn, sent, WAIT_S)
     _show_outcomes(sent, found, as_json)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Self
 from uuid import uuid4
 
 import redis
@@ -39,11 +39,20 @@ class Sent:
 
 
 class Sender:
-    """An upstream service's end of the queue. Knows a task name, a queue and a JSON body."""
+    """An upstream service's end of the queue. Knows a task name, a queue and a JSON body.
+
+    A context, which closes its connections at the end.
+    """
 
     def __init__(self, broker_url: str, queue: str) -> None:
         self.app = Celery("els-sender", broker=broker_url)
         self.queue = queue
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.app.close()
 
     def send(self, task: str, event: Event) -> Sent:
         """Enqueue an event. Raises StackError when the broker does not take it."""

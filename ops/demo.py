@@ -176,9 +176,9 @@ def play(
         _stack(settings, commands, say, silence) as stack,
         ledger.connect(stack.endpoints.database_url, size=1) as pool,
         pool.connection() as conn,
+        Sender(stack.endpoints.broker_url, settings.queue) as sender,
     ):
         received = Path(stack.environ["ELS_HOME"]) / "downstream.sqlite"
-        sender = Sender(stack.endpoints.broker_url, settings.queue)
         slots = Slots(connect(stack.endpoints.redis_url))
         return Play(conn, sender, received, time.monotonic() + timeout_s).act(texts, slots)
 

@@ -83,10 +83,12 @@ def reconcile(
 
     settings = read_settings(home)
     found = endpoints(settings)
-    sender = Sender(found.broker_url, settings.queue)
     logs.configure(settings)
     routed = bool(settings.routes("EssaySlotAssigned"))
-    with ledger.connect(found.database_url) as pool:
+    with (
+        ledger.connect(found.database_url) as pool,
+        Sender(found.broker_url, settings.queue) as sender,
+    ):
         mender = Mender(
             Lifecycle(pool, Slots(_redis(found.redis_url)), slot_events=routed),
             lambda event: deliver(sender.app, event, settings.routes(event["type"])),
@@ -150,8 +152,8 @@ def replay(
     from ops.client import Sender
 
     settings = read_settings(home)
-    sender = Sender(endpoints(settings).broker_url, settings.queue)
-    with books(settings) as conn:
+    broker_url = endpoints(settings).broker_url
+    with books(settings) as conn, Sender(broker_url, settings.queue) as sender:
         letters = [_letter(conn, number, as_json) for number in numbers]
         for letter in letters:
             if letter["task"] == "unknown":

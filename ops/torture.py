@@ -170,7 +170,7 @@ class Chamber:
     def run(self, minutes: float, batches: int, finish: Callable[[], None]) -> None:
         """Torment for so many minutes or batches, then look; `finish` is called in any case."""
         try:
-            with self._proxied(), self._staffed():
+            with self.sender, self._proxied(), self._staffed():
                 load = threading.Thread(target=self._load, args=(batches,))
                 load.start()
                 self._torment(time.monotonic() + minutes * 60, load)

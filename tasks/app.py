@@ -16,9 +16,11 @@ from core.ledger import Conn
 from core.lifecycle import Lifecycle
 from core.settings import Settings
 from core.slots import Slots, connect
+from tasks import broker
 from tasks.delivery import deliver, describe
 
 settings = Settings.from_env()
+broker.install()  # before the first connection
 
 RESULT_EXPIRES_S = 3600  # only chord keys: results are not stored
 SOFT_SHUTDOWN_S = 3.0  # what running tasks get before their messages are handed back
@@ -53,10 +55,8 @@ app.conf.update(
     broker_connection_retry_on_startup=True,
     broker_transport_options={
         "visibility_timeout": settings.visibility_timeout,
-        "unacked_restore_interval": 1,
-        "unacked_restore_throttle": 1,
-        "unacked_mutex_expire": 5,
         "socket_keepalive": True,
+        "on_junk": "tasks.strays:keep_junk",
     },
     beat_schedule={
         "sweep": {

@@ -89,6 +89,7 @@ def test_a_message_that_kills_its_worker_at_every_delivery_becomes_a_dead_letter
         lambda: conn.execute(
             "SELECT * FROM dead_letters WHERE task_id = %s", [poison.id]
         ).fetchone(),
+        timeout_s=90,  # five lives and deaths of a worker process
         what="the message is parked",
     )
     value = workers.send("els.register_batch", make.registration(batch, 1)).get(timeout=30)

@@ -38,13 +38,12 @@ def books(service):
 @pytest.fixture(scope="module")
 def tell(service, books):
     """Send events to the service, each after the outcome of the one before; return those."""
-    sender = Sender(service.env["broker_url"], "els")
+    with Sender(service.env["broker_url"], "els") as sender:
 
-    def told(*messages):
-        return [outcomes(books, [sender.send(*message)], 30)[0] for message in messages]
+        def told(*messages):
+            return [outcomes(books, [sender.send(*message)], 30)[0] for message in messages]
 
-    yield told
-    sender.app.close()
+        yield told
 
 
 @pytest.fixture

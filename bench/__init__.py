@@ -1,0 +1,1 @@
+"""Proofs and timings that take too long for a test."""

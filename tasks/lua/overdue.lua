@@ -1,0 +1,18 @@
+-- Read the notes that are older than the visibility timeout, newest first.
+-- KEYS  1 unacked  2 unacked_index
+-- ARGV  1 visibility timeout in s  2 how many at most
+-- Returns pairs: tag, note.
+local time = redis.call('TIME')
+local latest = time[1] + time[2] / 1000000 - ARGV[1]
+local found = {}
+local tags = redis.call('ZRANGE', KEYS[2], latest, '-inf', 'BYSCORE', 'REV', 'LIMIT', 0, ARGV[2])
+for _, tag in ipairs(tags) do
+  local note = redis.call('HGET', KEYS[1], tag)
+  if note then
+    found[#found + 1] = tag
+    found[#found + 1] = note
+  else
+    redis.call('ZREM', KEYS[2], tag)
+  end
+end
+return found

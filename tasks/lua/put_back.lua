@@ -1,0 +1,21 @@
+-- Move a noted message to lists, if the note is still the one that was read.
+-- KEYS  1 unacked  2 unacked_index  then the lists
+-- ARGV  1 tag  2 the note as it was read  3 what to push  4 RPUSH (next in turn) or LPUSH (last)
+--       5 the age in s that the note must have, or -1 for any
+-- Returns 1, or 0 if somebody else was first: the message is done, back, or in work again.
+if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then
+  return 0
+end
+if tonumber(ARGV[5]) >= 0 then
+  local time = redis.call('TIME')
+  local since = redis.call('ZSCORE', KEYS[2], ARGV[1])
+  if since and time[1] + time[2] / 1000000 - since < tonumber(ARGV[5]) then
+    return 0
+  end
+end
+for i = 3, #KEYS do
+  redis.call(ARGV[4], KEYS[i], ARGV[3]) -- pushed first: an error here leaves the note
+end
+redis.call('ZREM', KEYS[2], ARGV[1])
+redis.call('HDEL', KEYS[1], ARGV[1])
+return 1
