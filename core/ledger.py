@@ -661,15 +661,17 @@ class DeadLetter:
     code: str
     message: str
     sqlstate: str | None = None
+    deliveries: int = 1
 
 
 def park(conn: Conn, letter: DeadLetter) -> int:
     """Keep a message as a dead letter; return its id. A redelivery counts up the first one."""
     row = conn.execute(
         """
-        INSERT INTO dead_letters (task, task_id, batch_id, body, code, message, sqlstate)
+        INSERT INTO dead_letters
+            (task, task_id, batch_id, body, code, message, sqlstate, deliveries)
         VALUES (%(task)s, %(task_id)s, %(batch_id)s, %(body)s::json, %(code)s, %(message)s,
-                %(sqlstate)s)
+                %(sqlstate)s, %(deliveries)s)
         ON CONFLICT (task_id) DO UPDATE SET deliveries = dead_letters.deliveries + 1
         RETURNING id
         """,

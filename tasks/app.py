@@ -134,6 +134,15 @@ def _pulse_client(url: str) -> redis.Redis:
     return redis.Redis.from_url(url, socket_timeout=1)
 
 
+@signals.worker_init.connect
+def _refuse_to_work_without_servers(**_: object) -> None:
+    """Exit rather than take messages that cannot be carried out."""
+    if not settings.database_url or not settings.redis_url:
+        raise SystemExit(
+            "els: a worker needs ELS_DATABASE_URL and ELS_REDIS_URL; `els run` sets both"
+        )
+
+
 @signals.worker_process_init.connect
 def _forget_the_parents_stores(**_: object) -> None:
     stores.cache_clear()

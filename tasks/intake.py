@@ -8,6 +8,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import structlog
@@ -36,7 +37,7 @@ from core.ledger import DeadLetter
 from core.lifecycle import CHUNK
 from core.outcomes import Done, Value
 from core.transient import may_pass, sqlstate, waited_s
-from tasks.app import app, settings, stores
+from tasks.app import DELIVERIES, app, settings, stores
 from tasks.completion import LONGEST_RETRY, again, follow_up
 
 E = TypeVar("E", bound=Event)
@@ -178,6 +179,7 @@ def park_poison(
     if not isinstance(exception, WorkerLostError) or sender.name not in INTAKE:
         return
     letter = _letter(sender, task_id, kwargs.get("event", kwargs), exception, "POISON_MESSAGE")
+    letter = replace(letter, deliveries=DELIVERIES)
     assert settings.database_url is not None, "a worker has taken this message"
     with ledger.connect_once(settings.database_url) as conn:
         number = ledger.park(conn, letter)

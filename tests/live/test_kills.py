@@ -95,4 +95,5 @@ def test_a_message_that_kills_its_worker_at_every_delivery_becomes_a_dead_letter
     value = workers.send("els.register_batch", make.registration(batch, 1)).get(timeout=30)
 
     assert (letter["code"], letter["body"]) == ("POISON_MESSAGE", event)
+    assert letter["deliveries"] == 5
     assert value["outcome"] == "registered"
