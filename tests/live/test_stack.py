@@ -327,8 +327,8 @@ def test_what_a_killed_process_had_started_goes_with_it(tmp_path):
 @pytest.mark.parametrize(
     ("name", "mark", "serves"),
     [
-        ("postgres", r"\S+/postgres -D .*", lambda e: psycopg.connect(e.database_url).close()),
-        ("valkey", r"\S+/valkey-server .*", word),
+        ("postgres", r".+/postgres -D .*", lambda e: psycopg.connect(e.database_url).close()),
+        ("valkey", r".+/valkey-server .*", word),
     ],
     ids=["postgres", "valkey"],
 )
@@ -434,7 +434,7 @@ def test_root_runs_it_below_a_closed_folder(tmp_path):
     closed.mkdir(mode=0o700)
 
     with supervise(closed / "home") as supervisor:
-        owner = supervisor.child(r"\S+/postgres -D .*").uids().effective
+        owner = supervisor.child(r".+/postgres -D .*").uids().effective
 
     assert owner != 0
     assert closed.stat().st_mode & 0o777 == 0o700
