@@ -27,8 +27,8 @@ test: env ## run the tests, on embedded servers
 	@$(BIN)/python -m pytest $(ARGS)
 
 torture: env ## the long proofs: every crash point 25 times, then ten minutes of random faults
-	@echo "== every crash point 25 times (about half an hour)"
-	@$(BIN)/python -m pytest tests/live/test_kills.py --runs 25 $(ARGS)
+	@echo "== every crash point 25 times (about an hour)"
+	@$(BIN)/python -m pytest tests/live -m crash --runs 25 $(ARGS)
 	@echo "== ten minutes of random faults"
 	@$(BIN)/els torture --minutes 10
 

@@ -50,7 +50,7 @@ def explain(conn: Conn, slots: Slots, batch_id: str, pulse: Pulse) -> Explanatio
     """Explain one batch, whatever its state; also one that nobody has registered or seen."""
     facts = desk.facts(conn, batch_id)
     redis_side = _redis_side(slots, batch_id)
-    broken = [*_crooked(facts), *_rules_broken(conn, slots, batch_id, redis_side)]
+    broken = list(_rules_broken(conn, slots, batch_id, redis_side))
     plain = list(_plain_causes(batch_id, facts, redis_side))
     if not facts and not any(cause.code == "pending_not_registered" for cause in broken):
         plain.append(_cause("unknown_batch", None, batch=batch_id))
@@ -68,11 +68,6 @@ def explain(conn: Conn, slots: Slots, batch_id: str, pulse: Pulse) -> Explanatio
         {"postgres": facts, "redis": redis_side},
         list(_disagreements(facts, redis_side)),
     )
-
-
-def _crooked(facts: Row) -> Iterator[Cause]:
-    if facts and facts["open"] != facts["available_slots"]:
-        yield _cause("counter_wrong", None, batch=facts["batch_id"])
 
 
 def _rules_broken(conn: Conn, slots: Slots, batch_id: str, redis_side: Row) -> Iterator[Cause]:
@@ -104,12 +99,6 @@ PLAIN = {
         "the id is mistyped, or its messages did not arrive or could not be carried out",
         "nothing",
         "els dead-letters list --task els.register_batch",
-    ),
-    "counter_wrong": (
-        "The counter of open slots differs from the slots",
-        "a row was changed by hand; docs/explain.md says how to set it right",
-        "nothing: the batch cannot be sealed like this",
-        "els status {batch}",
     ),
     "redis_unreachable": (
         "Redis does not answer",

@@ -16,6 +16,7 @@ from psycopg.rows import DictRow, dict_row
 from psycopg.types.json import Jsonb
 from psycopg_pool import ConnectionPool
 
+from core.crash import crashpoint
 from core.events import Idempotency, Outgoing, outgoing_id
 from core.states import CLOSED, BatchStatus, ClassType, EssayStatus, ExcessReason, OnDeadline
 
@@ -114,6 +115,15 @@ class Overdue:
 
 
 @dataclass(frozen=True)
+class OpenCount:
+    """A batch's counter of open slots, and how many are open."""
+
+    batch_id: str
+    available_slots: int
+    open: int
+
+
+@dataclass(frozen=True)
 class Stored:
     """What an idempotency key guards, and whether its batch still waits to be announced."""
 
@@ -167,6 +177,7 @@ def transaction(pool: "ConnectionPool[Conn]") -> Iterator[Conn]:
     """Lend a connection inside one transaction."""
     with pool.connection() as conn, conn.transaction():
         yield conn
+        crashpoint("before_commit")
 
 
 # --- idempotency keys --------------------------------------------------------------------------
@@ -475,6 +486,64 @@ def open_batches(conn: Conn, after: str, limit: int) -> list[tuple[str, int]]:
         [after, limit],
     )
     return [(row["batch_id"], row["available_slots"]) for row in rows]
+
+
+def open_counts(
+    conn: Conn, batch_id: str | None, after: str = "", batches: int = 0, slots: int = 0
+) -> list[OpenCount]:
+    """Count the open slots of one batch; or of those that await contents, by id, after `after`.
+
+    Of these at most so many, and no more than have so many slots together, but one at least.
+    """
+    rows = conn.execute(
+        """
+        WITH page AS (
+            SELECT batch_id, available_slots, expected_count FROM batch_essay_trackers
+            WHERE status = 'awaiting_content_validation' AND batch_id > %(after)s
+              AND %(batch_id)s::text IS NULL
+            ORDER BY batch_id LIMIT %(batches)s
+        ), chosen AS (
+            SELECT batch_id, available_slots,
+                   sum(expected_count) OVER (ORDER BY batch_id) - expected_count AS before
+            FROM page
+            UNION ALL
+            SELECT batch_id, available_slots, 0 FROM batch_essay_trackers
+            WHERE batch_id = %(batch_id)s
+        )
+        SELECT batch_id, available_slots,
+               (SELECT count(*) FROM essay_states e WHERE e.batch_id = chosen.batch_id
+                AND e.current_status = 'awaiting_content') AS open
+        FROM chosen WHERE before <= %(slots)s ORDER BY batch_id
+        """,
+        {"batch_id": batch_id, "after": after, "batches": batches, "slots": slots},
+    )
+    return [OpenCount(**row) for row in rows]
+
+
+def recount(conn: Conn, batch_id: str) -> bool:
+    """Set a batch's counter to what is open; False when it was right.
+
+    The tracker is locked first, and counted in a second statement: an arrival that has its slot
+    but waits for the tracker still counts as open here, and then counts itself down.
+    """
+    conn.execute("SELECT FROM batch_essay_trackers WHERE batch_id = %s FOR UPDATE", [batch_id])
+    row = conn.execute(
+        """
+        WITH counted AS (
+            SELECT count(*) AS open FROM essay_states
+            WHERE batch_id = %(batch_id)s AND current_status = 'awaiting_content'
+        )
+        UPDATE batch_essay_trackers
+        SET available_slots = open,
+            full_at = CASE WHEN open = 0 THEN coalesce(full_at, now()) END
+        FROM counted
+        WHERE batch_id = %(batch_id)s AND available_slots <> open AND completed_at IS NULL
+          AND closed_at IS NULL
+        RETURNING open
+        """,
+        {"batch_id": batch_id},
+    ).fetchone()
+    return row is not None
 
 
 def note_repair(conn: Conn, batch_id: str, rule: str) -> None:

@@ -23,10 +23,12 @@ from core.lifecycle import Lifecycle
 from core.slots import Slots
 
 PAGE = 200  # batches mended for one rule by one sweep
-DRIFT_PAGE = 2_000  # open batches held against Redis by one sweep; the next one goes on from there
+DRIFT_PAGE = 2_000  # open batches looked at closely by one sweep; the next one goes on from there
 RELAY_GRACE = timedelta(seconds=10)  # what the relay after a commit, and beat's, get to deliver
 PENDING_PATIENCE = timedelta(hours=1)  # how long contents may wait for a registration, unremarked
+COUNTED_SLOTS = 20_000  # slots counted by one sweep, at most of so many batches
 CURSOR = "els:sweep:cursor"  # the last open batch that was held against Redis
+COUNTED = "els:sweep:counted"  # the last open batch whose slots were counted
 
 SECTIONS = (Path(__file__).parent / "sql" / "rules.sql").read_text().split("-- rule: ")[1:]
 QUERIES = {section.split("\n", 1)[0]: section.split("\n", 1)[1] for section in SECTIONS}
@@ -104,6 +106,22 @@ def _in_ledger(name: str) -> Callable[[Look], list[Finding]]:
     return check
 
 
+def counter_wrong(look: Look) -> list[Finding]:
+    """Count the open slots of one batch, or of a page of open ones, against its counter."""
+    if look.batch is not None:
+        counts = ledger.open_counts(look.conn, look.batch)
+    else:
+        after = cast("str | None", look.slots.client.get(COUNTED)) or ""
+        counts = ledger.open_counts(look.conn, None, after, DRIFT_PAGE, COUNTED_SLOTS)
+        if look.moves_on:
+            look.slots.client.set(COUNTED, counts[-1].batch_id if counts else "")
+    return [
+        Finding(c.batch_id, None, f"the counter says {c.available_slots}, {c.open} are open")
+        for c in counts
+        if c.available_slots != c.open
+    ]
+
+
 def slot_drift(look: Look) -> list[Finding]:
     """Hold the free slots in Redis against the open ones in Postgres.
 
@@ -144,6 +162,11 @@ def _difference(look: Look, batch_id: str) -> str | None:
     return f"{len(missing)} open slots are not offered, {len(stale)} offered ones are not open"
 
 
+def _recount(mender: Mender, batch_id: str) -> bool:
+    with ledger.transaction(mender.lifecycle.pool) as conn:
+        return ledger.recount(conn, batch_id)
+
+
 def _announce(mender: Mender, batch_id: str) -> bool:
     return bool(mender.lifecycle.complete(batch_id).value["outcome"] == "announced")
 
@@ -172,6 +195,15 @@ def _relay(mender: Mender, batch_id: str) -> bool:
 
 
 RULES = [
+    Rule(
+        code="counter_wrong",
+        title="The counter of open slots differs from the slots",
+        reason="a row was changed by hand, or restored from a backup",
+        by_itself="the sweep counts the slots of the batch anew, in its turn",
+        command="els reconcile {batch}",
+        check=counter_wrong,
+        repair=_recount,
+    ),
     Rule(
         code="pending_though_registered",
         title="Contents wait although the batch is registered",

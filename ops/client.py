@@ -78,6 +78,40 @@ def common(batch_id: str, **fields: Any) -> Event:  # Any: a message's JSON
     }
 
 
+def registration(batch_id: str, essay_ids: Sequence[str], class_id: str | None = None) -> Event:
+    """Announce a batch, as the batch orchestrator does."""
+    event = common(
+        batch_id,
+        essay_ids=list(essay_ids),
+        expected_essay_count=len(essay_ids),
+        course_code="ENG5",
+        user_id="teacher-1",
+    )
+    return event | ({"class_id": class_id} if class_id else {})
+
+
+def content(number: int, file_name: str, size: int, md5: str | None = None) -> Event:
+    """Describe a stored text, as the file service does; a bulk message lists such."""
+    described = {
+        "text_storage_id": f"text-{number:03d}",
+        "file_upload_id": f"file-{number:03d}",
+        "original_file_name": file_name,
+        "file_size_bytes": size,
+    }
+    return described | ({"content_md5_hash": md5} if md5 else {})
+
+
+def rejection(batch_id: str, number: int, file_name: str, size: int, error_code: str) -> Event:
+    """Announce a file that failed validation, as the file service does."""
+    return common(
+        batch_id,
+        file_upload_id=f"file-{number:03d}",
+        original_file_name=file_name,
+        validation_error_code=error_code,
+        file_size_bytes=size,
+    )
+
+
 def read_events(text: str) -> Iterator[tuple[str, Event]]:
     """Read events from JSON (one, or an array) or JSON Lines, with the task each is for.
 

@@ -247,7 +247,7 @@ class Play:
             f"the early content of {batch.batch_id} is parked",
             lambda: client.outcome_of(self.conn, self.messages[-1].sent) is not None,
         )
-        registration = _registration(batch)
+        registration = client.registration(batch.batch_id, batch.essay_ids, batch.class_id)
         self._send(f"{batch.batch_id.split('-')[0]} batch", "els.register_batch", registration)
         rest = [a for a in announced if a is not early]
         self.random.shuffle(rest)
@@ -393,38 +393,14 @@ def _what(text: Text) -> str:
 
 
 def _announcement(batch: Batch, text: Text, number: int) -> tuple[str, Event]:
-    if text.error_code is None:
-        return "els.assign_content", _content(batch, text, number)
-    event = common(
-        batch.batch_id,
-        file_upload_id=f"file-{number:03d}",
-        original_file_name=text.name,
-        validation_error_code=text.error_code,
-        file_size_bytes=text.size,
-    )
-    return "els.reject_content", event
+    if code := text.error_code:
+        event = client.rejection(batch.batch_id, number, text.name, text.size, code)
+        return "els.reject_content", event
+    return "els.assign_content", _content(batch, text, number)
 
 
 def _content(batch: Batch, text: Text, number: int) -> Event:
-    return common(
-        batch.batch_id,
-        text_storage_id=f"text-{number:03d}",
-        file_upload_id=f"file-{number:03d}",
-        original_file_name=text.name,
-        file_size_bytes=text.size,
-        content_md5_hash=text.md5,
-    )
-
-
-def _registration(batch: Batch) -> Event:
-    event = common(
-        batch.batch_id,
-        essay_ids=batch.essay_ids,
-        expected_essay_count=len(batch.essay_ids),
-        course_code="ENG5",
-        user_id="teacher-1",
-    )
-    return event | ({"class_id": batch.class_id} if batch.class_id else {})
+    return common(batch.batch_id, **client.content(number, text.name, text.size, text.md5))
 
 
 def _event_lines(event: Event) -> str:

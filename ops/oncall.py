@@ -61,7 +61,7 @@ def explain_batch(
     if as_json:
         print_json(asdict(told))
     else:
-        _show(told)
+        show_explanation(told)
     if told.state == "unknown":
         raise typer.Exit(1)
 
@@ -252,7 +252,8 @@ def _letter(conn: Conn, number: int, as_json: bool) -> ledger.Row:
     return found
 
 
-def _show(told: Explanation) -> None:
+def show_explanation(told: Explanation) -> None:
+    """Tell a person why a batch is or is not ready."""
     out.print(f"{told.batch_id}: {told.state}\n", style="bold", markup=False)
     for cause in told.causes:
         since = f", since {_when(cause.since)}" if cause.since else ""

@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -28,34 +28,28 @@ import psycopg
 import redis
 from rich.console import Console
 
-from core import ledger
+from core import ledger, pulse
+from core.crash import POINTS
 from core.errors import StackError
+from core.explain import Explanation, explain
 from core.invariants import Invariant, check_ledger, check_slots
 from core.ledger import Conn
 from core.settings import Settings
 from core.slots import Slots, connect
 from migrations import upgrade
+from ops import client
 from ops.client import Event, Sender, common
 from ops.demo import CONSUMER, show_invariants
+from ops.oncall import show_explanation
 from ops.proxy import Proxy
 from ops.stack import Stack
 
 WORKERS = 3
 VISIBILITY_S = 5.0
 QUIET_S = 120.0  # how long the service may take to mend everything after the last fault
-POINTS = [
-    "claimed",
-    "committed",
-    "registered_before_seed",
-    "sealed",
-    "before_announce",
-    "announcing",
-    "announced",
-    "published",
-    "sweeping",
-]
 # The queue has a database of its own, so that flushing the slots loses no message.
 BROKER = 'export ELS_BROKER_URL="${ELS_BROKER_URL%/0}/1"; '
+EXPLAINED = 5  # broken batches that are explained
 PACE_S = 0.02  # between two messages of the load: below what two cores can carry
 FINAL = ("ready_for_pipeline_execution", "content_ingestion_failed")
 WORKER = [sys.executable, "-m", "celery", "-q", "-A", "tasks.app", "worker", "--pool", "solo"]
@@ -72,6 +66,7 @@ class Report:
     messages: int = 0
     recoveries_s: list[float] = field(default_factory=list)
     invariants: list[Invariant] = field(default_factory=list)
+    explanations: list[Explanation] = field(default_factory=list)  # of broken batches
 
     @property
     def ok(self) -> bool:
@@ -97,6 +92,7 @@ class Report:
                 {"title": each.title, "holds": each.holds, "broken": each.broken}
                 for each in self.invariants
             ],
+            "explanations": [asdict(each) for each in self.explanations],
         }
 
 
@@ -143,6 +139,8 @@ def show(report: Report, out: Console) -> None:
         f"\nrecovery, {times['probes']} probes: median {times['median']} s, P99 {times['p99']} s\n"
     )
     show_invariants(report.invariants, out)
+    for explanation in report.explanations:
+        show_explanation(explanation)
 
 
 class Chamber:
@@ -200,13 +198,13 @@ class Chamber:
         """Make the messages of a batch: its upload, some repeats, and one or two too many."""
         slots = random.choice([1, 2, 3, 5, 25, 25, 60])
         class_id = random.choice([None, None, "class-1"])
-        names = [f"text-{n}" for n in range(slots + random.choice([0, 0, 1, 2]))]
-        rejected = {name for name in names if random.random() < 0.05}
-        bulk = [name for name in names if name not in rejected] if random.random() < 0.3 else []
+        numbers = range(slots + random.choice([0, 0, 1, 2]))
+        rejected = {n for n in numbers if random.random() < 0.05}
+        bulk = [n for n in numbers if n not in rejected] if random.random() < 0.3 else []
         messages = [("els.register_batch", _registration(batch_id, slots, class_id))]
-        messages += [_arrival(batch_id, n, n in rejected) for n in names if n not in bulk]
+        messages += [_arrival(batch_id, n, n in rejected) for n in numbers if n not in bulk]
         if bulk:
-            entries = [_content(name) for name in bulk]
+            entries = [client.content(n, f"text-{n:03d}.txt", 1000) for n in bulk]
             messages.append(("els.assign_contents", common(batch_id, contents=entries)))
         messages += random.choices(messages, k=max(1, len(messages) // 5))
         self.sent[batch_id] = class_id
@@ -302,8 +300,8 @@ class Chamber:
         """Send a batch of one and time it until it is ready: how long recovery takes."""
         batch_id = f"probe-{number:05d}"
         started = time.monotonic()
-        self._send("els.register_batch", _registration(batch_id, 1, None))
-        self._send("els.assign_content", common(batch_id, **_content("text-0")))
+        self._send("els.register_batch", _registration(batch_id, 1))
+        self._send(*_arrival(batch_id, 0, rejected=False))
         self.sent[batch_id] = None
         if self._until(lambda: self._status(batch_id) in FINAL, QUIET_S):
             self.report.recoveries_s.append(time.monotonic() - started)
@@ -364,9 +362,12 @@ class Chamber:
             checked = check_ledger(conn, batches)
             checked.append(check_slots(conn, self.slots, batches))
             ends = [b for b in batches if self._status(b) not in FINAL]
-        checked.append(Invariant("Every batch came to its end", ends))
-        received, posted = self._received(), self._posted(batches)
-        checked.append(Invariant("Every event arrived downstream", sorted(posted - received)))
+            checked.append(Invariant("Every batch came to its end", ends))
+            posted, received = self._posted(batches), self._received()
+            lost = sorted({posted[event_id] for event_id in posted.keys() - received})
+            checked.append(Invariant("Every event arrived downstream", lost))
+            broken = sorted({b for each in checked for b in each.broken} & self.sent.keys())
+            self.report.explanations = [self._explain(conn, b) for b in broken[:EXPLAINED]]
         self.report.invariants = checked
         self.say("quiet" if quiet else f"not quiet after {QUIET_S:g} s")
 
@@ -375,8 +376,14 @@ class Chamber:
         for batch_id in waiting:
             class_id = self.sent[batch_id]
             if class_id and self._status(batch_id) == "awaiting_student_validation":
-                self._send("els.confirm_students", _confirmation(batch_id, class_id))
-        return not waiting and self._posted(batches) <= self._received()
+                event = common(batch_id, class_id=class_id, associations=[], timeout_triggered=True)
+                self._send("els.confirm_students", event)
+        return not waiting and self._posted(batches).keys() <= self._received()
+
+    def _explain(self, conn: Conn, batch_id: str) -> Explanation:
+        waiting = redis.Redis.from_url(self.broker_url).llen("els")
+        signs = pulse.read_pulse(self.slots.client, waiting)
+        return explain(conn, self.slots, batch_id, signs)
 
     def _status(self, batch_id: str) -> str | None:
         with suppress(psycopg.Error), self._books() as conn:
@@ -384,12 +391,13 @@ class Chamber:
             return tracker.status if tracker else None
         return None
 
-    def _posted(self, batches: list[str]) -> set[str]:
+    def _posted(self, batches: list[str]) -> dict[str, str]:
+        """Read the ids of all events that were written, each with its batch."""
         with self._books() as conn:
             rows = conn.execute(
-                "SELECT id FROM event_outbox WHERE batch_id = ANY(%s)", [batches]
+                "SELECT id, batch_id FROM event_outbox WHERE batch_id = ANY(%s)", [batches]
             ).fetchall()
-        return {str(row["id"]) for row in rows}
+        return {str(row["id"]): row["batch_id"] for row in rows}
 
     def _received(self) -> set[str]:
         path = Path(self.stack.endpoints.home) / "downstream.sqlite"
@@ -410,38 +418,13 @@ class Chamber:
             yield conn
 
 
-def _registration(batch_id: str, slots: int, class_id: str | None) -> Event:
+def _arrival(batch_id: str, number: int, rejected: bool) -> tuple[str, Event]:
+    name = f"text-{number:03d}.txt"
+    if rejected:
+        return "els.reject_content", client.rejection(batch_id, number, name, 0, "EMPTY_CONTENT")
+    return "els.assign_content", common(batch_id, **client.content(number, name, 1000))
+
+
+def _registration(batch_id: str, slots: int, class_id: str | None = None) -> Event:
     ids = [f"essay-{n:03d}" for n in range(slots)]
-    event = common(
-        batch_id,
-        essay_ids=ids,
-        expected_essay_count=slots,
-        course_code="ENG5",
-        user_id="teacher-1",
-    )
-    return event | ({"class_id": class_id} if class_id else {})
-
-
-def _content(name: str) -> Event:
-    return {
-        "text_storage_id": name,
-        "file_upload_id": f"file-{name}",
-        "original_file_name": f"{name}.txt",
-        "file_size_bytes": 1000,
-    }
-
-
-def _arrival(batch_id: str, name: str, rejected: bool) -> tuple[str, Event]:
-    if not rejected:
-        return "els.assign_content", common(batch_id, **_content(name))
-    event = common(
-        batch_id,
-        file_upload_id=f"file-{name}",
-        original_file_name=f"{name}.txt",
-        validation_error_code="EMPTY_CONTENT",
-    )
-    return "els.reject_content", event
-
-
-def _confirmation(batch_id: str, class_id: str) -> Event:
-    return common(batch_id, class_id=class_id, associations=[], timeout_triggered=True)
+    return client.registration(batch_id, ids, class_id)

@@ -11,6 +11,7 @@ from celery.worker.request import Request
 from psycopg_pool import ConnectionPool
 
 from core import ledger, logs, pulse
+from core.crash import crashpoint
 from core.errors import BadSettings
 from core.ledger import Conn
 from core.lifecycle import Lifecycle
@@ -115,6 +116,13 @@ class QuietRequest(Request):
 
 
 app.Task.Request = "tasks.app:QuietRequest"
+
+
+if settings.crashpoint:  # in tests only: a receiver costs every task a call
+    signals.task_postrun.connect(lambda **_: crashpoint("before_ack"), weak=False)
+    signals.before_task_publish.connect(
+        lambda **_: crashpoint("callback_claimed"), sender="els.announce_ready", weak=False
+    )
 
 
 @signals.setup_logging.connect

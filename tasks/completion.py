@@ -60,6 +60,7 @@ def dispatch_completion(batch_id: str) -> None:
 @app.task(bind=True, name="els.seal_slots")
 def seal_slots(self: AnyTask, /, batch_id: str, low: str, high: str | None) -> Seal:
     """Check and digest one range of a batch's slots."""
+    crashpoint("sealing")
     seal = _tried_again(self, lambda: stores().lifecycle.seal_slots(batch_id, low, high))
     crashpoint("sealed")
     return seal

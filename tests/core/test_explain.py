@@ -405,17 +405,6 @@ def test_the_codes_are_those_of_the_docs():
     assert not {rule.code for rule in RULES} & PLAIN.keys()
 
 
-@pytest.mark.parametrize("make", [the_counter_is_too_high, the_counter_says_full])
-def test_a_counter_is_set_right_as_the_docs_say(scene, make):
-    make(scene)
-    (statement,) = re.findall(r"```sql\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
-
-    scene.conn.execute(statement.replace("BATCH", scene.batch_id))
-
-    assert scene.codes() == [WAITING]
-    assert looks.broken(scene.conn, scene.batch_id, slots=scene.slots) == []
-
-
 # --- what a cause says ---------------------------------------------------------------------------
 
 

@@ -14,7 +14,17 @@ from core.ledger import DeadLetter
 from core.lifecycle import Lifecycle
 from core.outbox import relay
 from core.slots import CLAIM_LEASE, Slots
-from core.sweep import CURSOR, PENDING_PATIENCE, QUERIES, RULES, Look, Mender, slot_drift, sweep
+from core.sweep import (
+    CURSOR,
+    PENDING_PATIENCE,
+    QUERIES,
+    RULES,
+    Look,
+    Mender,
+    counter_wrong,
+    slot_drift,
+    sweep,
+)
 from tests.core import looks
 from tests.core.crowd import DEADLINE_S, at_once
 from tests.core.story import assign, cancel, fill, register, reject, texts, upload
@@ -50,6 +60,10 @@ def crowd(alone, conn):
             " 'ENG5', gen_random_uuid(), 1, 1, '', 'fail', now() + interval '1 day'"
             " FROM generate_series(1, %s) n",
             [count],
+        )
+        conn.execute(
+            "INSERT INTO essay_states (batch_id, essay_id, current_status)"
+            " SELECT batch_id, 'essay-1', 'awaiting_content' FROM batch_essay_trackers"
         )
 
     yield gather
@@ -119,6 +133,13 @@ def free_key(batch_id):
 def break_pending_though_registered(lifecycle, conn, batch_id):
     register(lifecycle, batch_id, 3)
     leave_waiting(conn, batch_id)
+
+
+def break_counter_wrong(lifecycle, conn, batch_id):
+    register(lifecycle, batch_id, 3)
+    conn.execute(
+        "UPDATE batch_essay_trackers SET available_slots = 2 WHERE batch_id = %s", [batch_id]
+    )
 
 
 def break_full_not_announced(lifecycle, conn, batch_id):
@@ -439,6 +460,62 @@ def test_a_look_that_does_not_move_on_leaves_the_sweep_where_it_is(alone, slots,
     assert slots.client.get(CURSOR) is None
 
 
+# --- a counter that is wrong ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("contents", "counter"),
+    [
+        (3, "available_slots = 1, full_at = NULL"),
+        (1, "available_slots = 3"),
+        (1, "available_slots = 0, full_at = now()"),
+    ],
+    ids=["full in truth", "too high", "full by mistake"],
+)
+def test_a_batch_with_a_wrong_counter_is_counted_anew_and_goes_on(
+    alone, lifecycle, conn, slots, batch_id, contents, counter
+):
+    register(lifecycle, batch_id, 3)
+    upload(lifecycle, batch_id, texts(contents))
+    conn.execute(f"UPDATE batch_essay_trackers SET {counter} WHERE batch_id = %s", [batch_id])
+
+    swept(lifecycle)
+    upload(lifecycle, batch_id, texts(3))
+    swept(lifecycle)
+
+    assert looks.types(conn, batch_id).count("BatchEssaysReady") == 1
+    assert looks.broken(conn, batch_id, slots=slots) == []
+
+
+@pytest.mark.parametrize("round_", range(3))
+def test_a_count_amid_contents_is_exact(alone, lifecycle, conn, slots, batch_id, round_):
+    register(lifecycle, batch_id, 12)
+    conn.execute(
+        "UPDATE batch_essay_trackers SET available_slots = 11 WHERE batch_id = %s", [batch_id]
+    )
+    steps = [lambda t=t: assign(lifecycle, batch_id, t) for t in texts(8)]
+    steps[round_ * 2 : round_ * 2] = [lambda: sweep(Mender(lifecycle, ignored), batch_id)] * 2
+
+    at_once(*steps)
+    swept(lifecycle, batch_id)
+
+    assert looks.broken(conn, batch_id, slots=slots) == []
+
+
+def test_the_count_goes_on_where_it_ended_and_begins_anew(
+    alone, lifecycle, conn, slots, monkeypatch
+):
+    monkeypatch.setattr("core.sweep.COUNTED_SLOTS", 5)
+    batches = sorted(new_batch() for _ in range(5))
+    for batch_id in batches:
+        break_counter_wrong(lifecycle, conn, batch_id)
+    look = Look(conn, slots, moves_on=True)
+
+    rounds = [[finding.batch_id for finding in counter_wrong(look)] for _ in range(5)]
+
+    assert rounds == [batches[:2], batches[2:4], batches[4:], [], batches[:2]]
+
+
 # --- deadlines and events ------------------------------------------------------------------------
 
 
@@ -614,10 +691,6 @@ def test_sweeps_amid_contents_leave_every_one_in_its_place(
 
 def test_ten_thousand_healthy_batches_hide_no_broken_one(crowd, lifecycle, conn, valkey):
     crowd(CROWD)
-    conn.execute(
-        "INSERT INTO essay_states (batch_id, essay_id, current_status)"
-        " SELECT batch_id, 'essay-1', 'awaiting_content' FROM batch_essay_trackers"
-    )
     with valkey.pipeline(transaction=False) as pipe:
         for number in range(1, CROWD + 1):
             pipe.sadd(free_key(f"crowd-{number}"), "essay-1")
@@ -630,8 +703,9 @@ def test_ten_thousand_healthy_batches_hide_no_broken_one(crowd, lifecycle, conn,
     later = [found for _ in range(CROWD // 2_000) for found in swept(lifecycle)]
 
     wanted = {(code, batch_id, code in MENDED) for code, batch_id in broken.items()}
-    assert set(first) == {each for each in wanted if each[0] != "slot_drift"}
-    assert set(later) == {each for each in wanted if each[0] in {"slot_drift", *ALARMS}}
+    paged = {"slot_drift", "counter_wrong"}
+    assert set(first) == {each for each in wanted if each[0] not in paged}
+    assert set(later) == {each for each in wanted if each[0] in {*paged, *ALARMS}}
 
 
 @pytest.fixture
@@ -676,4 +750,4 @@ def test_no_rule_reads_every_batch(many, conn):
         name: plan for name, plan in plans.items() if any(f"Seq Scan on {t}" in plan for t in big)
     }
     assert slow == {}
-    assert plans.keys() == set(CODES) - {"slot_drift"}
+    assert plans.keys() == set(CODES) - {"slot_drift", "counter_wrong"}

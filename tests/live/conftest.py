@@ -58,6 +58,18 @@ class Workers:
         self.processes.append(process)
         return process
 
+    def stand_by(self):
+        """Start a worker that takes nothing until it is told to take over."""
+        self.start("-Q", f"{self.queue}-later")
+        self.waiting = f"{self.queue}-{len(self.processes) - 1}@test"
+
+    def take_over(self):
+        """Let the worker that stands by take messages."""
+        reply = self.upstream.control.add_consumer(
+            self.queue, destination=[self.waiting], reply=True, timeout=10, limit=1
+        )
+        assert reply, "the worker that stands by does not answer"
+
     def ready(self, count: int):
         """Wait until so many workers take messages."""
         names = [f"{self.queue}-{n}@test" for n in range(len(self.processes))]

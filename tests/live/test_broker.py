@@ -179,7 +179,8 @@ def encoded(body):
 # --- killed workers ----------------------------------------------------------------------------
 
 
-def test_a_worker_killed_between_take_and_run_loses_nothing(place):
+@pytest.mark.crash
+def test_a_worker_killed_between_take_and_run_loses_nothing(place, run):
     with place.start_paused():
         place.send(1, 2, 3)
         doomed = place.start(ELS_CRASHPOINT="taken")
@@ -194,7 +195,8 @@ def test_a_worker_killed_between_take_and_run_loses_nothing(place):
     assert place.ran()[-1]["at"] < died + VISIBILITY_S + MARGIN_S
 
 
-def test_a_restore_that_is_cut_short_is_completed_by_another_worker(place):
+@pytest.mark.crash
+def test_a_restore_that_is_cut_short_is_completed_by_another_worker(place, run):
     with place.start_paused():
         place.send(1, 2, 3)
         with channel_on() as channel:

@@ -4,28 +4,23 @@ import signal
 
 import pytest
 
+from core.crash import POINTS
 from tests import factories as make
 from tests.live.conftest import until
 
-POINTS = [
-    "claimed",
-    "committed",
-    "registered_before_seed",
-    "sealed",
-    "before_announce",
-    "announcing",
-    "announced",
-    "published",
-]
+READY_WITHIN_S = 15  # of the kill, where messages are redelivered after 5 s
+ON_THE_WAY = [point for point in POINTS if point not in {"sweeping", "restoring"}]
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.crash
+@pytest.mark.parametrize("point", ON_THE_WAY)
 def test_a_batch_becomes_ready_once_when_its_worker_is_killed(
     workers, tmp_path, events_of, assert_invariants, point, run
 ):
     batch = make.new_batch()
     doomed = workers.start(ELS_CRASHPOINT=point)
-    workers.ready(1)
+    workers.stand_by()
+    workers.ready(2)
     early = make.content(batch, "text-0")
     for task, event in [
         ("els.assign_content", early),
@@ -36,9 +31,13 @@ def test_a_batch_becomes_ready_once_when_its_worker_is_killed(
         workers.send(task, event)
     until(lambda: doomed.poll() is not None, what=f"the worker dies at {point}")
 
-    workers.start()
+    workers.take_over()
     workers.start("--schedule", str(tmp_path / "beat"), "--pidfile=", command="beat")
-    until(lambda: events_of(batch, "BatchEssaysReady"), 45, f"the batch is ready after {point}")
+    until(
+        lambda: events_of(batch, "BatchEssaysReady"),
+        READY_WITHIN_S,
+        f"the batch is ready after {point}",
+    )
     until(lambda: all(e["published_at"] for e in events_of(batch)), what="all is delivered")
 
     assert doomed.returncode == -signal.SIGKILL
@@ -61,18 +60,21 @@ def test_a_full_batch_whose_chord_got_lost_is_announced_by_beat(
     assert_invariants(batch)
 
 
+@pytest.mark.crash
 def test_a_sweep_killed_in_the_middle_is_made_up_for(
-    workers, tmp_path, lifecycle, events_of, assert_invariants
+    workers, tmp_path, lifecycle, events_of, assert_invariants, run
 ):
     batch = make.new_batch()
     make.take(lifecycle, "els.register_batch", make.registration(batch, 2))
     make.take(lifecycle, "els.assign_contents", make.contents(batch, ["text-1", "text-2"]))
     doomed = workers.start(ELS_CRASHPOINT="sweeping")
+    workers.stand_by()
+    workers.ready(2)
     workers.start("--schedule", str(tmp_path / "beat"), "--pidfile=", command="beat")
     until(lambda: doomed.poll() is not None, what="the worker dies in the sweep")
 
-    workers.start()
-    until(lambda: events_of(batch, "BatchEssaysReady"), what="the batch is announced")
+    workers.take_over()
+    until(lambda: events_of(batch, "BatchEssaysReady"), READY_WITHIN_S, "the batch is announced")
     until(lambda: all(e["published_at"] for e in events_of(batch)), what="all is delivered")
 
     assert_invariants(batch)
