@@ -218,7 +218,7 @@ def main() -> None:
         chosen = list(TRANSPORTS) if options.transport == "both" else [options.transport]
         for transport in chosen:
             report = measure(valkey.url, transport, options, home / f"{transport}.log")
-            print(report, flush=True)  # noqa: T201 - a report
+            print(report, flush=True)
     finally:
         valkey.stop()
 

@@ -47,6 +47,7 @@ MESSAGE: Shape = {
     "content-type": str | None,
     "content-encoding": str | None,
 }
+DELIVERY_COUNT = "x-delivery-count"  # deliveries that led to nothing, as RabbitMQ counts them
 PROPERTIES: Shape = {"delivery_tag": str | int | float, "delivery_info": dict | None}
 HEADERS: Shape = {  # those with which another type ends a worker
     "task": str,
@@ -70,6 +71,12 @@ def install() -> None:
     for scheme in ("redis", "rediss"):
         transport.TRANSPORT_ALIASES[scheme] = f"{__name__}:Transport"
         transport._transport_cache.pop(scheme, None)  # type: ignore[attr-defined] # not in its types
+
+
+def lost_workers(headers: Any) -> int:  # Any: a mapping, or a task's request, which has `get` too
+    """Count the workers that died with this message, as far as the broker knows."""
+    count = headers.get(DELIVERY_COUNT)
+    return count if isinstance(count, int) else 0
 
 
 def _check(thing: object, shape: Shape) -> None:
@@ -375,10 +382,14 @@ class Channel(stock.Channel):
     def put_back(self, tag: str, note: bytes, *, last: bool = False, age_s: float = -1) -> bool:
         """Move a noted message back to its list, marked as redelivered and else unchanged.
 
-        A note that cannot be read, which no worker writes, becomes junk of the queue `unacked`.
+        An overdue one (`age_s`) has lost its worker, which is counted in the header that quorum
+        queues of RabbitMQ have for it. A note that cannot be read, which no worker writes, becomes
+        junk of the queue `unacked`.
         """
         try:
             message, exchange, routing_key = json.loads(bytes_to_str(note))
+            if age_s >= 0 and isinstance(headers := message.get("headers"), dict):
+                headers[DELIVERY_COUNT] = lost_workers(headers) + 1
             for place in (message.get("headers"), message["properties"].get("delivery_info")):
                 if isinstance(place, dict):
                     place["redelivered"] = True

@@ -38,6 +38,7 @@ from core.lifecycle import CHUNK
 from core.outcomes import Done, Value
 from core.transient import may_pass, sqlstate, waited_s
 from tasks.app import DELIVERIES, app, settings, stores
+from tasks.broker import lost_workers
 from tasks.completion import LONGEST_RETRY, again, follow_up
 
 E = TypeVar("E", bound=Event)
@@ -137,6 +138,9 @@ def carry_out(
     bind_contextvars(task=task.name, task_id=task.request.id)
     one_event = not args and kwargs.keys() == {"event"}
     body = kwargs["event"] if one_event else {"args": args, "kwargs": kwargs}
+    if lost_workers(task.request) >= DELIVERIES:
+        error = WorkerLostError("its worker died at each delivery")
+        return park(task, body, error, "POISON_MESSAGE")
     try:
         event, idem = parse(model, task.name, body if one_event else None, limit)
         bind_contextvars(batch_id=event.batch_id, correlation_id=str(event.correlation_id))
@@ -196,6 +200,7 @@ def _letter(task: AnyTask, task_id: str, body: object, error: Exception, code: s
         code=code,
         message=told(error),
         sqlstate=sqlstate(error),
+        deliveries=max(lost_workers(task.request), 1),
     )
 
 

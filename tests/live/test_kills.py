@@ -82,7 +82,11 @@ def test_a_sweep_killed_in_the_middle_is_made_up_for(
 
 def test_a_message_that_kills_its_worker_at_every_delivery_becomes_a_dead_letter(workers, conn):
     batch = make.new_batch()
-    workers.start(command="worker --pool prefork --concurrency 1", ELS_CRASHPOINT="claimed")
+    workers.start(
+        command="worker --pool prefork --concurrency 1",
+        ELS_CRASHPOINT="claimed",
+        ELS_VISIBILITY_TIMEOUT="60",  # a child is missed at once; only a lost worker is waited for
+    )
     workers.ready(1)
     event = make.content(batch)
 
@@ -92,6 +96,28 @@ def test_a_message_that_kills_its_worker_at_every_delivery_becomes_a_dead_letter
             "SELECT * FROM dead_letters WHERE task_id = %s", [poison.id]
         ).fetchone(),
         timeout_s=90,  # five lives and deaths of a worker process
+        what="the message is parked",
+    )
+    value = workers.send("els.register_batch", make.registration(batch, 1)).get(timeout=30)
+
+    assert (letter["code"], letter["body"]) == ("POISON_MESSAGE", event)
+    assert letter["deliveries"] == 5
+    assert value["outcome"] == "registered"
+
+
+def test_a_message_that_kills_a_whole_worker_each_time_becomes_a_dead_letter(workers, conn):
+    batch = make.new_batch()
+    event = make.content(batch)
+    poison = workers.send("els.assign_content", event)
+
+    for _ in range(5):
+        doomed = workers.start(ELS_CRASHPOINT="claimed")
+        until(lambda doomed=doomed: doomed.poll() is not None, what="the message kills its worker")
+    workers.start(ELS_CRASHPOINT="claimed")
+    letter = until(
+        lambda: conn.execute(
+            "SELECT * FROM dead_letters WHERE task_id = %s", [poison.id]
+        ).fetchone(),
         what="the message is parked",
     )
     value = workers.send("els.register_batch", make.registration(batch, 1)).get(timeout=30)
