@@ -78,7 +78,10 @@ class Workers:
 
     def kill_oldest(self) -> None:
         """Kill the worker that runs longest, with its children, and start another."""
-        self._end(self._running.pop(0))
+        oldest = self._running.pop(0)
+        if oldest.poll() is not None:
+            raise SystemExit(f"a worker ended by itself; its words are in {self._log.name}")
+        self._end(oldest)
         self._running.append(self._start())
 
     def stop(self) -> None:

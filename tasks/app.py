@@ -143,9 +143,9 @@ def _pulse_client(url: str) -> redis.Redis:
 
 
 @signals.worker_init.connect
-def _refuse_to_work_without_servers(**_: object) -> None:
+def _refuse_to_work_without_servers(sender: Any, **_: object) -> None:  # Any: Celery's worker
     """Exit rather than take messages that cannot be carried out."""
-    if not settings.database_url or not settings.redis_url:
+    if sender.app is app and not (settings.database_url and settings.redis_url):
         raise SystemExit(
             "els: a worker needs ELS_DATABASE_URL and ELS_REDIS_URL; `els run` sets both"
         )
