@@ -5,7 +5,7 @@ drift apart. A rule without a repair is an alarm: a person must act.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -28,6 +28,7 @@ RELAY_GRACE = timedelta(seconds=10)  # what the relay after a commit, and beat's
 PENDING_PATIENCE = timedelta(hours=1)  # how long contents may wait for a registration, unremarked
 COUNTED_SLOTS = 20_000  # slots counted by one sweep, at most of so many batches
 CURSOR = "els:sweep:cursor"  # the last open batch that was held against Redis
+OFFSETS = "els:sweep:offsets"  # hash: rule -> findings that the next sweep passes over
 COUNTED = "els:sweep:counted"  # the last open batch whose slots were counted
 
 SECTIONS = (Path(__file__).parent / "sql" / "rules.sql").read_text().split("-- rule: ")[1:]
@@ -49,6 +50,7 @@ class Look:
     """Where a rule looks. `batch` None: at all of them, at most `limit` findings.
 
     `moves_on` lets the next look at all of them start where this one ended; the sweep does so.
+    `offset` passes over the oldest, which the last sweeps could not mend.
     """
 
     conn: Conn
@@ -56,6 +58,7 @@ class Look:
     batch: str | None = None
     limit: int = PAGE
     moves_on: bool = False
+    offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,7 @@ def _in_ledger(name: str) -> Callable[[Look], list[Finding]]:
         wanted = {
             "batch": look.batch,
             "limit": look.limit,
+            "offset": look.offset,
             "grace": RELAY_GRACE,
             "patience": PENDING_PATIENCE,
         }
@@ -277,13 +281,36 @@ def sweep(mender: Mender, batch: str | None = None, *, dry_run: bool = False) ->
     with lifecycle.pool.connection() as conn, _sweep_lock(conn) as ours:
         if not ours:
             return None
-        look = Look(conn, lifecycle.slots, batch, moves_on=batch is None and not dry_run)
+        moves_on = batch is None and not dry_run
+        offsets = _offsets(lifecycle.slots) if moves_on else {}
         found = []
         for rule in RULES:
-            for finding in _check(rule, look):
-                mended = not dry_run and _mend(conn, rule, mender, finding)
-                found.append(Found(rule.code, finding, mended))
+            offset = offsets.get(rule.code, 0)
+            look = Look(conn, lifecycle.slots, batch, PAGE, moves_on, offset)
+            page = [
+                Found(rule.code, finding, not dry_run and _mend(conn, rule, mender, finding))
+                for finding in _check(rule, look)
+            ]
+            found += page
+            unmended = sum(not each.mended for each in page)
+            offsets[rule.code] = offset + unmended if len(page) == PAGE else 0
+        if moves_on:
+            _keep_offsets(lifecycle.slots, offsets)
         return found
+
+
+def _offsets(slots: Slots) -> dict[str, int]:
+    """Read how many batches, that could not be mended, each rule passes over this time."""
+    try:
+        kept = cast("dict[str, str]", slots.client.hgetall(OFFSETS))
+    except RedisError:
+        return {}
+    return {code: int(offset) for code, offset in kept.items()}
+
+
+def _keep_offsets(slots: Slots, offsets: dict[str, int]) -> None:
+    with suppress(RedisError):  # then the next sweep begins with the oldest
+        slots.client.hset(OFFSETS, mapping={**offsets})
 
 
 def _check(rule: Rule, look: Look) -> list[Finding]:

@@ -8,7 +8,7 @@ SELECT batch_id, full_at AS since, NULL AS detail
 FROM batch_essay_trackers
 WHERE full_at IS NOT NULL AND completed_at IS NULL AND closed_at IS NULL
   AND (%(batch)s::text IS NULL OR batch_id = %(batch)s)
-ORDER BY full_at LIMIT %(limit)s;
+ORDER BY full_at LIMIT %(limit)s OFFSET %(offset)s;
 
 -- rule: pending_though_registered
 WITH waiting AS MATERIALIZED (
@@ -19,7 +19,7 @@ WITH waiting AS MATERIALIZED (
 )
 SELECT * FROM waiting w
 WHERE (SELECT true FROM batch_essay_trackers t WHERE t.batch_id = w.batch_id)
-ORDER BY since LIMIT %(limit)s;
+ORDER BY since LIMIT %(limit)s OFFSET %(offset)s;
 
 -- rule: deadline_passed
 SELECT batch_id, deadline_at AS since, 'on_deadline ' || on_deadline AS detail
@@ -28,7 +28,7 @@ WHERE status IN ('awaiting_content_validation', 'awaiting_student_validation')
   AND deadline_at <= now()
   AND (full_at IS NULL OR status = 'awaiting_student_validation')
   AND (%(batch)s::text IS NULL OR batch_id = %(batch)s)
-ORDER BY deadline_at LIMIT %(limit)s;
+ORDER BY deadline_at LIMIT %(limit)s OFFSET %(offset)s;
 
 -- rule: event_not_delivered
 SELECT batch_id, min(created_at) AS since,
@@ -37,14 +37,14 @@ SELECT batch_id, min(created_at) AS since,
 FROM event_outbox
 WHERE published_at IS NULL AND created_at < now() - %(grace)s::interval
   AND (%(batch)s::text IS NULL OR batch_id = %(batch)s)
-GROUP BY batch_id ORDER BY since LIMIT %(limit)s;
+GROUP BY batch_id ORDER BY since LIMIT %(limit)s OFFSET %(offset)s;
 
 -- rule: dead_letter_waiting
 SELECT batch_id, min(parked_at) AS since, string_agg(DISTINCT code, ', ') AS detail
 FROM dead_letters
 WHERE replayed_at IS NULL AND discarded_at IS NULL AND batch_id IS NOT NULL
   AND (%(batch)s::text IS NULL OR batch_id = %(batch)s)
-GROUP BY batch_id ORDER BY since LIMIT %(limit)s;
+GROUP BY batch_id ORDER BY since LIMIT %(limit)s OFFSET %(offset)s;
 
 -- rule: pending_not_registered
 WITH waiting AS MATERIALIZED (
@@ -56,4 +56,4 @@ WITH waiting AS MATERIALIZED (
 SELECT * FROM waiting w
 WHERE (%(batch)s::text IS NOT NULL OR since < now() - %(patience)s::interval)
   AND (SELECT true FROM batch_essay_trackers t WHERE t.batch_id = w.batch_id) IS NULL
-ORDER BY since LIMIT %(limit)s;
+ORDER BY since LIMIT %(limit)s OFFSET %(offset)s;

@@ -601,6 +601,25 @@ def test_a_batch_that_cannot_be_timed_out_hinders_no_other(alone, lifecycle, con
     assert looks.batch(conn, fine)["status"] == "timed_out"
 
 
+def test_a_page_of_batches_that_cannot_be_mended_hides_no_other(
+    alone, lifecycle, conn, monkeypatch
+):
+    monkeypatch.setattr("core.sweep.PAGE", 3)
+    batches = [new_batch() for _ in range(8)]
+    for batch_id in batches:
+        break_event_not_delivered(lifecycle, conn, batch_id)
+    fine = batches[-1]
+
+    def send(event):
+        return None if event["subject"] == fine else away(event)
+
+    rounds = [swept(lifecycle, send=send) for _ in range(4)]
+
+    seen = [{batch_id for _, batch_id, _ in found} for found in rounds]
+    assert seen == [{*batches[:3]}, {*batches[3:6]}, {*batches[6:]}, {*batches[:3]}]
+    assert ("event_not_delivered", fine, True) in rounds[2]
+
+
 def test_without_redis_the_rules_that_do_not_need_it_go_on(alone, pool, lifecycle, conn, closed):
     late, undelivered = new_batch(), new_batch()
     break_deadline_passed(lifecycle, conn, late)
@@ -734,6 +753,7 @@ def test_no_rule_reads_every_batch(many, conn):
     wanted = {
         "batch": None,
         "limit": 200,
+        "offset": 0,
         "grace": timedelta(seconds=10),
         "patience": PENDING_PATIENCE,
     }
