@@ -310,7 +310,7 @@ def _offsets(slots: Slots) -> dict[str, int]:
 
 def _keep_offsets(slots: Slots, offsets: dict[str, int]) -> None:
     with suppress(RedisError):  # then the next sweep begins with the oldest
-        slots.client.hset(OFFSETS, mapping={**offsets})
+        slots.client.hset(OFFSETS, mapping=dict(offsets.items()))
 
 
 def _check(rule: Rule, look: Look) -> list[Finding]:
