@@ -273,7 +273,7 @@ def place(
     """
     rows = [
         {
-            **asdict(arrival),
+            **vars(arrival),
             "essay_id": essay_id,
             "event_id": _content_event_id(batch_id, "EssaySlotAssigned", arrival, routed),
         }
@@ -300,7 +300,7 @@ def record_excess(
     told = reason is ExcessReason.NO_AVAILABLE_SLOT
     rows = [
         {
-            **asdict(arrival),
+            **vars(arrival),
             "event_id": _content_event_id(batch_id, "ExcessContentProvisioned", arrival, told),
         }
         for arrival in arrivals
@@ -751,7 +751,7 @@ def park(conn: Conn, letter: DeadLetter) -> int:
 
 
 def _recordset(arrivals: Sequence[Arrival]) -> Jsonb:
-    return Jsonb([{**asdict(arrival), "claimant": arrival.claimant} for arrival in arrivals])
+    return Jsonb([{**vars(arrival), "claimant": arrival.claimant} for arrival in arrivals])
 
 
 def _content_event_id(batch_id: str, event_type: str, arrival: Arrival, told: bool) -> str | None:

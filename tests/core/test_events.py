@@ -1,5 +1,6 @@
 """The wire is strict: what is not in the contract is refused, with the reason."""
 
+import hashlib
 import json
 from datetime import UTC, datetime, timedelta, timezone
 from uuid import UUID, uuid4
@@ -471,6 +472,16 @@ def test_a_fingerprint_is_over_all_but_the_timestamp(change, same):
     equal = read(ASSIGN, first)[1].fingerprint == read(ASSIGN, again)[1].fingerprint
 
     assert equal is same
+
+
+def test_a_fingerprint_is_the_hash_of_the_canonical_json_without_the_timestamp():
+    event = EVENTS[ASSIGN] | {"original_file_name": "Aufsätze.txt"}
+
+    _, idem = read(ASSIGN, event)
+
+    said = {name: value for name, value in event.items() if name != "timestamp"}
+    text = json.dumps(said, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert idem.fingerprint == hashlib.sha256(text.encode()).digest()
 
 
 def test_a_fingerprint_survives_a_trip_over_the_wire():
