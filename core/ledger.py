@@ -19,6 +19,7 @@ from psycopg_pool import ConnectionPool
 from core.crash import crashpoint
 from core.events import Idempotency, Outgoing, outgoing_id
 from core.states import CLOSED, BatchStatus, ClassType, EssayStatus, ExcessReason, OnDeadline
+from core.tracing import traceparent
 
 Conn = Connection[DictRow]
 Row = Mapping[str, Any]  # Any: a value as Postgres has it
@@ -288,6 +289,7 @@ def place(
             "task": idem.task if idem else None,
             "fingerprint": idem.fingerprint if idem else None,
             "outcome": Jsonb(outcome),
+            "traceparent": traceparent.get(),
         },
     ).fetchone()
     return Placed(row["slots"], row["available_slots"]) if row else None
@@ -306,7 +308,13 @@ def record_excess(
         for arrival in arrivals
     ]
     row = conn.execute(
-        RECORD_EXCESS, {"batch_id": batch_id, "arrivals": Jsonb(rows), "reason": reason.value}
+        RECORD_EXCESS,
+        {
+            "batch_id": batch_id,
+            "arrivals": Jsonb(rows),
+            "reason": reason.value,
+            "traceparent": traceparent.get(),
+        },
     ).fetchone()
     return row is not None
 
@@ -648,8 +656,8 @@ def post(conn: Conn, batch_id: str, events: Sequence[Outgoing]) -> None:
     with conn.cursor() as cursor:
         cursor.executemany(
             "INSERT INTO event_outbox"
-            " (id, batch_id, type, generation, sequence, correlation_id, data)"
-            " VALUES (%s, %s, %s, %s, %s, %s, %s)",
+            " (id, batch_id, type, generation, sequence, correlation_id, traceparent, data)"
+            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
             [
                 [
                     outgoing_id(batch_id, event.type, event.generation),
@@ -658,6 +666,7 @@ def post(conn: Conn, batch_id: str, events: Sequence[Outgoing]) -> None:
                     event.generation,
                     sequence,
                     row["correlation_id"],
+                    traceparent.get(),
                     Jsonb(event.data),
                 ]
                 for sequence, event in enumerate(events, start=first)

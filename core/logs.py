@@ -7,12 +7,14 @@ from typing import Any
 import structlog
 
 from core.settings import Settings
+from core.tracing import traceparent
 
 
 def configure(settings: Settings) -> None:
     """Send every log line of this process through one formatter. Safe to call again."""
     shared: list[Any] = [  # Any: structlog types its processors so
         structlog.contextvars.merge_contextvars,
+        _add_trace,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -41,3 +43,10 @@ def configure(settings: Settings) -> None:
     root.setLevel(logging.WARNING)  # libraries speak when something is wrong; we say outcomes
     for ours in ("core", "tasks", "ops"):
         logging.getLogger(ours).setLevel(settings.log_level)
+
+
+def _add_trace(logger: object, method: str, event: Any) -> Any:  # Any: as structlog types them
+    """Name the trace and the span that a line belongs to."""
+    if parent := traceparent.get():
+        _, event["trace_id"], event["span_id"], _ = parent.split("-")
+    return event

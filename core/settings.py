@@ -51,6 +51,7 @@ class Settings(BaseModel):
     flower_auth: SecretStr | None = None
     log_format: Literal["json", "console"] = "json"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    traces_endpoint: str | None = Field(default=None, pattern=r"^https?://[^/]")
     crashpoint: str | None = None
 
     @field_validator("event_routes", mode="before")

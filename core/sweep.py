@@ -15,7 +15,7 @@ import structlog
 from psycopg import Error as PostgresError
 from redis import RedisError
 
-from core import ledger, outbox
+from core import ledger, outbox, tracing
 from core.crash import crashpoint
 from core.errors import BrokenSeal, SlotsInFlight
 from core.ledger import Conn
@@ -328,8 +328,9 @@ def _mend(conn: Conn, rule: Rule, mender: Mender, finding: Finding) -> bool:
         return False
     crashpoint("sweeping")
     try:
-        if not rule.repair(mender, finding.batch_id):
-            return False
+        with tracing.span(f"sweep {rule.code}", batch_id=finding.batch_id):
+            if not rule.repair(mender, finding.batch_id):
+                return False
     except (BrokenSeal, SlotsInFlight, PostgresError, RedisError):
         log.exception("repair_failed", rule=rule.code, batch_id=finding.batch_id)
         return False

@@ -2,8 +2,8 @@
 
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
 
 import redis
 from celery import Celery, signals
@@ -19,6 +19,9 @@ from core.settings import Settings
 from core.slots import Slots, connect
 from tasks import broker
 from tasks.delivery import deliver, describe
+
+if TYPE_CHECKING:
+    from tasks.tracing import Traces
 
 settings = Settings.from_env()
 broker.install()  # before the first connection
@@ -90,12 +93,30 @@ class Stores:
 
 
 @cache
+def traces() -> "Traces | None":
+    """Import what spans need, only where a worker is asked for them. Raises BadSettings."""
+    if settings.traces_endpoint is None:
+        return None
+    try:
+        from tasks.tracing import Collector, Traces  # noqa: PLC0415 - 0.3 s, for those who ask
+    except ModuleNotFoundError as error:
+        raise BadSettings(
+            f"ELS_TRACES_ENDPOINT is set, but {error.name} is not installed;"
+            " run: pip install 'essay-lifecycle-service[tracing]'"
+        ) from error
+    ticks = frozenset(entry["task"] for entry in app.conf.beat_schedule.values())
+    return Traces(partial(Collector, settings.traces_endpoint), ticks)
+
+
+@cache
 def stores() -> Stores:
     """Open Postgres and Redis, once a process and after the fork. Raises BadSettings."""
     if not settings.database_url or not settings.redis_url:
         raise BadSettings("ELS_DATABASE_URL and ELS_REDIS_URL must be set; `els run` sets them")
     pool = ledger.connect(settings.database_url, size=settings.concurrency + 2)
     slots = Slots(connect(settings.redis_url))
+    if spans := traces():
+        spans.watch(pool, slots.client)
     routed = bool(settings.routes("EssaySlotAssigned"))
     return Stores(pool, slots, Lifecycle(pool, slots, slot_events=routed))
 
@@ -149,6 +170,16 @@ def _refuse_to_work_without_servers(sender: Any, **_: object) -> None:  # Any: C
         raise SystemExit(
             "els: a worker needs ELS_DATABASE_URL and ELS_REDIS_URL; `els run` sets both"
         )
+
+
+@signals.worker_init.connect
+def _trace(**_: object) -> None:
+    try:
+        spans = traces()
+    except BadSettings as error:
+        raise SystemExit(f"els: {error}") from error
+    if spans:
+        spans.connect()
 
 
 @signals.worker_process_init.connect

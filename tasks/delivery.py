@@ -8,21 +8,30 @@ from kombu.exceptions import OperationalError
 from redis import RedisError
 
 from core.settings import Route
+from core.tracing import span, traceparent
 
 
 def deliver(app: Celery, event: dict[str, Any], routes: Sequence[Route]) -> None:  # Any: JSON
-    """Send a CloudEvent once for each of its routes, its id as task id. Raises OSError."""
+    """Send a CloudEvent once for each of its routes, its id as task id. Raises OSError.
+
+    The message goes on in the trace of the task that made the event true, whoever delivers it.
+    """
+    about = {"batch_id": event["subject"], "correlation_id": event["correlationid"]}
+    origin = event.get("traceparent")
     for route in routes:
         try:
-            app.send_task(
-                route.task,
-                kwargs={"event": event},
-                queue=route.queue,
-                task_id=event["id"],
-                ignore_result=True,
-                argsrepr="()",
-                kwargsrepr=describe({"event": event}),
-            )
+            with span(f"deliver {event['type']}", origin, sends=True, **about):
+                trace = traceparent.get() or origin
+                app.send_task(
+                    route.task,
+                    kwargs={"event": event},
+                    queue=route.queue,
+                    task_id=event["id"],
+                    ignore_result=True,
+                    argsrepr="()",
+                    kwargsrepr=describe({"event": event}),
+                    headers={"traceparent": trace} if trace else None,
+                )
         except (OperationalError, RedisError) as error:
             raise ConnectionError(f"the broker does not take events: {error}") from error
 

@@ -47,9 +47,12 @@ WITH arrival AS MATERIALIZED (
     FROM tracker
     WHERE %(key)s::uuid IS NOT NULL
 ), event AS (
-    INSERT INTO event_outbox (id, batch_id, type, generation, sequence, correlation_id, data)
+    INSERT INTO event_outbox (
+        id, batch_id, type, generation, sequence, correlation_id, traceparent, data
+    )
     SELECT s.event_id, %(batch_id)s, 'EssaySlotAssigned', s.text_storage_id,
            t.sequence + row_number() OVER (ORDER BY s.essay_id), t.correlation_id,
+           %(traceparent)s::text,
            jsonb_build_object('batch_id', %(batch_id)s::text, 'essay_id', s.essay_id,
                'text_storage_id', s.text_storage_id, 'file_upload_id', s.file_upload_id,
                'original_file_name', s.original_file_name)

@@ -29,9 +29,12 @@ WITH arrival AS MATERIALIZED (
            a.validation_error_detail
     FROM arrival a, tracker
 ), event AS (
-    INSERT INTO event_outbox (id, batch_id, type, generation, sequence, correlation_id, data)
+    INSERT INTO event_outbox (
+        id, batch_id, type, generation, sequence, correlation_id, traceparent, data
+    )
     SELECT a.event_id, %(batch_id)s, 'ExcessContentProvisioned', a.text_storage_id,
            t.sequence + row_number() OVER (ORDER BY a.position), t.correlation_id,
+           %(traceparent)s::text,
            jsonb_build_object('batch_id', %(batch_id)s::text,
                'text_storage_id', a.text_storage_id, 'file_upload_id', a.file_upload_id,
                'original_file_name', a.original_file_name, 'reason', %(reason)s::text)
