@@ -27,6 +27,11 @@ def timeline(conn: Conn, batch_id: str) -> list[DictRow]:
     return conn.execute(ledger.sql("timeline"), {"batch_id": batch_id}).fetchall()
 
 
+def find(conn: Conn, wanted: str, limit: int) -> list[DictRow]:
+    """Read where everything is that bears this id, the oldest first, open slots last."""
+    return conn.execute(ledger.sql("find"), {"id": wanted, "limit": limit}).fetchall()
+
+
 def letters(
     conn: Conn, *, batch_id: str | None, task: str | None, every: bool, limit: int
 ) -> list[DictRow]:

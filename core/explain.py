@@ -1,6 +1,6 @@
 """Why a batch is not ready: the sweep's rules told for one batch, and the plain reasons besides.
 
-`causes` is what programs read; its codes are listed in docs/explain.md and never renamed.
+`causes` is what programs read; each code has its section in docs/runbook.md and is never renamed.
 """
 
 from collections.abc import Iterator, Mapping

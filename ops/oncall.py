@@ -1,4 +1,4 @@
-"""The commands of a night on call: explain, reconcile, dead letters, outbox, purge."""
+"""The commands of a night on call: explain, find, reconcile, dead letters, outbox, purge."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -37,6 +37,7 @@ Number = Annotated[int, typer.Argument(help="Its number, as `els dead-letters li
 def add_to(app: typer.Typer) -> None:
     """Add these commands to `els`."""
     app.command("explain")(explain_batch)
+    app.command("find")(find)
     app.command("reconcile")(reconcile)
     app.command("purge")(purge)
     app.add_typer(dead_letters, name="dead-letters")
@@ -64,6 +65,35 @@ def explain_batch(
         show_explanation(told)
     if told.state == "unknown":
         raise typer.Exit(1)
+
+
+def find(
+    wanted: Annotated[
+        str,
+        typer.Argument(
+            metavar="ID", help="Of a batch, essay, text, file, message, event or correlation"
+        ),
+    ],
+    limit: Limit = 1_000,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say where everything is that bears an id: slots, pending, excess, dead letters, events.
+
+    A message, by its event_id, is shown with its outcome. Exit status 1 if there is nothing.
+    """
+    with books(read_settings(home)) as conn:
+        rows = desk.find(conn, wanted, limit)
+    if not rows:
+        fail(f"nothing here bears the id {wanted}", as_json)
+    if as_json:
+        print_json(rows)
+        return
+    for row in rows:
+        told = (row["place"], row["batch_id"], row["name"], row["state"], row["content"])
+        when = row["at"] and _when(row["at"])
+        line = "  ".join(str(each) for each in (*told, when) if each)
+        out.print(line, markup=False, soft_wrap=True)
 
 
 def reconcile(

@@ -72,6 +72,8 @@ def test_an_empty_variable_counts_as_absent(name):
         ("ELS_EAGER", "perhaps"),
         ("ELS_LOG_FORMAT", "xml"),
         ("ELS_LOG_LEVEL", "LOUD"),
+        ("ELS_TRACES_ENDPOINT", "collector:4318"),
+        ("ELS_TRACES_ENDPOINT", "http://"),
         ("ELS_QUEUE", "two words"),
         ("ELS_QUEUE", "q" * 101),
         ("ELS_EVENT_ROUTES", "no json"),

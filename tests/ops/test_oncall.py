@@ -3,6 +3,7 @@
 import json
 import os
 from datetime import UTC, datetime, timedelta
+from uuid import uuid4
 
 import pytest
 import redis
@@ -20,6 +21,7 @@ from tests.ops.conftest import els
 
 ON_CALL = [
     ("explain",),
+    ("find",),
     ("reconcile",),
     ("purge",),
     *[("dead-letters", name) for name in ("list", "show", "replay", "discard")],
@@ -155,6 +157,67 @@ def test_a_redis_that_does_not_answer_leaves_the_rest_explained(here, lifecycle,
 
     assert told.exit_code == 0
     assert told.stdout.index("Redis does not answer") < told.stdout.index("waits for contents")
+
+
+# --- find ----------------------------------------------------------------------------------------
+
+
+def found(here, wanted):
+    told = here("find", wanted, "--json")
+    return [] if told.exit_code else json.loads(told.stdout)
+
+
+def test_whatever_bears_an_id_is_found(here, conn, lifecycle, batch_id):
+    early, refused = f"early-{batch_id}", f"refused-{batch_id}"
+    correlation = str(uuid4())
+    story.assign(lifecycle, batch_id, early)
+    registered = make.registration(batch_id, 2, correlation_id=correlation)
+    make.take(lifecycle, "els.register_batch", registered)
+    last, over = make.content(batch_id, f"last-{batch_id}"), f"over-{batch_id}"
+    make.take(lifecycle, "els.assign_content", last)
+    story.assign(lifecycle, batch_id, over)
+    body = json.dumps({**make.content(batch_id, refused), "surprise": "\0"})
+    letter = ledger.park(
+        conn, ledger.DeadLetter("els.assign_content", f"task-{refused}", None, body, "X", "-")
+    )
+
+    (slot,) = found(here, early)
+    assert (slot["place"], slot["name"], slot["state"]) == (
+        "slot",
+        "essay-000000",
+        "ready_for_processing",
+    )
+    (message,) = found(here, last["event_id"])
+    assert (message["place"], message["state"]) == ("message", "assigned")
+    assert [row["place"] for row in found(here, over)] == ["excess"]
+    assert [row["place"] for row in found(here, refused)] == [f"dead letter {letter}"]
+    assert [row["place"] for row in found(here, f"task-{refused}")] == [f"dead letter {letter}"]
+    places = ["slot", "slot", "excess", "event"]
+    assert sorted(row["place"] for row in found(here, correlation)) == sorted(places)
+    of_batch = found(here, batch_id)
+    assert sorted(row["place"] for row in of_batch) == sorted([*places, f"dead letter {letter}"])
+    (event,) = [row for row in of_batch if row["place"] == "event"]
+    assert (event["name"], event["state"]) == ("ExcessContentProvisioned", "waits for delivery")
+    assert found(here, event["content"]) == [event]
+
+
+def test_open_slots_and_waiting_contents_are_found_and_told_to_people(here, lifecycle, batch_id):
+    other = make.new_batch()
+    story.register(lifecycle, batch_id, 1)
+    story.assign(lifecycle, other, f"text-{other}")
+
+    is_open, waits = here("find", batch_id), here("find", f"text-{other}")
+
+    assert is_open.stdout == f"slot  {batch_id}  essay-000000  awaiting_content\n"
+    start = f"pending  {other}  content  waits for the registration  text-{other}  20"
+    assert waits.stdout.startswith(start)
+
+
+def test_an_id_that_nothing_bears_is_said_to_be_so(here):
+    told = here("find", "nobody's")
+
+    assert told.exit_code == 1
+    assert "nothing here bears the id nobody's" in told.stderr
 
 
 # --- dead letters --------------------------------------------------------------------------------
