@@ -58,7 +58,7 @@ class Traces:
         """`unseen` names the tasks without a span: beat's, which mostly find nothing to do."""
         self._exporter = new_exporter
         self._unseen = unseen
-        self._provider: TracerProvider | None = None
+        self._made: tuple[TracerProvider, trace.Tracer] | None = None
         self._making = Lock()
         self._signals: list[tuple[Signal, Any]] = [  # Any: as Celery types receivers
             (signals.task_prerun, self._begin),
@@ -96,18 +96,19 @@ class Traces:
 
     def flush(self, **_: object) -> None:
         """Send what is left, and stop."""
-        provider, self._provider = self._provider, None
-        if provider:
-            provider.shutdown()
+        made, self._made = self._made, None
+        if made:
+            made[0].shutdown()
 
     def _tracer(self) -> trace.Tracer:
-        with self._making:
-            if self._provider is None:
+        with self._making:  # threads share it
+            if self._made is None:
                 named = Resource({"service.name": SERVICE, "process.pid": os.getpid()})
                 resource = named.merge(OTELResourceDetector().detect())
-                self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-                self._provider.add_span_processor(BatchSpanProcessor(self._exporter()))
-            return self._provider.get_tracer("els")
+                provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+                provider.add_span_processor(BatchSpanProcessor(self._exporter()))
+                self._made = provider, provider.get_tracer("els")
+            return self._made[1]
 
     # --- messages ------------------------------------------------------------------------------
 
