@@ -173,7 +173,9 @@ def _refuse_to_work_without_servers(sender: Any, **_: object) -> None:  # Any: C
 
 
 @signals.worker_init.connect
-def _trace(**_: object) -> None:
+def _trace(sender: Any, **_: object) -> None:  # Any: Celery's worker
+    if sender.app is not app:
+        return
     try:
         spans = traces()
     except BadSettings as error:
