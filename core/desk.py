@@ -66,7 +66,7 @@ def undelivered(conn: Conn, limit: int) -> list[DictRow]:
     """List events that wait for delivery, the oldest first."""
     return conn.execute(
         "SELECT id, batch_id, type, sequence, created_at, attempts, last_error FROM event_outbox"
-        " WHERE published_at IS NULL ORDER BY created_at LIMIT %s",
+        " WHERE published_at IS NULL ORDER BY created_at, batch_id, sequence LIMIT %s",
         [limit],
     ).fetchall()
 
