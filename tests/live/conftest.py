@@ -73,9 +73,12 @@ class Workers:
     def ready(self, count: int):
         """Wait until so many workers take messages."""
         names = [f"{self.queue}-{n}@test" for n in range(len(self.processes))]
+        answered = set()  # on a slow machine they answer one at a time
 
         def answering():
-            return len(self.upstream.control.ping(destination=names, timeout=0.5)) >= count
+            for answer in self.upstream.control.ping(destination=names, timeout=0.5):
+                answered.update(answer)
+            return len(answered) >= count
 
         until(answering, 60, f"{count} workers are ready")
         return self
