@@ -6,6 +6,8 @@ alone, in one transaction.
 """
 
 import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from random import uniform
 
@@ -46,14 +48,8 @@ class Delivery:
         """Tell the sender where its arrival is; None: parked. A bulk message is just accepted."""
         if self.sent is not None:
             return outcome("accepted", self.batch_id, contents=self.sent)
-        if place is None:
-            return outcome("pending", self.batch_id)
-        if place.essay_id is not None:
-            failed = self.arrivals[0].validation_error_code is not None
-            name = "failed_slot" if failed else "assigned"
-            return outcome(name, self.batch_id, essay_id=place.essay_id)
-        no_slot = place.excess_reason is ExcessReason.NO_AVAILABLE_SLOT
-        return outcome("excess" if no_slot else "closed", self.batch_id)
+        held = {"essay_id": place.essay_id} if place and place.essay_id else {}
+        return outcome(_became(self.arrivals[0], place), self.batch_id, **held)
 
 
 class StaleSlots(Exception):
@@ -77,9 +73,11 @@ class Arrivals:
         claims = self.slots.claim(delivery.batch_id, delivery.claimants)
         crashpoint("claimed")
         if claims and all(claim.essay_id for claim in claims):
-            value = delivery.value(Whereabouts(claims[0].essay_id, None))
+            places = {claim.claimant: Whereabouts(claim.essay_id, None) for claim in claims}
+            value = delivery.value(places[delivery.claimants[0]])
             if placed := self._place_with_key(delivery, claims, value):
-                return Done(value, full=placed.left == 0, posted=self.slot_events)
+                became = _tally(delivery.arrivals, places)
+                return Done(value, placed.left == 0, self.slot_events, became)
         return self._settle(delivery, claims or [])
 
     def _place_with_key(
@@ -150,7 +148,7 @@ class Arrivals:
         ledger.write_key(conn, delivery.idem, batch_id, value)
         full = left == 0 if claimed else tracker.full and not rest  # a repeat completes again
         posted = bool(homeless) or self.slot_events
-        return Done(value, full, posted), places
+        return Done(value, full, posted, _tally(rest, places)), places
 
     def _place(self, conn: Conn, batch_id: str, pairs: list[tuple[Arrival, str]]) -> int:
         """Place arrivals without a key; return the open slots left. Raises StaleSlots."""
@@ -184,7 +182,7 @@ class Arrivals:
         ledger.park_pending(conn, delivery.batch_id, delivery.arrivals)
         value = delivery.value(None)
         ledger.write_key(conn, delivery.idem, delivery.batch_id, value)
-        return Done(value)
+        return Done(value, became=_tally(delivery.arrivals, {}))
 
     def _claim_anew(self, delivery: Delivery, claims: list[Claim]) -> list[Claim]:
         """Rebuild the batch's free slots from Postgres; claim for those that have no place yet."""
@@ -220,6 +218,19 @@ class Arrivals:
         if stale := [claim for claim in spare if claim.essay_id not in is_open]:
             self.slots.release(batch_id, stale, still_open=False)
             self.slots.seed(batch_id, open_slots)
+
+
+def _became(arrival: Arrival, place: Whereabouts | None) -> str:
+    """Name what became of an arrival; `place` None: it waits for its batch."""
+    if place is None:
+        return "pending"
+    if place.essay_id is not None:
+        return "assigned" if arrival.validation_error_code is None else "failed_slot"
+    return "excess" if place.excess_reason is ExcessReason.NO_AVAILABLE_SLOT else "closed"
+
+
+def _tally(arrivals: Iterable[Arrival], places: Mapping[str, Whereabouts]) -> Counter[str]:
+    return Counter(_became(arrival, places.get(arrival.claimant)) for arrival in arrivals)
 
 
 def _pairs(arrivals: list[Arrival], claims: list[Claim]) -> list[tuple[Arrival, str]]:

@@ -6,10 +6,12 @@ The lifecycle's own statements stand in `core/ledger.py`.
 from datetime import datetime
 from typing import LiteralString
 
+from psycopg.errors import UndefinedTable
 from psycopg.rows import DictRow
 
 from core import ledger
 from core.ledger import Conn, Row
+from core.states import BatchStatus, ClassType
 
 
 def statuses(conn: Conn, batch_id: str | None, limit: int) -> list[DictRow]:
@@ -122,7 +124,27 @@ def expired_pending(conn: Conn, days: float, *, delete: bool) -> int:
     return int((row or {})["n"])
 
 
-def counts_by_status(conn: Conn) -> dict[str, int]:
-    """Count batches by state."""
-    rows = conn.execute("SELECT status, count(*) AS n FROM batch_essay_trackers GROUP BY status")
-    return {row["status"]: row["n"] for row in rows}
+def counts(conn: Conn) -> dict[tuple[BatchStatus, ClassType], int]:
+    """Count batches by state and class type. Reads every batch: 25 ms for 100 000."""
+    rows = conn.execute(
+        "SELECT status, class_id IS NOT NULL AS regular, count(*) AS n FROM batch_essay_trackers"
+        " GROUP BY status, regular"
+    )
+    class_type = {False: ClassType.GUEST, True: ClassType.REGULAR}
+    return {(BatchStatus(r["status"]), class_type[r["regular"]]): r["n"] for r in rows}
+
+
+def gauges(conn: Conn) -> dict[str, float]:
+    """Measure what waits; the names are those of the metrics."""
+    row = conn.execute(ledger.sql("gauges")).fetchone()
+    assert row is not None, "it has no WHERE"
+    return row
+
+
+def revision(conn: Conn) -> str | None:
+    """Read which revision of the schema the database has; None: it has no schema."""
+    try:
+        row = conn.execute("SELECT version_num FROM alembic_version").fetchone()
+    except UndefinedTable:
+        return None
+    return row["version_num"] if row else None

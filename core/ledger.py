@@ -420,27 +420,33 @@ def essays_in(conn: Conn, batch_id: str, status: EssayStatus) -> list[DictRow]:
 
 def set_completed(
     conn: Conn, batch_id: str, status: BatchStatus, provisioned_count: int, manifest: str
-) -> None:
-    """Give a batch that has just been sealed its next state."""
-    conn.execute(
+) -> float | None:
+    """Give a batch that has just been sealed its next state; return the seconds to readiness."""
+    row = conn.execute(
         "UPDATE batch_essay_trackers SET status = %(status)s, provisioned_count = %(count)s,"
         " manifest_sha256 = %(manifest)s,"
         " ready_at = CASE WHEN %(status)s = 'ready_for_pipeline_execution' THEN now() END,"
         # A teacher gets as long for the students as the contents had.
         " deadline_at = CASE WHEN %(status)s = 'awaiting_student_validation'"
         " THEN now() + (deadline_at - registered_at) ELSE deadline_at END"
-        " WHERE batch_id = %(batch_id)s",
+        " WHERE batch_id = %(batch_id)s"
+        " RETURNING extract(epoch FROM ready_at - registered_at)::float8 AS seconds",
         {"batch_id": batch_id, "status": status, "count": provisioned_count, "manifest": manifest},
-    )
+    ).fetchone()
+    assert row is not None, f"batch {batch_id} was there a moment ago"
+    return cast("float | None", row["seconds"])
 
 
-def set_ready(conn: Conn, batch_id: str) -> None:
-    """Make a regular batch ready, its students being known."""
-    conn.execute(
+def set_ready(conn: Conn, batch_id: str) -> float:
+    """Make a regular batch ready, its students being known; return the seconds that it took."""
+    row = conn.execute(
         "UPDATE batch_essay_trackers SET status = 'ready_for_pipeline_execution', ready_at = now()"
-        " WHERE batch_id = %s",
+        " WHERE batch_id = %s"
+        " RETURNING extract(epoch FROM ready_at - registered_at)::float8 AS seconds",
         [batch_id],
-    )
+    ).fetchone()
+    assert row is not None, f"batch {batch_id} was there a moment ago"
+    return cast(float, row["seconds"])
 
 
 def associate(conn: Conn, batch_id: str, associations: Sequence[Row]) -> set[str]:

@@ -12,7 +12,7 @@ import structlog
 from psycopg import Rollback
 from psycopg_pool import ConnectionPool
 
-from core import ledger
+from core import ledger, metrics
 from core.arrivals import Arrivals, Delivery
 from core.crash import crashpoint
 from core.errors import (
@@ -180,10 +180,13 @@ class Lifecycle:
             essays = ledger.essays_in(conn, batch_id, EssayStatus.READY_FOR_PROCESSING)
             failed = ledger.essays_in(conn, batch_id, EssayStatus.CONTENT_INGESTION_FAILED)
             told = announcement(batch, essays, failed, seals)
-            ledger.set_completed(conn, batch_id, told.status, len(essays), told.manifest_sha256)
+            seconds = ledger.set_completed(
+                conn, batch_id, told.status, len(essays), told.manifest_sha256
+            )
             ledger.post(conn, batch_id, told.events)
             crashpoint("announcing")
         crashpoint("announced")
+        metrics.ready(seconds)
         self.slots.close(batch_id)
         log.info(
             "announced",
@@ -217,7 +220,7 @@ class Lifecycle:
 
         Nothing happens before the deadline, in the database's clock, or a second time.
         """
-        done = Done(outcome("not_due", batch_id))
+        done, seconds = Done(outcome("not_due", batch_id)), None
         with ledger.transaction(self.pool) as conn:
             missing = ledger.fail_open_slots(conn, batch_id)  # slots before tracker, as always
             batch = ledger.overdue(conn, batch_id)
@@ -235,12 +238,13 @@ class Lifecycle:
             elif batch.tracker.manifest_sha256 is None:
                 ledger.fill_up(conn, batch_id)
             else:
-                ledger.set_ready(conn, batch_id)
+                seconds = ledger.set_ready(conn, batch_id)
                 told.append(essays_ready(batch.tracker, essays, batch.tracker.manifest_sha256))
             ledger.post(conn, batch_id, told)
             full = proceeds and batch.tracker.manifest_sha256 is None
             done = Done(outcome("timed_out", batch_id), full=full, posted=True)
         if done.posted:
+            metrics.ready(seconds)
             log.warning("deadline_passed", batch_id=batch_id, missing=len(missing))
             self.slots.close(batch_id)
         return self.complete(batch_id) if done.full else done
@@ -289,10 +293,11 @@ class Lifecycle:
                 )
             ledger.associate(conn, batch_id, rows)
             essays = ledger.essays_in(conn, batch_id, EssayStatus.READY_FOR_PROCESSING)
-            ledger.set_ready(conn, batch_id)
+            seconds = ledger.set_ready(conn, batch_id)
             assert tracker.manifest_sha256 is not None, f"batch {batch_id} was never sealed"
             ledger.post(conn, batch_id, [essays_ready(tracker, essays, tracker.manifest_sha256)])
             ledger.write_key(conn, idem, batch_id, value)
+        metrics.ready(seconds)
         return Done(value, posted=True)
 
     def cancel_batch(self, event: BatchCancelled, idem: Idempotency) -> Done:

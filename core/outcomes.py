@@ -1,7 +1,7 @@
 """What a step leads to, and how a repeat of its event leads to the same."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from psycopg import errors as pg
@@ -22,6 +22,7 @@ class Done:
     value: Value
     full: bool = False  # every slot is accounted for, and nobody has announced it yet
     posted: bool = False  # the outbox has events of this batch
+    became: Mapping[str, int] = field(default_factory=dict)  # contents by outcome; none of a repeat
 
 
 def outcome(name: str, batch_id: str, **more: object) -> Value:

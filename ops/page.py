@@ -5,11 +5,9 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
-import psycopg
-import redis
 import uvicorn
 from celery import Celery
-from psycopg_pool import PoolTimeout
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
@@ -21,11 +19,9 @@ from core import desk, ledger, logs
 from core.errors import BadSettings
 from core.settings import Settings
 from core.slots import Slots, connect
-from core.sweep import RULES, Look
-from migrations import current, head
-
-STUCK_LIMIT = 100  # stuck batches named by /health/batches
-UNANSWERED = (psycopg.Error, PoolTimeout, redis.RedisError, OSError)
+from migrations import head
+from ops.metrics import Exposition
+from ops.survey import PATIENCE_S, UNANSWERED, Surveyor
 
 
 def create_app(settings: Settings) -> Starlette:
@@ -34,12 +30,12 @@ def create_app(settings: Settings) -> Starlette:
         raise BadSettings("ELS_DATABASE_URL and ELS_REDIS_URL must be set; `els run` sets them")
     database_url, redis_url = settings.database_url, settings.redis_url
     pool = ledger.connect(database_url, size=2)
-    client = redis.Redis.from_url(redis_url, socket_timeout=2)
     slots = Slots(connect(redis_url, timeout_s=2))
     broker = Celery(broker=settings.broker_url or redis_url)
 
     def schema_at_head() -> None:
-        revision = current(database_url)
+        with pool.connection(timeout=PATIENCE_S) as conn:
+            revision = desk.revision(conn)
         if revision != head():
             raise OSError(f"the schema is at {revision}, not {head()}; run `els migrate`")
 
@@ -49,11 +45,14 @@ def create_app(settings: Settings) -> Starlette:
 
     parts: dict[str, Callable[[], object]] = {
         "postgres": schema_at_head,
-        "redis": client.ping,
+        "redis": slots.client.ping,
         "broker": broker_answers,
     }
 
-    def healthz(request: Request) -> Response:
+    surveyor = Surveyor(pool, slots)
+    exposition = Exposition(surveyor, slots.client, broker, settings.queue)
+
+    async def healthz(request: Request) -> Response:
         return PlainTextResponse("alive\n")
 
     def readyz(request: Request) -> Response:
@@ -62,21 +61,17 @@ def create_app(settings: Settings) -> Starlette:
         return JSONResponse({"ready": ready, **found}, status_code=200 if ready else 503)
 
     def health_batches(request: Request) -> Response:
-        with pool.connection() as conn:
-            counts = desk.counts_by_status(conn)
-            stuck = [
-                {"batch_id": finding.batch_id, "reason": rule.code, "title": rule.title}
-                for rule in RULES
-                for finding in rule.check(Look(conn, slots, limit=STUCK_LIMIT))
-            ]
-        body = {"status": "degraded" if stuck else "ok", "batches": counts, "stuck": stuck}
-        return JSONResponse(body)
+        return JSONResponse(surveyor.survey().as_json())
+
+    def metrics(request: Request) -> Response:
+        return Response(exposition.page(), media_type=CONTENT_TYPE_LATEST)
 
     return Starlette(
         routes=[
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             Route("/health/batches", health_batches),
+            Route("/metrics", metrics),
         ],
         middleware=[Middleware(BaseHTTPMiddleware, dispatch=_guard(settings))],
         exception_handlers=dict.fromkeys(UNANSWERED, _unanswered),

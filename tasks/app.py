@@ -15,6 +15,7 @@ from core.crash import crashpoint
 from core.errors import BadSettings
 from core.ledger import Conn
 from core.lifecycle import Lifecycle
+from core.metrics import Pusher
 from core.settings import Settings
 from core.slots import Slots, connect
 from tasks import broker
@@ -90,6 +91,7 @@ class Stores:
     pool: "ConnectionPool[Conn]"
     slots: Slots
     lifecycle: Lifecycle
+    pusher: Pusher
 
 
 @cache
@@ -118,7 +120,10 @@ def stores() -> Stores:
     if spans := traces():
         spans.watch(pool, slots.client)
     routed = bool(settings.routes("EssaySlotAssigned"))
-    return Stores(pool, slots, Lifecycle(pool, slots, slot_events=routed))
+    pusher = Pusher(connect(settings.redis_url, timeout_s=1))  # ending waits for it
+    if not app.conf.task_always_eager:
+        pusher.start()
+    return Stores(pool, slots, Lifecycle(pool, slots, slot_events=routed), pusher)
 
 
 def send_event(event: dict[str, Any]) -> None:  # Any: a CloudEvent, JSON
@@ -187,3 +192,10 @@ def _trace(sender: Any, **_: object) -> None:  # Any: Celery's worker
 @signals.worker_process_init.connect
 def _forget_the_parents_stores(**_: object) -> None:
     stores.cache_clear()
+
+
+@signals.worker_process_shutdown.connect
+@signals.worker_shutdown.connect
+def _push_the_last_counts(**_: object) -> None:
+    if stores.cache_info().currsize:
+        stores().pusher.stop()

@@ -15,7 +15,7 @@ from kombu.exceptions import OperationalError
 from redis import RedisError
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
-from core import outbox, pulse
+from core import metrics, outbox, pulse
 from core.crash import crashpoint
 from core.outcomes import Done, Value
 from core.seals import Seal
@@ -101,6 +101,8 @@ def sweep() -> dict[str, int]:
     found = run_sweep(Mender(stores().lifecycle, send_event)) or []
     pulse.swept(stores().slots.client)
     mended = [each for each in found if each.mended]
+    for each in mended:
+        metrics.REPAIRS.labels(each.rule).inc()
     for batch_id in {each.finding.batch_id for each in mended}:
         follow_up(Done({}, posted=True), batch_id)
     return dict(Counter(each.rule for each in mended))

@@ -7,6 +7,7 @@ carried out is kept as a dead letter; what may pass is tried again.
 import json
 import re
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ from celery import Task, signals
 from kombu.exceptions import OperationalError
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
-from core import ledger
+from core import ledger, metrics
 from core.errors import Refusal
 from core.events import (
     BULK_LIMIT,
@@ -141,6 +142,7 @@ def carry_out(
     if lost_workers(task.request) >= DELIVERIES:
         error = WorkerLostError("its worker died at each delivery")
         return park(task, body, error, "POISON_MESSAGE")
+    started = time.monotonic()
     try:
         event, idem = parse(model, task.name, body if one_event else None, limit)
         bind_contextvars(batch_id=event.batch_id, correlation_id=str(event.correlation_id))
@@ -154,8 +156,11 @@ def carry_out(
             raise
         if waited_s(task.request.retries, LONGEST_RETRY) >= settings.retry_for:
             return park(task, body, error, "RETRIES_EXHAUSTED")
+        metrics.retried(task.name, sqlstate(error))
         log.warning("retried", error=told(error), sqlstate=sqlstate(error))
         raise again(task, error, sys.maxsize) from error
+    seconds = time.monotonic() - started
+    metrics.carried_out(task.name, done.value["outcome"], done.became, seconds)
     log.info(done.value["outcome"], **{k: v for k, v in done.value.items() if k == "essay_id"})
     return done.value
 
@@ -170,6 +175,7 @@ def park(task: AnyTask, body: object, error: Exception, code: str) -> Value:
         if not may_pass(unkept):
             raise
         raise again(task, unkept, sys.maxsize) from unkept
+    metrics.parked(task.name, letter.sqlstate)
     log.error("dead_letter", code=code, dead_letter=number, sqlstate=letter.sqlstate)
     value = {"outcome": "dead_letter", "batch_id": letter.batch_id, "code": code}
     return {**value, "dead_letter": number, "message": letter.message}

@@ -1,0 +1,16 @@
+-- Tells how much waits, and how long the oldest has waited: seconds, 0 where nothing waits.
+SELECT (SELECT count(*) FROM batch_pending_content)::float8 AS els_pending_contents,
+       (SELECT count(*) FROM event_outbox WHERE published_at IS NULL)::float8
+           AS els_outbox_unpublished,
+       (SELECT count(*) FROM dead_letters
+        WHERE replayed_at IS NULL AND discarded_at IS NULL)::float8 AS els_dead_letters,
+       coalesce(extract(epoch FROM now() - (
+           SELECT min(created_at) FROM event_outbox WHERE published_at IS NULL
+       )), 0)::float8 AS els_outbox_oldest_seconds,
+       -- One index look a state: a minimum over both at once would read all open batches.
+       coalesce(extract(epoch FROM now() - least(
+           (SELECT min(registered_at) FROM batch_essay_trackers
+            WHERE status = 'awaiting_content_validation'),
+           (SELECT min(registered_at) FROM batch_essay_trackers
+            WHERE status = 'awaiting_student_validation')
+       )), 0)::float8 AS els_oldest_open_batch_seconds

@@ -1,0 +1,137 @@
+"""`/metrics`: what the workers counted and what the books hold, as Prometheus reads it."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import redis
+from celery import Celery
+from kombu.exceptions import ChannelError
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+
+from core import metrics, pulse
+from core.states import BatchStatus, ClassType
+from core.sweep import RULES
+from ops.survey import STUCK_LIMIT, UNANSWERED, Surveyor
+
+WAITING = {
+    "els_pending_contents": "Contents and rejected files that wait for their batch.",
+    "els_outbox_unpublished": "Events that are not delivered yet.",
+    "els_outbox_oldest_seconds": "Age of the oldest event that is not delivered; 0: none.",
+    "els_dead_letters": "Dead letters that were neither replayed nor discarded.",
+    "els_oldest_open_batch_seconds": "Age of the oldest batch that is not ready; 0: none.",
+}
+for rule in RULES:
+    if rule.repair is not None:
+        metrics.REPAIRS.labels(rule.code)  # at 0 from the start, so that the first is an increase
+
+
+class Exposition(Collector):
+    """The service as Prometheus sees it. What does not answer is missing, and `els_up` says so."""
+
+    def __init__(self, surveyor: Surveyor, client: redis.Redis, broker: Celery, queue: str) -> None:
+        self._surveyor, self._client = surveyor, client
+        self._broker, self._queue = broker, queue
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
+
+    def page(self) -> bytes:
+        """Write everything in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """Ask each part for what it knows."""
+        parts: dict[str, Callable[[], Iterable[Metric]]] = {
+            "postgres": self._books,
+            "redis": self._workers,
+            "broker": self._messages,
+        }
+        up = GaugeMetricFamily("els_up", "1: the part answers the ops page.", labels=["part"])
+        for part, ask in parts.items():
+            try:
+                found = list(ask())
+            except UNANSWERED:
+                up.add_metric([part], 0)
+            else:
+                up.add_metric([part], 1)
+                yield from found
+        yield up
+
+    def _books(self) -> Iterator[Metric]:
+        survey = self._surveyor.survey()
+        batches = _gauge("els_batches", "Batches, by state.", "status", "class_type")
+        for status in BatchStatus:
+            for class_type in ClassType:
+                count = survey.batches.get((status, class_type), 0)
+                batches.add_metric([status, class_type], count)
+        yield batches
+        stuck = _gauge(
+            "els_stuck_batches", f"Batches by what is wrong, up to {STUCK_LIMIT}.", "reason"
+        )
+        for rule, findings in survey.stuck:
+            if findings is not None:
+                stuck.add_metric([rule.code], len(findings))
+                if rule.code == "slot_drift":
+                    yield _one("els_slot_drift", "Batches whose Redis differs.", len(findings))
+        yield stuck
+        for name, meaning in WAITING.items():
+            yield _one(name, meaning, survey.waiting[name])
+
+    def _workers(self) -> Iterator[Metric]:
+        seen = pulse.read_pulse(self._client, None)
+        age = (datetime.now(UTC) - seen.swept_at).total_seconds() if seen.swept_at else math.inf
+        yield _one("els_workers", "Workers that gave a sign of life lately.", len(seen.workers))
+        yield _one("els_sweep_age_seconds", "Time since the last sweep; +Inf: none known.", age)
+        yield from _counted(self._client)
+
+    def _messages(self) -> Iterator[Metric]:
+        waiting = _gauge("els_queue_messages", "Messages that no worker has taken.", "queue")
+        waiting.add_metric([self._queue], _length(self._broker, self._queue))
+        yield waiting
+
+
+def _counted(client: redis.Redis) -> Iterator[Metric]:
+    """Add up what all workers counted: every sample known here, and labels that they alone know."""
+    stored = cast("dict[str, str]", client.hgetall(metrics.HASH))
+    text = "".join(f"{name} {value}\n" for name, value in stored.items())
+    families = text_string_to_metric_families(text)
+    told = {metrics.field(sample): sample for family in families for sample in family.samples}
+    for metric in metrics.REGISTRY.collect():
+        zero = {
+            metrics.field(sample): sample._replace(value=0.0)
+            for sample in metric.samples
+            if not sample.name.endswith("_created")
+        }
+        mine = {
+            name: sample
+            for name, sample in told.items()
+            if name in zero or sample.name == f"{metric.name}_total"
+        }
+        metric.samples = [*(zero | mine).values()]
+        yield metric
+
+
+def _length(broker: Celery, queue: str) -> int:
+    """Count the messages in a queue, on whatever broker."""
+    with broker.connection_for_read() as connection:
+        connection.ensure_connection(max_retries=1, timeout=2)
+        try:
+            channel: Any = connection.default_channel  # Any: kombu's channels have no types
+            return int(channel.queue_declare(queue, passive=True).message_count)
+        except ChannelError as error:
+            if "NOT_FOUND" not in str(error):  # in the words of both brokers
+                raise OSError(f"the broker does not tell of queue {queue}: {error}") from error
+            return 0  # Redis has no empty queues
+
+
+def _gauge(name: str, meaning: str, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, meaning, labels=labels)
+
+
+def _one(name: str, meaning: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, meaning, value=value)
