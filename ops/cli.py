@@ -210,6 +210,14 @@ def flower() -> None:
     os.execve(sys.executable, command, environ)  # noqa: S606 - our own command, no shell wanted
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def health(context: typer.Context) -> None:
+    """Tell whether the worker on this home turns, for supervisors: `els health worker`."""
+    from ops.health import main
+
+    raise typer.Exit(main(context.args))
+
+
 @app.command()
 def torture(
     minutes: Annotated[float, typer.Option(min=0.1, help="How long to do harm")] = 2,

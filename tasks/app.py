@@ -1,5 +1,6 @@
 """The Celery app, and what each worker process opens once: Postgres, Redis, the lifecycle."""
 
+import atexit
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
@@ -9,8 +10,10 @@ import redis
 from celery import Celery, signals
 from celery.worker.request import Request
 from psycopg_pool import ConnectionPool
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
-from core import ledger, logs, pulse
+from core import alive, ledger, logs, pulse
 from core.crash import crashpoint
 from core.errors import BadSettings
 from core.ledger import Conn
@@ -123,6 +126,7 @@ def stores() -> Stores:
     pusher = Pusher(connect(settings.redis_url, timeout_s=1))  # ending waits for it
     if not app.conf.task_always_eager:
         pusher.start()
+        atexit.register(pusher.stop)  # a child of prefork ends without, but says so
     return Stores(pool, slots, Lifecycle(pool, slots, slot_events=routed), pusher)
 
 
@@ -158,6 +162,8 @@ def _log_our_way(**_: object) -> None:
 
 @signals.heartbeat_sent.connect
 def _show_that_we_live(sender: Any, **_: object) -> None:  # Any: Celery's heart, untyped
+    with suppress(OSError):  # a home that nobody can write to: the check finds no sign
+        alive.show(settings.home, sender.eventer.hostname)
     if settings.redis_url:
         with suppress(redis.RedisError):  # the sign is missed, which is what it is for
             pulse.worker_lives(_pulse_client(settings.redis_url), sender.eventer.hostname)
@@ -165,7 +171,10 @@ def _show_that_we_live(sender: Any, **_: object) -> None:  # Any: Celery's heart
 
 @cache
 def _pulse_client(url: str) -> redis.Redis:
-    return redis.Redis.from_url(url, socket_timeout=1)
+    """Connect briefly and without repeats: the main loop of the worker waits meanwhile."""
+    return redis.Redis.from_url(
+        url, socket_timeout=1, socket_connect_timeout=1, retry=Retry(NoBackoff(), 0)
+    )
 
 
 @signals.worker_init.connect
@@ -195,7 +204,6 @@ def _forget_the_parents_stores(**_: object) -> None:
 
 
 @signals.worker_process_shutdown.connect
-@signals.worker_shutdown.connect
 def _push_the_last_counts(**_: object) -> None:
     if stores.cache_info().currsize:
         stores().pusher.stop()

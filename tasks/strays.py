@@ -6,7 +6,8 @@ Celery logs and drops them; here they become dead letters first. Runs in the wor
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -14,7 +15,7 @@ import structlog
 from celery.worker import consumer
 from kombu import Message
 
-from core import ledger
+from core import alive, ledger
 from core.ledger import DeadLetter
 from tasks.app import settings
 from tasks.intake import as_json, told
@@ -28,6 +29,21 @@ class Consumer(consumer.Consumer):
 
     Where that fails, because Postgres is away, the message stays unacknowledged and comes again.
     """
+
+    def ensure_connected(self, conn: Any) -> Any:  # Any: Kombu's connection, untyped
+        """Connect to the broker; while it is away, show that the worker is well and waits."""
+        connect = conn.ensure_connection
+
+        def patiently(errback: Any, max_retries: Any, callback: Callable[[], None]) -> Any:
+            def every_second() -> None:
+                with suppress(OSError):
+                    alive.show(settings.home, self.hostname)
+                callback()
+
+            return connect(errback, max_retries, callback=every_second)
+
+        conn.ensure_connection = patiently
+        return super().ensure_connected(conn)
 
     def on_decode_error(self, message: Message, exc: Exception) -> None:
         """Keep a message whose body cannot be decoded."""

@@ -1,0 +1,27 @@
+"""A file that a worker touches as long as its main loop turns, for supervisors.
+
+It stands apart from `core.pulse`, which asks Redis: a broker that is away must not look like a dead
+worker, or an outage becomes a storm of restarts. Imports little, because it is read often.
+"""
+
+import time
+from pathlib import Path
+
+
+def show(home: Path, worker: str) -> None:
+    """Note that the main loop of this worker turns. Raises OSError."""
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _file(home, worker).touch()
+
+
+def ages_s(home: Path, worker: str = "*") -> dict[str, float]:
+    """Tell how long ago each worker of this home gave its last sign; or one, by name."""
+    now = time.time()
+    return {
+        path.stem.removeprefix("worker-"): now - path.stat().st_mtime
+        for path in home.glob(_file(home, worker).name)
+    }
+
+
+def _file(home: Path, worker: str) -> Path:
+    return home / f"worker-{worker.replace('/', '_')}.alive"
