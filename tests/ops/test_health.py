@@ -1,0 +1,227 @@
+"""Health and metrics over HTTP, with all servers and without some of them."""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from core import metrics
+from core.states import BatchStatus
+from core.sweep import RULES
+from ops.embedded import free_port
+from tests.core import story
+from tests.factories import new_batch
+from tests.live.conftest import until
+from tests.ops.conftest import ROOT
+
+NOBODY = "127.0.0.1:9"  # the discard port: connections are refused
+NO_POSTGRES = {"ELS_DATABASE_URL": f"postgresql://els:secret-word@{NOBODY}/els"}
+NO_REDIS = {
+    "ELS_BROKER_URL": os.environ["ELS_REDIS_URL"],
+    "ELS_REDIS_URL": f"redis://:secret-word@{NOBODY}/0",
+}
+NO_BROKER = {"ELS_BROKER_URL": f"redis://:secret-word@{NOBODY}/0"}
+
+
+class Page:
+    """A running `els ops`."""
+
+    def __init__(self, port):
+        self.url = f"http://127.0.0.1:{port}"
+
+    def get(self, path, **headers):
+        request = urllib.request.Request(self.url + path, headers=headers)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+        except urllib.error.URLError:
+            return 0, ""
+
+    def json(self, path):
+        status, body = self.get(path)
+        return status, json.loads(body)
+
+    def samples(self):
+        """Read `/metrics`: name and labels to value."""
+        status, body = self.get("/metrics")
+        assert status == 200, body
+        families = text_string_to_metric_families(body)
+        return {metrics.field(s): s.value for family in families for s in family.samples}
+
+
+@contextmanager
+def serve(**environ):
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ops", "ops"],
+        cwd=ROOT,
+        env={**os.environ, "ELS_OPS_PORT": str(port), **environ},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        page = Page(port)
+        until(lambda: page.get("/healthz")[0] == 200, 60, "the page is up")
+        yield page
+    finally:
+        process.terminate()
+        process.wait(15)
+
+
+@pytest.fixture(scope="module")
+def page(database_url):
+    with serve() as running:
+        yield running
+
+
+def after(page, condition, what):
+    """Wait until `/metrics` shows it: a look at the books is shown for a second or more."""
+
+    def seen():
+        samples = page.samples()
+        return samples if condition(samples) else None
+
+    return until(seen, 60, what)
+
+
+def test_readiness_is_the_answer_of_every_part(page):
+    status, ready = page.json("/readyz")
+
+    assert status == 200
+    assert ready == {"ready": True, "postgres": "ok", "redis": "ok", "broker": "ok"}
+
+
+@pytest.mark.parametrize(
+    ("part", "environ"),
+    [("postgres", NO_POSTGRES), ("redis", NO_REDIS), ("broker", NO_BROKER)],
+    ids=["postgres", "redis", "broker"],
+)
+def test_a_part_that_is_away_is_named_and_everything_else_is_told(database_url, part, environ):
+    with serve(**environ) as page:
+        status, ready = page.json("/readyz")
+        health = page.json("/health/batches")
+        samples = page.samples()
+        alive = page.get("/healthz")
+
+    parts = {"postgres", "redis", "broker"}
+    assert status == 503
+    assert {name for name in parts if ready[name] != "ok"} == {part}
+    assert {name for name in parts if not samples[f'els_up{{part="{name}"}}']} == {part}
+    assert ("els_pending_contents" in samples) == (part != "postgres")
+    assert ('els_sweep_repairs_total{rule="slot_drift"}' in samples) == (part != "redis")
+    assert ("els_slot_drift" in samples) == (part == "broker")
+    assert (health[0] == 503) == (part == "postgres")
+    assert health[1].get("unchecked") == {"postgres": None, "redis": ["slot_drift"]}.get(part, [])
+    assert alive == (200, "alive\n")
+    assert "secret-word" not in str([ready, health])
+
+
+def test_a_database_without_the_schema_is_not_ready(database_url, conn):
+    name = new_batch().replace("-", "_")
+    conn.execute(f"CREATE DATABASE {name}")
+    try:
+        with serve(ELS_DATABASE_URL=f"{database_url.rpartition('/')[0]}/{name}") as page:
+            status, ready = page.json("/readyz")
+    finally:
+        conn.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+    assert status == 503
+    assert "els migrate" in ready["postgres"]
+
+
+def test_every_metric_of_the_contract_is_there_from_the_start(page):
+    samples = page.samples()
+
+    for status in BatchStatus:
+        for class_type in ("GUEST", "REGULAR"):
+            labels = f'{{class_type="{class_type}",status="{status}"}}'
+            assert f"els_batches{labels}" in {_sorted(name) for name in samples}
+    assert {f'els_stuck_batches{{reason="{rule.code}"}}' for rule in RULES} <= samples.keys()
+    assert {
+        'els_batch_registration_total{outcome="registered"}',
+        'els_batch_registration_failures_total{sqlstate="none"}',
+        "els_batch_registration_seconds_count",
+        'els_content_assignment_total{outcome="assigned"}',
+        "els_content_assignment_seconds_count",
+        "els_batch_readiness_seconds_count",
+        "els_pending_contents",
+        "els_oldest_open_batch_seconds",
+        "els_slot_drift",
+        "els_outbox_unpublished",
+        "els_outbox_oldest_seconds",
+        "els_dead_letters",
+        'els_sweep_repairs_total{rule="full_not_announced"}',
+    } <= samples.keys()
+
+
+def _sorted(name):
+    head, _, labels = name.partition("{")
+    return f"{head}{{{','.join(sorted(labels.rstrip('}').split(',')))}}}"
+
+
+def test_no_batch_is_named_by_a_metric(page, lifecycle):
+    batch = new_batch()
+    story.register(lifecycle, batch)
+    lifecycle.slots.forget([batch])
+    after(page, lambda s: s['els_stuck_batches{reason="slot_drift"}'] > 0, "the drift is seen")
+
+    _, body = page.get("/metrics")
+
+    assert batch not in body
+    assert "batch_id" not in body
+
+
+def test_what_waits_and_what_is_stuck_is_measured(page, conn, lifecycle):
+    waits, stuck = new_batch(), new_batch()
+    before = page.samples()
+    story.assign(lifecycle, waits)
+    story.register(lifecycle, stuck, 1)
+    conn.execute(
+        "UPDATE batch_essay_trackers SET registered_at = now() - interval '30 days',"
+        " deadline_at = now() - interval '1 hour' WHERE batch_id = %s",
+        [stuck],
+    )
+
+    samples = after(
+        page, lambda s: s["els_pending_contents"] > before["els_pending_contents"], "it waits"
+    )
+    health = page.json("/health/batches")[1]
+
+    assert samples["els_oldest_open_batch_seconds"] > 29 * 86_400
+    assert samples['els_stuck_batches{reason="deadline_passed"}'] >= 1
+    assert health["status"] == "degraded"
+    assert {"batch_id": stuck, "reason": "deadline_passed"}.items() <= next(
+        found for found in health["stuck"] if found["batch_id"] == stuck
+    ).items()
+    conn.execute("DELETE FROM batch_essay_trackers WHERE batch_id = %s", [stuck])
+
+
+def test_the_counts_of_workers_are_shown_with_labels_that_only_they_know(page, valkey):
+    valkey.hset(metrics.HASH, 'els_retries_total{sqlstate="40P01"}', "3")
+    valkey.hset(metrics.HASH, 'els_content_assignment_seconds_bucket{le="0.01"}', "7")
+    valkey.hset(metrics.HASH, "els_of_an_older_release_total", "1")
+
+    samples = page.samples()
+
+    assert samples['els_retries_total{sqlstate="40P01"}'] == 3
+    assert samples['els_retries_total{sqlstate="none"}'] == 0
+    assert samples['els_content_assignment_seconds_bucket{le="0.01"}'] == 7
+    assert "els_of_an_older_release_total" not in samples
+
+
+def test_with_a_password_metrics_are_for_those_who_know_it(database_url):
+    with serve(ELS_OPS_AUTH="ops:sesame") as page:
+        known = "Basic " + base64.b64encode(b"ops:sesame").decode()
+
+        assert page.get("/metrics")[0] == 401
+        assert page.get("/metrics", Authorization=known)[0] == 200
