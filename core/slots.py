@@ -46,6 +46,7 @@ class Slots:
         self.client = client
         self._claim = client.register_script((LUA / "claim.lua").read_text())
         self._release = client.register_script((LUA / "release.lua").read_text())
+        self._free_counts = client.register_script((LUA / "free_counts.lua").read_text())
         self._seed = client.register_script((LUA / "seed.lua").read_text())
 
     def claim(self, batch_id: str, claimants: Sequence[str]) -> list[Claim] | None:
@@ -94,10 +95,8 @@ class Slots:
 
     def free_counts(self, batches: Sequence[str]) -> list[int]:
         """Count the free slots of many batches in one round trip."""
-        with self.client.pipeline(transaction=False) as pipe:
-            for batch_id in batches:
-                pipe.scard(_keys(batch_id)[0])
-            return cast("list[int]", pipe.execute())
+        keys = [_keys(batch_id)[0] for batch_id in batches]
+        return cast("list[int]", self._free_counts(keys=keys)) if keys else []
 
     def recent_claims(self, batch_id: str) -> set[str]:
         """Return the slots that were claimed so lately that their commit may be on its way."""
