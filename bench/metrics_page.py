@@ -61,7 +61,7 @@ def main() -> None:
     batches = parser.parse_args().batches
     with tempfile.TemporaryDirectory(prefix="els-bench-") as home, ExitStack() as stack:
         servers = [
-            stack.enter_context(_running(kind(Path(home) / kind.name, free_port(), "bench")))
+            stack.enter_context(running(kind(Path(home) / kind.name, free_port(), "bench")))
             for kind in (Postgres, Valkey)
         ]
         _seed(servers[0].url, servers[1].url, batches)
@@ -71,7 +71,8 @@ def main() -> None:
 
 
 @contextmanager
-def _running(server: Server) -> Iterator[Server]:
+def running(server: Server) -> Iterator[Server]:
+    """Let a server run for a while."""
     server.start()
     try:
         yield server
@@ -97,7 +98,7 @@ def _measure_pushes(redis_url: str) -> None:
     each = timeit(count, number=number) / number
     print(f"counting one message: {each * 1e6:.1f} µs in its worker")  # noqa: T201 - a report
     pusher = metrics.Pusher(connect(redis_url))
-    pushes = []
+    pushes: list[float] = []
     for _ in range(100):
         count()
         started = time.perf_counter()
@@ -128,7 +129,7 @@ def _page(database_url: str, redis_url: str) -> Iterator[tuple[str, int]]:
 def _measure_page(page: tuple[str, int], batches: int) -> None:
     url, pid = page
     _get(f"{url}/health/batches")
-    took = []
+    took: list[float] = []
     for path in ["/metrics"] * LOOKS + ["/health/batches"] * LOOKS:
         time.sleep(FRESH_S + SHARE * (took[-1] if took else 0.2))
         took.append(_get(url + path))

@@ -23,6 +23,18 @@ class Route(BaseModel):
     queue: str = Field(pattern=NAME)
 
 
+class Login(BaseModel):
+    """Who vouches for those that look at Flower: `allow` is a pattern of their mail addresses."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    provider: Literal["google", "github", "gitlab", "okta"]
+    allow: str
+    key: str
+    secret: SecretStr
+    redirect_uri: str
+
+
 class Settings(BaseModel):
     """One value a setting; durations are seconds. Read with `Settings.from_env()`."""
 
@@ -49,14 +61,15 @@ class Settings(BaseModel):
     flower_host: str = "127.0.0.1"
     flower_port: int = Field(default=5555, ge=1, le=65535)
     flower_auth: SecretStr | None = None
+    flower_oauth: Login | None = None
     log_format: Literal["json", "console"] = "json"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     traces_endpoint: str | None = Field(default=None, pattern=r"^https?://[^/]")
     crashpoint: str | None = None
 
-    @field_validator("event_routes", mode="before")
+    @field_validator("event_routes", "flower_oauth", mode="before")
     @classmethod
-    def _routes_are_json(cls, value: object) -> object:
+    def _from_json(cls, value: object) -> object:
         return json.loads(value) if isinstance(value, str) else value
 
     @classmethod

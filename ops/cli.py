@@ -194,20 +194,11 @@ def ops() -> None:
 @app.command()
 def flower() -> None:
     """Serve Flower, read-only (run by `els run`). ELS_FLOWER_AUTH=user:password asks for it."""
+    from ops.flower import command, environment
+
     settings = read_settings(None)
-    environ = dict(os.environ)
-    if settings.flower_auth:
-        environ["FLOWER_BASIC_AUTH"] = settings.flower_auth.get_secret_value()
-    elif settings.flower_host in ("127.0.0.1", "::1", "localhost"):
-        environ["FLOWER_UNAUTHENTICATED_API"] = "true"  # read-only, and nobody else can reach it
-    command = [
-        *(sys.executable, "-m", "celery", "-A", "tasks.app", "flower"),
-        "--read_only=True",
-        f"--address={settings.flower_host}",
-        f"--port={settings.flower_port}",
-        "--tasks_columns=name,state,kwargs,result,received,runtime,worker",
-    ]
-    os.execve(sys.executable, command, environ)  # noqa: S606 - our own command, no shell wanted
+    environ = environment(settings, os.environ)
+    os.execve(sys.executable, command(settings), environ)  # noqa: S606 - our own command
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -42,7 +42,7 @@ class Service:
         with self.output.open("w") as out:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "ops.cli", "run", "--home", str(home)],
-                env={**clean, "ELS_SWEEP_EVERY": "1"},
+                env={**clean, "ELS_SWEEP_EVERY": "1", "ELS_FLOWER_AUTH": "flower:sesame"},
                 cwd=ROOT,
                 stdout=out,
                 stderr=subprocess.STDOUT,

@@ -4,7 +4,6 @@ import json
 import signal
 import urllib.error
 import urllib.request
-from uuid import uuid4
 
 import psutil
 import psycopg
@@ -169,41 +168,6 @@ def test_a_server_that_does_not_answer_is_named(tmp_path):
     assert told.returncode == 1
     assert "Postgres does not answer" in told.stderr
     assert "Traceback" not in told.stderr
-
-
-def test_flower_shows_finished_tasks_without_names(service):
-    batch, name = make.new_batch(), f"Anna-{uuid4().hex[:6]}.docx"
-    events = [make.registration(batch, 1), make.content(batch, original_file_name=name)]
-    service.els("submit", "-", "--wait", stdin=lines(events))
-    url = f"{service.env['flower_url']}/api/tasks"
-
-    def finished():
-        status, body = get(url)
-        tasks = json.loads(body).values() if status == 200 else []
-        of_batch = [t for t in tasks if batch in t["kwargs"] and t["state"] == "SUCCESS"]
-        return (
-            of_batch
-            if {"els.assign_content", "els.register_batch"} <= {t["name"] for t in of_batch}
-            else None
-        )
-
-    tasks = until(finished, what="Flower shows the tasks")
-
-    assert all(t["args"] == "()" for t in tasks)
-    assert name not in get(url)[1]
-
-
-def test_flower_is_read_only(service):
-    request = urllib.request.Request(
-        f"{service.env['flower_url']}/api/task/send-task/els.sweep", data=b"{}", method="POST"
-    )
-
-    until(lambda: get(f"{service.env['flower_url']}/healthcheck")[0] == 200, what="Flower is up")
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(request, timeout=5)
-    refused.value.close()
-
-    assert refused.value.code == 403
 
 
 def test_the_ops_page_tells_health(service):

@@ -1,0 +1,56 @@
+"""Flower as this service runs it: read-only, and behind a password or a login where one is set.
+
+Its REST API answers nobody without one: opened to all, Flower lets every web site that somebody
+here looks at read it.
+"""
+
+import sys
+from collections.abc import Mapping
+
+from core.errors import BadSettings
+from core.settings import Settings
+from ops.terminal import say
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+LOGINS = {
+    "google": "flower.views.auth.GoogleAuth2LoginHandler",
+    "github": "flower.views.auth.GithubLoginHandler",
+    "gitlab": "flower.views.auth.GitLabLoginHandler",
+    "okta": "flower.views.auth.OktaLoginHandler",
+}
+
+
+def command(settings: Settings) -> list[str]:
+    """Write the command line; it wins over `FLOWER_*` variables, and holds no secret."""
+    return [
+        *(sys.executable, "-m", "celery", "-A", "tasks.app", "flower"),
+        "--read_only=True",
+        "--debug=False",  # its error pages would show settings
+        f"--address={settings.flower_host}",
+        f"--port={settings.flower_port}",
+        "--tasks_columns=name,state,kwargs,result,received,runtime,worker",
+    ]
+
+
+def environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
+    """Tell Flower who may look. Raises BadSettings."""
+    told = {k: v for k, v in environ.items() if k != "FLOWER_UNAUTHENTICATED_API"}
+    if settings.flower_auth:
+        password = settings.flower_auth.get_secret_value()
+        if "," in password:
+            raise BadSettings("ELS_FLOWER_AUTH: Flower takes a comma for the end of a password")
+        told["FLOWER_BASIC_AUTH"] = password
+    elif login := settings.flower_oauth:
+        told |= {
+            "FLOWER_AUTH_PROVIDER": LOGINS[login.provider],
+            "FLOWER_AUTH": login.allow,
+            "FLOWER_OAUTH2_KEY": login.key,
+            "FLOWER_OAUTH2_SECRET": login.secret.get_secret_value(),
+            "FLOWER_OAUTH2_REDIRECT_URI": login.redirect_uri,
+        }
+    elif settings.flower_host not in LOOPBACK:
+        say(
+            f"els: Flower listens on {settings.flower_host} for everybody;"
+            " ELS_FLOWER_AUTH or ELS_FLOWER_OAUTH asks who looks"
+        )
+    return told
