@@ -4,8 +4,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 COMPOSE_FILE = Path(__file__).parents[2] / "docker-compose.yml"
+SERVICES = yaml.safe_load(COMPOSE_FILE.read_text())["services"]
+PARTS = {"postgres", "valkey", "migrate", "worker", "beat", "ops", "flower"}
+MONITORING = {"prometheus", "grafana"}
 READY = "service_healthy"
 DONE = "service_completed_successfully"
 
@@ -51,9 +55,41 @@ def test_the_compose_file_is_valid(compose):
 
 
 def test_every_part_of_the_service_has_a_container(compose):
-    names = set(run(*compose, "config", "--services").stdout.split())
+    names = set(run(*compose, "--profile", "monitoring", "config", "--services").stdout.split())
 
-    assert names == {"postgres", "valkey", "migrate", "worker", "beat", "ops", "flower"}
+    assert names == PARTS | MONITORING
+
+
+def test_monitoring_starts_only_where_it_is_asked_for():
+    assert {name for name, it in SERVICES.items() if "profiles" not in it} == PARTS
+    assert all(SERVICES[name]["profiles"] == ["monitoring"] for name in MONITORING)
+
+
+def test_what_monitoring_mounts_is_there():
+    mounts = [mount for name in MONITORING for mount in SERVICES[name]["volumes"]]
+
+    folders = [mount.partition(":")[0] for mount in mounts if mount.startswith(".")]
+    assert folders
+    assert all((COMPOSE_FILE.parent / folder).is_dir() for folder in folders)
+
+
+def test_prometheus_scrapes_the_ops_page_of_this_file():
+    [job] = yaml.safe_load((COMPOSE_FILE.parent / "deploy/prometheus/prometheus.yml").read_text())[
+        "scrape_configs"
+    ]
+
+    [target] = job["static_configs"][0]["targets"]
+    assert target == "ops:9095"
+    assert SERVICES["ops"]["ports"] == ["127.0.0.1:9095:9095"]
+
+
+def test_the_health_of_a_worker_is_a_command_that_exists():
+    from ops.health import main
+
+    *els, part = SERVICES["worker"]["healthcheck"]["test"]
+
+    assert els == ["CMD", "els", "health"]
+    assert main([part, "--home", "/nowhere"]) == 1
 
 
 def test_the_migration_waits_for_postgres(depends_on):
