@@ -96,7 +96,7 @@ def _measure_pushes(redis_url: str) -> None:
 
     number = 100_000
     each = timeit(count, number=number) / number
-    print(f"counting one message: {each * 1e6:.1f} µs in its worker")  # noqa: T201 - a report
+    print(f"counting one message: {each * 1e6:.1f} µs in its worker")
     pusher = metrics.Pusher(connect(redis_url))
     pushes: list[float] = []
     for _ in range(100):
@@ -104,7 +104,7 @@ def _measure_pushes(redis_url: str) -> None:
         started = time.perf_counter()
         pusher.push()
         pushes.append(time.perf_counter() - started)
-    print(f"one push: {median(pushes) * 1e3:.1f} ms, every {metrics.EVERY_S:g} s a process")  # noqa: T201 - a report
+    print(f"one push: {median(pushes) * 1e3:.1f} ms, every {metrics.EVERY_S:g} s a process")
 
 
 @contextmanager
@@ -137,11 +137,11 @@ def _measure_page(page: tuple[str, int], batches: int) -> None:
     before = _resident_mib(pid)
     for _ in range(SCRAPES):
         _get(f"{url}/metrics")
-    print(f"{batches} batches, half of them open:")  # noqa: T201 - a report
-    print(f"  /metrics, new look:         {_told(took[:LOOKS])}")  # noqa: T201 - a report
-    print(f"  /health/batches, new look:  {_told(took[LOOKS:])}")  # noqa: T201 - a report
-    print(f"  /metrics, shown again:      {_told(again)}")  # noqa: T201 - a report
-    print(f"  memory: {before} MiB, after {SCRAPES} more scrapes {_resident_mib(pid)} MiB")  # noqa: T201 - a report
+    print(f"{batches} batches, half of them open:")
+    print(f"  /metrics, new look:         {_told(took[:LOOKS])}")
+    print(f"  /health/batches, new look:  {_told(took[LOOKS:])}")
+    print(f"  /metrics, shown again:      {_told(again)}")
+    print(f"  memory: {before} MiB, after {SCRAPES} more scrapes {_resident_mib(pid)} MiB")
 
 
 def _get(url: str) -> float:

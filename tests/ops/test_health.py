@@ -121,7 +121,10 @@ def test_a_part_that_is_away_is_named_and_everything_else_is_told(database_url, 
     assert ('els_sweep_repairs_total{rule="slot_drift"}' in samples) == (part != "redis")
     assert ("els_slot_drift" in samples) == (part == "broker")
     assert (health[0] == 503) == (part == "postgres")
-    assert health[1].get("unchecked") == {"postgres": None, "redis": ["slot_drift"]}.get(part, [])
+    assert health[1].get("unchecked") == {
+        "postgres": None,
+        "redis": ["counter_wrong", "slot_drift"],
+    }.get(part, [])
     assert alive == (200, "alive\n")
     assert "secret-word" not in str([ready, health])
 
