@@ -1,10 +1,10 @@
-"""Measure what the events that Flower needs cost a worker: contents a second with and without.
+"""Measure what the events that Flower needs cost a worker: its CPU a content, with and without.
 
     python -m bench.task_events --contents 2000 --rounds 5
 
 One worker on private servers takes the same number of contents with events switched on and off by
-remote control, in turn, so that whatever else the machine does weighs on both. The messages are
-sent before the clock starts. Read the ratio, not the rates.
+remote control, in turn. The CPU of all its processes is counted, from /proc, which a busy machine
+disturbs less than the time that passes. Read the ratio, not the times.
 """
 
 import argparse
@@ -13,8 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from statistics import median
 from uuid import uuid4
@@ -46,21 +46,22 @@ def main() -> None:
         upgrade(postgres.url)
         conn = stack.enter_context(ledger.connect_once(postgres.url))
         sender = stack.enter_context(Sender(valkey.url, QUEUE))
-        stack.enter_context(_worker(postgres.url, valkey.url, Path(home), sender))
-        _round(valkey.url, sender, conn, asked.contents // 4, events=True)  # warms up
+        group = stack.enter_context(_worker(postgres.url, valkey.url, Path(home), sender))
+        _take(valkey.url, sender, conn, asked.contents // 4)  # warms up
         ratios = []
         for _ in range(asked.rounds):
-            rates = [
-                _round(valkey.url, sender, conn, asked.contents, events=on) for on in (False, True)
+            off, on = [
+                _cpu_ms(group, lambda: _take(valkey.url, sender, conn, asked.contents), switch)
+                / asked.contents
+                for switch in (sender.app.control.disable_events, sender.app.control.enable_events)
             ]
-            ratios.append(rates[1] / rates[0])
-            told = f"without events {rates[0]:.0f}/s, with {rates[1]:.0f}/s: {ratios[-1]:.2f}"
-            print(told, flush=True)
+            ratios.append(on / off)
+            print(f"without events {off:.2f} ms, with {on:.2f} ms: {ratios[-1]:.2f}", flush=True)
         print(f"ratio, median: {median(ratios):.2f}")
 
 
 @contextmanager
-def _worker(database_url: str, redis_url: str, home: Path, sender: Sender) -> Iterator[None]:
+def _worker(database_url: str, redis_url: str, home: Path, sender: Sender) -> Iterator[int]:
     urls = {"ELS_DATABASE_URL": database_url, "ELS_REDIS_URL": redis_url, "ELS_BROKER_URL": ""}
     more = {"ELS_QUEUE": QUEUE, "ELS_HOME": str(home), "ELS_LOG_FORMAT": "json"}
     with (home / "worker.log").open("wb") as log:
@@ -69,28 +70,44 @@ def _worker(database_url: str, redis_url: str, home: Path, sender: Sender) -> It
             env={**os.environ, **urls, **more},
             stdout=log,
             stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     try:
         while not sender.app.control.ping(timeout=0.5):
             pass
-        yield
+        yield process.pid
     finally:
         process.terminate()
         process.wait()
 
 
-def _round(valkey_url: str, sender: Sender, conn: Conn, contents: int, *, events: bool) -> float:
-    """Let the worker take one batch; return contents a second."""
-    control, batch = sender.app.control, f"batch-{uuid4().hex[:12]}"
-    (control.enable_events if events else control.disable_events)(reply=True, timeout=2)
-    _register(sender, conn, batch, contents + 1)  # one slot stays open: no completion is measured
+def _cpu_ms(group: int, work: Callable[[], None], switch: Callable[..., object]) -> float:
+    """Return the CPU that a group of processes spends on some work, once a switch is turned."""
+    switch(reply=True, timeout=2)
+    before = _spent_ms(group)
+    work()
+    return _spent_ms(group) - before
+
+
+def _spent_ms(group: int) -> float:
+    ticks = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended since
+            fields = path.read_text().rpartition(")")[2].split()
+            if int(fields[2]) == group:
+                ticks += int(fields[11]) + int(fields[12])
+    return ticks * 1e3 / os.sysconf("SC_CLK_TCK")
+
+
+def _take(valkey_url: str, sender: Sender, conn: Conn, contents: int) -> None:
+    """Let the worker take one batch, but for its last slot: no completion is measured."""
+    batch = f"batch-{uuid4().hex[:12]}"
+    _register(sender, conn, batch, contents + 1)
     with Sender(valkey_url, HELD) as held:
         for n in range(contents):
             held.send("els.assign_content", _content(batch, n))
-    started = time.perf_counter()
     redis.Redis.from_url(valkey_url).rename(HELD, QUEUE)  # all are there at once
     _until_carried_out(conn, batch, contents + 1)
-    return contents / (time.perf_counter() - started)
 
 
 def _register(sender: Sender, conn: Conn, batch: str, slots: int) -> None:
