@@ -1,7 +1,7 @@
 """What worker processes count, and how it adds up in Redis.
 
 Counting is an addition in the process. A thread hands on what was added every few seconds, to one
-hash for all processes on all hosts, which the ops page shows (ADR 7).
+hash for all processes on all hosts, which the ops page shows (ADR 8).
 """
 
 from collections.abc import Mapping
