@@ -42,6 +42,7 @@ check: env ## linters and types
 lock: ## write requirements.txt and requirements-dev.txt anew (needs uv)
 	uv pip compile --universal --generate-hashes --python-version 3.11 -q pyproject.toml --extra tracing -o requirements.txt
 	uv pip compile --universal --generate-hashes --python-version 3.11 -q pyproject.toml --extra tracing --group dev -o requirements-dev.txt
+	uv pip compile --universal --generate-hashes --python-version 3.11 -q pyproject.toml --extra tracing --group peers -c requirements.txt -o requirements-peers.txt
 
 clean: ## remove the environment and the data of the embedded servers
 	rm -rf $(VENV) .els .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -17,6 +17,7 @@ from rich.table import Table
 from core import desk
 from core.errors import ELSError
 from ops import oncall
+from ops.bench import bench
 from ops.stack import Endpoints, Stack
 from ops.terminal import (
     AsJson,
@@ -232,6 +233,7 @@ def torture(
     raise typer.Exit(0 if report.ok else 1)
 
 
+app.command()(bench)
 oncall.add_to(app)
 
 

@@ -1,0 +1,70 @@
+"""Charts for the docs: plain SVG, readable on light and dark pages."""
+
+import math
+from collections.abc import Sequence
+from html import escape
+
+from bench.measure import Figure, Ratio, spread
+
+WIDTH, LEFT, RIGHT, ROW = 720, 330, 90, 26
+STYLE = (
+    "<style>text{font:13px system-ui,sans-serif;fill:#57606a}"
+    ".bar{fill:#2f81f7}.line{fill:none;stroke:#2f81f7;stroke-width:2}"
+    ".mark{stroke:#8b949e;stroke-width:1}.title{font-weight:600}</style>"
+)
+
+
+def bars(title: str, figures: Sequence[Figure]) -> str:
+    """Draw one bar a figure, with a line from its lowest to its highest round."""
+    most = max(max(figure.values) for figure in figures)
+    scale = (WIDTH - LEFT - RIGHT) / most
+    rows = []
+    for number, figure in enumerate(figures):
+        told, top = spread(figure.values), 34 + number * ROW
+        low, high = LEFT + told["low"] * scale, LEFT + told["high"] * scale
+        rows += [
+            _text(LEFT - 8, top + 13, figure.what, "end"),
+            f'<rect class="bar" x="{LEFT}" y="{top}" height="16" rx="2"'
+            f' width="{told["median"] * scale:.1f}"/>',
+            f'<line class="mark" x1="{low:.1f}" x2="{high:.1f}" y1="{top + 8}" y2="{top + 8}"/>',
+            _text(high + 6, top + 13, f"{told['median']:,.4g}"),
+        ]
+    unit = figures[0].unit
+    return _svg(34 + len(figures) * ROW + 8, f"{title} ({unit})", rows)
+
+
+def line(title: str, points: Sequence[tuple[float, Figure]], across: str) -> str:
+    """Draw figures over a logarithmic scale."""
+    high = max(spread(figure.values)["median"] for _, figure in points)
+    logs = [math.log10(at) for at, _ in points]
+    span = (logs[-1] - logs[0]) or 1
+    left, width, height = 70, WIDTH - 140, 200
+    places = []
+    for x_log, (at, figure) in zip(logs, points, strict=True):
+        median = spread(figure.values)["median"]
+        x, y = left + (x_log - logs[0]) / span * width, 40 + height * (1 - median / high)
+        places.append((x, y, at, median))
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _, _ in places)
+    marks = [f'<polyline class="line" points="{path}"/>']
+    for x, y, at, median in places:
+        marks.append(f'<circle class="bar" cx="{x:.1f}" cy="{y:.1f}" r="4"/>')
+        marks.append(_text(x, y - 10, f"{median:,.4g}", "middle"))
+        marks.append(_text(x, 40 + height + 20, f"{at:,.0f}", "middle"))
+    marks.append(f'<line class="mark" x1="{left}" x2="{left + width}" y1="240" y2="240"/>')
+    marks.append(_text(WIDTH / 2, 40 + height + 40, across, "middle"))
+    return _svg(height + 90, f"{title} ({points[0][1].unit})", marks)
+
+
+def ratio_bars(title: str, ratios: Sequence[Ratio]) -> str:
+    """Draw one bar a ratio."""
+    return bars(title, [Figure(r.goal.of, r.goal.what, "times", r.values) for r in ratios])
+
+
+def _svg(height: float, title: str, parts: Sequence[str]) -> str:
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" role="img">'
+    name = f'<title>{escape(title)}</title><text class="title" x="8" y="20">{escape(title)}</text>'
+    return "\n".join([head, STYLE, name, *parts, "</svg>\n"])
+
+
+def _text(x: float, y: float, words: str, anchor: str = "start") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'

@@ -1,0 +1,136 @@
+"""The contest: our single contents and every peer do the same job, in turns.
+
+Timed by the database's own clock, from the moment when a tenth of the contents have their slots,
+so that starting processes costs nobody anything, to the last readiness.
+"""
+
+import subprocess
+from collections.abc import Callable
+from functools import partial
+from itertools import count
+from typing import LiteralString
+
+from bench.cases import drain_singles
+from bench.load import CLASS, register
+from bench.measure import Figure, Goal, interleave
+from bench.peers import PEERS, Peer
+from bench.peers.job import SCHEMA
+from bench.stand import PATIENCE_S, BenchError, Drained, Stand
+
+OURS = "contest_singles"
+TENTH = 0.1
+WARM_UP = CLASS * 4
+OUR_TIMES = (
+    "SELECT extract(epoch FROM assigned_at) AS at FROM essay_states"
+    " WHERE assigned_at IS NOT NULL ORDER BY 1",
+    "SELECT extract(epoch FROM max(ready_at)) AS at FROM batch_essay_trackers",
+)
+PEER_TIMES = (
+    "SELECT extract(epoch FROM seen_at) AS at FROM peers.seen ORDER BY 1",
+    "SELECT extract(epoch FROM max(ready_at)) AS at FROM peers.ready",
+)
+OURS_READY = "SELECT count(ready_at) AS n FROM batch_essay_trackers"
+PEER_READY = "SELECT count(*) AS n FROM peers.ready"
+_batches = count()
+
+
+def measure_contest(
+    stand: Stand, seconds: float, rounds: int, tick: Callable[[], None]
+) -> tuple[list[Figure], list[str]]:
+    """Let all that are installed take turns; return a figure each, and who is missing."""
+    there = [peer for peer in PEERS if peer.installed]
+    runs = {OURS: partial(run_ours, stand), **{p.name: partial(run_peer, stand, p) for p in there}}
+    told = {OURS: "single contents, in the contest", **{p.name: p.what for p in there}}
+    figures = {name: Figure(name, told[name], "a second") for name in runs}
+    amounts = {}
+    for name, run in runs.items():
+        rate = run(WARM_UP).rate
+        amounts[name] = max(round(rate * seconds / CLASS), 4) * CLASS
+        tick()
+
+    def step(name: str) -> None:
+        figures[name].values.append(runs[name](amounts[name]).rate)
+
+    interleave([partial(step, name) for name in runs], rounds, tick)
+    missing = [f"{p.what}: {p.package} is not installed" for p in PEERS if not p.installed]
+    return list(figures.values()), missing
+
+
+def contest_goals() -> list[Goal]:
+    """Say how many times as fast as each peer we ought to be."""
+    return [
+        Goal(f"single contents against {peer.what}", OURS, peer.name, at_least=peer.at_least)
+        for peer in PEERS
+    ]
+
+
+def run_ours(stand: Stand, amount: int) -> Drained:
+    """Fill batches of a class by single contents, on workers that are up."""
+    drain_singles(stand, amount)
+    return _timed(stand, OUR_TIMES, amount)
+
+
+def run_peer(stand: Stand, peer: Peer, amount: int) -> Drained:
+    """Enqueue the job of a peer, let its workers do it, and check what they did."""
+    stand.empty()
+    names = [f"contest-{next(_batches):06d}" for _ in range(amount // CLASS)]
+    if peer.our_tables:
+        names = [batch.batch_id for batch in register(stand, [CLASS] * len(names))]
+    _lay_out(stand, names)
+    subprocess.run(  # noqa: S602 - our own command
+        peer.enqueue, shell=True, env=stand.environ, check=True, capture_output=True, timeout=600
+    )
+    command = f"exec {peer.worker.format(n=stand.crew.processes)}"
+    times = 1 if peer.families else stand.crew.processes
+    workers = stand.run(f"peer-{peer.name}", command, {}, times)
+    try:
+        done = partial(_count_ready, stand, OURS_READY if peer.our_tables else PEER_READY)
+        stand.until(lambda: done() >= len(names), PATIENCE_S, f"{peer.name} is done")
+    finally:
+        workers.stop()
+    if peer.our_tables:
+        return _timed(stand, OUR_TIMES, amount)
+    _check(stand, len(names), amount)
+    return _timed(stand, PEER_TIMES, amount)
+
+
+def _lay_out(stand: Stand, names: list[str]) -> None:
+    """Make the tables of the job anew, with these batches."""
+    with stand.pool.connection() as conn:
+        conn.execute(SCHEMA.read_bytes())
+        conn.execute("INSERT INTO peers.batches SELECT unnest(%s::text[]), %s", [names, CLASS])
+        conn.execute(
+            "INSERT INTO peers.slots (batch_id, essay_id)"
+            " SELECT batch_id, 'essay-' || lpad(n::text, 6, '0')"
+            " FROM peers.batches, generate_series(0, open_slots - 1) n"
+        )
+    stand.calm()
+
+
+def _count_ready(stand: Stand, query: LiteralString) -> int:
+    with stand.pool.connection() as conn:
+        row = conn.execute(query).fetchone()
+    return int(row["n"]) if row else 0
+
+
+def _check(stand: Stand, batches: int, amount: int) -> None:
+    """Make sure that a peer did the job: a slot a content, one readiness a batch."""
+    with stand.pool.connection() as conn:
+        found = conn.execute(
+            "SELECT (SELECT count(text_storage_id) FROM peers.slots) AS assigned,"
+            " (SELECT count(*) FROM peers.ready) AS ready,"
+            " (SELECT count(DISTINCT batch_id) FROM peers.ready) AS batches"
+        ).fetchone()
+    if found != {"assigned": amount, "ready": batches, "batches": batches}:
+        raise BenchError(f"{batches} batches, {amount} contents: {found}")
+
+
+def _timed(stand: Stand, times: tuple[LiteralString, LiteralString], amount: int) -> Drained:
+    """Read when things happened, in the database's clock."""
+    with stand.pool.connection() as conn:
+        contents = [float(row["at"]) for row in conn.execute(times[0])]
+        last = conn.execute(times[1]).fetchone()
+    if last is None or len(contents) != amount:
+        raise BenchError(f"{len(contents)} of {amount} contents were assigned")
+    skipped = int(amount * TENTH)
+    return Drained(amount - skipped, float(last["at"]) - contents[skipped])

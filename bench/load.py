@@ -1,0 +1,70 @@
+"""What upstream services would send: registrations, contents one by one, and uploads."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+from bench.queues import Json, Message
+from bench.stand import Stand
+from core.events import BatchEssaysRegistered, parse
+from ops.client import common
+
+CLASS = 25  # essays of a batch, the size that people send
+UPLOAD = 10_000  # contents of one message at most
+_numbers = count()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A registered batch and how many contents it will get."""
+
+    batch_id: str
+    contents: int
+
+    def singles(self) -> Iterator[Message]:
+        """Announce each content by a message of its own."""
+        for number in range(self.contents):
+            yield Message(
+                "els.assign_content", {"event": common(self.batch_id, **_content(number))}
+            )
+
+    def uploads(self, size: int = UPLOAD) -> Iterator[Message]:
+        """Announce them all by as few messages as hold at most so many."""
+        for start in range(0, self.contents, size):
+            texts = [_content(n) for n in range(start, min(start + size, self.contents))]
+            yield Message("els.assign_contents", {"event": common(self.batch_id, contents=texts)})
+
+
+def registration(essays: int) -> Message:
+    """Announce a new batch."""
+    ids = [f"essay-{number:06d}" for number in range(essays)]
+    event = common(
+        f"bench-{next(_numbers):07d}",
+        essay_ids=ids,
+        expected_essay_count=essays,
+        course_code="ENG5",
+        user_id="teacher-1",
+    )
+    return Message("els.register_batch", {"event": event})
+
+
+def register(stand: Stand, sizes: Sequence[int], contents: int | None = None) -> list[Batch]:
+    """Register batches of these sizes here and now; each is to get so many contents, else all."""
+    batches = []
+    for size in sizes:
+        message = registration(size)
+        event, idem = parse(BatchEssaysRegistered, message.task, message.kwargs["event"], 2**23)
+        stand.lifecycle.register_batch(event, idem)
+        batches.append(Batch(event.batch_id, size if contents is None else contents))
+    return batches
+
+
+def _content(number: int) -> Json:
+    return {
+        "text_storage_id": f"text-{number:06d}",
+        "file_upload_id": f"file-{number:06d}",
+        "original_file_name": f"essay {number}.docx",
+        "raw_file_storage_id": f"raw-{number:06d}",
+        "file_size_bytes": 14_200,
+        "content_md5_hash": "9e107d9d372bb6826bd81d3542a419d6",
+    }

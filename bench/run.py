@@ -1,0 +1,73 @@
+"""One run of the bench: which cases, on which servers, how long."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+
+from bench import cases, claims, contest, growth
+from bench.growth import FULL
+from bench.machine import describe
+from bench.measure import ratios
+from bench.report import Report
+from bench.stand import Stand
+
+SLOTS = (10_000, 100_000)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How thorough a run is."""
+
+    seconds: float = 2.0  # of one drain
+    rounds: int = 5
+    samples: int = 40  # of each latency in a round
+    largest: int = 100_000  # essays of a batch, and open batches
+    full: int = FULL  # essays in the tables
+    memory: int = 1_000_000  # contents
+
+
+QUICK = Plan(seconds=0.3, rounds=2, samples=5, largest=1_000, full=10_000, memory=10_000)
+Tick = Callable[[str], None]  # told which part a measurement belongs to
+
+
+def bench(
+    stand: Stand, plan: Plan, *, peers: bool, growing: bool, tick: Tick = lambda part: None
+) -> Report:
+    """Measure everything that is asked for. Raises BenchError when a case goes wrong."""
+    started, started_at = time.monotonic(), datetime.now(UTC)
+    broker = stand.broker_url.partition(":")[0]
+    report = Report(describe(stand), stand.crew, broker, plan.seconds, plan.rounds)
+    _measure_route(stand, plan, report, tick)
+    if peers:
+        found, report.skipped = contest.measure_contest(
+            stand, plan.seconds, plan.rounds, partial(tick, "peers")
+        )
+        report.figures += found
+    if growing:
+        _measure_growth(stand, plan, report, tick)
+    goals = [*cases.GOALS, *claims.GOALS, *contest.contest_goals(), *growth.GOALS]
+    report.ratios = ratios({figure.name: figure for figure in report.figures}, goals)
+    report.started_at, report.took_s = started_at.isoformat(), time.monotonic() - started
+    return report
+
+
+def _measure_route(stand: Stand, plan: Plan, report: Report, tick: Tick) -> None:
+    for name, group in (
+        ("contents", cases.content_cases(stand)),
+        ("registration", cases.registration_cases(stand, SLOTS)),
+        ("claims", claims.claim_cases(stand)),
+    ):
+        report.figures += cases.run_cases(group, plan.seconds, plan.rounds, partial(tick, name))
+        report.note_cpu(group)
+    latency = partial(tick, "latency")
+    report.figures += cases.measure_latency(stand, plan.samples, plan.rounds, latency)
+
+
+def _measure_growth(stand: Stand, plan: Plan, report: Report, tick: Tick) -> None:
+    group = growth.growth_cases(stand, plan.largest, plan.full)
+    growing = partial(tick, "growth")
+    report.figures += growth.measure_growth(group, plan.seconds, plan.rounds, growing)
+    report.note_cpu(group)
+    report.figures.append(growth.measure_memory(stand, plan.memory, partial(tick, "memory")))

@@ -1,0 +1,79 @@
+"""`els bench`: the command; what it measures stands in the package `bench`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from ops.terminal import AsJson, err, out, print_json, say
+
+BROKERS = ("redis://", "rediss://", "amqp://", "amqps://")
+
+
+def bench(
+    quick: Annotated[bool, typer.Option("--quick", help="Two short rounds: a first look")] = False,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Length of one measurement")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="Measurements of each case, in turns")] = 5,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Other libraries at the same job too")
+    ] = False,
+    growth: Annotated[
+        bool, typer.Option("--growth", help="Large batches, many of them, full tables too")
+    ] = False,
+    pool: Annotated[str, typer.Option(help="Pool of a worker: prefork, solo, threads")] = "prefork",
+    processes: Annotated[int, typer.Option(min=1, help="Processes, or threads, of a worker")] = 2,
+    workers: Annotated[int, typer.Option(min=1, help="Workers")] = 1,
+    prefetch: Annotated[int, typer.Option(min=1, help="Messages fetched ahead, a process")] = 1,
+    database_url: Annotated[
+        str | None, typer.Option(help="An empty database, instead of an embedded Postgres")
+    ] = None,
+    redis_url: Annotated[
+        str | None, typer.Option(help="An empty Redis, instead of an embedded Valkey")
+    ] = None,
+    broker_url: Annotated[
+        str | None, typer.Option(help="A broker beside the Redis, such as amqp://…")
+    ] = None,
+    out_dir: Annotated[
+        Path | None, typer.Option("--out", help="Write JSON and charts into this folder")
+    ] = None,
+    name: Annotated[str, typer.Option(help="Name of the files written")] = "bench",
+    as_json: AsJson = False,
+) -> None:
+    """Measure throughput and latency of this installation, beside Celery tasks that do nothing.
+
+    On servers and workers of its own, with nothing else on them; your running service is not
+    touched. Every figure is a median over rounds in which all cases take turns; read the ratios.
+    """
+    from dataclasses import replace
+
+    from bench.run import QUICK, Plan
+    from bench.run import bench as run_bench
+    from bench.stand import Crew, Servers, open_stand
+
+    if pool not in ("prefork", "solo", "threads"):
+        raise typer.BadParameter(f"{pool} is none of prefork, solo, threads", param_hint="--pool")
+    if broker_url and not broker_url.startswith(BROKERS):
+        raise typer.BadParameter("must be a Redis or RabbitMQ URL", param_hint="--broker-url")
+    plan = QUICK if quick else replace(Plan(), seconds=seconds, rounds=rounds)
+    crew = Crew(pool, 1 if pool == "solo" else processes, workers, prefetch)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with (
+        open_stand(crew, Servers(database_url, redis_url, broker_url), say) as stand,
+        Progress(*columns, console=err, transient=True) as progress,
+    ):
+        shown = progress.add_task("starting")
+        done = 0
+
+        def tick(part: str) -> None:
+            nonlocal done
+            done += 1
+            progress.update(shown, description=f"{part}: measurement {done}")
+
+        report = run_bench(stand, plan, peers=peers, growing=growth, tick=tick)
+    if as_json:
+        print_json(report.as_json())
+    else:
+        report.show(out)
+    for file in report.write(out_dir, name) if out_dir else []:
+        say(f"written: {file}")
