@@ -4,7 +4,7 @@ SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help env demo run test torture check lock clean
+.PHONY: help env demo run test torture bench check lock clean
 .DEFAULT_GOAL := help
 
 help: ## list what can be made
@@ -31,6 +31,16 @@ torture: env ## the long proofs: every crash point 25 times, then ten minutes of
 	@$(BIN)/python -m pytest tests/live -m crash --runs 25 $(ARGS)
 	@echo "== ten minutes of random faults"
 	@$(BIN)/els torture --minutes 10
+
+bench: $(VENV)/.peers ## throughput, latency, growth and peers; takes the machine for about half an hour
+	@$(BIN)/els bench --peers --growth --out bench/results $(ARGS)
+	@$(BIN)/python -m bench.publish bench/results docs/performance.md
+
+$(VENV)/.peers: requirements-peers.txt $(VENV)/.ready
+	@if command -v uv >/dev/null 2>&1; \
+	then uv pip install -q --python $(BIN)/python --require-hashes -r requirements-peers.txt; \
+	else $(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-peers.txt; fi
+	@touch $@
 
 check: env ## linters and types
 	@echo "== ruff, mypy, import-linter"

@@ -5,7 +5,8 @@ So the time of a drain holds no publishing: it runs from the handing over to the
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 from uuid import uuid4
@@ -49,18 +50,23 @@ class Queues(Protocol):
         """Drop what waits."""
 
 
-def queues(app: Celery) -> Queues:
+@contextmanager
+def queues(app: Celery) -> Iterator[Queues]:
     """Open the queues of the app's broker."""
     url = str(app.conf.broker_url)
-    return RabbitQueues(app) if url.startswith("amqp") else RedisQueues(app, url)
+    if url.startswith("amqp"):
+        yield RabbitQueues(app)
+    else:
+        with redis.Redis.from_url(url) as client:
+            yield RedisQueues(app, client)
 
 
 class RedisQueues:
     """A list is renamed to the list that the workers wait for."""
 
-    def __init__(self, app: Celery, url: str) -> None:
+    def __init__(self, app: Celery, client: redis.Redis) -> None:
         self._app = app
-        self._client = redis.Redis.from_url(url)
+        self._client = client
 
     def stage(self, queue: str, messages: Sequence[Message]) -> None:
         """Write the messages as Celery's producer does, in one pipeline."""

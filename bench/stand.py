@@ -17,7 +17,7 @@ import redis
 from celery import Celery
 from psycopg.sql import SQL, Identifier
 
-from bench.queues import Message, Queues, queues
+from bench.queues import Message, queues
 from core import ledger
 from core.errors import ELSError
 from core.invariants import check_ledger
@@ -31,6 +31,7 @@ from ops.stack import Stack, procfile
 
 PATIENCE_S = 120  # for any drain; then something is broken
 START_S = 60
+STOP_S = 10
 POLL_S = 0.004  # a look costs Redis 0.05 ms
 KEEP = ("ELS_DATABASE_URL", "ELS_REDIS_URL", "ELS_BROKER_URL", "ELS_HOME")
 NOOP = "exec celery -q -A bench.noop:{app} worker --loglevel {level} -Q bench.{app}"
@@ -111,11 +112,11 @@ class Workers:
         for process in self.processes:
             process.terminate()
         for process in self.processes:
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_S)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # what it left too
+            process.wait()
 
 
 class Stand:
@@ -138,7 +139,7 @@ class Stand:
         self.broker_url = broker_url
         self.home = Path(stack.endpoints.home)
         self.app = undo.enter_context(Celery("bench", broker=broker_url, backend=self.redis_url))
-        self.queues: Queues = queues(self.app)
+        self.queues = undo.enter_context(queues(self.app))
         self._stack = stack
         self._undo = undo
         environ = {k: v for k, v in stack.environ.items() if not k.startswith("ELS_") or k in KEEP}
@@ -150,7 +151,7 @@ class Stand:
             "ELS_EVENTS_QUEUE": self.events_queue,
         }
         self.pool = undo.enter_context(ledger.connect(database_url, size=2))
-        self.slots = Slots(connect(self.redis_url))
+        self.slots = Slots(undo.enter_context(connect(self.redis_url)))
         self.lifecycle = Lifecycle(self.pool, self.slots)
         self._crews: dict[str, Workers] = {}
 
