@@ -33,8 +33,8 @@ torture: env ## the long proofs: every crash point 25 times, then ten minutes of
 	@$(BIN)/els torture --minutes 10
 
 bench: $(VENV)/.peers ## throughput, latency, growth and peers; takes the machine for about half an hour
-	@$(BIN)/els bench --peers --growth --out bench/results $(ARGS)
-	@$(BIN)/python -m bench.publish bench/results docs/performance.md
+	@$(BIN)/els bench --peers --growth --out docs/performance $(ARGS)
+	@$(BIN)/python -m bench.publish docs/performance docs/performance.md
 
 $(VENV)/.peers: requirements-peers.txt $(VENV)/.ready
 	@if command -v uv >/dev/null 2>&1; \

@@ -160,7 +160,8 @@ def drain_registration(stand: Stand, slots: int) -> Drained:
     """Register one batch: the whole task, from the queue to its acknowledgement."""
     workers = stand.els()
     stand.empty()
-    drained = stand.drain(workers, [registration(slots)], slots)
+    done = partial(stand.taken_in, workers, 0)
+    drained = stand.drain(workers, [registration(slots)], slots, done)
     with stand.pool.connection() as conn:
         row = conn.execute("SELECT count(*) AS n FROM essay_states").fetchone()
     if row != {"n": slots}:

@@ -79,7 +79,7 @@ def drain_open(stand: Stand, batches: int, amount: int) -> Drained:
     size = max(amount // batches + 1, CLASS)
     registered = register(stand, [size] * batches)
     messages = list(islice(_in_turn(registered), amount))
-    drained = stand.drain(workers, messages, amount)
+    drained = stand.drain(workers, messages, amount, partial(stand.taken_in, workers, amount))
     stand.check([batch.batch_id for batch in registered], amount, ready=False)
     return drained
 

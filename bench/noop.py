@@ -9,6 +9,13 @@ from typing import Any
 from celery import Celery
 
 TASK = "bench.noop"
+# Who sends to a queue declares it, and must say the same of it as the workers.
+ON_RABBITMQ = {
+    "task_default_queue_type": "quorum",
+    "task_default_exchange_type": "topic",
+    "task_create_missing_queue_type": "quorum",
+    "task_create_missing_queue_exchange_type": "topic",
+}
 LIKE_OURS = {"task_acks_late": True, "task_ignore_result": True}
 
 
@@ -21,7 +28,7 @@ def _app(name: str, **settings: Any) -> Celery:  # Any: values of Celery's setti
         **settings,
     )
     if broker.startswith("amqp"):
-        made.conf.update(task_default_queue_type="quorum", task_default_exchange_type="topic")
+        made.conf.update(ON_RABBITMQ)
     made.task(name=TASK)(_do_nothing)
     return made
 

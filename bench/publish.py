@@ -1,6 +1,6 @@
 """Put the figures of the last `make bench` into docs/performance.md.
 
-python -m bench.publish bench/results docs/performance.md
+python -m bench.publish docs/performance docs/performance.md
 """
 
 import json

@@ -5,6 +5,7 @@ So the time of a drain holds no publishing: it runs from the handing over to the
 
 import base64
 import json
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,11 +13,14 @@ from typing import Any, Protocol, cast
 from uuid import uuid4
 
 import redis
+from amqp.exceptions import NotFound
+from amqp.spec import Basic
 from celery import Celery
-from kombu.exceptions import ChannelError
+from kombu import Connection, Exchange, Queue
 
 STAGE = "bench.stage"
 TEMPLATE = "bench.template"
+ARRIVAL_S = 1  # at most, until refused messages are where they go
 UNACKED = "unacked"  # where Kombu notes what workers hold
 
 Json = dict[str, Any]  # Any: JSON
@@ -55,7 +59,8 @@ def queues(app: Celery) -> Iterator[Queues]:
     """Open the queues of the app's broker."""
     url = str(app.conf.broker_url)
     if url.startswith("amqp"):
-        yield RabbitQueues(app)
+        with app.connection_for_write() as connection:
+            yield RabbitQueues(app, connection)
     else:
         with redis.Redis.from_url(url) as client:
             yield RedisQueues(app, client)
@@ -127,46 +132,59 @@ def _like(template: Json, message: Message, queue: str) -> str:
 
 
 class RabbitQueues:
-    """The workers stop consuming while the queue fills, and are told to go on."""
+    """We hold all messages of a queue of ours unacknowledged; refused, they go to the workers'."""
 
-    def __init__(self, app: Celery) -> None:
+    def __init__(self, app: Celery, connection: Connection) -> None:
         self._app = app
+        self._connection = connection
+        self._channel: Any = connection.default_channel  # Any: more than its types say
+        self._held = 0
 
     def stage(self, queue: str, messages: Sequence[Message]) -> None:
-        """Publish to a queue that nobody consumes."""
-        self._app.control.cancel_consumer(queue, reply=True, timeout=2)
+        """Publish to a queue that hands refused messages on, and take them all in hand."""
+        onward = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": queue}
+        stage = Queue(f"{STAGE}.{queue}", Exchange(""), f"{STAGE}.{queue}", queue_arguments=onward)
         with self._app.producer_or_acquire() as producer:
             for message in messages:
                 self._app.send_task(
                     message.task,
                     kwargs=message.kwargs,
-                    queue=queue,
+                    queue=cast(str, stage),  # Celery takes both
                     ignore_result=not message.keep_result,
                     producer=producer,
                 )
+        self._held = 0
+        tag = self._channel.basic_consume(stage.name, callback=self._hold)
+        while self._held < len(messages):
+            self._channel.connection.drain_events(timeout=30)
+        self._channel.basic_cancel(tag)
+
+    def _hold(self, message: object) -> None:
+        self._held += 1
 
     def release(self, queue: str) -> None:
-        """Let the workers consume again."""
-        self._app.control.add_consumer(queue)
+        """Refuse all messages in one word."""
+        everything, multiple, requeue = 0, True, False
+        self._channel.send_method(Basic.Nack, "Lbb", (everything, multiple, requeue))
+        deadline = time.monotonic() + ARRIVAL_S
+        while not self.waiting(queue) and time.monotonic() < deadline:
+            pass  # else an empty queue would look like one that is done
 
     def left(self, queue: str) -> int:
         """Count what waits; what workers hold does not show here."""
         return self.waiting(queue)
 
     def waiting(self, queue: str) -> int:
-        """Count what waits."""
-        with self._app.connection_for_read() as connection:
-            try:
-                channel: Any = connection.default_channel  # Any: more than its types say
-                return int(channel.queue_declare(queue, passive=True)[1])
-            except ChannelError:
-                return 0
+        """Count what waits; a queue that is not there yet is empty."""
+        channel: Any = self._connection.channel()  # its own: a queue that is missing closes it
+        try:
+            return int(channel.queue_declare(queue, passive=True)[1])
+        except NotFound:
+            return 0
+        finally:
+            channel.close()
 
     def clear(self, queue: str) -> None:
         """Drop what waits."""
-        with self._app.connection_for_write() as connection:
-            try:
-                channel: Any = connection.default_channel  # Any: more than its types say
-                channel.queue_purge(queue)
-            except ChannelError:
-                return
+        if self.waiting(queue):
+            self._channel.queue_purge(queue)

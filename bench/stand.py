@@ -17,6 +17,7 @@ import redis
 from celery import Celery
 from psycopg.sql import SQL, Identifier
 
+from bench import noop
 from bench.queues import Message, queues
 from core import ledger
 from core.errors import ELSError
@@ -139,6 +140,8 @@ class Stand:
         self.broker_url = broker_url
         self.home = Path(stack.endpoints.home)
         self.app = undo.enter_context(Celery("bench", broker=broker_url, backend=self.redis_url))
+        if broker_url.startswith("amqp"):
+            self.app.conf.update(noop.ON_RABBITMQ)
         self.queues = undo.enter_context(queues(self.app))
         self._stack = stack
         self._undo = undo
@@ -266,6 +269,17 @@ class Stand:
         with self.pool.connection() as conn:
             tracker = ledger.tracker(conn, batch_id)
         return tracker.available_slots if tracker else 0
+
+    def taken_in(self, workers: Workers, contents: int) -> bool:
+        """Tell whether nothing is left and so many contents have slots: no broker knows both."""
+        if self.queues.left(workers.queue):
+            return False
+        with self.pool.connection() as conn:
+            row = conn.execute(
+                "SELECT sum(expected_count - available_slots) AS n FROM batch_essay_trackers"
+                " WHERE completed_at IS NULL"
+            ).fetchone()
+        return row is not None and row["n"] is not None and row["n"] >= contents
 
     def cpu_s(self, workers: Workers) -> dict[str, float]:
         """Read the CPU time of workers and of servers that are ours."""
