@@ -28,7 +28,7 @@ class Plan:
     memory: int = 1_000_000  # contents
 
 
-QUICK = Plan(seconds=0.3, rounds=2, samples=5, largest=1_000, full=10_000, memory=10_000)
+QUICK = Plan(seconds=0.2, rounds=2, samples=5, largest=1_000, full=10_000, memory=10_000)
 Tick = Callable[[str], None]  # told which part a measurement belongs to
 
 

@@ -26,8 +26,9 @@ def stand():
         yield opened
 
 
+@pytest.mark.timeout(900)  # a minute on a quiet machine
 def test_a_quick_bench_gives_every_figure_and_its_files(tmp_path):
-    told = els("bench", "--quick", "--json", "--out", tmp_path, timeout=280)
+    told = els("bench", "--quick", "--json", "--out", tmp_path, timeout=800)
 
     assert told.returncode == 0, told.stderr
     found = json.loads(told.stdout)
