@@ -7,6 +7,7 @@ from itertools import count
 from bench.queues import Json, Message
 from bench.stand import Stand
 from core.events import BatchEssaysRegistered, parse
+from ops import client
 from ops.client import common
 
 CLASS = 25  # essays of a batch, the size that people send
@@ -38,13 +39,7 @@ class Batch:
 def registration(essays: int) -> Message:
     """Announce a new batch."""
     ids = [f"essay-{number:06d}" for number in range(essays)]
-    event = common(
-        f"bench-{next(_numbers):07d}",
-        essay_ids=ids,
-        expected_essay_count=essays,
-        course_code="ENG5",
-        user_id="teacher-1",
-    )
+    event = client.registration(f"bench-{next(_numbers):07d}", ids)
     return Message("els.register_batch", {"event": event})
 
 
