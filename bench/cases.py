@@ -111,7 +111,7 @@ def drain_uploads(stand: Stand, sizes: Sequence[int], amount: int) -> Drained:
 def content_cases(stand: Stand) -> list[Case]:
     """List what happens to contents, beside tasks that do nothing."""
     mixed = sum(MIXED)
-    return [
+    cases = [
         Case("noop", "no-op task, settings as ours", partial(drain_noop, stand, "like_ours")),
         Case(
             "noop_our_transport",
@@ -151,6 +151,11 @@ def content_cases(stand: Stand) -> list[Case]:
             fixed=True,
         ),
     ]
+    if stand.broker_url.startswith("amqp"):
+        what = "no-op task on Redis, Celery's documented defaults"
+        run = partial(drain_noop, stand.on_redis(), "as_documented")
+        cases.append(Case("noop_documented_redis", what, run))
+    return cases
 
 
 # --- registration ------------------------------------------------------------------------------
@@ -266,6 +271,12 @@ GOALS = [
         "singles",
         "noop_documented",
         at_least=1.5,
+    ),
+    Goal(
+        "single contents on RabbitMQ against a no-op task on Redis with documented defaults",
+        "singles",
+        "noop_documented_redis",
+        at_least=2.5,
     ),
     Goal("mixed uploads against single contents", "uploads_mixed", "singles", at_least=25),
     Goal("one upload of 10,000 against single contents", "uploads_whole", "singles", at_least=60),

@@ -166,6 +166,11 @@ class Stand:
         upgrade(url)
         return Stand(self._stack, self.crew, self._undo, self.broker_url, url, f"els.{name}")
 
+    def on_redis(self) -> "Stand":
+        """Make another stand with the same tables whose broker is the Redis."""
+        url = self.redis_url
+        return Stand(self._stack, self.crew, self._undo, url, self.database_url, self.queue)
+
     # --- workers -------------------------------------------------------------------------------
 
     def els(self, *, events: bool = True) -> Workers:
