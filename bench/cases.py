@@ -114,11 +114,6 @@ def content_cases(stand: Stand) -> list[Case]:
     cases = [
         Case("noop", "no-op task, settings as ours", partial(drain_noop, stand, "like_ours")),
         Case(
-            "noop_our_transport",
-            "no-op task on our transport",
-            partial(drain_noop, stand, "on_our_transport"),
-        ),
-        Case(
             "noop_documented",
             "no-op task, Celery's documented defaults",
             partial(drain_noop, stand, "as_documented"),
@@ -151,7 +146,10 @@ def content_cases(stand: Stand) -> list[Case]:
             fixed=True,
         ),
     ]
-    if stand.broker_url.startswith("amqp"):
+    if not stand.broker_url.startswith("amqp"):
+        run = partial(drain_noop, stand, "on_our_transport")
+        cases.insert(1, Case("noop_our_transport", "no-op task on our transport", run))
+    else:
         what = "no-op task on Redis, Celery's documented defaults"
         run = partial(drain_noop, stand.on_redis(), "as_documented")
         cases.append(Case("noop_documented_redis", what, run))

@@ -6,7 +6,7 @@ from html import escape
 
 from bench.measure import Figure, Ratio, spread
 
-WIDTH, LEFT, RIGHT, ROW = 720, 330, 90, 26
+WIDTH, LEFT, RIGHT, ROW, TOP = 720, 330, 90, 26, 56
 STYLE = (
     "<style>text{font:13px system-ui,sans-serif;fill:#57606a}"
     ".bar{fill:#2f81f7}.line{fill:none;stroke:#2f81f7;stroke-width:2}"
@@ -42,17 +42,18 @@ def line(title: str, points: Sequence[tuple[float, Figure]], across: str) -> str
     places = []
     for x_log, (at, figure) in zip(logs, points, strict=True):
         median = spread(figure.values)["median"]
-        x, y = left + (x_log - logs[0]) / span * width, 40 + height * (1 - median / high)
+        x, y = left + (x_log - logs[0]) / span * width, TOP + height * (1 - median / high)
         places.append((x, y, at, median))
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _, _ in places)
     marks = [f'<polyline class="line" points="{path}"/>']
     for x, y, at, median in places:
         marks.append(f'<circle class="bar" cx="{x:.1f}" cy="{y:.1f}" r="4"/>')
         marks.append(_text(x, y - 10, f"{median:,.4g}", "middle"))
-        marks.append(_text(x, 40 + height + 20, f"{at:,.0f}", "middle"))
-    marks.append(f'<line class="mark" x1="{left}" x2="{left + width}" y1="240" y2="240"/>')
-    marks.append(_text(WIDTH / 2, 40 + height + 40, across, "middle"))
-    return _svg(height + 90, f"{title} ({points[0][1].unit})", marks)
+        marks.append(_text(x, TOP + height + 20, f"{at:,.0f}", "middle"))
+    floor = TOP + height
+    marks.append(f'<line class="mark" x1="{left}" x2="{left + width}" y1="{floor}" y2="{floor}"/>')
+    marks.append(_text(WIDTH / 2, TOP + height + 40, across, "middle"))
+    return _svg(TOP + height + 50, f"{title} ({points[0][1].unit})", marks)
 
 
 def ratio_bars(title: str, ratios: Sequence[Ratio]) -> str:
