@@ -1,6 +1,7 @@
-"""Messages that never become a task: of an unknown task, undecodable, or no message at all.
+"""Celery's consumer as this service runs it, in the worker's parent.
 
-Celery logs and drops them; here they become dead letters first. Runs in the worker's parent.
+Messages that never become a task, of an unknown task, undecodable, or no message at all, are
+logged and dropped by Celery; here they become dead letters first.
 """
 
 import base64
@@ -8,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from time import monotonic
 from typing import Any
 
 import psycopg
@@ -20,6 +22,7 @@ from core.ledger import DeadLetter
 from tasks.app import settings
 from tasks.intake import as_json, told
 
+EVENTS_EVERY_S = 0.2  # between two batches of task events: what monitors see is so late at most
 UNKNOWN = "unknown"  # the task of what was no message: it cannot be replayed
 log = structlog.get_logger(__name__)
 
@@ -29,6 +32,22 @@ class Consumer(consumer.Consumer):
 
     Where that fails, because Postgres is away, the message stays unacknowledged and comes again.
     """
+
+    # Celery's own, absent from its types.
+    hub: Any
+    _flush_events: Callable[[], None]
+
+    _events_due = 0.0
+
+    def on_send_event_buffered(self) -> Any:  # Any: nothing, but Celery's types want something
+        """Publish task events a few times a second; Celery does at each turn of its event loop.
+
+        That was half of what a worker's parent did.
+        """
+        now = monotonic()
+        if self.hub and now >= self._events_due:
+            self._events_due = now + EVENTS_EVERY_S
+            self.hub.call_later(EVENTS_EVERY_S, self._flush_events)
 
     def ensure_connected(self, conn: Any) -> Any:  # Any: Kombu's connection, untyped
         """Connect to the broker; while it is away, show that the worker is well and waits."""

@@ -1,9 +1,16 @@
 """Several real workers at once: what eager mode cannot show."""
 
+import base64
+import json
+import os
+import time
+from collections import Counter
 from random import Random
 
 import pytest
+import redis
 
+from tasks.strays import EVENTS_EVERY_S
 from tests import factories as make
 from tests.live.conftest import until
 
@@ -107,3 +114,33 @@ def test_bad_input_is_kept_and_disturbs_nobody(five, conn, events_of):
     assert letter["batch_id"] == batch
     assert "file_size_bytes" in letter["message"]
     until(lambda: events_of(batch, "BatchEssaysReady"), what="the batch is ready")
+
+
+def test_task_events_are_published_in_batches_and_none_is_missing(workers):
+    workers.start(command="worker --pool prefork --concurrency 1")
+    workers.ready(1)
+    batch = make.new_batch()
+    batches = []
+    with redis.Redis.from_url(os.environ["ELS_REDIS_URL"]).pubsub() as told:
+        told.psubscribe("*celeryev/task.multi")
+        told.get_message(timeout=5)
+        started = time.monotonic()
+        for n in range(60):
+            workers.send("els.assign_content", make.content(batch, f"text-{n}"))
+
+        def succeeded():
+            if message := told.get_message(ignore_subscribe_messages=True, timeout=1):
+                body = base64.b64decode(json.loads(message["data"])["body"])
+                batches.append(json.loads(body))
+            return [e for b in batches for e in b if e["type"] == "task-succeeded"][59:]
+
+        until(succeeded, 60, "60 tasks are told to have succeeded")
+
+    told_s = time.monotonic() - started
+    types = Counter(event["type"] for events in batches for event in events)
+    assert {t: types[f"task-{t}"] for t in ("received", "started", "succeeded")} == {
+        "received": 60,
+        "started": 60,
+        "succeeded": 60,
+    }
+    assert len(batches) <= told_s / EVENTS_EVERY_S + 180 / 24 + 2  # 24: as Celery fills a batch
