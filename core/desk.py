@@ -3,8 +3,10 @@
 The lifecycle's own statements stand in `core/ledger.py`.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import LiteralString
+from uuid import UUID
 
 from psycopg.errors import UndefinedTable
 from psycopg.rows import DictRow
@@ -12,6 +14,9 @@ from psycopg.rows import DictRow
 from core import ledger
 from core.ledger import Conn, Row
 from core.states import BatchStatus, ClassType
+
+Place = tuple[str, str]  # where a page ends: a moment, as text, and a batch id
+FIRST: Place = ("infinity", "~")  # after every moment, and after every identifier
 
 
 def statuses(conn: Conn, batch_id: str | None, limit: int) -> list[DictRow]:
@@ -35,17 +40,33 @@ def find(conn: Conn, wanted: str, limit: int) -> list[DictRow]:
 
 
 def letters(
-    conn: Conn, *, batch_id: str | None, task: str | None, every: bool, limit: int
+    conn: Conn,
+    *,
+    batch_id: str | None,
+    task: str | None,
+    every: bool,
+    limit: int,
+    code: str | None = None,
+    before: int | None = None,
 ) -> list[DictRow]:
     """List dead letters without their bodies, newest first; `every`: handled ones as well."""
     return conn.execute(
-        "SELECT id, task, batch_id, code, sqlstate, message, deliveries, parked_at, replayed_at,"
-        " discarded_at FROM dead_letters"
+        "SELECT id, task, task_id, batch_id, code, sqlstate, message, deliveries, parked_at,"
+        " replayed_at, discarded_at FROM dead_letters"
         " WHERE (%(batch_id)s::text IS NULL OR batch_id = %(batch_id)s)"
         " AND (%(task)s::text IS NULL OR task = %(task)s)"
+        " AND (%(code)s::text IS NULL OR code = %(code)s)"
+        " AND (%(before)s::bigint IS NULL OR id < %(before)s)"
         " AND (%(every)s OR replayed_at IS NULL AND discarded_at IS NULL)"
         " ORDER BY id DESC LIMIT %(limit)s",
-        {"batch_id": batch_id, "task": task, "every": every, "limit": limit},
+        {
+            "batch_id": batch_id,
+            "task": task,
+            "code": code,
+            "before": before,
+            "every": every,
+            "limit": limit,
+        },
     ).fetchall()
 
 
@@ -64,12 +85,23 @@ def mark_discarded(conn: Conn, number: int) -> None:
     conn.execute("UPDATE dead_letters SET discarded_at = now() WHERE id = %s", [number])
 
 
-def undelivered(conn: Conn, limit: int) -> list[DictRow]:
-    """List events that wait for delivery, the oldest first."""
+def undelivered(
+    conn: Conn,
+    limit: int,
+    *,
+    batch_id: str | None = None,
+    event_type: str | None = None,
+    failing: bool = False,
+) -> list[DictRow]:
+    """List events that wait for delivery, the oldest first; `failing`: only ones with an error."""
     return conn.execute(
         "SELECT id, batch_id, type, sequence, created_at, attempts, last_error FROM event_outbox"
-        " WHERE published_at IS NULL ORDER BY created_at, batch_id, sequence LIMIT %s",
-        [limit],
+        " WHERE published_at IS NULL"
+        " AND (%(batch_id)s::text IS NULL OR batch_id = %(batch_id)s)"
+        " AND (%(type)s::text IS NULL OR type = %(type)s)"
+        " AND (NOT %(failing)s OR last_error IS NOT NULL)"
+        " ORDER BY created_at, batch_id, sequence LIMIT %(limit)s",
+        {"batch_id": batch_id, "type": event_type, "failing": failing, "limit": limit},
     ).fetchall()
 
 
@@ -148,3 +180,118 @@ def revision(conn: Conn) -> str | None:
     except UndefinedTable:
         return None
     return row["version_num"] if row else None
+
+
+def newest(
+    conn: Conn, status: str | None, but: Sequence[str], after: Place | None, limit: int
+) -> list[Place]:
+    """Page through batches, newest first: those of a state, but not these; `after` a place."""
+    since, batch_id = after or FIRST
+    rows = conn.execute(
+        "SELECT registered_at, batch_id FROM batch_essay_trackers"
+        " WHERE (registered_at, batch_id) < (%(since)s::timestamptz, %(batch_id)s)"
+        " AND (%(status)s::text IS NULL OR status = %(status)s)"
+        " AND batch_id <> ALL(%(but)s)"
+        " ORDER BY registered_at DESC, batch_id DESC LIMIT %(limit)s",
+        {
+            "since": since,
+            "batch_id": batch_id,
+            "status": status,
+            "but": list(but),
+            "limit": limit,
+        },
+    )
+    return [(row["registered_at"].isoformat(), row["batch_id"]) for row in rows]
+
+
+def waited_for(conn: Conn, after: str, limit: int) -> list[str]:
+    """Page through batches that contents wait for, but that nobody has registered; by id."""
+    rows = conn.execute(
+        "SELECT DISTINCT batch_id FROM batch_pending_content p WHERE batch_id > %s AND NOT EXISTS"
+        " (SELECT FROM batch_essay_trackers t WHERE t.batch_id = p.batch_id)"
+        " ORDER BY batch_id LIMIT %s",
+        [after, limit],
+    )
+    return [row["batch_id"] for row in rows]
+
+
+def search(
+    conn: Conn, words: str, status: str | None, after: Place | None, limit: int
+) -> list[Place]:
+    """Find batches by the id of batch, user, file or correlation, newest first.
+
+    Files are looked for when nothing else bears this name: that reads all essays.
+    """
+    since, batch_id = after or FIRST
+    try:
+        uuid = UUID(words)
+    except ValueError:
+        uuid = None
+    wanted = {
+        "words": words,
+        "uuid": uuid,
+        "status": status,
+        "since": since,
+        "batch_id": batch_id,
+        "limit": limit,
+    }
+    for files in (False, True):
+        rows = conn.execute(ledger.sql("search"), {**wanted, "files": files}).fetchall()
+        if rows:
+            break
+    return [(row["since"], row["batch_id"]) for row in rows]
+
+
+def board(conn: Conn, batches: Sequence[str]) -> list[DictRow]:
+    """Read batches as the board shows them, in this order; also ones that nobody registered."""
+    return conn.execute(ledger.sql("board"), {"batches": list(batches)}).fetchall()
+
+
+def states(conn: Conn, batches: Sequence[str]) -> dict[str, str]:
+    """Tell the states of those of these batches that are registered."""
+    rows = conn.execute(
+        "SELECT batch_id, status FROM batch_essay_trackers WHERE batch_id = ANY(%s)",
+        [list(batches)],
+    )
+    return {row["batch_id"]: row["status"] for row in rows}
+
+
+def counters(conn: Conn) -> DictRow:
+    """Count what the board shows above: open, ready today (UTC), events and letters waiting."""
+    row = conn.execute(
+        "SELECT (SELECT count(*) FROM batch_essay_trackers WHERE status IN"
+        " ('awaiting_content_validation', 'awaiting_student_validation')) AS open,"
+        " (SELECT count(*) FROM batch_essay_trackers WHERE ready_at >="
+        " date_trunc('day', now(), 'UTC')) AS ready_today,"
+        " (SELECT count(*) FROM event_outbox WHERE published_at IS NULL) AS outbox,"
+        " (SELECT count(*) FROM dead_letters"
+        "  WHERE replayed_at IS NULL AND discarded_at IS NULL) AS dead_letters"
+    ).fetchone()
+    assert row is not None
+    return row
+
+
+def slots_page(conn: Conn, batch_id: str, after: str, limit: int) -> list[DictRow]:
+    """Page through the slots of a batch, by essay id."""
+    return conn.execute(
+        "SELECT essay_id, current_status, text_storage_id, file_upload_id, original_file_name,"
+        " file_size_bytes, validation_error_code, assigned_at FROM essay_states"
+        " WHERE batch_id = %s AND essay_id > %s ORDER BY essay_id LIMIT %s",
+        [batch_id, after, limit],
+    ).fetchall()
+
+
+def slot(conn: Conn, batch_id: str, essay_id: str) -> DictRow | None:
+    """Read one slot."""
+    return conn.execute(
+        "SELECT * FROM essay_states WHERE batch_id = %s AND essay_id = %s", [batch_id, essay_id]
+    ).fetchone()
+
+
+def events(conn: Conn, batch_id: str, limit: int) -> list[DictRow]:
+    """List the events of a batch with their delivery, the newest first."""
+    return conn.execute(
+        "SELECT id, type, sequence, created_at, published_at, attempts, last_error"
+        " FROM event_outbox WHERE batch_id = %s ORDER BY sequence DESC LIMIT %s",
+        [batch_id, limit],
+    ).fetchall()

@@ -55,7 +55,7 @@ def explain(conn: Conn, slots: Slots, batch_id: str, pulse: Pulse) -> Explanatio
     if not facts and not any(cause.code == "pending_not_registered" for cause in broken):
         plain.append(_cause("unknown_batch", None, batch=batch_id))
     waits = broken or not facts or facts["status"] in OPEN
-    outages = list(_service_causes(redis_side, pulse)) if waits else []
+    outages = list(service_causes(redis_side, pulse)) if waits else []
     # What keeps every batch waiting comes first; but the signs of life may just have been flushed.
     flushed = pulse.silent and "error" not in redis_side
     first = [*broken, *outages] if flushed else [*outages, *broken]
@@ -213,8 +213,8 @@ def _words(batch_id: str, facts: Row) -> dict[str, object]:
     }
 
 
-def _service_causes(redis_side: Row, pulse: Pulse) -> Iterator[Cause]:
-    """Name what keeps every batch waiting."""
+def service_causes(redis_side: Row, pulse: Pulse) -> Iterator[Cause]:
+    """Name what keeps every batch waiting; `redis_side` has an "error" if Redis is away."""
     if "error" in redis_side:
         yield _cause("redis_unreachable", None)
         return

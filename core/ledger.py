@@ -150,8 +150,12 @@ class Placed:
     left: int
 
 
-def connect(url: str, *, size: int = 4) -> "ConnectionPool[Conn]":
-    """Make a pool of autocommitting connections; `size` bounds it. It connects when first used."""
+def connect(url: str, *, size: int = 4, checked: bool = False) -> "ConnectionPool[Conn]":
+    """Make a pool of autocommitting connections; `size` bounds it. It connects when first used.
+
+    `checked` asks a connection for a sign of life before it is lent: a round trip more, and no
+    error after a restart of Postgres.
+    """
     return ConnectionPool(
         _conninfo(url),
         connection_class=Connection[DictRow],
@@ -159,6 +163,7 @@ def connect(url: str, *, size: int = 4) -> "ConnectionPool[Conn]":
         min_size=0,
         max_size=size,
         timeout=POOL_TIMEOUT_S,
+        check=ConnectionPool.check_connection if checked else None,
         open=True,
     )
 

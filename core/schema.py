@@ -127,6 +127,19 @@ batch_essay_trackers = Table(
         "batch_id",
         postgresql_where=text("status = 'awaiting_content_validation'"),
     ),
+    # For the board: its pages, newest first; search by user and correlation; ready today.
+    Index("ix_batch_essay_trackers_newest", "registered_at", "batch_id"),
+    Index(
+        "ix_batch_essay_trackers_user_id",
+        "user_id",
+        postgresql_ops={"user_id": "text_pattern_ops"},
+    ),
+    Index("ix_batch_essay_trackers_correlation_id", "correlation_id"),
+    Index(
+        "ix_batch_essay_trackers_ready_at",
+        "ready_at",
+        postgresql_where=text("ready_at IS NOT NULL"),
+    ),
     # Room in the page for the counter's new versions, so that its updates stay heap-only.
     postgresql_with={"fillfactor": "50"},
 )

@@ -186,7 +186,7 @@ def migrate(home: Home = None, as_json: AsJson = False) -> None:
 
 @app.command()
 def ops() -> None:
-    """Serve health and readiness over HTTP (run by `els run`)."""
+    """Serve the pages and health over HTTP (run by `els run`)."""
     from ops.page import serve
 
     serve(read_settings(None))

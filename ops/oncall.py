@@ -9,11 +9,11 @@ import redis
 import typer
 from rich.table import Table
 
-from core import desk, ledger, logs, pulse
+from core import desk, ledger, logs
 from core.explain import Explanation, explain
 from core.ledger import Conn
-from core.settings import Settings
 from core.slots import Slots
+from ops.signs import read_signs
 from ops.terminal import (
     AsJson,
     Home,
@@ -58,7 +58,9 @@ def explain_batch(
     found = endpoints(settings)
     client = _redis(found.redis_url)
     with books(settings) as conn:
-        told = explain(conn, Slots(client), batch, _pulse(client, found.broker_url, settings))
+        told = explain(
+            conn, Slots(client), batch, read_signs(client, found.broker_url, settings.queue)
+        )
     if as_json:
         print_json(asdict(told))
     else:
@@ -338,17 +340,3 @@ def _moment(text: str) -> datetime:
 
 def _redis(url: str) -> redis.Redis:
     return redis.Redis.from_url(url, decode_responses=True, socket_timeout=5)
-
-
-def _pulse(client: redis.Redis, broker_url: str, settings: Settings) -> pulse.Pulse:
-    """Read the signs of life; none where Redis does not answer, which has a cause of its own."""
-    waiting: int | None = 0
-    if broker_url.startswith("redis"):
-        try:
-            waiting = int(str(_redis(broker_url).llen(settings.queue)))
-        except redis.RedisError:
-            waiting = None  # the broker does not answer, which is told
-    try:
-        return pulse.read_pulse(client, waiting)
-    except redis.RedisError:
-        return pulse.NO_PULSE

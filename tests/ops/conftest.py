@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
 from tests.live.conftest import until
+from tests.ops.served import Served, own_database, own_redis
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,3 +74,14 @@ def service(tmp_path_factory):
 
 def without_colour(text):
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+@pytest.fixture(scope="module")
+def served(database_url):
+    """The ops page on servers that only this file fills."""
+    redis_url = own_redis(os.environ["ELS_REDIS_URL"])
+    name = f"board_{uuid4().hex[:8]}"
+    with own_database(database_url, name) as url, Served(url, redis_url) as page:
+        page.client.flushdb()
+        page.lives()
+        yield page

@@ -1,0 +1,31 @@
+-- Finds batches by what people have in hand, newest first: the id of a batch or a user, or its
+-- beginning; a correlation id; a file by its upload, its stored text or its name, to the letter.
+--
+-- Files have no index of their own, which the hot path would pay for at every content: they are
+-- looked for by reading the essays through, only where %(files)s asks for it.
+WITH found AS (
+    SELECT batch_id FROM batch_essay_trackers
+    WHERE batch_id >= %(words)s AND batch_id < (%(words)s::text || '~')
+    UNION
+    SELECT batch_id FROM batch_essay_trackers
+    WHERE user_id ~>=~ %(words)s AND user_id ~<~ (%(words)s::text || '~')
+    UNION
+    SELECT batch_id FROM batch_essay_trackers WHERE correlation_id = %(uuid)s::uuid
+    UNION
+    SELECT batch_id FROM batch_pending_content
+    WHERE batch_id >= %(words)s AND batch_id < (%(words)s::text || '~')
+       OR %(files)s AND %(words)s IN (essay_file_id, text_storage_id, original_file_name)
+    UNION
+    SELECT batch_id FROM essay_states
+    WHERE %(files)s AND %(words)s IN (file_upload_id, text_storage_id, original_file_name)
+    UNION
+    SELECT batch_id FROM excess_content
+    WHERE %(files)s AND %(words)s IN (file_upload_id, text_storage_id, original_file_name)
+), dated AS (
+    SELECT batch_id, coalesce(t.registered_at, 'infinity'::timestamptz) AS since
+    FROM found LEFT JOIN batch_essay_trackers t USING (batch_id)
+    WHERE %(status)s::text IS NULL OR coalesce(t.status, 'not_registered') = %(status)s
+)
+SELECT batch_id, since::text FROM dated
+WHERE (since, batch_id) < (%(since)s::timestamptz, %(batch_id)s)
+ORDER BY since DESC, batch_id DESC LIMIT %(limit)s

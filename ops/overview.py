@@ -1,0 +1,176 @@
+"""How the service stands at this moment: what is in trouble, the counters, the throughput."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import cast
+
+import redis
+from psycopg_pool import ConnectionPool
+
+from core import desk, ledger, metrics
+from core.explain import Cause, service_causes
+from core.ledger import Conn, Row
+from core.pulse import Pulse
+from core.settings import Settings
+from core.slots import Slots
+from core.sweep import PAGE, RULES, Finding, Look, Rule
+from ops.signs import ask_once, read_signs
+
+ASSIGNED = 'els_content_assignment_total{outcome="assigned"}'
+PATIENCE_S = 3
+NEVER = datetime.max.replace(tzinfo=UTC)
+
+
+@dataclass
+class Sources:
+    """What the pages read from."""
+
+    settings: Settings
+    pool: "ConnectionPool[Conn]"
+    client: redis.Redis
+    slots: Slots
+
+    @classmethod
+    def of(cls, settings: Settings, database_url: str, redis_url: str) -> "Sources":
+        """Connect to the servers of these settings, when they are first asked."""
+        client = ask_once(redis_url)
+        return cls(settings, ledger.connect(database_url, checked=True), client, Slots(client))
+
+    def connection(self) -> AbstractContextManager[Conn]:
+        """Lend a connection; somebody waits for the page, so a missing one is told soon."""
+        return self.pool.connection(timeout=PATIENCE_S)
+
+    def pulse(self) -> Pulse:
+        """Read the signs of life."""
+        broker_url = self.settings.broker_url or self.settings.redis_url or ""
+        return read_signs(self.client, broker_url, self.settings.queue)
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """A rule that a batch breaks."""
+
+    rule: Rule
+    finding: Finding
+
+
+@dataclass(frozen=True)
+class Troubles:
+    """What breaks which rule, and when that was found."""
+
+    at: datetime
+    by_batch: dict[str, list[Trouble]]  # the batch longest in trouble first
+    states: dict[str, str]  # of those that are registered
+    more: bool  # a rule has more findings than one look takes
+
+
+@dataclass(frozen=True)
+class Overview:
+    """One look at everything; `outages` keep every batch waiting."""
+
+    counters: Row
+    workers: int
+    outages: list[Cause]
+    troubles: Troubles
+
+    @property
+    def away(self) -> bool:
+        """Redis does not answer."""
+        return any(cause.code == "redis_unreachable" for cause in self.outages)
+
+
+def look(sources: Sources, troubles: Troubles) -> Overview:
+    """Look at everything but the rules; these take longer, and are asked beforehand."""
+    error = _error_of(sources.client.ping)
+    pulse = sources.pulse()
+    with sources.connection() as conn:
+        return Overview(
+            counters=desk.counters(conn),
+            workers=len(pulse.workers),
+            outages=list(service_causes({"error": error} if error else {}, pulse)),
+            troubles=troubles,
+        )
+
+
+def find_troubles(sources: Sources) -> Troubles:
+    """Ask every rule about all batches; without Redis, those that do not need it.
+
+    Some 50 ms of work, and up to a second after a flush of Redis, when many batches break one.
+    """
+    found = []
+    with sources.connection() as conn:
+        for rule in RULES:
+            with suppress(redis.RedisError):
+                found.append((rule, rule.check(Look(conn, sources.slots))))
+        return _troubles(conn, found)
+
+
+def _troubles(conn: Conn, found: list[tuple[Rule, list[Finding]]]) -> Troubles:
+    by_batch = _by_batch(found)
+    return Troubles(
+        at=datetime.now(UTC),
+        by_batch=by_batch,
+        states=desk.states(conn, list(by_batch)),
+        more=any(len(findings) >= PAGE for _, findings in found),
+    )
+
+
+def _error_of(ask: Callable[[], object]) -> str | None:
+    try:
+        ask()
+    except redis.RedisError as error:
+        return str(error)
+    return None
+
+
+def _by_batch(found: list[tuple[Rule, list[Finding]]]) -> dict[str, list[Trouble]]:
+    """Gather what each batch breaks; the batches by how long they have been in trouble."""
+    troubles: dict[str, list[Trouble]] = {}
+    for rule, findings in found:
+        for finding in findings:
+            troubles.setdefault(finding.batch_id, []).append(Trouble(rule, finding))
+
+    def since(batch_id: str) -> tuple[datetime, str]:
+        return min(each.finding.since or NEVER for each in troubles[batch_id]), batch_id
+
+    return {batch_id: troubles[batch_id] for batch_id in sorted(troubles, key=since)}
+
+
+@dataclass
+class Throughput:
+    """Contents assigned, sampled from what the workers count; the last minute is kept."""
+
+    span: timedelta = timedelta(minutes=1)
+    samples: deque[tuple[datetime, float]] = field(default_factory=deque)
+
+    def sample(self, client: redis.Redis, at: datetime) -> None:
+        """Read the workers' sum. Raises redis.RedisError."""
+        told = cast("str | None", client.hget(metrics.HASH, ASSIGNED))
+        self.samples.append((at, float(told or 0)))
+        while at - self.samples[0][0] > self.span:
+            self.samples.popleft()
+
+    @property
+    def per_minute(self) -> int:
+        """Count what was assigned in the last minute."""
+        return round(sum(self._grown()))
+
+    def rates(self, points: int) -> list[float]:
+        """Tell how much was assigned in each of so many equal parts of the last minute."""
+        parts = [0.0] * points
+        if not self.samples:
+            return parts
+        end = self.samples[-1][0]
+        for (at, _), grown in zip(list(self.samples)[1:], self._grown(), strict=True):
+            part = points - 1 - int((end - at) / self.span * points)
+            parts[max(part, 0)] += grown
+        return parts
+
+    def _grown(self) -> Iterator[float]:
+        """Tell what came between each two samples; a sum that shrank began anew."""
+        for (_, before), (_, after) in pairwise(self.samples):
+            yield after - before if after >= before else after

@@ -1,0 +1,132 @@
+"""The ops page on a database and a Redis of its own, in this process, and how to read it."""
+
+import re
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from html import unescape
+
+import psycopg
+import redis
+import uvicorn
+
+from core import ledger
+from core.lifecycle import Lifecycle
+from core.pulse import swept, worker_lives
+from core.settings import Settings
+from core.slots import Slots
+from migrations import upgrade
+from ops.embedded import free_port
+from ops.page import create_app
+from tests.live.conftest import until
+
+REDIS_DB = 9  # the other tests flush theirs
+
+
+@dataclass
+class Answer:
+    status: int
+    text: str
+    headers: dict = field(repr=False)
+
+    @property
+    def words(self):
+        """What a reader sees."""
+        bare = re.sub(r"<(style|script)\b.*?</\1>|<[^>]*>", " ", self.text, flags=re.S)
+        return re.sub(r"\s+", " ", unescape(bare))
+
+    @property
+    def batches(self):
+        """The batches that the board lists, in their order."""
+        return re.findall(r'class="batch"><a href="/batches/([^"]*)"', self.text)
+
+    @property
+    def following(self):
+        """The address of the next page."""
+        found = re.search(r'rel="next" href="([^"]*)"', self.text)
+        return unescape(found[1]) if found else None
+
+
+class Served:
+    """The page, what it reads, and what fills that."""
+
+    def __init__(self, database_url, redis_url, port=None, **settings):
+        self.settings = Settings(database_url=database_url, redis_url=redis_url, **settings)
+        self.app = create_app(self.settings)
+        self.stream = self.app.state.stream
+        self.client = redis.Redis.from_url(redis_url, decode_responses=True)
+        self.pool = ledger.connect(database_url, size=4, checked=True)
+        self.lifecycle = Lifecycle(self.pool, Slots(self.client))
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.server = uvicorn.Server(
+            uvicorn.Config(self.app, port=self.port, log_config=None, timeout_graceful_shutdown=3)
+        )
+        self.thread = threading.Thread(target=self.server.run)
+
+    def __enter__(self):
+        self.thread.start()
+        until(lambda: self.server.started, what="the page is up")
+        self.lives()
+        return self
+
+    def __exit__(self, *error):
+        self.server.should_exit = True
+        self.thread.join(20)
+        assert not self.thread.is_alive()
+        self.pool.close()
+        self.client.close()
+
+    def lives(self):
+        """Give the signs of life of a worker and of the sweep."""
+        worker_lives(self.client, "worker@test")
+        swept(self.client)
+
+    def get(self, path, method="GET", **headers):
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        request = urllib.request.Request(self.url + path, headers=named, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=20) as answer:
+                return Answer(answer.status, answer.read().decode(), dict(answer.headers))
+        except urllib.error.HTTPError as error:
+            with error:
+                return Answer(error.code, error.read().decode(), dict(error.headers))
+
+    @contextmanager
+    def viewer(self, path="/stream", **headers):
+        """Watch the stream; give a function that reads the next event: its fields."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        request = urllib.request.Request(self.url + path, headers=named)
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            yield lambda: next_event(answer)
+
+
+def next_event(answer):
+    event = {}
+    while True:
+        line = answer.readline().decode().rstrip("\r\n")
+        if not line and event:
+            return event
+        name, _, value = line.partition(": ")
+        if name in ("id", "event", "data"):
+            event[name] = event[name] + "\n" + value if name in event else value
+
+
+def own_redis(url):
+    return urllib.parse.urlsplit(url)._replace(path=f"/{REDIS_DB}").geturl()
+
+
+@contextmanager
+def own_database(url, name):
+    """Make an empty, migrated database, gone afterwards."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+        try:
+            made = urllib.parse.urlsplit(url)._replace(path=f"/{name}").geturl()
+            upgrade(made)
+            yield made
+        finally:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")

@@ -1,0 +1,471 @@
+"""The pages over HTTP, as a browser without JavaScript sees them."""
+
+import json
+import os
+import re
+from datetime import UTC, datetime
+from uuid import uuid4
+
+import pytest
+
+from core.explain import explain
+from core.pulse import Pulse
+from core.slots import Slots
+from tests import factories as make
+from tests.core import story
+from tests.live.conftest import until
+from tests.ops.served import Served, own_database, own_redis
+
+SCRIPT = "<script>alert('odd')</script>"
+
+
+def announced(served, batch, essays=2, **fields):
+    story.fill(served.lifecycle, batch, essays, **fields)
+    served.lifecycle.complete(batch)
+    return batch
+
+
+def letter(served, batch, code="VALIDATION_ERROR", message="not as it should be", task_id=None):
+    with served.pool.connection() as conn:
+        row = conn.execute(
+            "INSERT INTO dead_letters (task, task_id, batch_id, body, code, message)"
+            " VALUES ('els.assign_content', %s, %s, '{}', %s, %s) RETURNING id",
+            [task_id or str(uuid4()), batch, code, message],
+        ).fetchone()
+    return row["id"]
+
+
+def change(served, statement, *values):
+    with served.pool.connection() as conn:
+        conn.execute(statement, values)
+
+
+def row_of(answer, batch):
+    """What the board says in the row of a batch."""
+    (row,) = [row for row in answer.text.split("<tr ") if f"/batches/{batch}" in row]
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", row.partition(">")[2].partition("</tr>")[0]))
+
+
+def seen_stuck(served, batch):
+    known = batch in served.get("/?state=in_trouble").batches
+    return served.get("/") if known else None
+
+
+# --- the board ------------------------------------------------------------------------------------
+
+
+def test_a_batch_in_trouble_comes_first_with_its_cause(served):
+    stuck = make.new_batch()
+    story.fill(served.lifecycle, stuck, 2)
+    newer = make.new_batch()
+    story.register(served.lifecycle, newer, 2)
+
+    board = until(lambda: seen_stuck(served, stuck), what="the board has looked")
+
+    assert board.batches.index(stuck) < board.batches.index(newer)
+    assert "All slots are accounted for, but the batch was not announced" in row_of(board, stuck)
+    served.lifecycle.complete(stuck)
+
+
+def test_the_board_and_explain_name_the_same_cause(served):
+    batch = announced(served, make.new_batch())
+    letter(served, batch, "REGISTRATION_CONFLICT")
+    with served.pool.connection() as conn:
+        told = explain(conn, Slots(served.client), batch, Pulse(["w"], None, 0))
+
+    title = next(c.title for c in told.causes if c.code == "dead_letter_waiting")
+
+    until(lambda: title in row_of(served.get(f"/?q={batch}"), batch), what="the board tells it")
+    assert "REGISTRATION_CONFLICT" in title
+    assert title in served.get(f"/batches/{batch}").words
+
+
+def count(served, batch):
+    """Read a row of the board: accounted for, slots, failed."""
+    told = row_of(served.get(f"/?q={batch}"), batch)
+    found = re.search(r"(\d+) of (\d+)(?: (\d+) failed)?", told)
+    return tuple(int(number or 0) for number in found.groups())
+
+
+def open_with_a_failure(served, batch):
+    story.register(served.lifecycle, batch, 5)
+    story.upload(served.lifecycle, batch, story.texts(2))
+    story.reject(served.lifecycle, batch)
+
+
+def sealed(served, batch):
+    announced(served, batch, 3)
+
+
+def proceeded(served, batch):
+    story.register(served.lifecycle, batch, 4, on_deadline="proceed", deadline_s=1)
+    story.upload(served.lifecycle, batch, story.texts(1))
+    change(
+        served,
+        "UPDATE batch_essay_trackers SET deadline_at = now() WHERE batch_id = %s",
+        batch,
+    )
+    served.lifecycle.time_out(batch)
+
+
+def timed_out(served, batch):
+    story.register(served.lifecycle, batch, 4, deadline_s=1)
+    story.upload(served.lifecycle, batch, story.texts(1))
+    story.reject(served.lifecycle, batch)
+    change(
+        served,
+        "UPDATE batch_essay_trackers SET deadline_at = now() WHERE batch_id = %s",
+        batch,
+    )
+    served.lifecycle.time_out(batch)
+
+
+def cancelled(served, batch):
+    open_with_a_failure(served, batch)
+    story.cancel(served.lifecycle, batch)
+
+
+@pytest.mark.parametrize(
+    ("lead", "accounted"),
+    [
+        (open_with_a_failure, (3, 5, 1)),
+        (sealed, (3, 3, 0)),
+        (proceeded, (4, 4, 3)),
+        (timed_out, (2, 4, 1)),
+        (cancelled, (3, 5, 1)),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_slots_accounted_for_are_exact_in_every_state(served, lead, accounted):
+    batch = make.new_batch()
+
+    lead(served, batch)
+
+    assert count(served, batch) == accounted
+
+
+def test_what_waits_and_what_is_over_is_counted(served):
+    batch, early = make.new_batch(), make.new_batch()
+    story.register(served.lifecycle, batch, 1)
+    story.upload(served.lifecycle, batch, story.texts(3))
+    story.assign(served.lifecycle, early, "text-early")
+    story.reject(served.lifecycle, early, "file-early")
+
+    excess = row_of(served.get(f"/?q={batch}"), batch)
+    pending = row_of(served.get(f"/?q={early}"), early)
+
+    assert re.search(r"1 of 1 0 2 ", excess)
+    assert "Not registered" in pending
+    assert re.search(r"no slots yet 2 0 ", pending)
+
+
+def troubled(served):
+    return served.stream.troubles.by_batch if served.stream.troubles else ()
+
+
+def test_the_pages_hold_every_batch_once_and_those_in_trouble_first(database_url):
+    redis_url = own_redis(os.environ["ELS_REDIS_URL"])
+    name = f"pages_{uuid4().hex[:8]}"
+    with own_database(database_url, name) as url, Served(url, redis_url) as served:
+        change(
+            served,
+            "INSERT INTO batch_essay_trackers (batch_id, status, user_id, course_code,"
+            " correlation_id, expected_count, available_slots, essay_ids_sha256, on_deadline,"
+            " registered_at, deadline_at, closed_at, closed_reason)"
+            " SELECT 'b-' || n, 'cancelled', 'u', 'c', gen_random_uuid(), 1, 0, 'x', 'fail',"
+            " now() - make_interval(mins => n / 2), now(), now(), 'x'"
+            " FROM generate_series(1, 180) n",
+        )
+        change(
+            served,
+            "INSERT INTO dead_letters (task, task_id, batch_id, body, code, message)"
+            " SELECT 't', n::text, 'b-' || n, '{}', 'C', 'm' FROM generate_series(61, 120) n",
+        )
+        until(lambda: len(troubled(served)) == 60, what="the rules were asked")
+        seen, path = [], "/?state=cancelled"
+        while path:
+            answer = served.get(path)
+            seen += answer.batches
+            path = answer.following
+
+    worst = {f"b-{n}" for n in range(61, 121)}
+    assert set(seen[:60]) == worst
+    assert seen[60:] == sorted(
+        ({f"b-{n}" for n in range(1, 181)} - worst),
+        key=lambda b: (-(int(b[2:]) // 2), b),
+        reverse=True,
+    )
+
+
+def test_a_filter_shows_only_its_state(served):
+    waiting, ready = make.new_batch(), announced(served, make.new_batch())
+    story.register(served.lifecycle, waiting, 2)
+
+    shown = served.get("/?state=ready_for_pipeline_execution").batches
+
+    assert ready in shown
+    assert waiting not in shown
+    assert waiting in served.get("/?state=awaiting_content_validation").batches
+
+
+@pytest.fixture(scope="module")
+def sought(served):
+    """A batch with everything that it can be found by."""
+    batch, correlation = f"sought-{uuid4().hex[:8]}", str(uuid4())
+    story.register(
+        served.lifecycle, batch, 2, user_id="teacher-of-sought", correlation_id=correlation
+    )
+    assign(served, batch, "a", "the good one.docx")
+    story.reject(served.lifecycle, batch, "upload-bad", original_file_name="the bad one.pdf")
+    assign(served, batch, "over", "one too many.docx")
+    waited = f"waited-{uuid4().hex[:8]}"
+    assign(served, waited, "early", "early.docx")
+    return {"batch": batch, "correlation": correlation, "waited": waited}
+
+
+def assign(served, batch, name, file_name):
+    story.assign(
+        served.lifecycle,
+        batch,
+        f"text-sought-{name}",
+        file_upload_id=f"upload-{name}",
+        original_file_name=file_name,
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("{batch}", "batch"),
+        ("sought-", "batch"),
+        ("teacher-of-s", "batch"),
+        ("{correlation}", "batch"),
+        ("text-sought-a", "batch"),
+        ("upload-a", "batch"),
+        ("the good one.docx", "batch"),
+        ("upload-bad", "batch"),
+        ("one too many.docx", "batch"),
+        ("{waited}", "waited"),
+        ("text-sought-early", "waited"),
+    ],
+)
+def test_a_search_finds_a_batch_by_what_people_have_in_hand(served, sought, words, found):
+    answer = served.get("/?q=" + words.format(**sought).replace(" ", "%20"))
+
+    assert answer.batches == [sought[found]]
+
+
+def test_a_search_for_nothing_known_says_so(served):
+    answer = served.get("/?q=nobody-knows-this")
+
+    assert answer.status == 200
+    assert answer.batches == []
+    assert "Nothing was found for nobody-knows-this" in answer.words
+
+
+def test_the_counters_count(served):
+    before = settled(served)
+    batch = announced(served, make.new_batch(), 1)
+    story.register(served.lifecycle, make.new_batch(), 1)
+    letter(served, batch)
+
+    wanted = {"Open": 1, "Ready today": 1, "Outbox waiting": 2, "Dead letters": 1, "Stuck": 1}
+    grown = {name: before[name] + more for name, more in wanted.items()}
+    until(lambda: counters(served).items() >= grown.items(), what="every counter has counted")
+    assert counters(served)["Workers alive"] == 1
+
+
+def settled(served):
+    """Read the counters when nothing is left that becomes trouble by itself."""
+    change(served, "UPDATE event_outbox SET published_at = now() WHERE published_at IS NULL")
+    now = datetime.now(UTC)
+    until(lambda: served.stream.troubles.at > now, what="the rules were asked again")
+    return counters(served)
+
+
+def counters(served):
+    served.lives()
+    found = re.findall(
+        r"<dt>(?:<a[^>]*>)?([^<]+)(?:</a>)?</dt><dd>([\d\u202f]+)", served.get("/").text
+    )
+    return {name: int(number.replace("\u202f", "")) for name, number in found}
+
+
+def test_the_throughput_is_what_the_workers_counted_in_the_last_minute(served):
+    name = 'els_content_assignment_total{outcome="assigned"}'
+    with served.viewer() as event:
+        event()
+        served.client.hincrbyfloat("els:metrics", name, 1234)
+        shown = ""
+        while "1\u202f234" not in shown:
+            shown = event().get("data", "")
+
+    assert "Assigned in the last minute" in shown
+
+
+# --- one batch ------------------------------------------------------------------------------------
+
+
+def test_a_batch_shows_its_slots_events_timeline_and_both_sides(served):
+    batch = announced(served, make.new_batch(), 3)
+
+    page = served.get(f"/batches/{batch}")
+
+    assert page.status == 200
+    assert page.text.count('class="cell assigned" id=') == 3
+    assert "every slot accounted for and sealed" in page.words
+    assert re.search(r"2 BatchEssaysReady waits", page.words)
+    assert "Postgres decides slots 3 open 0 assigned 3" in page.words
+    assert "Redis makes it fast free 0" in page.words
+    assert f"kwargs%3A{batch}" in page.text
+
+
+def test_a_slot_tells_its_content_but_never_its_student(served):
+    batch = make.new_batch()
+    announced(served, batch, 1, class_id="class-1")
+    story.confirm(served.lifecycle, batch, {"essay-000000": "student-secret"})
+
+    page = served.get(f"/batches/{batch}?slot=essay-000000")
+
+    assert "text-000000" in page.words
+    assert "student-secret" not in page.text
+
+
+def test_the_slots_of_a_large_batch_come_in_pages(served):
+    batch = make.new_batch()
+    story.register(served.lifecycle, batch, 1_500)
+
+    first = served.get(f"/batches/{batch}")
+    second = served.get(f"/batches/{batch}{first.following.partition('#')[0]}")
+
+    assert first.text.count('class="cell open" id=') == 1_000
+    assert second.text.count('class="cell open" id=') == 500
+
+
+def test_a_batch_that_nobody_has_seen_is_not_found_and_explained(served):
+    page = served.get("/batches/nobody-has-seen-it")
+
+    assert page.status == 404
+    assert "Nobody has registered this batch, and no content waits for it" in page.words
+
+
+def test_whatever_is_named_like_a_script_shows_as_text(served):
+    batch = make.new_batch()
+    story.register(served.lifecycle, batch, 1, course_code="C")
+    story.assign(served.lifecycle, batch, original_file_name=SCRIPT)
+    change(
+        served,
+        "UPDATE batch_essay_trackers SET user_id = %s, course_code = %s WHERE batch_id = %s",
+        SCRIPT,
+        SCRIPT,
+        batch,
+    )
+    letter(served, SCRIPT, "CODE" + SCRIPT, SCRIPT)
+
+    pages = [
+        served.get(path)
+        for path in (
+            "/",
+            f"/?q={batch}",
+            "/?q=%3Cscript%3Ealert(%27odd%27)%3C%2Fscript%3E",
+            f"/batches/{batch}?slot=essay-000000",
+            "/batches/%3Cscript%3Ealert(%27odd%27)%3C%2Fscript%3E",
+            "/dead-letters?batch=%3Cscript%3Ealert(%27odd%27)%3C%2Fscript%3E",
+            "/%3Cscript%3Ealert(%27odd%27)%3C%2Fscript%3E",
+        )
+    ]
+
+    assert all("<script>" not in page.text for page in pages)
+    assert all(SCRIPT in page.words for page in pages[:6])
+
+
+# --- lists ----------------------------------------------------------------------------------------
+
+
+def test_dead_letters_are_filtered_and_paged(served):
+    batch = make.new_batch()
+    numbers = [letter(served, batch) for _ in range(102)]
+    other = letter(served, batch, "POISON_MESSAGE")
+    change(served, "UPDATE dead_letters SET replayed_at = now() WHERE id = %s", numbers[0])
+
+    poison = served.get(f"/dead-letters?batch={batch}&code=POISON_MESSAGE")
+    first = served.get(f"/dead-letters?batch={batch}&code=VALIDATION_ERROR")
+    second = served.get("/dead-letters" + first.following)
+    every = served.get("/dead-letters" + first.following + "&all=1")
+
+    assert shown(poison) == [other]
+    assert shown(first) == numbers[:1:-1]
+    assert shown(second) == [numbers[1]]
+    assert shown(every)[-1] == numbers[1] or "replayed" in every.words
+
+
+def shown(page):
+    return [int(number) for number in re.findall(r'class="num">(\d+)</td>', page.text)]
+
+
+def test_the_outbox_lists_what_waits_and_why(served):
+    batch = announced(served, make.new_batch(), 1)
+    change(
+        served,
+        "UPDATE event_outbox SET attempts = 3, last_error = 'the broker is away'"
+        " WHERE batch_id = %s AND type = 'BatchEssaysReady'",
+        batch,
+    )
+
+    both = served.get(f"/outbox?batch={batch}").words
+    failing = served.get(f"/outbox?batch={batch}&failing=1").words
+    ready = served.get(f"/outbox?batch={batch}&type=BatchContentProvisioningCompleted").words
+
+    assert "BatchEssaysReady" in both
+    assert "BatchContentProvisioningCompleted" in both
+    assert "the broker is away" in failing
+    assert "BatchContentProvisioningCompleted" not in failing
+    assert "BatchEssaysReady" not in ready
+
+
+# --- as a browser is told to treat it -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/batches/x", "/dead-letters", "/outbox", "/nothing", "/?state=x"]
+)
+def test_every_page_forbids_what_it_does_not_need_and_keeps_to_it(served, path):
+    page = served.get(path)
+
+    assert page.headers["content-security-policy"].startswith(
+        "default-src 'none'; script-src 'self'"
+    )
+    assert "unsafe" not in page.headers["content-security-policy"]
+    assert page.headers["x-content-type-options"] == "nosniff"
+    assert page.headers["referrer-policy"] == "no-referrer"
+    assert page.headers["cache-control"] == "no-store"
+    assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\sstyle=|\son\w+=", page.text)
+    assert not re.search(r'(?:src|href)="(?:https?:)?//(?!127\.0\.0\.1:5555)', page.text)
+
+
+def test_static_files_are_kept_by_version_and_asked_for_again_without(served):
+    address = re.search(r'href="(/static/style\.css\?v=\w+)"', served.get("/").text)[1]
+
+    versioned = served.get(address)
+    bare = served.get("/static/style.css")
+    again = served.get("/static/style.css", if_none_match=bare.headers["etag"])
+    head = served.get(address, "HEAD")
+
+    assert "immutable" in versioned.headers["cache-control"]
+    assert bare.headers["cache-control"] == "no-cache"
+    assert again.status == 304
+    assert (head.status, head.text) == (200, "")
+    assert head.headers["content-length"] == versioned.headers["content-length"]
+
+
+def test_heads_are_answered_and_nothing_can_be_written(served):
+    assert [served.get(path, "HEAD").status for path in ("/", "/outbox", "/healthz")] == [200] * 3
+    for method in ("POST", "PUT", "DELETE", "PATCH"):
+        assert served.get("/", method).status == 405
+
+
+def test_programs_get_their_errors_in_json(served):
+    told = served.get("/health/nothing")
+
+    assert told.status == 404
+    assert json.loads(told.text)["status"] == "error"
