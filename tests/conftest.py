@@ -15,6 +15,7 @@ os.environ["ELS_LOG_FORMAT"] = "console"
 
 def pytest_addoption(parser):
     parser.addoption("--runs", type=int, default=1, help="how often each crash point is tried")
+    parser.addoption("--images", type=Path, help="a folder that gets the pictures of the pages")
 
 
 def pytest_generate_tests(metafunc):

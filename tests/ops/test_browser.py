@@ -1,0 +1,312 @@
+"""The pages in a real browser: Debian's Chromium, driven by Playwright.
+
+`pytest tests/ops/test_browser.py --images docs/images` renews the pictures of the README.
+"""
+
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from axe_playwright_python.base import AXE_FILE_PATH
+
+from core.metrics import HASH
+from ops.overview import ASSIGNED
+from tests import factories as make
+from tests.core import story
+from tests.ops.served import Served
+from tests.ops.test_board import SCRIPT, letter
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None,
+    reason="NO BROWSER: the pages are not tested. Install Chromium (Debian: apt install chromium)",
+)
+FLAGS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+DESK, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def visit(browser, served):
+    """Open an address; whatever the browser complains of, or asks of others, fails the test."""
+    complaints, contexts = [], []
+
+    def look(path, viewport=DESK, **options):
+        context = browser.new_context(viewport=viewport, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda said: complaints.append(said.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda asked: complaints.append(asked.url) if not ours(asked) else None)
+        page.goto(served.url + path)
+        return page
+
+    def ours(asked):
+        return asked.url.startswith((served.url, "data:"))
+
+    served.lives()
+    yield look
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+@pytest.fixture
+def keep(request):
+    """Keep a picture, if somebody asked for pictures."""
+
+    def shoot(page, name):
+        if folder := request.config.getoption("--images"):
+            page.screenshot(path=Path(folder) / f"{name}.png")
+
+    return shoot
+
+
+def upload(served, batch, count, start=0):
+    """Upload texts, and count them as a worker does."""
+    story.upload(served.lifecycle, batch, story.texts(count, start))
+    served.client.hincrbyfloat(HASH, ASSIGNED, count)
+
+
+def row(page, batch):
+    return page.locator("#rows tr", has=page.get_by_role("link", name=batch, exact=True))
+
+
+def live(page):
+    page.get_by_text("Live", exact=True).wait_for()
+
+
+@contextmanager
+def never_loaded_again(page):
+    """Make sure that the page is the same one afterwards."""
+    page.evaluate("window.sameAsBefore = true")
+    yield
+    assert page.evaluate("window.sameAsBefore")
+
+
+def a_class(served, name, filled, slots=25, **fields):
+    """Register a batch as people name theirs, with so many texts."""
+    batch = f"{name}-{uuid4().hex[:4]}"
+    told = {"course_code": "ENG5", "user_id": "teacher-anna", **fields}
+    story.register(served.lifecycle, batch, slots, **told)
+    if filled:
+        upload(served, batch, filled)
+    return batch
+
+
+@pytest.fixture(scope="module")
+def school(served):
+    """A board with something of everything."""
+    for name, course, teacher in [
+        ("spring-essays-7a", "SV1", "teacher-bo"),
+        ("book-reports-8c", "ENG5", "teacher-cia"),
+        ("national-test", "NP-ENG", "school-norra"),
+    ]:
+        done = a_class(served, name, 25, course_code=course, user_id=teacher)
+        served.lifecycle.complete(done)
+    mock = a_class(served, "mock-exam-3a", 24, class_id="class-3a", user_id="teacher-bo")
+    story.reject(served.lifecycle, mock, "blank-scan", original_file_name="blank scan.pdf")
+    served.lifecycle.complete(mock)
+    story.cancel(served.lifecycle, a_class(served, "summer-course", 4, 12))
+    half = a_class(served, "autumn-essays-9c", 14)
+    story.reject(served.lifecycle, half, "torn-page", original_file_name="torn page.pdf")
+    with served.pool.connection() as conn:
+        conn.execute("UPDATE event_outbox SET published_at = now() WHERE published_at IS NULL")
+    stuck = a_class(served, "autumn-essays-9b", 25)
+    letter(served, half, "VALIDATION_ERROR", "els.assign_content: file_size_bytes: too small")
+    return {"stuck": stuck, "half": half}
+
+
+def test_a_batch_fills_while_the_page_is_open(served, school, visit, keep):
+    batch = a_class(served, "autumn-essays-9d", 6)
+    page = visit("/")
+    live(page)
+    row(page, batch).get_by_text("6 of 25").wait_for()
+
+    with never_loaded_again(page):
+        upload(served, batch, 12, 6)
+        row(page, batch).get_by_text("18 of 25").wait_for()
+        keep(page, "board")
+        assert row(page, batch).get_by_role("img").get_attribute("aria-label").startswith("18 ass")
+
+        upload(served, batch, 7, 18)
+        served.lifecycle.complete(batch)
+        row(page, batch).get_by_text("Ready", exact=True).wait_for()
+
+
+def test_a_new_batch_appears_while_the_page_is_open(served, visit):
+    page = visit("/")
+    live(page)
+
+    with never_loaded_again(page):
+        batch = a_class(served, "late-essays", 0)
+        row(page, batch).wait_for()
+
+
+def test_a_stuck_batch_stands_first_and_shows_its_cause(school, visit, keep):
+    page = visit("/")
+
+    page.get_by_role("link", name="Stuck").first.click()
+    stuck = row(page, school["stuck"])
+    cause = "All slots are accounted for, but the batch was not announced"
+    assert cause in stuck.inner_text()
+
+    stuck.get_by_role("link").click()
+    page.get_by_role("heading", name=cause).wait_for()
+    assert "the sweep seals and announces it within seconds" in page.inner_text("main")
+    live(page)
+    keep(page, "stuck")
+
+
+def test_people_search_from_the_keyboard(school, visit):
+    page = visit("/outbox")
+
+    page.keyboard.press("/")
+    page.keyboard.type(school["half"][:-2])
+    page.keyboard.press("Enter")
+
+    row(page, school["half"]).wait_for()
+    assert page.locator("#rows tr").count() == 1
+
+
+def test_the_grid_shows_a_slot_and_fills_while_the_page_is_open(served, school, visit, keep):
+    batch = a_class(served, "autumn-essays-9e", 9)
+    story.reject(served.lifecycle, batch, "blank", original_file_name="blank.pdf")
+    page = visit(f"/batches/{batch}")
+    live(page)
+    cells = {each: page.locator(f".grid .{each}") for each in ("assigned", "failed", "open")}
+    assert {each: found.count() for each, found in cells.items()} == {
+        "assigned": 9,
+        "failed": 1,
+        "open": 15,
+    }
+    page.locator(".grid .assigned").first.click()
+    page.locator("#slot").get_by_text("text-").first.wait_for()
+    live(page)
+
+    with never_loaded_again(page):
+        upload(served, batch, 8, 9)
+        cells["assigned"].nth(16).wait_for()
+        page.locator(".tally .assigned").get_by_text("17", exact=True).wait_for()
+        assert page.locator("#slot").is_visible()
+        page.evaluate("scrollTo(0, 0)")
+        page.set_viewport_size({"width": 1280, "height": 1000})
+        keep(page, "filling")
+
+
+def test_lists_follow_what_happens(served, visit):
+    page = visit("/dead-letters")
+    live(page)
+
+    with never_loaded_again(page):
+        letter(served, make.new_batch(), message="something new went wrong")
+        page.get_by_text("something new went wrong").wait_for()
+
+
+def test_a_page_outlives_the_process_that_served_it(served, browser):
+    """Not by `visit`: the browser may well complain that nobody answers."""
+    batch = a_class(served, "autumn-essays-9f", 3)
+    urls = served.settings.database_url, served.settings.redis_url
+    with Served(*urls) as first:
+        page = browser.new_context().new_page()
+        page.goto(first.url)
+        live(page)
+    with never_loaded_again(page):
+        page.get_by_text("Connection lost").wait_for()
+        story.upload(served.lifecycle, batch, story.texts(4, 3))
+
+        with Served(*urls, port=first.port):
+            live(page)
+            row(page, batch).get_by_text("7 of 25").wait_for()
+    page.context.close()
+
+
+def test_it_works_without_javascript(served, school, visit):
+    page = visit("/", java_script_enabled=False)
+
+    page.get_by_role("searchbox").fill(school["stuck"])
+    page.get_by_role("button", name="Search").click()
+    row(page, school["stuck"]).get_by_role("link").click()
+
+    page.get_by_role("heading", name=school["stuck"]).wait_for()
+    assert page.locator(".grid .assigned").count() == 25
+    page.locator(".grid .assigned").nth(3).click()
+    assert "essay-000003" in page.inner_text("#slot")
+    assert "Reload for news" in page.inner_text("header >> nth=0")
+
+
+def luminance(page, selector):
+    return page.evaluate(
+        """selector => {
+            const ctx = document.createElement('canvas').getContext('2d');
+            ctx.fillStyle = getComputedStyle(document.querySelector(selector)).backgroundColor;
+            ctx.fillRect(0, 0, 1, 1);
+            const [r, g, b] = ctx.getImageData(0, 0, 1, 1).data;
+            return (r + g + b) / 765;
+        }""",
+        selector,
+    )
+
+
+def test_it_is_dark_where_people_want_it_dark(school, visit, keep):
+    light, dark = visit("/", color_scheme="light"), visit("/", color_scheme="dark")
+
+    assert luminance(light, "body") > 0.9
+    assert luminance(dark, "body") < 0.15
+    live(dark)
+    keep(dark, "board-dark")
+
+
+@pytest.mark.parametrize("path", ["/", "/batches/{half}", "/dead-letters", "/outbox", "/nothing"])
+def test_nothing_is_wider_than_a_phone(school, visit, keep, path, browser, served):
+    page = browser.new_context(viewport=PHONE).new_page()
+    page.goto(served.url + path.format(**school))
+
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    if path == "/":
+        live(page)
+        keep(page, "board-phone")
+    page.context.close()
+
+
+@pytest.mark.parametrize(
+    ("viewport", "scheme"), [(DESK, "light"), (PHONE, "dark")], ids=["desk-light", "phone-dark"]
+)
+@pytest.mark.parametrize("path", ["/", "/batches/{half}", "/dead-letters?all=1", "/outbox"])
+def test_axe_finds_no_serious_problem(school, visit, path, viewport, scheme):
+    page = visit(path.format(**school), viewport, color_scheme=scheme, bypass_csp=True)
+    page.add_script_tag(path=AXE_FILE_PATH)
+
+    found = page.evaluate("axe.run(document)")["violations"]
+
+    assert [
+        (each["id"], [node["html"][:120] for node in each["nodes"]][:3])
+        for each in found
+        if each["impact"] in ("serious", "critical")
+    ] == []
+
+
+def test_a_script_in_a_name_is_shown_and_never_run(served, visit):
+    batch = make.new_batch()
+    story.register(served.lifecycle, batch, 1)
+    story.assign(served.lifecycle, batch, original_file_name=SCRIPT)
+    page = visit(f"/batches/{batch}?slot=essay-000000")
+    page.on("dialog", lambda dialog: pytest.fail("a script ran"))
+
+    live(page)
+
+    assert SCRIPT in page.inner_text("#slot")
