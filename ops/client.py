@@ -46,6 +46,10 @@ class Sender:
 
     def __init__(self, broker_url: str, queue: str) -> None:
         self.app = Celery("els-sender", broker=broker_url)
+        self.app.conf.task_default_queue = queue
+        if broker_url.startswith("amqp"):  # as the workers declare it, or RabbitMQ refuses
+            self.app.conf.task_default_queue_type = "quorum"
+            self.app.conf.task_default_exchange_type = "topic"
         self.queue = queue
 
     def __enter__(self) -> Self:

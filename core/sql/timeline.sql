@@ -3,20 +3,20 @@
 SELECT at, what FROM (
     SELECT * FROM (
         SELECT min(received_at) AS at, 0 AS rank, 0 AS n,
-               count(*) || ' arrivals wait for the registration' AS what
+               'arrived before the registration: ' || count(*) AS what
         FROM batch_pending_content WHERE batch_id = %(batch_id)s
         GROUP BY date_trunc('second', received_at)
         UNION ALL
         SELECT registered_at, 1, 0, 'registered with ' || expected_count || ' slots'
         FROM batch_essay_trackers WHERE batch_id = %(batch_id)s
         UNION ALL
-        SELECT min(assigned_at), 2, 0, count(*) FILTER (WHERE text_storage_id IS NOT NULL)
-               || ' contents assigned, '
-               || count(*) FILTER (WHERE validation_error_code IS NOT NULL) || ' files rejected'
+        SELECT min(assigned_at), 2, 0, 'contents assigned: '
+               || count(*) FILTER (WHERE text_storage_id IS NOT NULL) || ', files rejected: '
+               || count(*) FILTER (WHERE validation_error_code IS NOT NULL)
         FROM essay_states WHERE batch_id = %(batch_id)s AND assigned_at IS NOT NULL
         GROUP BY date_trunc('second', assigned_at)
         UNION ALL
-        SELECT min(received_at), 3, 0, count(*) || ' arrivals without a slot: ' || reason
+        SELECT min(received_at), 3, 0, 'arrived without a slot: ' || count(*) || ', ' || reason
         FROM excess_content WHERE batch_id = %(batch_id)s
         GROUP BY date_trunc('second', received_at), reason
         UNION ALL

@@ -615,9 +615,9 @@ def test_the_timeline_tells_the_whole_story_in_order(scene):
     story = [what for _, what in told]
     expected = [
         "registered with 4 slots",
-        "1 contents assigned, 0 files rejected",
-        "2 contents assigned, 1 files rejected",
-        "1 arrivals without a slot: NO_AVAILABLE_SLOT",
+        "contents assigned: 1, files rejected: 0",
+        "contents assigned: 2, files rejected: 1",
+        "arrived without a slot: 1, NO_AVAILABLE_SLOT",
         "event written: ExcessContentProvisioned",
         "every slot accounted for and sealed",
         "event written: BatchContentProvisioningCompleted",
@@ -643,7 +643,7 @@ def test_the_timeline_of_a_ready_batch_ends_with_its_delivery(scene):
 
     assert lines(scene) == [
         "registered with 2 slots",
-        "2 contents assigned, 0 files rejected",
+        "contents assigned: 2, files rejected: 0",
         "every slot accounted for and sealed",
         "ready",
         "event written: BatchContentProvisioningCompleted",
@@ -658,7 +658,7 @@ def test_what_waits_for_a_registration_is_told(scene):
     scene.reject("two")
     scene.set("received_at = date_trunc('second', now())", "batch_pending_content")
 
-    assert lines(scene) == ["2 arrivals wait for the registration"]
+    assert lines(scene) == ["arrived before the registration: 2"]
 
 
 def test_a_timeout_is_told(scene):
