@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from bench.measure import Figure, Ratio, spread
+from bench.measure import Figure, Ratio, number, spread
 
 WIDTH, LEFT, RIGHT, ROW, TOP = 720, 330, 90, 26, 56
 STYLE = (
@@ -27,7 +27,7 @@ def bars(title: str, figures: Sequence[Figure]) -> str:
             f'<rect class="bar" x="{LEFT}" y="{top}" height="16" rx="2"'
             f' width="{told["median"] * scale:.1f}"/>',
             f'<line class="mark" x1="{low:.1f}" x2="{high:.1f}" y1="{top + 8}" y2="{top + 8}"/>',
-            _text(high + 6, top + 13, f"{told['median']:,.4g}"),
+            _text(high + 6, top + 13, number(told["median"])),
         ]
     unit = figures[0].unit
     return _svg(34 + len(figures) * ROW + 8, f"{title} ({unit})", rows)
@@ -48,7 +48,7 @@ def line(title: str, points: Sequence[tuple[float, Figure]], across: str) -> str
     marks = [f'<polyline class="line" points="{path}"/>']
     for x, y, at, median in places:
         marks.append(f'<circle class="bar" cx="{x:.1f}" cy="{y:.1f}" r="4"/>')
-        marks.append(_text(x, y - 10, f"{median:,.4g}", "middle"))
+        marks.append(_text(x, y - 10, number(median), "middle"))
         marks.append(_text(x, TOP + height + 20, f"{at:,.0f}", "middle"))
     floor = TOP + height
     marks.append(f'<line class="mark" x1="{left}" x2="{left + width}" y1="{floor}" y2="{floor}"/>')

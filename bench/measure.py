@@ -108,3 +108,8 @@ def interleave(
 
 def _rounded(value: float) -> float:
     return float(f"{value:.4g}")
+
+
+def number(value: float) -> str:
+    """Write a figure with as many digits as it is worth."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from os.path import relpath
 from pathlib import Path
 
+from bench.measure import number
 from bench.queues import Json
 from bench.report import CHARTS
 
@@ -58,7 +59,7 @@ def _figure(told: Json, cpu: Json | None) -> tuple[str, ...]:
 
 
 def _spread(told: Json) -> str:
-    median, low, high = (f"{told[key]:,.4g}" for key in ("median", "low", "high"))
+    median, low, high = (number(told[key]) for key in ("median", "low", "high"))
     return f"{median} ({low} to {high})"
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from bench import chart
 from bench.cases import Case
 from bench.growth import OPEN, SIZES
-from bench.measure import Figure, Ratio, spread
+from bench.measure import Figure, Ratio, number, spread
 from bench.queues import Json
 from bench.stand import Crew
 
@@ -74,8 +74,8 @@ class Report:
         table = _table("FIGURE", "MEDIAN", "LOW", "HIGH", "UNIT", "CPU WORKER", "POSTGRES", "REDIS")
         for figure in self.figures:
             told, cpu = spread(figure.values), self.cpu.get(figure.name, {})
-            used = [_number(cpu[k]) if k in cpu else "" for k in ("worker", "postgres", "valkey")]
-            numbers = [_number(told[k]) for k in ("median", "low", "high")]
+            used = [number(cpu[k]) if k in cpu else "" for k in ("worker", "postgres", "valkey")]
+            numbers = [number(told[k]) for k in ("median", "low", "high")]
             table.add_row(figure.what, *numbers, figure.unit, *used)
         table.caption = "CPU: µs a content"
         return table
@@ -85,7 +85,7 @@ class Report:
         for ratio in self.ratios:
             told, goal = spread(ratio.values), str(ratio.goal)
             met = "" if not goal else "✔" if ratio.goal.met(ratio.median) else "✘"
-            numbers = [_number(told[k]) for k in ("median", "low", "high")]
+            numbers = [number(told[k]) for k in ("median", "low", "high")]
             table.add_row(ratio.goal.what, *numbers, goal, met)
         return table
 
@@ -126,7 +126,3 @@ def _table(*columns: str) -> Table:
         words = name.startswith(("FIGURE", "RATIO", "UNIT", "GOAL")) or not name
         table.add_column(name, justify="left" if words else "right")
     return table
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
