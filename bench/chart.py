@@ -19,8 +19,8 @@ def bars(title: str, figures: Sequence[Figure]) -> str:
     most = max(max(figure.values) for figure in figures)
     scale = (WIDTH - LEFT - RIGHT) / most
     rows = []
-    for number, figure in enumerate(figures):
-        told, top = spread(figure.values), 34 + number * ROW
+    for row, figure in enumerate(figures):
+        told, top = spread(figure.values), 34 + row * ROW
         low, high = LEFT + told["low"] * scale, LEFT + told["high"] * scale
         rows += [
             _text(LEFT - 8, top + 13, figure.what, "end"),
