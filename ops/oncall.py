@@ -25,6 +25,7 @@ from ops.terminal import (
     print_json,
     read_settings,
     tell,
+    utc,
 )
 
 PURGE_CHUNK = 50  # batches deleted by one transaction
@@ -93,7 +94,7 @@ def find(
         return
     for row in rows:
         told = (row["place"], row["batch_id"], row["name"], row["state"], row["content"])
-        when = row["at"] and _when(row["at"])
+        when = row["at"] and utc(row["at"])
         line = "  ".join(str(each) for each in (*told, when) if each)
         out.print(line, markup=False, soft_wrap=True)
 
@@ -288,7 +289,7 @@ def show_explanation(told: Explanation) -> None:
     """Tell a person why a batch is or is not ready."""
     out.print(f"{told.batch_id}: {told.state}\n", style="bold", markup=False)
     for cause in told.causes:
-        since = f", since {_when(cause.since)}" if cause.since else ""
+        since = f", since {utc(cause.since)}" if cause.since else ""
         out.print(f"  {cause.title}{since}", style="bold yellow", markup=False, soft_wrap=True)
         out.print(f"    why        {cause.reason}", markup=False, soft_wrap=True)
         out.print(f"    by itself  {cause.by_itself}", markup=False, soft_wrap=True)
@@ -298,7 +299,7 @@ def show_explanation(told: Explanation) -> None:
     if told.timeline:
         out.print("Timeline", style="bold")
         for at, what in told.timeline:
-            out.print(f"  {_when(at)}  {what}", markup=False, soft_wrap=True)
+            out.print(f"  {utc(at)}  {what}", markup=False, soft_wrap=True)
         out.print()
     out.print(_sides(told))
     for line in told.disagreements:
@@ -320,10 +321,6 @@ def _sides(told: Explanation) -> Table:
         other: Sequence[Any] = redis_side[n] if n < len(redis_side) else ("", "")
         table.add_row(name, str(value), str(other[0]), str(other[1]))
     return table
-
-
-def _when(at: datetime) -> str:
-    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _moment(text: str) -> datetime:

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -19,6 +19,7 @@ from core.settings import Settings
 from core.slots import Slots
 from core.sweep import PAGE, RULES, Finding, Look, Rule
 from ops.signs import ask_once, read_signs
+from ops.survey import findings
 
 ASSIGNED = 'els_content_assignment_total{outcome="assigned"}'
 PATIENCE_S = 3
@@ -101,12 +102,9 @@ def find_troubles(sources: Sources) -> Troubles:
 
     Some 50 ms of work, and up to a second after a flush of Redis, when many batches break one.
     """
-    found = []
     with sources.connection() as conn:
-        for rule in RULES:
-            with suppress(redis.RedisError):
-                found.append((rule, rule.check(Look(conn, sources.slots))))
-        return _troubles(conn, found)
+        look = Look(conn, sources.slots)
+        return _troubles(conn, [(rule, findings(rule, look) or []) for rule in RULES])
 
 
 def _troubles(conn: Conn, found: list[tuple[Rule, list[Finding]]]) -> Troubles:
@@ -115,7 +113,7 @@ def _troubles(conn: Conn, found: list[tuple[Rule, list[Finding]]]) -> Troubles:
         at=datetime.now(UTC),
         by_batch=by_batch,
         states=desk.states(conn, list(by_batch)),
-        more=any(len(findings) >= PAGE for _, findings in found),
+        more=any(len(those) >= PAGE for _, those in found),
     )
 
 
@@ -130,8 +128,8 @@ def _error_of(ask: Callable[[], object]) -> str | None:
 def _by_batch(found: list[tuple[Rule, list[Finding]]]) -> dict[str, list[Trouble]]:
     """Gather what each batch breaks; the batches by how long they have been in trouble."""
     troubles: dict[str, list[Trouble]] = {}
-    for rule, findings in found:
-        for finding in findings:
+    for rule, those in found:
+        for finding in those:
             troubles.setdefault(finding.batch_id, []).append(Trouble(rule, finding))
 
     def since(batch_id: str) -> tuple[datetime, str]:

@@ -28,7 +28,7 @@ import psycopg
 import redis
 from rich.console import Console
 
-from core import ledger, pulse
+from core import ledger
 from core.crash import POINTS
 from core.errors import StackError
 from core.explain import Explanation, explain
@@ -42,6 +42,7 @@ from ops.client import Event, Sender, common
 from ops.demo import CONSUMER, show_invariants
 from ops.oncall import show_explanation
 from ops.proxy import Proxy
+from ops.signs import read_signs
 from ops.stack import Stack
 
 WORKERS = 3
@@ -381,8 +382,7 @@ class Chamber:
         return not waiting and self._posted(batches).keys() <= self._received()
 
     def _explain(self, conn: Conn, batch_id: str) -> Explanation:
-        waiting = redis.Redis.from_url(self.broker_url).llen("els")
-        signs = pulse.read_pulse(self.slots.client, waiting)
+        signs = read_signs(self.slots.client, self.broker_url, "els")
         return explain(conn, self.slots, batch_id, signs)
 
     def _status(self, batch_id: str) -> str | None:

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from core.states import BatchStatus
-from ops.terminal import age
+from ops.terminal import age, utc
 
 HERE = Path(__file__).parent
 STATIC = HERE / "static"
@@ -59,11 +59,6 @@ def renderer() -> Render:
         return environment.get_template(name).render(told)
 
     return render
-
-
-def utc(at: datetime) -> str:
-    """Write a moment in UTC."""
-    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def ago(at: datetime) -> Markup:

@@ -6,11 +6,15 @@ import re
 import signal
 import subprocess
 import sys
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
+from ops.embedded import free_port
 from tests.live.conftest import until
 from tests.ops.served import Served, own_database, own_redis
 
@@ -85,3 +89,35 @@ def served(database_url):
         page.client.flushdb()
         page.lives()
         yield page
+
+
+def fetch(url, **headers):
+    """Return status and body; status 0 where nobody answers."""
+    request = urllib.request.Request(url, headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+    except urllib.error.URLError:
+        return 0, ""
+
+
+@contextmanager
+def answering(command, setting, path, **environ):
+    """Run `els COMMAND` on a port of its own until it answers there; give the URL and process."""
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ops", command],
+        cwd=ROOT,
+        env={**os.environ, setting: str(port), **environ},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        until(lambda: fetch(url + path)[0] == 200, 60, f"els {command} answers")
+        yield url, process
+    finally:
+        process.terminate()
+        process.wait(15)

@@ -2,8 +2,6 @@
 
 import json
 import signal
-import urllib.error
-import urllib.request
 
 import psutil
 import psycopg
@@ -12,23 +10,11 @@ import redis
 
 from tests import factories as make
 from tests.live.conftest import until
-from tests.ops.conftest import Service, els
+from tests.ops.conftest import Service, els, fetch
 
 
 def lines(events):
     return "\n".join(json.dumps(event) for event in events)
-
-
-def get(url):
-    """Fetch a URL; return status and body."""
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
-    except urllib.error.URLError:
-        return 0, ""
 
 
 def test_env_names_servers_that_answer(service):
@@ -172,14 +158,14 @@ def test_a_server_that_does_not_answer_is_named(tmp_path):
 
 def test_the_ops_page_tells_health(service):
     url = service.env["ops_url"]
-    until(lambda: get(f"{url}/healthz")[0] == 200, what="the ops page is up")
+    until(lambda: fetch(f"{url}/healthz")[0] == 200, what="the ops page is up")
 
-    ready = json.loads(get(f"{url}/readyz")[1])
-    batches = json.loads(get(f"{url}/health/batches")[1])
+    ready = json.loads(fetch(f"{url}/readyz")[1])
+    batches = json.loads(fetch(f"{url}/health/batches")[1])
 
     assert ready == {"ready": True, "postgres": "ok", "redis": "ok", "broker": "ok"}
     assert batches["status"] in ("ok", "degraded")
-    assert get(f"{url}/nothing/here")[0] == 404
+    assert fetch(f"{url}/nothing/here")[0] == 404
 
 
 def test_a_killed_worker_is_started_again_and_the_next_batch_gets_ready(service):

@@ -2,12 +2,8 @@
 
 import base64
 import json
-import os
-import subprocess
-import sys
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -15,10 +11,9 @@ import psutil
 import pytest
 
 from core import ledger
-from ops.embedded import free_port
 from tests import factories as make
 from tests.live.conftest import until
-from tests.ops.conftest import ROOT, els
+from tests.ops.conftest import answering, els
 
 KNOWN = {"Authorization": "Basic " + base64.b64encode(b"flower:sesame").decode()}
 PAGES = [
@@ -65,22 +60,8 @@ def flower(service):
     return url
 
 
-@contextmanager
 def serve(**environ):
-    url = f"http://127.0.0.1:{(port := free_port())}"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ops", "flower"],
-        cwd=ROOT,
-        env={**os.environ, "ELS_FLOWER_PORT": str(port), **environ},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        until(lambda: ask(f"{url}/healthcheck")[0] == 200, 60, "Flower is up")
-        yield url, process
-    finally:
-        process.terminate()
-        process.wait(15)
+    return answering("flower", "ELS_FLOWER_PORT", "/healthcheck", **environ)
 
 
 def submit(service, *messages):

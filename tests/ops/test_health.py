@@ -3,10 +3,6 @@
 import base64
 import json
 import os
-import subprocess
-import sys
-import urllib.error
-import urllib.request
 from contextlib import contextmanager
 
 import pytest
@@ -15,11 +11,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from core import metrics
 from core.states import BatchStatus
 from core.sweep import RULES
-from ops.embedded import free_port
 from tests.core import story
 from tests.factories import new_batch
 from tests.live.conftest import until
-from tests.ops.conftest import ROOT
+from tests.ops.conftest import answering, fetch
 
 NOBODY = "127.0.0.1:9"  # the discard port: connections are refused
 NO_POSTGRES = {"ELS_DATABASE_URL": f"postgresql://els:secret-word@{NOBODY}/els"}
@@ -33,19 +28,11 @@ NO_BROKER = {"ELS_BROKER_URL": f"redis://:secret-word@{NOBODY}/0"}
 class Page:
     """A running `els ops`."""
 
-    def __init__(self, port):
-        self.url = f"http://127.0.0.1:{port}"
+    def __init__(self, url):
+        self.url = url
 
     def get(self, path, **headers):
-        request = urllib.request.Request(self.url + path, headers=headers)
-        try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read().decode()
-        except urllib.error.URLError:
-            return 0, ""
+        return fetch(self.url + path, **headers)
 
     def json(self, path):
         status, body = self.get(path)
@@ -61,21 +48,8 @@ class Page:
 
 @contextmanager
 def serve(**environ):
-    port = free_port()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ops", "ops"],
-        cwd=ROOT,
-        env={**os.environ, "ELS_OPS_PORT": str(port), **environ},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        page = Page(port)
-        until(lambda: page.get("/healthz")[0] == 200, 60, "the page is up")
-        yield page
-    finally:
-        process.terminate()
-        process.wait(15)
+    with answering("ops", "ELS_OPS_PORT", "/healthz", **environ) as (url, _):
+        yield Page(url)
 
 
 @pytest.fixture(scope="module")
