@@ -10,8 +10,7 @@ import pytest
 import yaml
 
 from tests.live.conftest import until
-from tests.ops.conftest import ROOT
-from tests.ops.test_cli import get
+from tests.ops.conftest import ROOT, fetch
 
 PROMETHEUS, GRAFANA = ROOT / "deploy/prometheus", ROOT / "deploy/grafana"
 [GROUP] = yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())["groups"]
@@ -46,7 +45,8 @@ def selectors(expression):
 def exported(service):
     """Every line of `/metrics` of the running service."""
     url = f"{service.env['ops_url']}/metrics"
-    return until(lambda: get(url)[1] if get(url)[0] == 200 else None, what="/metrics answers")
+    until(lambda: fetch(url)[0] == 200, what="/metrics answers")
+    return fetch(url)[1]
 
 
 @pytest.mark.parametrize(("where", "query"), QUERIES, ids=[name for name, _ in QUERIES])
