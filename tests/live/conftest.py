@@ -1,6 +1,7 @@
 """Real worker processes on the servers of this run, and an upstream that sends them messages."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from celery import Celery
 
 from core.invariants import check_ledger, check_slots
 from core.slots import Slots
+from ops.embedded import leashed
 
 
 def until(condition, timeout_s=30.0, what="the condition holds"):
@@ -47,9 +49,10 @@ class Workers:
             **settings,
         }
         name = [] if command == "beat" else ["-n", f"{self.queue}-{number}@test"]
+        argv = [sys.executable, "-m", "celery", "-A", "tasks.app", *command.split(), *name, *more]
         with (self.logs / f"{number}.log").open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "celery", "-A", "tasks.app", *command.split(), *name, *more],
+                leashed(argv, signal.SIGKILL),  # an interrupted run may not come to stop it
                 env=environ,
                 stdout=log,
                 stderr=subprocess.STDOUT,

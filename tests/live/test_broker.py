@@ -20,6 +20,7 @@ from kombu.transport import redis as stock_redis
 
 from core import ledger
 from core.ledger import DeadLetter
+from ops.embedded import leashed
 from tasks import broker
 from tests.live.conftest import until
 
@@ -91,10 +92,10 @@ class Place:
         self.upstream.conf.broker_transport = STOCK
 
     def start(self, app="ours", **settings):
-        command = f"-A {__name__}:{app} worker -P solo -Q {QUEUE} -n {uuid4().hex}@broker"
+        command = f"celery -A {__name__}:{app} worker -P solo -Q {QUEUE} -n {uuid4().hex}@broker"
         with (self.logs / f"{len(self.processes)}.log").open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "celery", *command.split()],
+                leashed([sys.executable, "-m", *command.split()], signal.SIGKILL),
                 env={**os.environ, **settings},
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -1,6 +1,7 @@
 """Traces across processes: from an upstream service through real workers to a downstream one."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections import defaultdict
@@ -17,6 +18,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
+from ops.embedded import leashed
 from tests import factories as make
 from tests.live.conftest import until
 
@@ -111,12 +113,11 @@ def consumer(workers, collector, tmp_path):
         "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
         "OTEL_SERVICE_NAME": DOWNSTREAM,
     }
-    command = ["celery", "-A", "tests.live.traced_consumer", "worker", "--pool", "solo"]
+    command = ["-m", "celery", "-A", "tests.live.traced_consumer", "worker", "--pool", "solo"]
     queue = ["-Q", f"{workers.queue}.events", "-n", f"{workers.queue}-consumer@test"]
+    argv = leashed([sys.executable, *command, *queue], signal.SIGKILL)
     with (tmp_path / "consumer.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *command, *queue], env=environ, stdout=log, stderr=log
-        )
+        process = subprocess.Popen(argv, env=environ, stdout=log, stderr=log)
     try:
         yield
     finally:

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import pytest
 
-from ops.embedded import free_port
+from ops.embedded import free_port, leashed
 from tests.live.conftest import until
 from tests.ops.served import Served, own_database, own_redis
 
@@ -45,9 +45,10 @@ class Service:
         self.home = home
         clean = {k: v for k, v in os.environ.items() if not k.startswith("ELS_")}
         self.output = home.with_suffix(".out")
+        command = [sys.executable, "-m", "ops.cli"]
         with self.output.open("w") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "ops.cli", "run", "--home", str(home)],
+                leashed([*command, "run", "--home", str(home)], signal.SIGTERM),
                 env={**clean, "ELS_SWEEP_EVERY": "1", "ELS_FLOWER_AUTH": "flower:sesame"},
                 cwd=ROOT,
                 stdout=out,
@@ -109,7 +110,7 @@ def answering(command, setting, path, **environ):
     """Run `els COMMAND` on a port of its own until it answers there; give the URL and process."""
     url = f"http://127.0.0.1:{(port := free_port())}"
     process = subprocess.Popen(
-        [sys.executable, "-m", "ops", command],
+        leashed([sys.executable, "-m", "ops", command], signal.SIGTERM),
         cwd=ROOT,
         env={**os.environ, setting: str(port), **environ},
         stdout=subprocess.DEVNULL,
