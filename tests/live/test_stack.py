@@ -301,18 +301,15 @@ def test_a_failed_migration_leaves_nothing(stack, tmp_path):
     assert running(tmp_path / "home") is None
 
 
-def test_a_killed_process_is_back_within_a_second(tmp_path):
+def test_a_killed_process_starts_again_after_half_a_second(tmp_path):
     with supervise(tmp_path / "home") as supervisor:
         victim = supervisor.child("sleep 1000")
-        killed = time.monotonic()
         victim.kill()
 
-        heir = supervisor.child("sleep 1000")
-        took = time.monotonic() - killed
+        said = supervisor.says("sleeper: killed by SIGKILL; starts again in 0.5 s")
 
-        assert heir.pid != victim.pid
-        assert took < 1.5
-        assert supervisor.says("sleeper: killed by SIGKILL; starts again in 0.5 s")
+        assert said, supervisor.said
+        assert supervisor.child("sleep 1000").pid != victim.pid
 
 
 def test_what_a_killed_process_had_started_goes_with_it(tmp_path):
