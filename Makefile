@@ -24,7 +24,7 @@ run: env ## run the whole service until Ctrl-C
 
 test: env ## run the tests, on embedded servers
 	@echo "== tests (a few minutes; real servers and workers)"
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 torture: env ## the long proofs: every crash point 25 times, then ten minutes of random faults
 	@echo "== every crash point 25 times (about an hour)"

@@ -1,16 +1,37 @@
-"""Real servers for every test: the ones that are given, else embedded ones for this run."""
+"""Real servers for every test: the ones that are given, else embedded ones of this process."""
 
-import atexit
 import os
 import shutil
-import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import redis
 
-for name in [n for n in os.environ if n.startswith("ELS_") and not n.endswith("_URL")]:
+from core import ledger
+from core.lifecycle import Lifecycle
+from core.slots import Slots
+from migrations import upgrade
+from ops.embedded import Postgres, Valkey, free_port
+
+ELS = [name for name in os.environ if name.startswith("ELS_")]
+# One of several test processes (pytest-xdist) inherits what the first set: nothing is given to it.
+ONE_OF_SEVERAL = "PYTEST_XDIST_WORKER" in os.environ
+GIVEN = [name for name in ELS if name.endswith("_URL") and not ONE_OF_SEVERAL]
+for name in set(ELS) - set(GIVEN):
     del os.environ[name]  # a developer's own settings do not change what is tested
 os.environ["ELS_LOG_FORMAT"] = "console"
+
+# The URLs are set before anything imports the Celery app; the servers start with the first test.
+KINDS = {"ELS_DATABASE_URL": Postgres, "ELS_REDIS_URL": Valkey}
+PORTS = {name: free_port() for name in KINDS if name not in GIVEN}
+
+
+def _server(name, home):
+    return KINDS[name](home / name, PORTS[name], "test-password")
+
+
+os.environ.update({name: _server(name, Path()).url for name in PORTS})
 
 
 def pytest_addoption(parser):
@@ -18,36 +39,31 @@ def pytest_addoption(parser):
     parser.addoption("--images", type=Path, help="a folder that gets the pictures of the pages")
 
 
+def pytest_xdist_auto_num_workers():
+    """Given servers are for one process: its tests flush the one and count what is in the other."""
+    return 0 if GIVEN else None
+
+
+def pytest_xdist_setupnodes():
+    if GIVEN:
+        raise pytest.UsageError(f"{', '.join(GIVEN)}: given servers are for one process, `-n 0`")
+
+
 def pytest_generate_tests(metafunc):
     if "run" in metafunc.fixturenames:
         metafunc.parametrize("run", range(metafunc.config.getoption("--runs")))
 
 
-def _serve() -> None:
-    """Start what is not given, and set the URLs before anything imports the Celery app."""
-    from ops.embedded import Postgres, Valkey, free_port
-
-    home = Path(tempfile.mkdtemp(prefix="els-tests-"))
-    atexit.register(shutil.rmtree, home, ignore_errors=True)
-    for variable, kind, folder in [
-        ("ELS_DATABASE_URL", Postgres, "postgres"),
-        ("ELS_REDIS_URL", Valkey, "valkey"),
-    ]:
-        if variable not in os.environ:
-            server = kind(home / folder, free_port(), "test-password")
-            atexit.register(server.stop)
+@pytest.fixture(scope="session", autouse=True)
+def _servers(tmp_path_factory):
+    home = tmp_path_factory.mktemp("servers")
+    with ExitStack() as undo:
+        undo.callback(shutil.rmtree, home, ignore_errors=True)
+        for name in PORTS:
+            server = _server(name, home)
+            undo.callback(server.stop)
             server.start()
-            os.environ[variable] = server.url
-
-
-_serve()
-
-import redis  # noqa: E402 - after the URLs are set
-
-from core import ledger  # noqa: E402
-from core.lifecycle import Lifecycle  # noqa: E402
-from core.slots import Slots  # noqa: E402
-from migrations import upgrade  # noqa: E402
+        yield
 
 
 @pytest.fixture(scope="session")
