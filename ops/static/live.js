@@ -1,4 +1,5 @@
-// What htmx does not do: say whether the page is live, and let relative times go on.
+// What htmx does not do: say whether the page is live, and let relative times go on. It is loaded
+// before htmx, whose stream may be there at once: its connection is told only that once.
 (() => {
   const state = document.getElementById("live-state");
   const words = { live: "Live", lost: "Connection lost, trying again" };

@@ -148,6 +148,19 @@ def test_a_batch_fills_while_the_page_is_open(served, school, visit, keep):
         row(page, batch).get_by_text("Ready", exact=True).wait_for()
 
 
+def test_a_page_whose_own_script_comes_late_is_live_all_the_same(served, browser):
+    def late(route):
+        page.wait_for_timeout(1000)  # the stream would answer meanwhile
+        route.continue_()
+
+    page = browser.new_page()
+    page.route("**/live.js*", late)
+    page.goto(served.url, wait_until="commit")
+
+    live(page)
+    page.close()
+
+
 def test_a_new_batch_appears_while_the_page_is_open(served, visit):
     page = visit("/")
     live(page)
