@@ -15,6 +15,7 @@ from uuid import uuid4
 import pytest
 
 from ops.embedded import free_port, leashed
+from ops.stack import running
 from tests.live.conftest import until
 from tests.ops.served import Served, own_database, own_redis
 
@@ -55,12 +56,12 @@ class Service:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self.env = until(self._env, 60, "the service is up")
+        until(self._is_up, 60, "the service is up")
+        self.env = json.loads(self.els("env", "--json").stdout)
 
-    def _env(self):
+    def _is_up(self):
         assert self.process.poll() is None, self.output.read_text()
-        found = els("env", "--json", home=self.home)
-        return json.loads(found.stdout) if found.returncode == 0 else None
+        return running(self.home)
 
     def els(self, *arguments, **options):
         return els(*arguments, home=self.home, **options)
