@@ -23,7 +23,7 @@ run: env ## run the whole service until Ctrl-C
 	@$(BIN)/els run
 
 test: env ## run the tests, on embedded servers
-	@echo "== tests (a few minutes; real servers and workers)"
+	@echo "== tests (nine minutes on two cores; real servers and workers)"
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 torture: env ## the long proofs: every crash point 25 times, then ten minutes of random faults

@@ -40,8 +40,11 @@ def pytest_addoption(parser):
 
 
 def pytest_xdist_auto_num_workers():
-    """Given servers are for one process: its tests flush the one and count what is in the other."""
-    return 0 if GIVEN else None
+    """One more than there are cores, as tests wait a good deal; one alone on given servers.
+
+    Its tests flush the one server and count what is in the other.
+    """
+    return 0 if GIVEN else (os.cpu_count() or 1) + 1
 
 
 def pytest_xdist_setupnodes():
