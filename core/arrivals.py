@@ -7,8 +7,9 @@ alone, in one transaction.
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import compress
 from random import uniform
 
 import structlog
@@ -19,7 +20,7 @@ from core import ledger
 from core.crash import crashpoint
 from core.errors import IdempotencyConflict, SlotsInFlight
 from core.events import Idempotency
-from core.ledger import Arrival, Conn, Placed, Whereabouts
+from core.ledger import Arrival, Conn, Placing, Whereabouts
 from core.outcomes import Done, Value, outcome, replayed
 from core.slots import Claim, Slots
 from core.states import ExcessReason
@@ -73,33 +74,57 @@ class Arrivals:
         claims = self.slots.claim(delivery.batch_id, delivery.claimants)
         crashpoint("claimed")
         if claims and all(claim.essay_id for claim in claims):
-            places = {claim.claimant: Whereabouts(claim.essay_id, None) for claim in claims}
-            value = delivery.value(places[delivery.claimants[0]])
-            if placed := self._place_with_key(delivery, claims, value):
-                became = _tally(delivery.arrivals, places)
-                return Done(value, placed.left == 0, self.slot_events, became)
+            done = self._place_with_keys([delivery], claims)
+            if done is not None:
+                return done[0]
         return self._settle(delivery, claims or [])
 
-    def _place_with_key(
-        self, delivery: Delivery, claims: list[Claim], value: Value
-    ) -> Placed | None:
-        """Place all arrivals in one statement.
+    def take_together(self, deliveries: Sequence[Delivery]) -> list[Done | None]:
+        """Give the arrivals of several messages of one batch their slots, by one claim and commit.
 
-        None: not every claim held, or the event or a content was here before.
+        Each message has one arrival, and a key and outcome of its own. None: it did not simply get
+        a free slot, and is to be taken by itself.
         """
-        pairs = _pairs(delivery.arrivals, claims)
+        batch_id = deliveries[0].batch_id
+        claims = self.slots.claim(batch_id, [delivery.claimants[0] for delivery in deliveries])
+        crashpoint("claimed")
+        given = [claim.new for claim in claims or []]
+        fresh, free = [*compress(deliveries, given)], [*compress(claims or [], given)]
+        done = self._place_with_keys(fresh, free) if fresh else None
+        if done is None:
+            self._give_back(batch_id, free, {})
+            return [None] * len(deliveries)
+        placed = iter(done)
+        return [next(placed) if new else None for new in given]
+
+    def _place_with_keys(
+        self, deliveries: Sequence[Delivery], claims: Sequence[Claim]
+    ) -> list[Done] | None:
+        """Place all arrivals of these messages in one statement, where they claimed.
+
+        None: not every claim held, or an event or a content was here before.
+        """
+        places = {claim.claimant: Whereabouts(claim.essay_id, None) for claim in claims}
+        values = [delivery.value(places[delivery.claimants[0]]) for delivery in deliveries]
+        placings = [
+            placing
+            for delivery, value in zip(deliveries, values, strict=True)
+            for placing in _placings(_pairs(delivery.arrivals, claims), delivery.idem, value)
+        ]
         with self.pool.connection() as conn:
             try:
-                return ledger.place(
-                    conn,
-                    delivery.batch_id,
-                    pairs,
-                    idem=delivery.idem,
-                    outcome=value,
-                    routed=self.slot_events,
+                placed = ledger.place(
+                    conn, deliveries[0].batch_id, placings, routed=self.slot_events
                 )
             except (pg.UniqueViolation, pg.NotNullViolation):
                 return None
+        if placed is None:
+            return None
+        tallies = [_tally(delivery.arrivals, places) for delivery in deliveries]
+        done = [
+            Done(v, posted=self.slot_events, became=n) for v, n in zip(values, tallies, strict=True)
+        ]
+        return [*done[:-1], replace(done[-1], full=placed.left == 0)]
 
     def _settle(self, delivery: Delivery, claims: list[Claim]) -> Done:
         """Look closer until Postgres has decided; then give back what was claimed in vain."""
@@ -152,7 +177,7 @@ class Arrivals:
 
     def _place(self, conn: Conn, batch_id: str, pairs: list[tuple[Arrival, str]]) -> int:
         """Place arrivals without a key; return the open slots left. Raises StaleSlots."""
-        placed = ledger.place(conn, batch_id, pairs, idem=None, outcome={}, routed=self.slot_events)
+        placed = ledger.place(conn, batch_id, _placings(pairs), routed=self.slot_events)
         if placed is None or placed.taken < len(pairs):
             raise StaleSlots
         return placed.left
@@ -233,10 +258,18 @@ def _tally(arrivals: Iterable[Arrival], places: Mapping[str, Whereabouts]) -> Co
     return Counter(_became(arrival, places.get(arrival.claimant)) for arrival in arrivals)
 
 
-def _pairs(arrivals: list[Arrival], claims: list[Claim]) -> list[tuple[Arrival, str]]:
+def _pairs(arrivals: list[Arrival], claims: Sequence[Claim]) -> list[tuple[Arrival, str]]:
     """Put each arrival beside the slot that it claimed; those without one are left out."""
     slot_of = {claim.claimant: claim.essay_id for claim in claims if claim.essay_id}
     return [(a, slot_of[a.claimant]) for a in arrivals if a.claimant in slot_of]
+
+
+def _placings(
+    pairs: list[tuple[Arrival, str]], idem: Idempotency | None = None, value: Value | None = None
+) -> list[Placing]:
+    """Have each arrival placed; the key of their event is written with the first."""
+    first, *rest = [Placing(arrival, essay_id) for arrival, essay_id in pairs]
+    return [replace(first, idem=idem, outcome=value), *rest]
 
 
 def _holds(claim: Claim, places: dict[str, Whereabouts]) -> bool:

@@ -143,6 +143,16 @@ class Whereabouts:
 
 
 @dataclass(frozen=True)
+class Placing:
+    """An arrival, the slot it is to get, and the event that this settles, with its outcome."""
+
+    arrival: Arrival
+    essay_id: str
+    idem: Idempotency | None = None
+    outcome: Row | None = None
+
+
+@dataclass(frozen=True)
 class Placed:
     """How many slots a statement took, and how many the batch has left."""
 
@@ -262,42 +272,38 @@ def park_pending(conn: Conn, batch_id: str, arrivals: Sequence[Arrival]) -> None
 # --- slots -------------------------------------------------------------------------------------
 
 
-def place(
-    conn: Conn,
-    batch_id: str,
-    arrivals: Sequence[tuple[Arrival, str]],
-    *,
-    idem: Idempotency | None,
-    outcome: Row,
-    routed: bool,
-) -> Placed | None:
-    """Put arrivals into the slots named beside them.
+def place(conn: Conn, batch_id: str, placings: Sequence[Placing], *, routed: bool) -> Placed | None:
+    """Put arrivals into the slots named beside them, and write the keys of their events.
 
     With a key it is all or nothing: fewer open slots than arrivals raise NotNullViolation, or
-    give None where no slot was open. Raises UniqueViolation when the key, or a slot of one of
+    give None where no slot was open. Raises UniqueViolation when a key, or a slot of one of
     these contents, is there already. `routed` writes an `EssaySlotAssigned` for each content.
     """
     rows = [
         {
-            **vars(arrival),
-            "essay_id": essay_id,
-            "event_id": _content_event_id(batch_id, "EssaySlotAssigned", arrival, routed),
+            **vars(placing.arrival),
+            **_key_row(placing),
+            "essay_id": placing.essay_id,
+            "event_id": _content_event_id(batch_id, "EssaySlotAssigned", placing.arrival, routed),
         }
-        for arrival, essay_id in arrivals
+        for placing in placings
     ]
     row = conn.execute(
         PLACE,
-        {
-            "batch_id": batch_id,
-            "arrivals": Jsonb(rows),
-            "key": idem.key if idem else None,
-            "task": idem.task if idem else None,
-            "fingerprint": idem.fingerprint if idem else None,
-            "outcome": Jsonb(outcome),
-            "traceparent": traceparent.get(),
-        },
+        {"batch_id": batch_id, "arrivals": Jsonb(rows), "traceparent": traceparent.get()},
     ).fetchone()
     return Placed(row["slots"], row["available_slots"]) if row else None
+
+
+def _key_row(placing: Placing) -> Row:
+    if placing.idem is None:
+        return {}
+    return {
+        "key": str(placing.idem.key),
+        "task": placing.idem.task,
+        "fingerprint": f"\\x{placing.idem.fingerprint.hex()}",
+        "outcome": placing.outcome,
+    }
 
 
 def record_excess(

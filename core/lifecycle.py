@@ -106,6 +106,17 @@ class Lifecycle:
         """Give one stored text a slot, or say why it has none (yet)."""
         return self.arrivals.take(Delivery(idem, event.batch_id, [_content(event)]))
 
+    def assign_together(
+        self, events: Sequence[tuple[EssayContentProvisioned, Idempotency]]
+    ) -> list[Done | None]:
+        """Give the texts of several messages of one batch their slots, by one claim and commit.
+
+        None: this one, such as a repeat, is to be assigned by itself.
+        """
+        return self.arrivals.take_together(
+            [Delivery(idem, event.batch_id, [_content(event)]) for event, idem in events]
+        )
+
     def assign_contents(self, event: BatchContentsProvisioned, idem: Idempotency) -> Done:
         """Give each text of an upload a slot, in one transaction. At most `CHUNK` are meant."""
         distinct = {content.text_storage_id: _content(content) for content in event.contents}

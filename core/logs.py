@@ -10,8 +10,19 @@ from core.settings import Settings
 from core.tracing import traceparent
 
 
+class Lines(structlog.WriteLogger):
+    """Writes our lines to stderr, under the name of their module."""
+
+    def __init__(self, name: str = "") -> None:
+        super().__init__(sys.stderr)
+        self.name = name
+
+
 def configure(settings: Settings) -> None:
-    """Send every log line of this process through one formatter. Safe to call again."""
+    """Give every log line of this process the same form. Safe to call again.
+
+    Ours do not go through the standard library's loggers, which take more than twice as long.
+    """
     shared: list[Any] = [  # Any: structlog types its processors so
         structlog.contextvars.merge_contextvars,
         _add_trace,
@@ -20,17 +31,17 @@ def configure(settings: Settings) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
     ]
-    structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=False,
-    )
     last: list[Any]  # Any: structlog types its processors so
     if settings.log_format == "json":
         last = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     else:
         last = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    structlog.configure(
+        processors=[*shared, *last],
+        logger_factory=Lines,
+        wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),
+        cache_logger_on_first_use=False,
+    )
     handler = logging.StreamHandler()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -41,8 +52,6 @@ def configure(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.WARNING)  # libraries speak when something is wrong; we say outcomes
-    for ours in ("core", "tasks", "ops"):
-        logging.getLogger(ours).setLevel(settings.log_level)
 
 
 def _add_trace(logger: object, method: str, event: Any) -> Any:  # Any: as structlog types them

@@ -33,6 +33,7 @@ broker.install()  # before the first connection
 RESULT_EXPIRES_S = 3600  # only chord keys: results are not stored
 SOFT_SHUTDOWN_S = 3.0  # what running tasks get before their messages are handed back
 DELIVERIES = 5  # of a message whose worker dies each time; then it is the message that kills
+AT_ONCE = 50  # single contents that a process carries out together: some 30 ms of work
 LOST_WORKER_DELAY_S = 1  # before a message whose worker died is delivered again
 
 app = Celery("els", include=["tasks.intake", "tasks.completion"])
@@ -65,6 +66,7 @@ app.conf.update(
         "visibility_timeout": settings.visibility_timeout,
         "socket_keepalive": True,
         "on_junk": "tasks.strays:keep_junk",
+        "take_together": ("els.assign_content", AT_ONCE),
     },
     beat_schedule={
         "sweep": {

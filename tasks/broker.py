@@ -60,6 +60,8 @@ HEADERS: Shape = {  # those with which another type ends a worker
 BODY: Shape = {"args": list, "kwargs": dict, "embed": dict | None}
 
 OnJunk = Callable[[str, bytes, str], bool | None]
+Together = tuple[str, int]  # a task, and how many of its messages are taken at once
+ALONE: Together = ("", 1)
 log = structlog.get_logger(__name__)
 
 
@@ -123,20 +125,20 @@ class Unacked:
 
     def take(self, sources: Sequence[Source]) -> list[Any] | None:
         """Take a message and note it. Returns what `take.lua` says."""
-        return cast("list[Any] | None", self._take(*self._names(sources)))
+        return cast("list[Any] | None", self._take(*self._names(sources, ALONE)))
 
-    def taking(self, sources: Sequence[Source]) -> list[str | int]:
+    def taking(self, sources: Sequence[Source], together: Together) -> list[str | int]:
         """Write the command of `take`, for a connection that reads the reply later."""
-        keys, queues = self._names(sources)
-        return ["EVALSHA", self._take.sha, len(keys), *keys, *queues]
+        keys, arguments = self._names(sources, together)
+        return ["EVALSHA", self._take.sha, len(keys), *keys, *arguments]
 
     def load(self) -> None:
         """Give Redis the script that `taking` names."""
         self.client.script_load(self._take.script)
 
-    def forget(self, tag: str) -> None:
-        """Strike the note out: its message is done with."""
-        self._forget(self._keys, [tag])
+    def forget(self, *tags: str) -> None:
+        """Strike notes out: their messages are done with."""
+        self._forget(self._keys, tags)
 
     def note(self, tag: str) -> bytes | None:
         """Read one note; None if it is gone."""
@@ -161,18 +163,35 @@ class Unacked:
         side = "LPUSH" if last else "RPUSH"
         return bool(self._put_back([*self._keys, *lists], [tag, note, payload, side, age_s]))
 
-    def _names(self, sources: Sequence[Source]) -> tuple[list[str], list[str]]:
+    def _names(
+        self, sources: Sequence[Source], together: Together
+    ) -> tuple[list[str], list[str | int]]:
         keys = [*self._keys, *(source.key for source in sources), *(s.junk for s in sources)]
-        return keys, [source.queue for source in sources]
+        return keys, [*together, *(source.queue for source in sources)]
 
 
 class Held(stock.QoS):
-    """What this worker holds. The notes are written by the script that takes."""
+    """What this worker holds. The notes are written by the script that takes.
+
+    Messages that were taken together count as one against the prefetch window.
+    """
 
     channel: "Channel"
 
-    def hold(self, message: virtual.Message) -> None:
-        """Count a message, which is noted, against the prefetch window."""
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # Any: as Kombu calls it
+        self._done: list[str] = []  # acknowledged, to be forgotten together
+        super().__init__(*args, **kwargs)
+
+    def can_consume(self) -> bool:
+        """Tell whether there is room for another take."""
+        held = cast("dict[str, Any]", self._delivered)
+        dirty = cast("set[str]", self._dirty)
+        taken = {message.take for tag, message in held.items() if tag not in dirty}
+        return not self.prefetch_count or len(taken) < self.prefetch_count
+
+    def hold(self, message: virtual.Message, take: object = None) -> None:
+        """Count a message, which is noted, against the prefetch window, once a `take`."""
+        message.take = take or message  # type: ignore[attr-defined] # it is noted here
         virtual.QoS.append(self, message, str(message.delivery_tag))
 
     def drop(self, message: virtual.Message) -> None:
@@ -180,9 +199,22 @@ class Held(stock.QoS):
         virtual.QoS.ack(self, str(message.delivery_tag))
 
     def ack(self, delivery_tag: str) -> None:
-        """Forget the message."""
-        self.channel.unacked.forget(delivery_tag)
+        """Forget the message, by one call for all of a turn of the worker's event loop."""
         virtual.QoS.ack(self, delivery_tag)
+        self._done.append(delivery_tag)
+        if not cast(Poller, self.channel.connection.cycle).turns:
+            self.forget_done()
+
+    def forget_done(self) -> None:
+        """Forget what is acknowledged."""
+        tags, self._done = self._done, []
+        if tags:
+            self.channel.unacked.forget(*tags)
+
+    def restore_unacked_once(self, stderr: Any = None) -> None:  # Any: as Kombu has it
+        """Give back what is held when a channel is closed."""
+        self.forget_done()
+        super().restore_unacked_once(stderr)
 
     def restore_by_tag(self, tag: str, client: object = None, leftmost: bool = False) -> None:
         """Give back a message that this worker holds; `leftmost` makes it the last in turn."""
@@ -205,12 +237,16 @@ class Channel(stock.Channel):
     list entries that are no Celery messages, in the worker's event loop. Until it has returned, and
     not False, the entry stays in the list `<queue>.junk` and is offered again. The same entry may
     be offered more than once.
+
+    `take_together` is another: a task, and how many of its messages are taken at once where they
+    wait one behind the other.
     """
 
     QoS = Held
     qos: Held
-    from_transport_options = (*stock.Channel.from_transport_options, "on_junk")
+    from_transport_options = (*stock.Channel.from_transport_options, "on_junk", "take_together")
     on_junk: OnJunk | str | None = None
+    take_together: Together = ALONE
 
     # Kombu's own, absent from its types.
     _in_poll: Any  # the connection that owes us a reply or a word
@@ -235,9 +271,22 @@ class Channel(stock.Channel):
 
     @cached_property
     def unacked(self) -> Unacked:
-        """The notes, on one client: Kombu makes a client a call, which takes as long again."""
-        client = redis.Redis(connection_pool=self.pool)
-        return Unacked(client, self._key(self.unacked_key), self._key(self.unacked_index_key))
+        """The notes of what is in work."""
+        keys = self._key(self.unacked_key), self._key(self.unacked_index_key)
+        return Unacked(self._create_client(), *keys)
+
+    @cached_property
+    def _shared_client(self) -> redis.Redis:
+        return cast(redis.Redis, stock.Channel._create_client(self))  # type: ignore[attr-defined]
+
+    def _create_client(self, asynchronous: bool = False) -> redis.Redis:
+        """Return one client for all calls: Kombu makes a client a call, which takes as long again.
+
+        The one that is read asynchronously has a connection to itself.
+        """
+        if asynchronous:
+            return cast(redis.Redis, stock.Channel._create_client(self, True))  # type: ignore[attr-defined]
+        return self._shared_client
 
     # --- taking --------------------------------------------------------------------------------
 
@@ -257,6 +306,9 @@ class Channel(stock.Channel):
     def basic_get(self, queue: str, no_ack: bool = False, **_: object) -> virtual.Message | None:
         """Take the next message of a queue now; None if there is none."""
         while taken := self.unacked.take(self._sources([queue])):
+            if not taken[1:]:
+                self.offer_junk(queue)  # the script has set it aside
+                continue
             message = self._open(queue, *taken[1:])
             if message is None:
                 continue
@@ -289,7 +341,8 @@ class Channel(stock.Channel):
         self._in_poll, self._waiting = connection, False
         self._brpop_sent_at = monotonic()
         # A health check may connect anew, behind the poller's back. Asking is check enough.
-        connection.send_command(*self.unacked.taking(self._asked), check_health=False)
+        command = self.unacked.taking(self._asked, self.take_together)
+        connection.send_command(*command, check_health=False)
 
     def _brpop_read(self, **_: object) -> bool:
         """Read the reply to `_brpop_start`, or that a list has changed. Raises Empty as Kombu's."""
@@ -311,7 +364,12 @@ class Channel(stock.Channel):
             raise Empty
         crashpoint("taken")
         number, *found = taken
-        self._deliver(self._asked[number - 1].queue, *found)
+        queue, take = self._asked[number - 1].queue, object()
+        self._queue_cycle.rotate(queue)
+        if not found:
+            self.offer_junk(queue)  # the script has set it aside
+        for tag, payload in zip(found[::2], found[1::2], strict=True):
+            self._deliver(queue, tag, payload, take)
         return True
 
     def heed(self) -> None:
@@ -334,9 +392,8 @@ class Channel(stock.Channel):
         ):
             self._brpop_start()
 
-    def _deliver(self, queue: str, *found: bytes) -> None:
-        self._queue_cycle.rotate(queue)
-        message = self._open(queue, *found)
+    def _deliver(self, queue: str, tag: bytes, payload: bytes, take: object) -> None:
+        message = self._open(queue, tag, payload)
         if message is None:
             return
         if self._closing or queue not in self._active_queues:
@@ -350,14 +407,14 @@ class Channel(stock.Channel):
         try:
             _check_task(message)
         except BAD_SHAPE:
-            self._set_aside(queue, *found)
+            self._set_aside(queue, tag, payload)
             return
-        self.qos.hold(message)
+        self.qos.hold(message, take)
         try:
             callback(message)
         except BAD_SHAPE:  # it may have cost Celery a process slot, so it ends this worker, but one
             self.qos.drop(message)
-            self._set_aside(queue, *found)
+            self._set_aside(queue, tag, payload)
             raise
 
     def close(self) -> None:
@@ -406,15 +463,12 @@ class Channel(stock.Channel):
 
     # --- junk ----------------------------------------------------------------------------------
 
-    def _open(self, queue: str, *found: bytes) -> virtual.Message | None:
+    def _open(self, queue: str, tag: bytes, payload: bytes) -> virtual.Message | None:
         """Make a message of the tag and bytes that were taken; None if it is junk, now seen to."""
         try:
-            if found:
-                return self._read(found[1], bytes_to_str(found[0]))
+            return self._read(payload, bytes_to_str(tag))
         except BAD_SHAPE:
-            self._set_aside(queue, *found)
-        else:
-            self.offer_junk(queue)  # the script has set it aside
+            self._set_aside(queue, tag, payload)
         return None
 
     def _set_aside(self, queue: str, tag: bytes, payload: bytes) -> None:
@@ -484,7 +538,8 @@ class Channel(stock.Channel):
         return {**super()._connparams(asynchronous), "protocol": 3}  # type: ignore[misc] # untyped
 
     def _disconnect_pools(self) -> None:
-        self.__dict__.pop("unacked", None)
+        for name in ("unacked", "_shared_client"):
+            self.__dict__.pop(name, None)
         super()._disconnect_pools()  # type: ignore[misc] # not in Kombu's types
 
 
@@ -495,9 +550,17 @@ class Poller(stock.MultiChannelPoller):
     _channels: set[Channel]
     _fd_to_chan: dict[int, tuple[Channel, str]]
 
+    turns = False  # whether an event loop calls `on_poll_start` each time round
+
+    def on_poll_init(self, poller: object) -> None:
+        """Get ready for an event loop."""
+        super().on_poll_init(poller)
+        self.turns = True
+
     def on_poll_start(self) -> None:
-        """Ask for messages where there is room for one."""
+        """Forget what is done, and ask for messages where there is room for one."""
         for channel in self._channels:
+            channel.qos.forget_done()
             channel.ask_again()
         super().on_poll_start()
 

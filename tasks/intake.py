@@ -9,8 +9,9 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import structlog
 from billiard.exceptions import WorkerLostError
@@ -19,7 +20,7 @@ from kombu.exceptions import OperationalError
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from core import ledger, metrics
-from core.errors import Refusal
+from core.errors import InvalidEvent, Refusal
 from core.events import (
     BULK_LIMIT,
     SINGLE_LIMIT,
@@ -49,6 +50,18 @@ IDENTIFIER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 log = structlog.get_logger(__name__)
 
 
+class Placed(NamedTuple, Generic[E]):
+    """An event whose step was taken with those of others, before its task."""
+
+    event: E
+    idem: Idempotency
+    done: Done
+    started: float  # by the monotonic clock
+
+
+_placed: dict[str, Placed[EssayContentProvisioned]] = {}  # by task id, of the job at hand
+
+
 @app.task(bind=True, name="els.register_batch", typing=False)
 def register_batch(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     """Announce a batch and the essays that it expects."""
@@ -59,8 +72,9 @@ def register_batch(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
 @app.task(bind=True, name="els.assign_content", typing=False)
 def assign_content(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     """Announce one stored text."""
+    placed = _placed.pop(str(self.request.id), None)
     step = stores().lifecycle.assign_content
-    return carry_out(self, EssayContentProvisioned, step, args, kwargs)
+    return carry_out(self, EssayContentProvisioned, step, args, kwargs, placed=placed)
 
 
 @app.task(bind=True, name="els.assign_contents", typing=False)
@@ -102,6 +116,32 @@ INTAKE = {
 }
 
 
+def place_together(calls: Mapping[str, tuple[Sequence[object], Mapping[str, object]]]) -> None:
+    """Give the contents of several messages their slots before their tasks run, batch by batch.
+
+    `calls` has args and kwargs by task id. Whatever does not simply work is left to the task.
+    """
+    clear_contextvars()
+    _placed.clear()
+    started = time.monotonic()
+    batches: dict[str, list[tuple[str, EssayContentProvisioned, Idempotency]]] = {}
+    for task_id, (args, kwargs) in calls.items():
+        with suppress(InvalidEvent):
+            raw = kwargs["event"] if _is_named(args, kwargs) else None
+            event, idem = parse(EssayContentProvisioned, assign_content.name, raw, SINGLE_LIMIT)
+            batches.setdefault(event.batch_id, []).append((task_id, event, idem))
+    try:
+        for those in batches.values():
+            results = stores().lifecycle.assign_together(
+                [(event, idem) for _, event, idem in those]
+            )
+            for (task_id, event, idem), done in zip(those, results, strict=True):
+                if done:
+                    _placed[task_id] = Placed(event, idem, done, started)
+    except Exception:  # whatever it is, each task meets it again, and deals with it
+        log.warning("placed_one_by_one", messages=len(calls), exc_info=True)
+
+
 def assign_or_split(event: BatchContentsProvisioned, idem: Idempotency) -> Done:
     """Assign an upload of one chunk in place; hand on a larger one as messages of a chunk each.
 
@@ -128,8 +168,11 @@ def carry_out(
     args: Sequence[object],
     kwargs: Mapping[str, object],
     limit: int = SINGLE_LIMIT,
+    placed: Placed[E] | None = None,
 ) -> Value:
     """Validate a message, take one step, do what follows its commit, return the step's value.
+
+    Both are done already where the content was `placed` with those of other messages.
 
     A refused message returns the outcome `dead_letter` with its code. An error that may pass is
     retried with jittered backoff until `ELS_RETRY_FOR` is over. Anything else is a bug: the
@@ -137,16 +180,18 @@ def carry_out(
     """
     clear_contextvars()
     bind_contextvars(task=task.name, task_id=task.request.id)
-    one_event = not args and kwargs.keys() == {"event"}
-    body = kwargs["event"] if one_event else {"args": args, "kwargs": kwargs}
+    named = _is_named(args, kwargs)
+    body = kwargs["event"] if named else {"args": args, "kwargs": kwargs}
     if lost_workers(task.request) >= DELIVERIES:
         error = WorkerLostError("its worker died at each delivery")
         return park(task, body, error, "POISON_MESSAGE")
-    started = time.monotonic()
+    started = placed.started if placed else time.monotonic()
     try:
-        event, idem = parse(model, task.name, body if one_event else None, limit)
+        event, idem = (
+            placed[:2] if placed else parse(model, task.name, body if named else None, limit)
+        )
         bind_contextvars(batch_id=event.batch_id, correlation_id=str(event.correlation_id))
-        done = step(event, idem)
+        done = placed.done if placed else step(event, idem)
         follow_up(done, event.batch_id)
     except Refusal as error:
         return park(task, body, error, error.code)
@@ -163,6 +208,11 @@ def carry_out(
     metrics.carried_out(task.name, done.value["outcome"], done.became, seconds)
     log.info(done.value["outcome"], **{k: v for k, v in done.value.items() if k == "essay_id"})
     return done.value
+
+
+def _is_named(args: Sequence[object], kwargs: Mapping[str, object]) -> bool:
+    """Tell whether a task was called as it is to be: with `event`, and nothing else."""
+    return not args and kwargs.keys() == {"event"}
 
 
 def park(task: AnyTask, body: object, error: Exception, code: str) -> Value:

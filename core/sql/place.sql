@@ -1,15 +1,16 @@
 -- Decides whether these arrivals get these slots: all of them, or nothing happens.
 --
 -- A slot is taken only if it is still open, the counter goes down by as many, and the idempotency
--- key (when one is given) is written with them. Fewer slots than arrivals make the outcome NULL,
--- which undoes the statement; so does a duplicate key, or a content that holds a slot already.
--- No row: not one of the slots was open.
+-- keys (those that stand beside an arrival) are written with them. Fewer slots than arrivals make
+-- the outcomes NULL, which undoes the statement; so does a duplicate key, or a content that holds a
+-- slot already. No row: not one of the slots was open.
 WITH arrival AS MATERIALIZED (
     SELECT a.*
     FROM jsonb_to_recordset(%(arrivals)s) AS a (
         essay_id text, text_storage_id text, file_upload_id text, original_file_name text,
         raw_file_storage_id text, file_size_bytes bigint, content_md5_hash text,
-        validation_error_code text, validation_error_detail jsonb, event_id uuid
+        validation_error_code text, validation_error_detail jsonb, event_id uuid,
+        key uuid, task text, fingerprint bytea, outcome jsonb
     )
     ORDER BY a.essay_id COLLATE "C"
 ), slot AS (
@@ -41,11 +42,10 @@ WITH arrival AS MATERIALIZED (
               taken.slots
 ), key AS (
     INSERT INTO idempotency_keys (key, task, fingerprint, outcome, batch_id)
-    SELECT %(key)s, %(task)s, %(fingerprint)s,
-           CASE WHEN slots = jsonb_array_length(%(arrivals)s) THEN %(outcome)s::jsonb END,
-           %(batch_id)s
-    FROM tracker
-    WHERE %(key)s::uuid IS NOT NULL
+    SELECT a.key, a.task, a.fingerprint,
+           CASE WHEN t.slots = jsonb_array_length(%(arrivals)s) THEN a.outcome END, %(batch_id)s
+    FROM tracker t, arrival a
+    WHERE a.key IS NOT NULL
 ), event AS (
     INSERT INTO event_outbox (
         id, batch_id, type, generation, sequence, correlation_id, traceparent, data

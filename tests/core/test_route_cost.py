@@ -8,9 +8,11 @@ from uuid import uuid4
 import pytest
 
 from core import ledger
+from core.events import EssayContentProvisioned, parse
 from core.lifecycle import CHUNK, Lifecycle
 from tests.core import looks
 from tests.core.story import assign, register, reject, texts, upload
+from tests.factories import LIMIT, content
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,27 @@ def test_an_arrival_costs_one_redis_call_and_one_statement(costs, conn, batch_id
 
     assert wire.commands == ["EVALSHA"]
     assert wire.round_trips == 1
+    assert looks.broken(conn, batch_id) == []
+
+
+def test_contents_of_many_messages_cost_one_redis_call_and_one_statement(costs, conn, batch_id):
+    lifecycle, measure = costs
+    register(lifecycle, batch_id, 200)
+
+    def together(start):
+        events = [content(batch_id, text) for text in texts(50, start)]
+        model = EssayContentProvisioned
+        placed = lifecycle.assign_together(
+            [parse(model, "els.assign_content", e, LIMIT) for e in events]
+        )
+        assert all(placed)
+
+    for start in (0, 50):
+        together(start)  # so that scripts are loaded and the statement is prepared
+
+    wire = measure(lambda: together(100))
+
+    assert (wire.commands, wire.round_trips) == (["EVALSHA"], 1)
     assert looks.broken(conn, batch_id) == []
 
 

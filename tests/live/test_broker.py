@@ -318,6 +318,54 @@ def test_the_prefetch_window_is_kept_and_no_ack_leaves_nothing(place):
     assert place.is_quiet()
 
 
+def test_messages_of_one_task_are_taken_together_and_count_as_one(place):
+    place.send(*range(5))
+    place.upstream.send_task("other", queue=QUEUE)
+    place.send(5)
+    with channel_on(take_together=("run", 3)) as channel:
+        taken, held = [], []
+        channel.basic_qos(prefetch_count=2)
+        channel.basic_consume(QUEUE, False, taken.append, "tag")
+        for _ in range(2):
+            channel.connection.client.drain_events(timeout=5)
+            held.append((len(taken), place.client.hlen("unacked")))
+        with pytest.raises(TimeoutError):
+            channel.connection.client.drain_events(timeout=0.3)
+        for message in taken[1:3]:
+            channel.basic_ack(message.delivery_tag)
+        with pytest.raises(TimeoutError):
+            channel.connection.client.drain_events(timeout=0.3)
+        channel.basic_ack(taken[0].delivery_tag)
+        for _ in range(2):
+            channel.connection.client.drain_events(timeout=5)
+            channel.basic_ack(taken[-1].delivery_tag)
+        left = place.client.hlen("unacked")
+        channel.basic_cancel("tag")
+
+    assert held == [(3, 3), (5, 5)], "three at once, then up to another task"
+    assert [m.payload[0] for m in taken] == [[0], [1], [2], [3], [4], [], [5]]
+    assert left == 2
+
+
+def test_junk_behind_messages_that_are_taken_together_stays_and_is_kept(place, conn):
+    place.send(1, 2)
+    place.client.lpush(QUEUE, junk := uuid4().hex)
+    with channel_on(take_together=("run", 9), on_junk=f"{__name__}:keep_junk") as channel:
+        taken = []
+        channel.basic_qos(prefetch_count=2)
+        channel.basic_consume(QUEUE, False, taken.append, "tag")
+        channel.connection.client.drain_events(timeout=5)
+        waiting = place.client.lrange(QUEUE, 0, -1)
+        channel.connection.client.drain_events(timeout=5)
+        channel.basic_cancel("tag")
+
+    assert (len(taken), waiting) == (2, [junk.encode()])
+    assert not place.client.exists(QUEUE, f"{QUEUE}.junk")
+    body = base64.b64encode(junk.encode()).decode()
+    kept = conn.execute("SELECT body FROM dead_letters WHERE body ->> 'not_json' = %s", [body])
+    assert kept.fetchone()
+
+
 @pytest.mark.parametrize("strategy", ["round_robin", "priority"])
 def test_queues_take_turns_as_kombus_strategies_say(place, strategy):
     orders = []

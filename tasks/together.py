@@ -1,0 +1,140 @@
+"""Single contents that wait are carried out together: one claim and one commit for many messages.
+
+A worker that is behind takes several `els.assign_content` at once and hands them to a process of
+its pool as one job. The job gives all contents their slots, then runs each task as Celery would:
+most find their content placed and have only to say so; a repeat, or what belongs to an unknown or
+full batch, goes its way as if it had come alone. A message that was delivered before does come
+alone, so one that kills its process takes others with it only once.
+"""
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import structlog
+from billiard.exceptions import WorkerLostError
+from celery.app.trace import fast_trace_task, trace_task_ret
+from celery.exceptions import TaskRevokedError
+from celery.worker.request import Request
+from celery.worker.state import task_ready
+
+from tasks.app import AT_ONCE, app, settings
+from tasks.intake import assign_content, place_together
+
+log = structlog.get_logger(__name__)
+
+
+class Call(NamedTuple):
+    """A message as a process of the pool gets it."""
+
+    task_id: str
+    request: dict[str, Any]  # Any: Celery's headers
+    payload: tuple[Sequence[object], Mapping[str, object], object]  # args, kwargs, embed
+
+
+class Together:
+    """The single contents that this worker holds and no process has begun.
+
+    To Celery this is a request: it asks for a process of the pool once, however many wait.
+    """
+
+    def __init__(
+        self, hub: Any, process: Callable[[Any], object]
+    ) -> None:  # Any: Celery's, untyped
+        """Take the event loop (None: every request goes alone) and what carries out a request."""
+        self._hub = hub
+        self._process = process
+        self._waiting: deque[Request] = deque()
+
+    def add(self, request: Request) -> None:
+        """Let a request run, with others if it is a plain content."""
+        if self._hub is None or not _is_plain(request):
+            self._process(request)
+            return
+        self._waiting.append(request)
+        if len(self._waiting) == 1:
+            self._hub.call_soon(self._ask)  # when all that were taken at once are here
+
+    def forget(self) -> None:
+        """Drop what waits: the connection is lost, the broker delivers it anew."""
+        self._waiting.clear()
+
+    def _ask(self) -> None:
+        if self._waiting:
+            self._process(self)
+
+    def execute_using_pool(self, pool: Any) -> None:  # Any: one of Celery's pools
+        """Hand what waits to a process that is free. Raises TaskRevokedError if it is nothing."""
+        several = [self._waiting.popleft() for _ in range(min(len(self._waiting), AT_ONCE))]
+        if self._waiting:
+            self._hub.call_soon(self._ask)
+        match [request for request in several if not request.revoked()]:
+            case []:
+                raise TaskRevokedError(assign_content.name)
+            case [request]:
+                request.execute_using_pool(pool)
+            case requests:
+                Job(requests).start(pool)
+
+
+def _is_plain(request: Request) -> bool:
+    """Tell whether a request may run with others; a traced one has a span to itself."""
+    return request.task.name == assign_content.name and not (
+        request.eta
+        or request.expires
+        or any(request.time_limits)
+        or request.delivery_info["redelivered"]
+        or settings.traces_endpoint
+    )
+
+
+class Job:
+    """Requests that one process of the pool carries out."""
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self._requests = requests
+
+    def start(self, pool: Any) -> None:  # Any: one of Celery's pools
+        """Send the messages to the pool."""
+        calls = [Call(r.id, r.request_dict, r.message.payload) for r in self._requests]
+        pool.apply_async(
+            run_together,
+            args=(calls,),
+            accept_callback=self.accepted,
+            callback=self.succeeded,
+            error_callback=self.failed,
+            correlation_id=calls[0].task_id,
+        )
+
+    def accepted(
+        self, pid: Any, at: float
+    ) -> None:  # Any: an int, which Celery's types do not take
+        """Note which process has begun, and when by the monotonic clock."""
+        for request in self._requests:
+            request.on_accepted(pid, at)
+
+    def succeeded(self, results: Sequence[Any]) -> None:  # Any: of its tracer
+        """Acknowledge each message, or treat it by how its task ended, as Celery does."""
+        for request, result in zip(self._requests, results, strict=True):
+            request.on_success(result)
+
+    def failed(self, info: Any) -> None:  # Any: billiard's ExceptionInfo
+        """Have each message delivered again: its process died, or failed outside of a task."""
+        for request in self._requests:
+            if isinstance(info.exception, WorkerLostError | SystemExit):
+                request.on_failure(info)
+            else:
+                task_ready(request)
+                request.reject(requeue=True)
+        log.error("job_failed", messages=len(self._requests), error=repr(info.exception))
+
+
+def run_together(calls: Sequence[Call]) -> list[Any]:  # Any: of Celery's tracer
+    """Place the contents of all messages, then run each task; return what Celery's tracer does."""
+    place_together({call.task_id: call.payload[:2] for call in calls})
+    fast: bool = app.use_fast_trace_task  # type: ignore[attr-defined] # absent from its types
+    trace = fast_trace_task if fast else trace_task_ret
+    name = assign_content.name
+    return [
+        trace(name, task_id, request, payload, None, None) for task_id, request, payload in calls
+    ]

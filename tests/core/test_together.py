@@ -1,0 +1,152 @@
+"""Contents of several messages are placed by one claim and one commit, each with its own key."""
+
+import pytest
+
+from core.errors import IdempotencyConflict
+from core.events import EssayContentProvisioned, parse
+from tests.core import looks
+from tests.core.story import assign, cancel, fill, register, texts, upload
+from tests.factories import LIMIT, content, registration, take
+
+ASSIGN = "els.assign_content"
+
+
+def parsed(events):
+    return [parse(EssayContentProvisioned, ASSIGN, event, LIMIT) for event in events]
+
+
+def assign_together(lifecycle, events):
+    """Return the values of those that were placed together, None for those that were not."""
+    done = lifecycle.assign_together(parsed(events))
+    return [each and each.value for each in done]
+
+
+def then_alone(lifecycle, events, together):
+    """Take the rest as their tasks do; return all values."""
+    return [
+        value or take(lifecycle, ASSIGN, event).value
+        for event, value in zip(events, together, strict=True)
+    ]
+
+
+def outcomes(values):
+    return [value and value["outcome"] for value in values]
+
+
+def test_each_content_gets_a_slot_and_its_event_a_key(lifecycle, conn, batch_id):
+    register(lifecycle, batch_id, 30)
+    events = [content(batch_id, text) for text in texts(25)]
+
+    values = assign_together(lifecycle, events)
+
+    assert outcomes(values) == ["assigned"] * 25
+    assert len({value["essay_id"] for value in values}) == 25
+    assert [take(lifecycle, ASSIGN, event).value for event in events] == values, "replays"
+    assert looks.broken(conn, batch_id) == []
+    moments = conn.execute(
+        "SELECT count(DISTINCT assigned_at) AS n FROM essay_states WHERE batch_id = %s", [batch_id]
+    ).fetchone()
+    assert moments == {"n": 1}
+
+
+def test_the_last_of_them_says_that_the_batch_is_full(lifecycle, batch_id):
+    register(lifecycle, batch_id, 3)
+    events = [content(batch_id, text) for text in texts(3)]
+
+    done = lifecycle.assign_together(parsed(events))
+
+    assert [each.full for each in done] == [False, False, True]
+
+
+def too_many(lifecycle, batch_id):
+    register(lifecycle, batch_id, 2)
+    return [content(batch_id, text) for text in texts(4)], ["assigned"] * 2 + ["excess"] * 2
+
+
+def unknown(lifecycle, batch_id):
+    return [content(batch_id, text) for text in texts(3)], ["pending"] * 3
+
+
+def closed(lifecycle, batch_id):
+    register(lifecycle, batch_id, 3)
+    cancel(lifecycle, batch_id)
+    return [content(batch_id, text) for text in texts(3)], ["closed"] * 3
+
+
+def repeats(lifecycle, batch_id):
+    register(lifecycle, batch_id, 5)
+    before = content(batch_id, "text-0")
+    take(lifecycle, ASSIGN, before)
+    twice = content(batch_id, "text-1")
+    anew = content(batch_id, "text-1")  # another event of the same content
+    return [before, twice, twice, anew, content(batch_id, "text-2")], ["assigned"] * 5
+
+
+def waited_for_their_batch(lifecycle, batch_id):
+    events = [content(batch_id, text) for text in texts(3)]
+    for event in events:
+        take(lifecycle, ASSIGN, event)
+    take(lifecycle, "els.register_batch", registration(batch_id, 5))
+    more = content(batch_id, "text-more")
+    return [*events, more], [*["pending"] * 3, "assigned"]
+
+
+def of_a_forgetful_redis(lifecycle, batch_id):
+    register(lifecycle, batch_id, 5)
+    assign(lifecycle, batch_id, "text-1")
+    lifecycle.slots.forget([batch_id])
+    lifecycle.slots.seed(batch_id, ["essay-000000", "essay-000001", "no-slot", "nor-this"])
+    return [content(batch_id, text) for text in texts(4)], ["assigned"] * 4
+
+
+SCENES = [too_many, unknown, closed, repeats, waited_for_their_batch, of_a_forgetful_redis]
+
+
+@pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.__name__)
+def test_whatever_is_not_simple_is_left_to_its_own_task(lifecycle, conn, batch_id, scene):
+    events, expected = scene(lifecycle, batch_id)
+
+    together = assign_together(lifecycle, events)
+    values = then_alone(lifecycle, events, together)
+
+    assert outcomes(values) == expected
+    assert looks.broken(conn, batch_id) == []
+    assert lifecycle.slots.recent_claims(batch_id) <= {v.get("essay_id") for v in values}
+
+
+def test_an_event_id_with_two_bodies_is_a_conflict_for_one_of_them(lifecycle, conn, batch_id):
+    register(lifecycle, batch_id, 5)
+    first = content(batch_id, "text-1")
+    other = content(batch_id, "text-2", event_id=first["event_id"])
+
+    together = assign_together(lifecycle, [first, other])
+    value = take(lifecycle, ASSIGN, first).value
+    with pytest.raises(IdempotencyConflict):
+        take(lifecycle, ASSIGN, other)
+
+    assert together == [None, None]
+    assert value["outcome"] == "assigned"
+    assert looks.broken(conn, batch_id) == []
+
+
+def test_a_full_batch_stays_as_it_is(lifecycle, conn, batch_id):
+    fill(lifecycle, batch_id, 3)
+
+    together = assign_together(
+        lifecycle, [content(batch_id, "late-1"), content(batch_id, "late-2")]
+    )
+
+    assert together == [None, None]
+    assert looks.broken(conn, batch_id) == []
+
+
+def test_those_who_ask_are_told_of_each_slot(telling, conn, batch_id):
+    register(telling, batch_id, 5)
+    upload(telling, batch_id, ["text-before"])
+
+    values = assign_together(telling, [content(batch_id, text) for text in texts(3)])
+
+    told = [row for row in looks.events(conn, batch_id) if row["type"] == "EssaySlotAssigned"]
+    assert {row["data"]["essay_id"] for row in told} >= {value["essay_id"] for value in values}
+    assert [row["sequence"] for row in told] == [1, 2, 3, 4]
+    assert looks.broken(conn, batch_id) == []
