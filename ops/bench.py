@@ -24,7 +24,9 @@ def bench(
     pool: Annotated[str, typer.Option(help="Pool of a worker: prefork, solo, threads")] = "prefork",
     processes: Annotated[int, typer.Option(min=1, help="Processes, or threads, of a worker")] = 2,
     workers: Annotated[int, typer.Option(min=1, help="Workers")] = 1,
-    prefetch: Annotated[int, typer.Option(min=1, help="Messages fetched ahead, a process")] = 1,
+    prefetch: Annotated[
+        int | None, typer.Option(min=1, help="Messages fetched ahead, a process [default: as ours]")
+    ] = None,
     database_url: Annotated[
         str | None, typer.Option(help="An empty database, instead of an embedded Postgres")
     ] = None,
@@ -50,13 +52,15 @@ def bench(
     from bench.run import QUICK, Plan
     from bench.run import bench as run_bench
     from bench.stand import Crew, Servers, open_stand
+    from tasks.app import PUSHED
 
     if pool not in ("prefork", "solo", "threads"):
         raise typer.BadParameter(f"{pool} is none of prefork, solo, threads", param_hint="--pool")
     if broker_url and not broker_url.startswith(BROKERS):
         raise typer.BadParameter("must be a Redis or RabbitMQ URL", param_hint="--broker-url")
     plan = QUICK if quick else replace(Plan(), seconds=seconds, rounds=rounds)
-    crew = Crew(pool, 1 if pool == "solo" else processes, workers, prefetch)
+    ahead = prefetch or (PUSHED if (broker_url or "").startswith("amqp") else 1)
+    crew = Crew(pool, 1 if pool == "solo" else processes, workers, ahead)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with (
         open_stand(crew, Servers(database_url, redis_url, broker_url), say) as stand,

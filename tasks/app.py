@@ -34,6 +34,7 @@ RESULT_EXPIRES_S = 3600  # only chord keys: results are not stored
 SOFT_SHUTDOWN_S = 3.0  # what running tasks get before their messages are handed back
 DELIVERIES = 5  # of a message whose worker dies each time; then it is the message that kills
 AT_ONCE = 50  # single contents that a process carries out together: some 30 ms of work
+PUSHED = 16  # messages a process on RabbitMQ: it pushes them, so what waits waits in the worker
 LOST_WORKER_DELAY_S = 1  # before a message whose worker died is delivered again
 
 app = Celery("els", include=["tasks.intake", "tasks.completion"])
@@ -85,6 +86,7 @@ if str(app.conf.broker_url).startswith("amqp"):
     app.conf.update(
         task_default_queue_type="quorum",
         task_default_exchange_type="topic",
+        worker_prefetch_multiplier=PUSHED,
         broker_transport_options={"confirm_publish": True},
     )
 
