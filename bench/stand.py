@@ -1,5 +1,6 @@
 """The stand: private servers, and real workers on them as the Procfile starts them."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
@@ -124,6 +127,7 @@ class Stand:
     """Servers and workers to measure on, and the same empty tables before each measurement."""
 
     keeps = False  # whether what the tables hold is part of what is measured
+    variant: Mapping[str, Any] = MappingProxyType({})  # of our app: JSON, see `bench.variant`
 
     def __init__(
         self,
@@ -171,17 +175,25 @@ class Stand:
         url = self.redis_url
         return Stand(self._stack, self.crew, self._undo, url, self.database_url, self.queue)
 
+    def other(self, queue: str, crew: Crew, variant: Mapping[str, Any]) -> "Stand":  # Any: JSON
+        """Make another stand with the same tables, whose workers run in another way."""
+        url, database_url = self.broker_url, self.database_url
+        other = Stand(self._stack, crew, self._undo, url, database_url, queue)
+        other.variant = variant
+        return other
+
     # --- workers -------------------------------------------------------------------------------
 
     def els(self, *, events: bool = True) -> Workers:
         """Start our workers, the line of the Procfile, with or without Celery's events; once."""
         environ = {"ELS_CONCURRENCY": str(self.crew.processes)}  # sizes the pool of connections
         command = procfile()["worker"] + self.crew.options
-        if events:
-            return self._crew(self.queue, command, environ)
-        queue = f"{self.queue}.quiet"
-        quiet = command.replace("-A tasks.app", "-A bench.quiet")
-        return self._crew(queue, quiet, {**environ, "ELS_QUEUE": queue})
+        queue = self.queue if events else f"{self.queue}.quiet"
+        variant = self.variant if events else {"conf": {"worker_send_task_events": False}}
+        if variant:
+            command = command.replace("-A tasks.app", "-A bench.variant")
+            environ |= {"ELS_QUEUE": queue, "BENCH_VARIANT": json.dumps(variant)}
+        return self._crew(queue, command, environ)
 
     def noop(self, app: str, level: str = "WARNING", *, tuned: bool = True) -> Workers:
         """Start workers of one of the apps of `bench.noop`; once. `tuned`: with our prefetch."""

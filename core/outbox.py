@@ -42,6 +42,8 @@ def relay(pool: "ConnectionPool[Conn]", batch_id: str, send: Send) -> int:
                 sent += 1
             crashpoint("published")
             ledger.mark_published(conn, delivered)
+            if len(rows) < RELAY_CHUNK:
+                break
     return sent
 
 

@@ -10,7 +10,9 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import structlog
@@ -59,7 +61,9 @@ class Placed(NamedTuple, Generic[E]):
     started: float  # by the monotonic clock
 
 
-_placed: dict[str, Placed[EssayContentProvisioned]] = {}  # by task id, of the job at hand
+_placed: ContextVar[Mapping[str, Placed[EssayContentProvisioned]]] = ContextVar(
+    "placed", default=MappingProxyType({})
+)  # by task id, of the job at hand
 
 
 @app.task(bind=True, name="els.register_batch", typing=False)
@@ -72,7 +76,7 @@ def register_batch(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
 @app.task(bind=True, name="els.assign_content", typing=False)
 def assign_content(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     """Announce one stored text."""
-    placed = _placed.pop(str(self.request.id), None)
+    placed = _placed.get().get(str(self.request.id))
     step = stores().lifecycle.assign_content
     return carry_out(self, EssayContentProvisioned, step, args, kwargs, placed=placed)
 
@@ -122,7 +126,8 @@ def place_together(calls: Mapping[str, tuple[Sequence[object], Mapping[str, obje
     `calls` has args and kwargs by task id. Whatever does not simply work is left to the task.
     """
     clear_contextvars()
-    _placed.clear()
+    placed: dict[str, Placed[EssayContentProvisioned]] = {}
+    _placed.set(placed)
     started = time.monotonic()
     batches: dict[str, list[tuple[str, EssayContentProvisioned, Idempotency]]] = {}
     for task_id, (args, kwargs) in calls.items():
@@ -137,7 +142,7 @@ def place_together(calls: Mapping[str, tuple[Sequence[object], Mapping[str, obje
             )
             for (task_id, event, idem), done in zip(those, results, strict=True):
                 if done:
-                    _placed[task_id] = Placed(event, idem, done, started)
+                    placed[task_id] = Placed(event, idem, done, started)
     except Exception:  # whatever it is, each task meets it again, and deals with it
         log.warning("placed_one_by_one", messages=len(calls), exc_info=True)
 

@@ -10,9 +10,10 @@ import pytest
 from core import ledger
 from core.events import EssayContentProvisioned, parse
 from core.lifecycle import CHUNK, Lifecycle
+from core.outbox import relay
 from tests.core import looks
-from tests.core.story import assign, register, reject, texts, upload
-from tests.factories import LIMIT, content
+from tests.core.story import assign, cancel, confirm, fill, register, reject, texts, upload
+from tests.factories import LIMIT, content, essay_ids, new_batch
 
 
 @dataclass(frozen=True)
@@ -129,3 +130,69 @@ def test_the_measure_sees_a_longer_way(costs, batch_id, valkey):
 
     assert len(wire.commands) > 2
     assert wire.round_trips > 3
+
+
+def sealed_and_announced(lifecycle, batch_id):
+    seals = [lifecycle.seal_slots(batch_id, *r) for r in lifecycle.seal_ranges(batch_id)]
+    return lifecycle.announce_ready(batch_id, seals, lifecycle.seal_books(batch_id))
+
+
+def sealed(lifecycle, batch_id):
+    [first] = lifecycle.seal_ranges(batch_id)
+    return [lifecycle.seal_slots(batch_id, *first)]
+
+
+def filled(lifecycle, batch_id):
+    fill(lifecycle, batch_id, 3)
+
+
+def awaiting_students(lifecycle, batch_id):
+    fill(lifecycle, batch_id, 3, class_id="class-1")
+    lifecycle.complete(batch_id)
+
+
+def announced(lifecycle, batch_id):
+    filled(lifecycle, batch_id)
+    sealed_and_announced(lifecycle, batch_id)
+
+
+def nothing(lifecycle, batch_id):
+    pass
+
+
+# What comes before, the step, its Redis calls, its round trips to Postgres (BEGIN and COMMIT too).
+STEPS = {
+    "registration": (nothing, register, ["EVALSHA"], 7),
+    "ranges of a seal": (filled, lambda c, b: c.seal_ranges(b), [], 1),
+    "seal of a range": (filled, sealed, [], 2),
+    "seal of the books": (filled, lambda c, b: c.seal_books(b), ["SMEMBERS"], 1),
+    "seals and announcement": (
+        filled,
+        sealed_and_announced,
+        ["SMEMBERS", "DEL", "EXPIRE", "EXPIRE"],
+        11,
+    ),
+    "students": (
+        awaiting_students,
+        lambda c, b: confirm(c, b, {e: f"of-{e}" for e in essay_ids(3)}),
+        [],
+        12,
+    ),
+    "cancellation": (filled, cancel, ["DEL", "EXPIRE", "EXPIRE"], 8),
+    "relay": (announced, lambda c, b: relay(c.pool, b, lambda event: None), [], 5),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_each_step_costs_a_known_number_of_calls(costs, name):
+    lifecycle, measure = costs
+    before, step, commands, round_trips = STEPS[name]
+    batches = [new_batch() for _ in range(3)]
+    for batch_id in batches:
+        before(lifecycle, batch_id)
+    for batch_id in batches[:2]:
+        step(lifecycle, batch_id)  # so that scripts are loaded and statements are prepared
+
+    wire = measure(lambda: step(lifecycle, batches[2]))
+
+    assert (wire.commands, wire.round_trips) == (commands, round_trips)
