@@ -1,5 +1,6 @@
 """Real servers for every test: the ones that are given, else embedded ones of this process."""
 
+import gc
 import os
 import shutil
 from contextlib import ExitStack
@@ -66,6 +67,7 @@ def _servers(tmp_path_factory):
             server = _server(name, home)
             undo.callback(server.stop)
             server.start()
+        undo.callback(gc.collect)  # what is left to be ended ends while the servers are up
         yield
 
 
