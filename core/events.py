@@ -233,7 +233,7 @@ def parse(model: type[E], task: str, raw: object, limit: int) -> tuple[E, Idempo
         raise InvalidEvent(f"{task}: the event is not JSON: {error}") from error
     if len(body) > limit:
         raise InvalidEvent(f"{task}: the event has {len(body)} bytes; at most {limit} are taken")
-    if NUL.search(text):
+    if "\\u0000" in text and NUL.search(text):  # the first is a hundred times as fast
         raise InvalidEvent(f"{task}: the event holds a NUL character, which no text may")
     try:
         event = model.model_validate_json(body)
