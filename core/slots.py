@@ -18,7 +18,8 @@ LUA = Path(__file__).parent / "lua"
 CLAIM_LEASE = timedelta(minutes=3)  # longer than any redelivery within the visibility timeout
 OPEN_TTL = timedelta(days=30)  # a flush is harmless, so an early expiry is too; no key leaks
 CLOSED_TTL = timedelta(hours=1)
-SEED_CHUNK = 5_000  # slots a call: about 3 ms of Redis' one thread
+CLAIM_CHUNK = 2_000  # claims a call: about 5 ms of Redis' one thread
+SEED_CHUNK = 5_000  # slots a call: about 3 ms
 
 
 def connect(url: str, *, timeout_s: float = 5) -> Redis:
@@ -52,18 +53,21 @@ class Slots:
     def claim(self, batch_id: str, claimants: Sequence[str]) -> list[Claim] | None:
         """Give each claimant the slot it already holds, or the next free one.
 
-        One round trip, whatever the length. A claim without a slot means that the free set is
+        One round trip for each `CLAIM_CHUNK`. A claim without a slot means that the free set is
         empty or lost; only Postgres knows which. None: Redis knows nothing of this batch. Safe to
         repeat, which the client does by itself when a reply is lost. Raises
         redis.ConnectionError (retry).
         """
-        answer = self._claim(keys=_keys(batch_id), args=list(claimants))
-        if answer == -1:
-            return None
-        return [
-            Claim(claimant, essay_id or None, bool(new))
-            for claimant, (essay_id, new) in zip(claimants, answer, strict=True)
-        ]
+        claims: list[Claim] = []
+        for chunk in _chunks(claimants, CLAIM_CHUNK):
+            answer = self._claim(keys=_keys(batch_id), args=chunk)
+            if answer == -1:
+                return None
+            slots, new = answer[0], set(answer[1])
+            claims += [
+                Claim(who, slot or None, who in new) for who, slot in zip(chunk, slots, strict=True)
+            ]
+        return claims
 
     def release(self, batch_id: str, claims: Iterable[Claim], *, still_open: bool) -> int:
         """Take claims back; return how many still were these claimants'.
@@ -83,7 +87,7 @@ class Slots:
         lease_ms = int(CLAIM_LEASE.total_seconds() * 1000)
         ttl_s = int(OPEN_TTL.total_seconds())
         seeded = 0
-        for chunk in _chunks(open_slots):
+        for chunk in _chunks(open_slots, SEED_CHUNK):
             head = [int(fresh), lease_ms, ttl_s]
             seeded += cast(int, self._seed(keys=_keys(batch_id), args=[*head, *chunk]))
             fresh = False
@@ -129,10 +133,10 @@ def _keys(batch_id: str) -> list[str]:
     return [f"{root}:available_slots", f"{root}:assignments", f"{root}:claims"]
 
 
-def _chunks(items: Iterable[str]) -> Iterator[list[str]]:
-    """Cut into chunks of `SEED_CHUNK`; at least one, so that an empty seed still clears."""
+def _chunks(items: Iterable[str], size: int) -> Iterator[list[str]]:
+    """Cut into chunks; at least one, so that an empty seed still clears."""
     rest = iter(items)
-    chunk = list(islice(rest, SEED_CHUNK))
+    chunk = list(islice(rest, size))
     yield chunk
-    while chunk := list(islice(rest, SEED_CHUNK)):
+    while chunk := list(islice(rest, size)):
         yield chunk

@@ -2,21 +2,25 @@
 -- KEYS  1 free slots  2 assignments  3 claims
 -- ARGV  1 "1" to forget the free slots that Redis had, "0" to add to them
 --       2 how long a claim may stay uncommitted, in ms  3 time to live of the keys, in s
---       then the essay ids of open slots
+--       then the essay ids of open slots; under 8 000 of them, as many as Lua unpacks
 -- Returns how many slots were made claimable.
 if ARGV[1] == '1' then
   redis.call('DEL', KEYS[1])
 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local seeded = 0
+local any_claimed = redis.call('EXISTS', KEYS[3]) == 1
+local free = {}
 for i = 4, #ARGV do
-  local claimed = redis.call('ZSCORE', KEYS[3], ARGV[i])
-  if not claimed or now - tonumber(claimed) > tonumber(ARGV[2]) then
+  local claimed = any_claimed and redis.call('ZSCORE', KEYS[3], ARGV[i])
+  if not claimed then
+    free[#free + 1] = ARGV[i]
+  elseif now - tonumber(claimed) > tonumber(ARGV[2]) then
     redis.call('ZREM', KEYS[3], ARGV[i])
-    seeded = seeded + redis.call('SADD', KEYS[1], ARGV[i])
+    free[#free + 1] = ARGV[i]
   end
 end
+local seeded = #free > 0 and redis.call('SADD', KEYS[1], unpack(free)) or 0
 for _, key in ipairs(KEYS) do
   redis.call('EXPIRE', key, ARGV[3])
 end

@@ -17,7 +17,7 @@ from core.ledger import Conn
 from core.lifecycle import Lifecycle
 from core.slots import LUA, Slots
 
-LOOK_FOR_A_CLAIM = "redis.call('HGET', KEYS[2], claimant)"
+LOOK_FOR_A_CLAIM = "redis.call('HMGET', KEYS[2], unpack(ARGV))"
 BATCH_IS_FULL = "AND t.available_slots = 0"
 GUARDS = {
     "completed_at": "AND completed_at IS NULL",
@@ -27,7 +27,7 @@ ONCE = ("uq_event_outbox_once", "pk_event_outbox")  # an event's id follows from
 SLOTS_OF_A_BATCH = "), slot AS ("  # of REGISTER: what comes before it writes the tracker
 WAITING_SLOTS = """
     INSERT INTO essay_states (batch_id, essay_id, current_status)
-    SELECT %(batch_id)s, unnest(%(essay_ids)s::text[]), 'awaiting_content'"""
+    SELECT %(batch_id)s, string_to_table(%(essay_ids)s, E'\\n'), 'awaiting_content'"""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def _put(target, **faults):
 
 def pop_without_looking(stage):
     """`claim.lua` pops for whoever asks, whatever that content holds already."""
-    popping = cut((LUA / "claim.lua").read_text(), LOOK_FOR_A_CLAIM, "false")
+    popping = cut((LUA / "claim.lua").read_text(), LOOK_FOR_A_CLAIM, "{}")
     return _put(stage.slots, _claim=stage.slots.client.register_script(popping))
 
 
@@ -108,7 +108,8 @@ def registration_in_two_transactions(stage):
     tracker_alone = head + ") SELECT available_slots FROM tracker"
 
     def register(conn, batch, essay_ids):
-        row = {**batch, "essay_ids": list(essay_ids)}
+        slots = {"essay_ids": "\n".join(essay_ids), "expected_count": len(essay_ids)}
+        row = {**batch, **slots}
         with stage.pool.connection() as own:
             left = own.execute(tracker_alone, row).fetchone()["available_slots"]
         conn.execute(WAITING_SLOTS, row)
