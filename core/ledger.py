@@ -258,7 +258,8 @@ def register(conn: Conn, batch: Row, essay_ids: Sequence[str]) -> tuple[int, int
 
     Returns the open slots left, the contents that were assigned, and what is over.
     """
-    row = conn.execute(REGISTER, {**batch, "essay_ids": list(essay_ids)}).fetchone()
+    slots = {"essay_ids": "\n".join(essay_ids), "expected_count": len(essay_ids)}
+    row = conn.execute(REGISTER, {**batch, **slots}).fetchone()
     assert row is not None
     over = [Arrival(**arrival) for arrival in row["over"]]
     return row["available_slots"], row["pending_assigned"], over

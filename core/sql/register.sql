@@ -13,11 +13,11 @@ WITH waiting AS (
         full_at
     )
     SELECT %(batch_id)s, 'awaiting_content_validation', %(class_id)s, %(org_id)s, %(user_id)s,
-           %(course_code)s, %(correlation_id)s, cardinality(%(essay_ids)s::text[]),
-           greatest(cardinality(%(essay_ids)s::text[]) - (SELECT count(*) FROM ranked), 0),
+           %(course_code)s, %(correlation_id)s, %(expected_count)s,
+           greatest(%(expected_count)s - (SELECT count(*) FROM ranked), 0),
            %(essay_ids_sha256)s, %(student_prompt_ref)s::jsonb, %(metadata)s::jsonb,
            %(on_deadline)s, now() + make_interval(secs => %(deadline_s)s),
-           CASE WHEN (SELECT count(*) FROM ranked) >= cardinality(%(essay_ids)s::text[])
+           CASE WHEN (SELECT count(*) FROM ranked) >= %(expected_count)s
                 THEN now() END
     RETURNING available_slots
 ), slot AS (
@@ -33,14 +33,14 @@ WITH waiting AS (
            r.text_storage_id, r.essay_file_id, r.original_file_name, r.raw_file_storage_id,
            r.file_size_bytes, r.content_md5_hash, r.validation_error_code,
            r.validation_error_detail, CASE WHEN r.id IS NOT NULL THEN now() END
-    FROM unnest(%(essay_ids)s::text[]) WITH ORDINALITY AS u (essay_id, rank)
+    FROM string_to_table(%(essay_ids)s, E'\n') WITH ORDINALITY AS u (essay_id, rank)
     LEFT JOIN ranked r USING (rank)
 )
 SELECT t.available_slots,
        (SELECT count(*) FROM ranked
-        WHERE kind = 'content' AND rank <= cardinality(%(essay_ids)s::text[])) AS pending_assigned,
+        WHERE kind = 'content' AND rank <= %(expected_count)s) AS pending_assigned,
        (SELECT coalesce(jsonb_agg(to_jsonb(r) - '{id,batch_id,kind,received_at,essay_file_id,rank}'::text[]
                                   || jsonb_build_object('file_upload_id', essay_file_id)
                                   ORDER BY rank), '[]')
-        FROM ranked r WHERE rank > cardinality(%(essay_ids)s::text[])) AS over
+        FROM ranked r WHERE rank > %(expected_count)s) AS over
 FROM tracker t
