@@ -182,10 +182,6 @@ class Idempotency:
     task: str
     fingerprint: bytes
 
-    def part_key(self, name: str) -> UUID:
-        """Derive the key of a part of this event's work, the same at every repeat."""
-        return uuid5(self.key, name)
-
 
 def _plain(value: object) -> str:
     """Write what Kombu's JSON decoder makes of its typed values the way JSON senders write it."""

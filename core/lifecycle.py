@@ -39,7 +39,6 @@ from core.seals import Seal, announcement, essays_ready, seal_of, timeout_event
 from core.slots import Slots
 from core.states import BatchStatus, EssayStatus, ExcessReason, OnDeadline, sources
 
-CHUNK = 500  # contents placed by one claim and one transaction
 DRAINED = UUID("2f5a0e9c-7f0e-5e0b-9a53-5d3a1f0c8a11")  # namespace of the keys of drained rows
 RANGE = 1_000  # slots sealed by one header of the completion chord
 
@@ -118,7 +117,7 @@ class Lifecycle:
         )
 
     def assign_contents(self, event: BatchContentsProvisioned, idem: Idempotency) -> Done:
-        """Give each text of an upload a slot, in one transaction. At most `CHUNK` are meant."""
+        """Give each text of an upload a slot, all in one transaction."""
         distinct = {content.text_storage_id: _content(content) for content in event.contents}
         sent = len(event.contents)
         return self.arrivals.take(Delivery(idem, event.batch_id, list(distinct.values()), sent))
@@ -134,24 +133,6 @@ class Lifecycle:
             validation_error_detail=event.validation_error_detail,
         )
         return self.arrivals.take(Delivery(idem, event.batch_id, [arrival]))
-
-    def replay(self, idem: Idempotency) -> Done | None:
-        """Return what this event led to before; None when it is new. Raises IdempotencyConflict."""
-        with self.pool.connection() as conn:
-            return replayed(conn, idem)
-
-    def accept(self, idem: Idempotency, batch_id: str, contents: int) -> Done:
-        """Note that every part of a large upload has been handed on."""
-
-        def write() -> Done:
-            with ledger.transaction(self.pool) as conn:
-                if done := replayed(conn, idem):
-                    return done
-                value = outcome("accepted", batch_id, contents=contents)
-                ledger.write_key(conn, idem, batch_id, value)
-                return Done(value)
-
-        return unless_overtaken(write)
 
     # --- a full batch is sealed and announced ----------------------------------------------------
 

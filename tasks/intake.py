@@ -38,7 +38,6 @@ from core.events import (
     parse,
 )
 from core.ledger import DeadLetter
-from core.lifecycle import CHUNK
 from core.outcomes import Done, Value
 from core.transient import may_pass, sqlstate, waited_s
 from tasks.app import DELIVERIES, app, settings, stores
@@ -84,7 +83,8 @@ def assign_content(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
 @app.task(bind=True, name="els.assign_contents", typing=False)
 def assign_contents(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     """Announce the stored texts of one upload."""
-    return carry_out(self, BatchContentsProvisioned, assign_or_split, args, kwargs, BULK_LIMIT)
+    step = stores().lifecycle.assign_contents
+    return carry_out(self, BatchContentsProvisioned, step, args, kwargs, BULK_LIMIT)
 
 
 @app.task(bind=True, name="els.reject_content", typing=False)
@@ -145,25 +145,6 @@ def place_together(calls: Mapping[str, tuple[Sequence[object], Mapping[str, obje
                     placed[task_id] = Placed(event, idem, done, started)
     except Exception:  # whatever it is, each task meets it again, and deals with it
         log.warning("placed_one_by_one", messages=len(calls), exc_info=True)
-
-
-def assign_or_split(event: BatchContentsProvisioned, idem: Idempotency) -> Done:
-    """Assign an upload of one chunk in place; hand on a larger one as messages of a chunk each.
-
-    The parts have keys of their own, derived from the event's, which is written last: a death in
-    the middle hands all parts on again, and those done already return what they returned.
-    """
-    lifecycle = stores().lifecycle
-    if len(event.contents) <= CHUNK:
-        return lifecycle.assign_contents(event, idem)
-    if done := lifecycle.replay(idem):
-        return done
-    for start in range(0, len(event.contents), CHUNK):
-        chunk = event.contents[start : start + CHUNK]
-        part = event.model_copy(update={"event_id": idem.part_key(str(start)), "contents": chunk})
-        body = part.model_dump(mode="json", exclude_none=True)
-        assign_contents.apply_async(kwargs={"event": body})
-    return lifecycle.accept(idem, event.batch_id, len(event.contents))
 
 
 def carry_out(

@@ -6,6 +6,7 @@ from psycopg import Cursor
 from core import ledger
 from core.errors import IdempotencyConflict, SlotsInFlight
 from core.lifecycle import Lifecycle
+from core.slots import CLAIM_CHUNK
 from tests.core import looks
 from tests.core.crowd import at_once, persist
 from tests.core.story import assign, cancel, fill, register, reject, texts, upload
@@ -320,6 +321,26 @@ def test_an_upload_of_too_many_leaves_the_rest_as_excess(
     assert len(looks.placed(conn, batch_id)) == 5
     assert len(looks.excess(conn, batch_id)) == 3
     assert looks.types(conn, batch_id) == ["ExcessContentProvisioned"] * 3
+    assert looks.broken(conn, batch_id, slots=slots) == []
+
+
+def test_a_flush_in_the_middle_of_an_uploads_claims_loses_nothing(
+    lifecycle, slots, conn, batch_id, valkey, monkeypatch
+):
+    claim, count = slots._claim, CLAIM_CHUNK + 1
+    register(lifecycle, batch_id, count)
+
+    def flushed_after_its_first_call(**call):
+        answer = claim(**call)
+        monkeypatch.undo()
+        valkey.flushdb()
+        return answer
+
+    monkeypatch.setattr(slots, "_claim", flushed_after_its_first_call)
+    upload(lifecycle, batch_id, texts(count))
+
+    assert len(looks.placed(conn, batch_id)) == count
+    assert slots.free(batch_id) == set()
     assert looks.broken(conn, batch_id, slots=slots) == []
 
 

@@ -491,12 +491,6 @@ def test_a_fingerprint_survives_a_trip_over_the_wire():
     assert read(REGISTER, travelled)[1] == read(REGISTER, event)[1]
 
 
-def test_the_key_of_a_part_is_the_same_each_time():
-    _, idem = read(UPLOAD, EVENTS[UPLOAD])
-
-    assert idem.part_key("0") == idem.part_key("0") != idem.part_key("500")
-
-
 ODD_IDENTIFIERS = [
     "--",
     "_",

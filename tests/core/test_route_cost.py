@@ -9,7 +9,7 @@ import pytest
 
 from core import ledger
 from core.events import EssayContentProvisioned, parse
-from core.lifecycle import CHUNK, Lifecycle
+from core.lifecycle import Lifecycle
 from core.outbox import relay
 from tests.core import looks
 from tests.core.story import assign, cancel, confirm, fill, register, reject, texts, upload
@@ -64,16 +64,17 @@ def costs(slots, valkey, database_url, tmp_path):
         yield Lifecycle(pool, slots), measure
 
 
+UPLOAD = 250  # contents
+
+
 @pytest.mark.parametrize("kind", ["content", "rejection", "upload"])
 def test_an_arrival_costs_one_redis_call_and_one_statement(costs, conn, batch_id, kind):
     lifecycle, measure = costs
-    register(lifecycle, batch_id, 2 * CHUNK)
+    register(lifecycle, batch_id, 4 * UPLOAD)
     arrive = {
         "content": lambda text: assign(lifecycle, batch_id, text),
         "rejection": lambda text: reject(lifecycle, batch_id, text),
-        "upload": lambda text: upload(
-            lifecycle, batch_id, [f"{text}-{n}" for n in range(CHUNK // 2)]
-        ),
+        "upload": lambda text: upload(lifecycle, batch_id, [f"{text}-{n}" for n in range(UPLOAD)]),
     }[kind]
     for text in texts(2):
         arrive(text)  # so that scripts are loaded and the statement is prepared

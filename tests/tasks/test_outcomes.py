@@ -2,7 +2,8 @@
 
 import pytest
 
-from core.lifecycle import CHUNK
+from core.lifecycle import RANGE
+from core.slots import CLAIM_CHUNK
 from tests.core import looks
 from tests.core.story import texts
 from tests.factories import (
@@ -130,7 +131,7 @@ def test_every_message_twice_gives_the_same_values_and_events(send, conn, batch_
 
 
 def test_a_batch_of_many_ranges_is_sealed_and_announced(send, conn, batch_id):
-    count = 2 * CHUNK + 1_200
+    count = 2 * RANGE + 200
     send(REGISTER, registration(batch_id, count))
 
     value = send(UPLOAD, contents(batch_id, texts(count)))
@@ -144,34 +145,25 @@ def test_a_batch_of_many_ranges_is_sealed_and_announced(send, conn, batch_id):
 # --- large uploads --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [CHUNK, CHUNK + 1, 3 * CHUNK])
-def test_an_upload_is_split_into_chunks_of_their_own(send, conn, batch_id, count):
-    send(REGISTER, registration(batch_id, count))
-
-    send(UPLOAD, contents(batch_id, texts(count)))
-
-    parts = -(-count // CHUNK)
-    keys = looks.count_rows(conn, batch_id)["idempotency_keys"]
-    assert keys == 1 + 1 + (parts if parts > 1 else 0)
-    assert looks.types(conn, batch_id) == DONE
+LARGE = CLAIM_CHUNK + 1  # contents, which are more than one call claims
 
 
 @pytest.mark.parametrize("registered", [True, False], ids=["registered", "waiting"])
 def test_a_large_upload_ends_with_every_content_in_one_place(send, conn, batch_id, registered):
     if registered:
-        send(REGISTER, registration(batch_id, CHUNK))
-    send(UPLOAD, contents(batch_id, [*texts(CHUNK + 50), *texts(25)]))
+        send(REGISTER, registration(batch_id, LARGE))
+    send(UPLOAD, contents(batch_id, [*texts(LARGE + 50), *texts(25)]))
     if not registered:
-        send(REGISTER, registration(batch_id, CHUNK))
+        send(REGISTER, registration(batch_id, LARGE))
 
-    assert len(looks.placed(conn, batch_id)) == CHUNK
+    assert len(looks.placed(conn, batch_id)) == LARGE
     assert len(looks.excess(conn, batch_id)) == 50
     assert looks.broken(conn, batch_id, at_rest=True) == []
 
 
 def test_a_large_upload_again_changes_nothing(send, conn, batch_id):
-    send(REGISTER, registration(batch_id, CHUNK))
-    event = contents(batch_id, texts(CHUNK + 1))
+    send(REGISTER, registration(batch_id, LARGE))
+    event = contents(batch_id, texts(LARGE))
     first = send(UPLOAD, event)
     before = looks.everything(conn, batch_id)
 
@@ -181,26 +173,13 @@ def test_a_large_upload_again_changes_nothing(send, conn, batch_id):
     assert looks.everything(conn, batch_id) == before
 
 
-def test_a_large_upload_that_died_on_the_way_goes_on_where_it_was(send, conn, batch_id):
-    send(REGISTER, registration(batch_id, CHUNK + 1))
-    event = contents(batch_id, texts(CHUNK + 1))
-    first = send(UPLOAD, event)
-    conn.execute("DELETE FROM idempotency_keys WHERE key = %s", [event["event_id"]])
-
-    again = send(UPLOAD, event)
-
-    assert again == first
-    assert looks.types(conn, batch_id) == DONE
-    assert looks.broken(conn, batch_id, at_rest=True) == []
-
-
 def test_a_large_upload_with_a_used_event_id_is_refused(send, conn, batch_id):
-    send(REGISTER, registration(batch_id, CHUNK + 1))
+    send(REGISTER, registration(batch_id, LARGE))
     event = content(batch_id)
     send(ASSIGN, event)
     before = looks.everything(conn, batch_id)
 
-    value = send(UPLOAD, contents(batch_id, texts(CHUNK + 1), event_id=event["event_id"]))
+    value = send(UPLOAD, contents(batch_id, texts(LARGE), event_id=event["event_id"]))
 
     assert value["code"] == "IDEMPOTENCY_CONFLICT"
     assert looks.everything(conn, batch_id) == before
