@@ -63,10 +63,8 @@ class Slots:
             answer = self._claim(keys=_keys(batch_id), args=chunk)
             if answer == -1:
                 return None
-            slots, new = answer[0], set(answer[1])
-            claims += [
-                Claim(who, slot or None, who in new) for who, slot in zip(chunk, slots, strict=True)
-            ]
+            slots, new = answer
+            claims += map(Claim, chunk, (slot or None for slot in slots), map(bool, new))
         return claims
 
     def release(self, batch_id: str, claims: Iterable[Claim], *, still_open: bool) -> int:

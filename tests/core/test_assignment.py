@@ -324,6 +324,16 @@ def test_an_upload_of_too_many_leaves_the_rest_as_excess(
     assert looks.broken(conn, batch_id, slots=slots) == []
 
 
+def test_a_claimant_named_twice_in_one_claim_gets_one_slot_once(lifecycle, slots, batch_id):
+    register(lifecycle, batch_id, 3)
+
+    one, other, same = slots.claim(batch_id, ["text-1", "text-2", "text-1"])
+
+    assert (one.new, other.new, same.new) == (True, True, False)
+    assert one.essay_id == same.essay_id != other.essay_id
+    assert len(slots.free(batch_id)) == 1
+
+
 def test_a_flush_in_the_middle_of_an_uploads_claims_loses_nothing(
     lifecycle, slots, conn, batch_id, valkey, monkeypatch
 ):
