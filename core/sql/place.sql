@@ -4,8 +4,12 @@
 -- keys (those that stand beside an arrival) are written with them. Fewer slots than arrivals make
 -- the outcomes NULL, which undoes the statement; so does a duplicate key, or a content that holds a
 -- slot already. No row: not one of the slots was open.
+--
+-- The batch stands beside each arrival, and the limit takes none away: so the planner, which thinks
+-- of few arrivals and of no certain batch, looks each slot up by its key, whatever the statistics
+-- say, and plans but once.
 WITH arrival AS MATERIALIZED (
-    SELECT a.*
+    SELECT %(batch_id)s AS batch_id, a.*
     FROM jsonb_to_recordset(%(arrivals)s) AS a (
         essay_id text, text_storage_id text, file_upload_id text, original_file_name text,
         raw_file_storage_id text, file_size_bytes bigint, content_md5_hash text,
@@ -13,6 +17,7 @@ WITH arrival AS MATERIALIZED (
         key uuid, task text, fingerprint bytea, outcome jsonb
     )
     ORDER BY a.essay_id COLLATE "C"
+    LIMIT (SELECT jsonb_array_length(%(arrivals)s))
 ), slot AS (
     UPDATE essay_states e
     SET current_status = CASE WHEN a.validation_error_code IS NULL
@@ -27,7 +32,7 @@ WITH arrival AS MATERIALIZED (
         validation_error_detail = a.validation_error_detail,
         assigned_at = now()
     FROM arrival a
-    WHERE e.batch_id = %(batch_id)s
+    WHERE e.batch_id = a.batch_id
       AND e.essay_id = a.essay_id
       AND e.current_status = 'awaiting_content'
     RETURNING e.essay_id, e.text_storage_id, e.file_upload_id, e.original_file_name, a.event_id

@@ -1,11 +1,13 @@
 """What the hot path costs: one Redis call and one statement, however long the way around it."""
 
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import dropwhile, takewhile
 from uuid import uuid4
 
 import pytest
+from psycopg.types.json import Jsonb
 
 from core import ledger
 from core.events import EssayContentProvisioned, parse
@@ -197,3 +199,16 @@ def test_each_step_costs_a_known_number_of_calls(costs, name):
     wire = measure(lambda: step(lifecycle, batches[2]))
 
     assert (wire.commands, wire.round_trips) == (commands, round_trips)
+
+
+def test_a_content_reads_one_slot_of_a_large_batch_whatever_the_statistics(
+    lifecycle, conn, batch_id
+):
+    register(lifecycle, batch_id, 5_000)
+    conn.execute("ANALYZE essay_states")
+    one = {"batch_id": batch_id, "arrivals": Jsonb([{"essay_id": "essay-1"}]), "traceparent": None}
+
+    told = conn.execute("EXPLAIN " + ledger.PLACE, one).fetchall()
+
+    plan = "\n".join(line["QUERY PLAN"] for line in told)
+    assert re.search(r"Index Cond: \(.*batch_id.* AND .*essay_id.*a_1\.essay_id", plan)
