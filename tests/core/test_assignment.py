@@ -6,7 +6,7 @@ from psycopg import Cursor
 from core import ledger
 from core.errors import IdempotencyConflict, SlotsInFlight
 from core.lifecycle import Lifecycle
-from core.slots import CLAIM_CHUNK
+from core.slots import CHUNK
 from tests.core import looks
 from tests.core.crowd import at_once, persist
 from tests.core.story import assign, cancel, fill, register, reject, texts, upload
@@ -337,7 +337,7 @@ def test_a_claimant_named_twice_in_one_claim_gets_one_slot_once(lifecycle, slots
 def test_a_flush_in_the_middle_of_an_uploads_claims_loses_nothing(
     lifecycle, slots, conn, batch_id, valkey, monkeypatch
 ):
-    claim, count = slots._claim, CLAIM_CHUNK + 1
+    claim, count = slots._claim, CHUNK + 1
     register(lifecycle, batch_id, count)
 
     def flushed_after_its_first_call(**call):

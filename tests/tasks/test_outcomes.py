@@ -3,7 +3,7 @@
 import pytest
 
 from core.lifecycle import RANGE
-from core.slots import CLAIM_CHUNK
+from core.slots import CHUNK
 from tests.core import looks
 from tests.core.story import texts
 from tests.factories import (
@@ -145,7 +145,7 @@ def test_a_batch_of_many_ranges_is_sealed_and_announced(send, conn, batch_id):
 # --- large uploads --------------------------------------------------------------------------------
 
 
-LARGE = CLAIM_CHUNK + 1  # contents, which are more than one call claims
+LARGE = CHUNK + 1  # contents, which are more than one call claims
 
 
 @pytest.mark.parametrize("registered", [True, False], ids=["registered", "waiting"])
