@@ -5,7 +5,7 @@ when that rule is no longer written as it was, so that no fault quietly does not
 """
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psycopg
 import pytest
@@ -131,10 +131,11 @@ def key_before_the_work(stage):
     """The key is committed first; the work follows in a transaction of its own."""
     place = ledger.place
 
-    def key_then_place(conn, batch_id, arrivals, *, idem, outcome, routed):
-        if idem:
-            ledger.write_key(conn, idem, batch_id, outcome)
-        return place(conn, batch_id, arrivals, idem=None, outcome=outcome, routed=routed)
+    def key_then_place(conn, batch_id, placings, *, routed):
+        for placing in placings:
+            if placing.idem:
+                ledger.write_key(conn, placing.idem, batch_id, placing.outcome)
+        return place(conn, batch_id, [replace(p, idem=None) for p in placings], routed=routed)
 
     return _put(ledger, place=key_then_place)
 
