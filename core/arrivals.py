@@ -269,7 +269,7 @@ def _placings(
 ) -> list[Placing]:
     """Have each arrival placed; the key of their event is written with the first."""
     first, *rest = [Placing(arrival, essay_id) for arrival, essay_id in pairs]
-    return [replace(first, idem=idem, outcome=value), *rest]
+    return [first._replace(idem=idem, outcome=value), *rest]
 
 
 def _holds(claim: Claim, places: dict[str, Whereabouts]) -> bool:

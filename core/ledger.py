@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, LiteralString, cast
+from typing import Any, LiteralString, NamedTuple, cast
 from uuid import UUID
 
 from psycopg import Connection
@@ -134,16 +134,14 @@ class Stored:
     full: bool
 
 
-@dataclass(frozen=True)
-class Whereabouts:
+class Whereabouts(NamedTuple):  # as `Claim`
     """Where a claimant is already: in a slot, or in excess for a reason."""
 
     essay_id: str | None
     excess_reason: ExcessReason | None
 
 
-@dataclass(frozen=True)
-class Placing:
+class Placing(NamedTuple):  # as `Claim`
     """An arrival, the slot it is to get, and the event that this settles, with its outcome."""
 
     arrival: Arrival

@@ -4,11 +4,10 @@ Nothing here decides: a claim is a hint which slot to try, and every key can be 
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 from redis import Redis
 from redis.backoff import ExponentialWithJitterBackoff
@@ -30,8 +29,7 @@ def connect(url: str, *, timeout_s: float = 5) -> Redis:
     return Redis.from_url(url, decode_responses=True, socket_timeout=timeout_s, retry=retry)
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(NamedTuple):  # made for each content: a third of the cost of a frozen dataclass
     """The slot that a claimant may try. `essay_id` None: no slot is free in Redis."""
 
     claimant: str

@@ -5,7 +5,7 @@ when that rule is no longer written as it was, so that no fault quietly does not
 """
 
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import psycopg
 import pytest
@@ -135,7 +135,7 @@ def key_before_the_work(stage):
         for placing in placings:
             if placing.idem:
                 ledger.write_key(conn, placing.idem, batch_id, placing.outcome)
-        return place(conn, batch_id, [replace(p, idem=None) for p in placings], routed=routed)
+        return place(conn, batch_id, [p._replace(idem=None) for p in placings], routed=routed)
 
     return _put(ledger, place=key_then_place)
 
