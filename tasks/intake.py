@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import replace
-from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import structlog
@@ -60,9 +59,8 @@ class Placed(NamedTuple, Generic[E]):
     started: float  # by the monotonic clock
 
 
-_placed: ContextVar[Mapping[str, Placed[EssayContentProvisioned]]] = ContextVar(
-    "placed", default=MappingProxyType({})
-)  # by task id, of the job at hand
+# By task id, of the job at hand: a pool of threads has several.
+_placed: ContextVar[dict[str, Placed[EssayContentProvisioned]]] = ContextVar("placed")
 
 
 @app.task(bind=True, name="els.register_batch", typing=False)
@@ -75,7 +73,7 @@ def register_batch(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
 @app.task(bind=True, name="els.assign_content", typing=False)
 def assign_content(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     """Announce one stored text."""
-    placed = _placed.get().get(str(self.request.id))
+    placed = _placed.get({}).pop(str(self.request.id), None)
     step = stores().lifecycle.assign_content
     return carry_out(self, EssayContentProvisioned, step, args, kwargs, placed=placed)
 

@@ -38,9 +38,7 @@ class Together:
     To Celery this is a request: it asks for a process of the pool once, however many wait.
     """
 
-    def __init__(
-        self, hub: Any, process: Callable[[Any], object]
-    ) -> None:  # Any: Celery's, untyped
+    def __init__(self, hub: Any, process: Callable[[Any], object]) -> None:  # Any: untyped
         """Take the event loop (None: every request goes alone) and what carries out a request."""
         self._hub = hub
         self._process = process
@@ -106,9 +104,7 @@ class Job:
             correlation_id=calls[0].task_id,
         )
 
-    def accepted(
-        self, pid: Any, at: float
-    ) -> None:  # Any: an int, which Celery's types do not take
+    def accepted(self, pid: Any, at: float) -> None:  # Any: an int, where types want a string
         """Note which process has begun, and when by the monotonic clock."""
         for request in self._requests:
             request.on_accepted(pid, at)
