@@ -92,6 +92,7 @@ def drain_contents(
     queue, due = stand.events_queue, EVENTS * len(sizes)
     load = [message for batch in batches for message in messages(batch)]
     drained = stand.drain(workers, load, sum(sizes), lambda: stand.queues.waiting(queue) >= due)
+    stand.until(lambda: stand.queues.left(workers.queue) == 0, 10, "what was sent was noted")
     stand.check([batch.batch_id for batch in batches], sum(sizes))
     return drained
 
