@@ -5,9 +5,9 @@
 -- the outcomes NULL, which undoes the statement; so does a duplicate key, or a content that holds a
 -- slot already. No row: not one of the slots was open.
 --
--- The batch stands beside each arrival, and the limit takes none away: so the planner, which thinks
--- of few arrivals and of no certain batch, looks each slot up by its key, whatever the statistics
--- say, and plans but once.
+-- The batch stands beside each arrival, and the planner is made to think that there is but one of
+-- these (the condition is always true): so it looks each slot up by its key, whatever the statistics
+-- say, and plans but once. Otherwise it may read a whole batch for one content.
 WITH arrival AS MATERIALIZED (
     SELECT %(batch_id)s AS batch_id, a.*
     FROM jsonb_to_recordset(%(arrivals)s) AS a (
@@ -16,8 +16,8 @@ WITH arrival AS MATERIALIZED (
         validation_error_code text, validation_error_detail jsonb, event_id uuid,
         key uuid, task text, fingerprint bytea, outcome jsonb
     )
+    WHERE a.essay_id = a.essay_id || ''
     ORDER BY a.essay_id COLLATE "C"
-    LIMIT (SELECT jsonb_array_length(%(arrivals)s))
 ), slot AS (
     UPDATE essay_states e
     SET current_status = CASE WHEN a.validation_error_code IS NULL
