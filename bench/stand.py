@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -328,17 +330,28 @@ class Stand:
 def open_stand(crew: Crew, servers: Servers, say: Callable[[str], None]) -> Iterator[Stand]:
     """Start servers of our own, or take those given, which must be empty."""
     with ExitStack() as undo:
-        folder = undo.enter_context(tempfile.TemporaryDirectory(prefix="els-bench-"))
+        folder = Path(tempfile.mkdtemp(prefix="els-bench-"))
+        undo.push(partial(_tidy, folder))
         given = {"database_url": servers.database_url, "redis_url": servers.redis_url}
         for url in filter(None, given.values()):
             _refuse_unless_empty(url)
         silence = undo.enter_context(open(os.devnull, "w"))
-        settings = Settings(home=Path(folder) / "home", **given)
+        settings = Settings(home=folder / "home", **given)
         stack = Stack(settings, echo=say, migrate=upgrade, processes={}, output=silence)
         undo.enter_context(stack)
         found = stack.endpoints
         broker_url = servers.broker_url or found.broker_url
         yield Stand(stack, crew, undo, broker_url, found.database_url, "els")
+
+
+def _tidy(folder: Path, failed: type[BaseException] | None, *_: object) -> None:
+    """Remove everything, but the logs where something went wrong."""
+    if failed is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    for thing in (folder / "home").iterdir():
+        if thing.name != "log":
+            shutil.rmtree(thing, ignore_errors=True)
 
 
 def _refuse_unless_empty(url: str) -> None:

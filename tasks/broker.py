@@ -271,9 +271,9 @@ class Channel(stock.Channel):
 
     @cached_property
     def unacked(self) -> Unacked:
-        """The notes of what is in work."""
+        """The notes, on a client that takes keys as they are: Kombu's own may add a prefix."""
         keys = self._key(self.unacked_key), self._key(self.unacked_index_key)
-        return Unacked(self._create_client(), *keys)
+        return Unacked(redis.Redis(connection_pool=self.pool), *keys)
 
     @cached_property
     def _shared_client(self) -> redis.Redis:
