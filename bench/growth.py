@@ -76,7 +76,7 @@ def drain_open(stand: Stand, batches: int, amount: int) -> Drained:
     """Send single contents to so many batches in turn, none of which gets full."""
     workers = stand.els()
     stand.empty()
-    size = max(amount // batches + 1, CLASS)
+    size = max(amount // batches + 2, CLASS)  # the first get one more than the last
     registered = register(stand, [size] * batches)
     messages = list(islice(_in_turn(registered), amount))
     drained = stand.drain(workers, messages, amount, partial(stand.taken_in, workers, amount))
