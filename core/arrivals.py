@@ -106,10 +106,12 @@ class Arrivals:
         """
         places = {claim.claimant: Whereabouts(claim.essay_id, None) for claim in claims}
         values = [delivery.value(places[delivery.claimants[0]]) for delivery in deliveries]
+        # The key of an event is written with its first arrival.
+        keys = {d.claimants[0]: (d.idem, v) for d, v in zip(deliveries, values, strict=True)}
+        arrivals = [arrival for delivery in deliveries for arrival in delivery.arrivals]
         placings = [
-            placing
-            for delivery, value in zip(deliveries, values, strict=True)
-            for placing in _placings(_pairs(delivery.arrivals, claims), delivery.idem, value)
+            Placing(arrival, essay_id, *keys.get(arrival.claimant, ()))
+            for arrival, essay_id in _pairs(arrivals, claims)
         ]
         with self.pool.connection() as conn:
             try:
@@ -120,9 +122,9 @@ class Arrivals:
                 return None
         if placed is None:
             return None
-        tallies = [_tally(delivery.arrivals, places) for delivery in deliveries]
         done = [
-            Done(v, posted=self.slot_events, became=n) for v, n in zip(values, tallies, strict=True)
+            Done(value, posted=self.slot_events, became=_tally(delivery.arrivals, places))
+            for delivery, value in zip(deliveries, values, strict=True)
         ]
         return [*done[:-1], replace(done[-1], full=placed.left == 0)]
 
@@ -177,7 +179,8 @@ class Arrivals:
 
     def _place(self, conn: Conn, batch_id: str, pairs: list[tuple[Arrival, str]]) -> int:
         """Place arrivals without a key; return the open slots left. Raises StaleSlots."""
-        placed = ledger.place(conn, batch_id, _placings(pairs), routed=self.slot_events)
+        placings = [Placing(arrival, essay_id) for arrival, essay_id in pairs]
+        placed = ledger.place(conn, batch_id, placings, routed=self.slot_events)
         if placed is None or placed.taken < len(pairs):
             raise StaleSlots
         return placed.left
@@ -262,14 +265,6 @@ def _pairs(arrivals: list[Arrival], claims: Sequence[Claim]) -> list[tuple[Arriv
     """Put each arrival beside the slot that it claimed; those without one are left out."""
     slot_of = {claim.claimant: claim.essay_id for claim in claims if claim.essay_id}
     return [(a, slot_of[a.claimant]) for a in arrivals if a.claimant in slot_of]
-
-
-def _placings(
-    pairs: list[tuple[Arrival, str]], idem: Idempotency | None = None, value: Value | None = None
-) -> list[Placing]:
-    """Have each arrival placed; the key of their event is written with the first."""
-    first, *rest = [Placing(arrival, essay_id) for arrival, essay_id in pairs]
-    return [first._replace(idem=idem, outcome=value), *rest]
 
 
 def _holds(claim: Claim, places: dict[str, Whereabouts]) -> bool:

@@ -130,7 +130,7 @@ def place_together(calls: Mapping[str, tuple[Sequence[object], Mapping[str, obje
     batches: dict[str, list[tuple[str, EssayContentProvisioned, Idempotency]]] = {}
     for task_id, (args, kwargs) in calls.items():
         with suppress(InvalidEvent):
-            raw = kwargs["event"] if _is_named(args, kwargs) else None
+            raw = kwargs["event"] if names_event(args, kwargs) else None
             event, idem = parse(EssayContentProvisioned, assign_content.name, raw, SINGLE_LIMIT)
             batches.setdefault(event.batch_id, []).append((task_id, event, idem))
     try:
@@ -164,7 +164,7 @@ def carry_out(
     """
     clear_contextvars()
     bind_contextvars(task=task.name, task_id=task.request.id)
-    named = _is_named(args, kwargs)
+    named = names_event(args, kwargs)
     body = kwargs["event"] if named else {"args": args, "kwargs": kwargs}
     if lost_workers(task.request) >= DELIVERIES:
         error = WorkerLostError("its worker died at each delivery")
@@ -194,7 +194,7 @@ def carry_out(
     return done.value
 
 
-def _is_named(args: Sequence[object], kwargs: Mapping[str, object]) -> bool:
+def names_event(args: Sequence[object], kwargs: Mapping[str, object]) -> bool:
     """Tell whether a task was called as it is to be: with `event`, and nothing else."""
     return not args and kwargs.keys() == {"event"}
 

@@ -20,7 +20,7 @@ from kombu import Message
 from core import alive, ledger
 from core.ledger import DeadLetter
 from tasks.app import settings
-from tasks.intake import as_json, told
+from tasks.intake import as_json, names_event, told
 from tasks.together import Together
 
 EVENTS_EVERY_S = 0.2  # between two batches of task events: what monitors see is so late at most
@@ -57,9 +57,9 @@ class Consumer(consumer.Consumer):
 
         That was half of what a worker's parent did.
         """
-        self.event_dispatcher.buffer_limit = EVENTS_AT_ONCE
         now = monotonic()
         if self.hub and now >= self._events_due:
+            self.event_dispatcher.buffer_limit = EVENTS_AT_ONCE
             self._events_due = now + EVENTS_EVERY_S
             self.hub.call_later(EVENTS_EVERY_S, self._flush_events)
 
@@ -119,8 +119,8 @@ def _body(message: Message) -> object:
     except (ValueError, TypeError, RecursionError):
         raw = message.body if isinstance(message.body, bytes) else str(message.body).encode()
         return {"content_type": message.content_type, "base64": base64.b64encode(raw).decode()}
-    one_event = not args and isinstance(kwargs, dict) and kwargs.keys() == {"event"}
-    return kwargs["event"] if one_event else {"args": args, "kwargs": kwargs}
+    named = isinstance(kwargs, dict) and names_event(args, kwargs)
+    return kwargs["event"] if named else {"args": args, "kwargs": kwargs}
 
 
 def _keep(task: str, task_id: str, body: object, error: Exception) -> bool:

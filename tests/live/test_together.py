@@ -51,6 +51,17 @@ def registered(lifecycle, slots):
     return batch
 
 
+@contextmanager
+def in_the_middle(workers, conn, batch):
+    """Let a worker of one process take 20 contents; give it while they wait to be placed."""
+    for n in range(20):
+        workers.send(ASSIGN, make.content(batch, f"text-{n}"))
+    with nobody_places(batch):
+        worker = workers.start(command=PREFORK)
+        until(lambda: one_waits(conn), what="a process of the pool is in the middle of it")
+        yield worker
+
+
 @pytest.mark.parametrize("kind", ["prefork", "solo"])
 def test_what_waits_is_placed_by_few_commits(
     workers, lifecycle, events_of, moments, valkey, assert_invariants, kind
@@ -115,12 +126,8 @@ def test_all_survive_who_carries_them_out_and_then_run_alone(
     workers, lifecycle, conn, events_of, moments, assert_invariants, victim
 ):
     batch = registered(lifecycle, 20)
-    for n in range(20):
-        workers.send(ASSIGN, make.content(batch, f"text-{n}"))
 
-    with nobody_places(batch):
-        doomed = workers.start(command=PREFORK)
-        until(lambda: one_waits(conn), what="a process of the pool is in the middle of it")
+    with in_the_middle(workers, conn, batch) as doomed:
         [child] = psutil.Process(doomed.pid).children()
         for process in [child] if victim == "process" else [psutil.Process(doomed.pid), child]:
             process.send_signal(signal.SIGKILL)
@@ -162,12 +169,8 @@ def test_a_worker_that_is_told_to_end_finishes_what_it_carries_out(
     workers, lifecycle, conn, moments, valkey, assert_invariants
 ):
     batch = registered(lifecycle, 30)
-    for n in range(20):
-        workers.send(ASSIGN, make.content(batch, f"text-{n}"))
 
-    with nobody_places(batch):
-        worker = workers.start(command=PREFORK)
-        until(lambda: one_waits(conn), what="a process of the pool is in the middle of it")
+    with in_the_middle(workers, conn, batch) as worker:
         worker.terminate()
     worker.wait(30)
     left = valkey.llen(workers.queue)
