@@ -14,6 +14,7 @@ from celery import Celery
 from core.invariants import check_ledger, check_slots
 from core.slots import Slots
 from ops.embedded import leashed
+from tests.core import looks
 
 
 def until(condition, timeout_s=30.0, what="the condition holds"):
@@ -149,9 +150,16 @@ def events_of(conn):
 
 @pytest.fixture
 def assert_invariants(conn, valkey):
+    def broken(batches):
+        return [i for i in check_ledger(conn, batches) if not i.holds]
+
     def check(*batches):
-        broken = [i for i in check_ledger(conn, batches) if not i.holds]
-        assert broken == []
+        """Wait until the workers are done with these batches; then all must hold."""
+        until(
+            lambda: not {i.title for i in broken(batches)} & looks.AT_REST_ONLY,
+            what=f"all of {batches} is announced and delivered",
+        )
+        assert broken(batches) == []
         assert check_slots(conn, Slots(valkey), batches).holds
 
     return check
