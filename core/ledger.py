@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, LiteralString, NamedTuple, cast
 from uuid import UUID
@@ -47,7 +48,9 @@ RECORD_EXCESS = sql("record_excess")
 REGISTER = sql("register")
 PARK_PENDING = sql("park_pending")
 WHEREABOUTS = sql("whereabouts")
-ANNOUNCE = sql("announce")
+POST = f"WITH told AS ({sql('number_events')}) {sql('post')}"
+TAKE_UNPUBLISHED = sql("take_unpublished")
+ANNOUNCE = f"WITH told AS ({sql('announce')}) {sql('post')}"
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,16 @@ class Placed:
 
     taken: int
     left: int
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """What becomes of a batch that is complete, and what to tell of it."""
+
+    status: BatchStatus
+    provisioned_count: int
+    manifest_sha256: str
+    events: list[Outgoing]
 
 
 def connect(url: str, *, size: int = 4, checked: bool = False) -> "ConnectionPool[Conn]":
@@ -412,39 +425,27 @@ def books(conn: Conn, batch_id: str) -> DictRow:
     return row
 
 
-def announce(conn: Conn, batch_id: str) -> Tracker | None:
-    """Mark a full batch as complete, once: None when another call did, or it is not full."""
-    row = conn.execute(ANNOUNCE, {"batch_id": batch_id}).fetchone()
-    return _tracker(row) if row else None
-
-
-def essays_in(conn: Conn, batch_id: str, status: EssayStatus) -> list[DictRow]:
-    """Read the essays of one state, in order, with what events and seals tell of them."""
+def essays_in(conn: Conn, batch_id: str, *statuses: EssayStatus) -> list[DictRow]:
+    """Read the essays of some states, in order, with what events and seals tell of them."""
     return conn.execute(
-        "SELECT essay_id, text_storage_id, file_upload_id, original_file_name, student_id,"
-        " validation_error_code FROM essay_states"
-        " WHERE batch_id = %s AND current_status = %s ORDER BY essay_id",
-        [batch_id, status],
+        "SELECT essay_id, current_status, text_storage_id, file_upload_id, original_file_name,"
+        " student_id, validation_error_code FROM essay_states"
+        " WHERE batch_id = %s AND current_status = ANY(%s) ORDER BY essay_id",
+        [batch_id, list(statuses)],
     ).fetchall()
 
 
-def set_completed(
-    conn: Conn, batch_id: str, status: BatchStatus, provisioned_count: int, manifest: str
-) -> float | None:
-    """Give a batch that has just been sealed its next state; return the seconds to readiness."""
-    row = conn.execute(
-        "UPDATE batch_essay_trackers SET status = %(status)s, provisioned_count = %(count)s,"
-        " manifest_sha256 = %(manifest)s,"
-        " ready_at = CASE WHEN %(status)s = 'ready_for_pipeline_execution' THEN now() END,"
-        # A teacher gets as long for the students as the contents had.
-        " deadline_at = CASE WHEN %(status)s = 'awaiting_student_validation'"
-        " THEN now() + (deadline_at - registered_at) ELSE deadline_at END"
-        " WHERE batch_id = %(batch_id)s"
-        " RETURNING extract(epoch FROM ready_at - registered_at)::float8 AS seconds",
-        {"batch_id": batch_id, "status": status, "count": provisioned_count, "manifest": manifest},
-    ).fetchone()
-    assert row is not None, f"batch {batch_id} was there a moment ago"
-    return cast("float | None", row["seconds"])
+def announce(conn: Conn, batch_id: str, told: Announcement) -> DictRow | None:
+    """Give a full batch its next state and write its events, once.
+
+    None when another call did, or it is not full; else `seconds` to readiness (None: not ready).
+    """
+    state = {
+        "status": told.status,
+        "provisioned_count": told.provisioned_count,
+        "manifest_sha256": told.manifest_sha256,
+    }
+    return conn.execute(ANNOUNCE, {**_to_post(batch_id, told.events), **state}).fetchone()
 
 
 def set_ready(conn: Conn, batch_id: str) -> float:
@@ -662,32 +663,27 @@ def jsonb(value: object) -> Jsonb | None:
 
 def post(conn: Conn, batch_id: str, events: Sequence[Outgoing]) -> None:
     """Write events to the outbox, numbered after the batch's earlier ones."""
-    row = conn.execute(
-        "UPDATE batch_essay_trackers SET event_sequence = event_sequence + %s"
-        " WHERE batch_id = %s RETURNING event_sequence, correlation_id",
-        [len(events), batch_id],
-    ).fetchone()
-    assert row is not None, f"batch {batch_id} has an event but is not registered"
-    first = row["event_sequence"] - len(events) + 1
-    with conn.cursor() as cursor:
-        cursor.executemany(
-            "INSERT INTO event_outbox"
-            " (id, batch_id, type, generation, sequence, correlation_id, traceparent, data)"
-            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
-            [
-                [
-                    outgoing_id(batch_id, event.type, event.generation),
-                    batch_id,
-                    event.type,
-                    event.generation,
-                    sequence,
-                    row["correlation_id"],
-                    traceparent.get(),
-                    Jsonb(event.data),
-                ]
-                for sequence, event in enumerate(events, start=first)
-            ],
-        )
+    posted = conn.execute(POST, _to_post(batch_id, events))
+    assert posted.rowcount, f"batch {batch_id} has an event but is not registered"
+
+
+def _to_post(batch_id: str, events: Sequence[Outgoing]) -> Row:
+    numbered = [
+        {
+            "n": n,
+            "id": str(outgoing_id(batch_id, event.type, event.generation)),
+            "type": event.type,
+            "generation": event.generation,
+            "data": event.data,
+        }
+        for n, event in enumerate(events, start=1)
+    ]
+    return {
+        "batch_id": batch_id,
+        "count": len(events),
+        "events": Jsonb(numbered),
+        "traceparent": traceparent.get(),
+    }
 
 
 def was_posted(conn: Conn, batch_id: str, event_type: str) -> bool:
@@ -698,36 +694,22 @@ def was_posted(conn: Conn, batch_id: str, event_type: str) -> bool:
     return row is not None
 
 
-def hold_relay_lock(conn: Conn, batch_id: str) -> None:
-    """Keep others from relaying this batch's events, so that they leave in their order."""
-    conn.execute("SELECT pg_advisory_xact_lock(hashtextextended('relay/' || %s, 0))", [batch_id])
+def take_unpublished(conn: Conn, batch_id: str, limit: int) -> list[DictRow]:
+    """Note the next events of a batch as published and return them in order, to be so by commit.
+
+    Others who relay this batch wait until then, so events leave in their order.
+    """
+    rows = conn.execute(TAKE_UNPUBLISHED, {"batch_id": batch_id, "limit": limit})
+    return sorted(rows, key=itemgetter("sequence"))
 
 
-def unpublished(conn: Conn, batch_id: str, limit: int) -> list[DictRow]:
-    """Read the next events of a batch that were not delivered yet, in order."""
-    return conn.execute(
-        "SELECT id, batch_id, type, sequence, correlation_id, traceparent, data, created_at"
-        " FROM event_outbox WHERE batch_id = %s AND published_at IS NULL"
-        " ORDER BY sequence LIMIT %s",
-        [batch_id, limit],
-    ).fetchall()
-
-
-def mark_published(conn: Conn, ids: Sequence[UUID]) -> None:
-    """Note that these events were handed to the broker."""
+def untake(conn: Conn, events: Sequence[Row], error: str) -> None:
+    """Note that the first of these events could not be handed to the broker, so none was."""
+    ids = [event["id"] for event in events]
     conn.execute(
-        "UPDATE event_outbox SET published_at = statement_timestamp(), attempts = attempts + 1,"
-        " last_error = NULL"
-        " WHERE id = ANY(%s)",
-        [list(ids)],
-    )
-
-
-def mark_unpublished(conn: Conn, event_id: UUID, error: str) -> None:
-    """Note why an event could not be handed to the broker."""
-    conn.execute(
-        "UPDATE event_outbox SET attempts = attempts + 1, last_error = %s WHERE id = %s",
-        [error[:1000], event_id],
+        "UPDATE event_outbox SET published_at = NULL, attempts = attempts - (id <> %(first)s)::int,"
+        " last_error = CASE WHEN id = %(first)s THEN %(error)s END WHERE id = ANY(%(ids)s)",
+        {"first": ids[0], "ids": ids, "error": error[:1000]},
     )
 
 

@@ -37,7 +37,7 @@ from core.ledger import Arrival, Conn, Tracker
 from core.outcomes import Done, outcome, replayed, unless_overtaken
 from core.seals import Seal, announcement, essays_ready, seal_of, timeout_event
 from core.slots import Slots
-from core.states import BatchStatus, EssayStatus, ExcessReason, OnDeadline, sources
+from core.states import ACCOUNTED, BatchStatus, EssayStatus, ExcessReason, OnDeadline, sources
 
 DRAINED = UUID("2f5a0e9c-7f0e-5e0b-9a53-5d3a1f0c8a11")  # namespace of the keys of drained rows
 RANGE = 2_500  # slots sealed by one header of the completion chord, which itself costs 3 ms
@@ -163,30 +163,27 @@ class Lifecycle:
         The update of the tracker decides who speaks; whoever comes later finds nothing to do.
         Raises BrokenSeal when the batch is not what the seals say.
         """
-        with ledger.transaction(self.pool) as conn:
-            batch = ledger.announce(conn, batch_id)
-            if batch is None:
+        with self.pool.connection() as conn:
+            batch = ledger.tracker(conn, batch_id)
+            if batch is None or not batch.full:
                 return Done(outcome("nothing_to_announce", batch_id), posted=True)
             if not books_sealed:
                 raise BrokenSeal(f"batch {batch_id}: its counter and its slots disagree")
-            essays = ledger.essays_in(conn, batch_id, EssayStatus.READY_FOR_PROCESSING)
-            failed = ledger.essays_in(conn, batch_id, EssayStatus.CONTENT_INGESTION_FAILED)
-            told = announcement(batch, essays, failed, seals)
-            seconds = ledger.set_completed(
-                conn, batch_id, told.status, len(essays), told.manifest_sha256
-            )
-            ledger.post(conn, batch_id, told.events)
+            told = announcement(batch, ledger.essays_in(conn, batch_id, *ACCOUNTED), seals)
             crashpoint("announcing")
+            announced = ledger.announce(conn, batch_id, told)
+        if announced is None:
+            return Done(outcome("nothing_to_announce", batch_id), posted=True)
         crashpoint("announced")
-        metrics.ready(seconds)
+        metrics.ready(announced["seconds"])
         self.slots.close(batch_id)
         log.info(
             "announced",
             batch_id=batch_id,
             correlation_id=str(batch.correlation_id),
             status=told.status,
-            essays=len(essays),
-            failed=len(failed),
+            essays=told.provisioned_count,
+            failed=batch.expected_count - told.provisioned_count,
         )
         return Done(outcome("announced", batch_id, status=told.status), posted=True)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from typing import Any
-from uuid import UUID
 
 import structlog
 from psycopg_pool import ConnectionPool
@@ -27,21 +26,16 @@ def relay(pool: "ConnectionPool[Conn]", batch_id: str, send: Send) -> int:
     """
     sent = 0
     with ledger.transaction(pool) as conn:
-        ledger.hold_relay_lock(conn, batch_id)
-        while rows := ledger.unpublished(conn, batch_id, RELAY_CHUNK):
-            delivered: list[UUID] = []
-            for row in rows:
+        while rows := ledger.take_unpublished(conn, batch_id, RELAY_CHUNK):
+            for number, row in enumerate(rows):
                 try:
                     send(cloud_event(row))
                 except OSError as error:
                     log.warning("event_not_sent", batch_id=batch_id, type=row["type"])
-                    ledger.mark_published(conn, delivered)
-                    ledger.mark_unpublished(conn, row["id"], f"{type(error).__name__}: {error}")
+                    ledger.untake(conn, rows[number:], f"{type(error).__name__}: {error}")
                     return sent
-                delivered.append(row["id"])
                 sent += 1
             crashpoint("published")
-            ledger.mark_published(conn, delivered)
             if len(rows) < RELAY_CHUNK:
                 break
     return sent

@@ -3,13 +3,12 @@
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from core.errors import BrokenSeal
 from core.events import EVENT_LIMIT, Outgoing, canonical, manifest_line, manifest_sha256
-from core.ledger import Tracker
-from core.states import BatchStatus, EssayStatus, OnDeadline, completed_status
+from core.ledger import Announcement, Tracker
+from core.states import ACCOUNTED, BatchStatus, OnDeadline, completed_status
 
 Row = Mapping[str, Any]  # Any: a database row
 ESSAYS_IN_REF = 1_000  # essays that an event over the limit still carries
@@ -29,36 +28,25 @@ class Seal(TypedDict):
     digest: str
 
 
-@dataclass(frozen=True)
-class Announcement:
-    """What to tell when a batch is complete."""
-
-    status: BatchStatus
-    manifest_sha256: str
-    events: list[Outgoing]
-
-
 def seal_of(low: str, high: str | None, slots: Sequence[Row]) -> Seal:
     """Seal a range: each slot must be assigned or failed; the digest is over the assigned ones."""
-    assigned = [s for s in slots if s["current_status"] == EssayStatus.READY_FOR_PROCESSING]
-    failed = sum(s["current_status"] == EssayStatus.CONTENT_INGESTION_FAILED for s in slots)
+    assigned, failed = _by_outcome(slots)
     return Seal(
         low=low,
         high=high,
-        sealed=len(assigned) + failed == len(slots),
+        sealed=len(assigned) + len(failed) == len(slots),
         provisioned=len(assigned),
-        failed=failed,
+        failed=len(failed),
         digest=_digest(assigned),
     )
 
 
-def announcement(
-    batch: Tracker, essays: Sequence[Row], failed: Sequence[Row], seals: Sequence[Seal]
-) -> Announcement:
-    """Write the events of a complete batch, after holding its essays against the seals.
+def announcement(batch: Tracker, slots: Sequence[Row], seals: Sequence[Seal]) -> Announcement:
+    """Write the events of a complete batch, after holding its slots against the seals.
 
-    `essays` are the assigned ones in the order of their ids. Raises BrokenSeal.
+    `slots` are the assigned and the failed ones, in the order of their ids. Raises BrokenSeal.
     """
+    essays, failed = _by_outcome(slots)
     _hold_against(batch.batch_id, essays, failed, seals)
     status = completed_status(batch.class_type, len(essays))
     manifest = manifest_sha256(essays)
@@ -79,7 +67,7 @@ def announcement(
         events.append(_validation_errors(batch.batch_id, failed, critical=not essays))
     if status is BatchStatus.READY_FOR_PIPELINE_EXECUTION:
         events.append(essays_ready(batch, essays, manifest))
-    return Announcement(status, manifest, events)
+    return Announcement(status, len(essays), manifest, events)
 
 
 def essays_ready(batch: Tracker, essays: Sequence[Row], manifest: str) -> Outgoing:
@@ -118,6 +106,12 @@ def timeout_event(
         "on_deadline": on_deadline,
     }
     return Outgoing("BatchReadinessTimeout", _with_essays(data, "ready_essays", essays))
+
+
+def _by_outcome(slots: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Pick the assigned slots, and the failed ones."""
+    assigned, failed = ([s for s in slots if s["current_status"] == each] for each in ACCOUNTED)
+    return assigned, failed
 
 
 def _hold_against(

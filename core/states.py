@@ -23,6 +23,9 @@ class EssayStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
+ACCOUNTED = EssayStatus.READY_FOR_PROCESSING, EssayStatus.CONTENT_INGESTION_FAILED  # of a slot
+
+
 class ClassType(StrEnum):
     """A batch with a class is regular, whatever its organisation; one without is a guest's."""
 

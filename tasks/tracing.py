@@ -42,6 +42,7 @@ SEND_TIMEOUT_S = 2.0  # of a batch of spans; only the sending thread waits, and 
 TRY_AGAIN_S = 5.0  # so that nothing waits for a collector that is away, not even an exit
 CORE = Path(ledger.__file__).parent
 STATEMENTS = {path.read_text(): path.stem for path in CORE.glob("sql/*.sql")}
+STATEMENTS |= {ledger.ANNOUNCE: "announce", ledger.POST: "post"}
 SCRIPTS = {hashlib.sha1(p.read_bytes()).hexdigest(): p.stem for p in CORE.glob("lua/*.lua")}  # noqa: S324 - Redis' name
 VERB = re.compile(r"\s*(?:--.*\n)*\s*(\w+)")
 TABLE = re.compile(r"\b(?:FROM|INTO|UPDATE)\s+(\w+)|\b(pg_\w+)")

@@ -4,7 +4,7 @@ Most were in the system before this one. A fault that cuts a rule out of SQL or 
 when that rule is no longer written as it was, so that no fault quietly does nothing.
 """
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import psycopg
@@ -19,7 +19,9 @@ from core.slots import LUA, Slots
 
 LOOK_FOR_A_CLAIM = "redis.call('HMGET', KEYS[2], unpack(ARGV))"
 BATCH_IS_FULL = "AND t.available_slots = 0"
-GUARDS = {
+FULL = "the look beforehand"
+GUARDS = {  # of readiness: what ANNOUNCE says, and None for what Python does
+    FULL: None,
     "completed_at": "AND completed_at IS NULL",
     "status": "AND status = 'awaiting_content_validation'",
 }
@@ -66,13 +68,18 @@ def excess_without_asking_postgres(stage):
 
 
 def announcing_without(*guards):
-    """The update that decides who announces lacks these of its guards."""
+    """Announcing lacks these of its guards."""
 
+    @contextmanager
     def put(stage):
         statement = ledger.ANNOUNCE
-        for guard in guards:
-            statement = cut(statement, GUARDS[guard])
-        return _put(ledger, ANNOUNCE=statement)
+        for rule in filter(None, map(GUARDS.get, guards)):
+            statement = cut(statement, rule)
+        with ExitStack() as faults:
+            faults.enter_context(_put(ledger, ANNOUNCE=statement))
+            if FULL in guards:
+                faults.enter_context(_put(ledger.Tracker, full=True))
+            yield
 
     return put
 

@@ -355,7 +355,7 @@ def test_an_excess_that_redis_alone_decides_is_caught(stage):
 
 
 @pytest.mark.parametrize("guard", faults.GUARDS)
-def test_either_guard_of_readiness_is_enough(stage, guard):
+def test_readiness_can_do_without_any_one_of_its_guards(stage, guard):
     with faults.announcing_without(guard)(stage):
         ended = five_see_a_full_batch_at_once(stage)
 

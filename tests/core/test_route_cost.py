@@ -173,16 +173,16 @@ STEPS = {
         filled,
         sealed_and_announced,
         ["SMEMBERS", "DEL", "EXPIRE", "EXPIRE"],
-        11,
+        6,
     ),
     "students": (
         awaiting_students,
         lambda c, b: confirm(c, b, {e: f"of-{e}" for e in essay_ids(3)}),
         [],
-        12,
+        11,
     ),
-    "cancellation": (filled, cancel, ["DEL", "EXPIRE", "EXPIRE"], 8),
-    "relay": (announced, lambda c, b: relay(c.pool, b, lambda event: None), [], 5),
+    "cancellation": (filled, cancel, ["DEL", "EXPIRE", "EXPIRE"], 7),
+    "relay": (announced, lambda c, b: relay(c.pool, b, lambda event: None), [], 3),
 }
 
 
