@@ -33,7 +33,14 @@ broker.install()  # before the first connection
 RESULT_EXPIRES_S = 3600  # only chord keys: results are not stored
 SOFT_SHUTDOWN_S = 3.0  # what running tasks get before their messages are handed back
 DELIVERIES = 5  # of a message whose worker dies each time; then it is the message that kills
-AT_ONCE = 50  # single contents that a process carries out together: some 30 ms of work
+AT_ONCE = 50  # messages that a process carries out together: some 30 ms of work
+QUICK = (  # tasks whose messages are; their hop to the process costs as much as they do
+    "els.assign_content",
+    "els.reject_content",
+    "els.seal_slots",
+    "els.seal_books",
+    "els.announce_ready",
+)
 PUSHED = 16  # messages a process on RabbitMQ: it pushes them, so what waits waits in the worker
 LOST_WORKER_DELAY_S = 1  # before a message whose worker died is delivered again
 
@@ -67,7 +74,7 @@ app.conf.update(
         "visibility_timeout": settings.visibility_timeout,
         "socket_keepalive": True,
         "on_junk": "tasks.strays:keep_junk",
-        "take_together": ("els.assign_content", AT_ONCE),
+        "take_together": (QUICK, AT_ONCE),
     },
     beat_schedule={
         "sweep": {

@@ -60,8 +60,8 @@ HEADERS: Shape = {  # those with which another type ends a worker
 BODY: Shape = {"args": list, "kwargs": dict, "embed": dict | None}
 
 OnJunk = Callable[[str, bytes, str], bool | None]
-Together = tuple[str, int]  # a task, and how many of its messages are taken at once
-ALONE: Together = ("", 1)
+Together = tuple[Sequence[str], int]  # tasks, and how many of their messages are taken at once
+ALONE: Together = ((), 1)
 log = structlog.get_logger(__name__)
 
 
@@ -167,7 +167,8 @@ class Unacked:
         self, sources: Sequence[Source], together: Together
     ) -> tuple[list[str], list[str | int]]:
         keys = [*self._keys, *(source.key for source in sources), *(s.junk for s in sources)]
-        return keys, [*together, *(source.queue for source in sources)]
+        tasks, limit = together
+        return keys, [f" {' '.join(tasks)} ", limit, *(source.queue for source in sources)]
 
 
 class Held(stock.QoS):
@@ -238,7 +239,7 @@ class Channel(stock.Channel):
     not False, the entry stays in the list `<queue>.junk` and is offered again. The same entry may
     be offered more than once.
 
-    `take_together` is another: a task, and how many of its messages are taken at once where they
+    `take_together` is another: tasks, and how many of their messages are taken at once where they
     wait one behind the other.
     """
 

@@ -1,10 +1,10 @@
-"""Single contents that wait are carried out together: one claim and one commit for many messages.
+"""What waits is carried out together: one hop for many messages, one claim and commit for contents.
 
-A worker that is behind takes several `els.assign_content` at once and hands them to a process of
+A worker that is behind takes several messages of quick tasks at once and hands them to a process of
 its pool as one job. The job gives all contents their slots, then runs each task as Celery would:
-most find their content placed and have only to say so; a repeat, or what belongs to an unknown or
-full batch, goes its way as if it had come alone. A message that was delivered before does come
-alone, so one that kills its process takes others with it only once.
+most contents are placed by then, and their tasks have only to say so; a repeat, or what belongs to
+an unknown or full batch, goes its way as if it had come alone. A message that was delivered before
+does come alone, so one that kills its process takes others with it only once.
 """
 
 from collections import deque
@@ -18,7 +18,7 @@ from celery.exceptions import TaskRevokedError
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
-from tasks.app import AT_ONCE, app, settings
+from tasks.app import AT_ONCE, QUICK, app, settings
 from tasks.intake import assign_content, place_together
 
 log = structlog.get_logger(__name__)
@@ -27,13 +27,14 @@ log = structlog.get_logger(__name__)
 class Call(NamedTuple):
     """A message as a process of the pool gets it."""
 
+    task: str
     task_id: str
     request: dict[str, Any]  # Any: Celery's headers
     payload: tuple[Sequence[object], Mapping[str, object], object]  # args, kwargs, embed
 
 
 class Together:
-    """The single contents that this worker holds and no process has begun.
+    """The messages of quick tasks that this worker holds and no process has begun.
 
     To Celery this is a request: it asks for a process of the pool once, however many wait.
     """
@@ -45,7 +46,7 @@ class Together:
         self._waiting: deque[Request] = deque()
 
     def add(self, request: Request) -> None:
-        """Let a request run, with others if it is a plain content."""
+        """Let a request run, with others if it is plain."""
         if self._hub is None or not _is_plain(request):
             self._process(request)
             return
@@ -68,7 +69,7 @@ class Together:
             self._hub.call_soon(self._ask)
         match [request for request in several if not request.revoked()]:
             case []:
-                raise TaskRevokedError(assign_content.name)
+                raise TaskRevokedError("there is nothing left to carry out")
             case [request]:
                 request.execute_using_pool(pool)
             case requests:
@@ -77,7 +78,7 @@ class Together:
 
 def _is_plain(request: Request) -> bool:
     """Tell whether a request may run with others; a traced one has a span to itself."""
-    return request.task.name == assign_content.name and not (
+    return request.task.name in QUICK and not (
         request.eta
         or request.expires
         or any(request.time_limits)
@@ -94,7 +95,7 @@ class Job:
 
     def start(self, pool: Any) -> None:  # Any: one of Celery's pools
         """Send the messages to the pool."""
-        calls = [Call(r.id, r.request_dict, r.message.payload) for r in self._requests]
+        calls = [Call(r.task.name, r.id, r.request_dict, r.message.payload) for r in self._requests]
         pool.apply_async(
             run_together,
             args=(calls,),
@@ -127,10 +128,12 @@ class Job:
 
 def run_together(calls: Sequence[Call]) -> list[Any]:  # Any: of Celery's tracer
     """Place the contents of all messages, then run each task; return what Celery's tracer does."""
-    place_together({call.task_id: call.payload[:2] for call in calls})
+    contents = [call for call in calls if call.task == assign_content.name]
+    if len(contents) > 1:
+        place_together({call.task_id: call.payload[:2] for call in contents})
     fast: bool = app.use_fast_trace_task  # type: ignore[attr-defined] # absent from its types
     trace = fast_trace_task if fast else trace_task_ret
-    name = assign_content.name
     return [
-        trace(name, task_id, request, payload, None, None) for task_id, request, payload in calls
+        trace(task, task_id, request, payload, None, None)
+        for task, task_id, request, payload in calls
     ]

@@ -1,9 +1,9 @@
 -- Take the next message: pop it from the first list that has one, and note it as unacknowledged.
--- If it calls the task whose messages are taken together, take those of the same task right behind.
+-- If it calls a task whose messages are taken together, take those of such tasks right behind it.
 -- KEYS  1 unacked (hash, tag -> note)  2 unacked_index (sorted set, tag -> time of the note in s)
 --       then the lists, in the order in which they are tried
 --       then, for each list, the list for its junk
--- ARGV  1 the task whose messages are taken together  2 how many of them at most
+-- ARGV  1 the tasks whose messages are taken together, a space around each  2 how many at most
 --       then, for each list, the name of its queue
 -- Returns {number of the list, tag, the message's own bytes, and so on for each message};
 -- {number of the list} if what was popped cannot be noted for want of a tag, and is junk now; or
@@ -40,6 +40,10 @@ local function note(tag, payload, queue) -- Returns the tag that it is noted by,
   return tag
 end
 
+local function together(task)
+  return type(task) == 'string' and string.find(ARGV[1], ' ' .. task .. ' ', 1, true)
+end
+
 local function put_back(list, payload, failure)
   redis.call('RPUSH', list, payload)
   return failure
@@ -60,12 +64,12 @@ for i = 1, lists do
       return put_back(list, payload, noted)
     end
     local taken = {i, noted, payload}
-    while task == ARGV[1] and #taken < 1 + 2 * ARGV[2] do
+    while together(task) and #taken < 1 + 2 * ARGV[2] do
       payload = redis.call('LINDEX', list, -1)
       if payload then
         tag, task = read(payload)
       end
-      if not payload or not tag or task ~= ARGV[1] then
+      if not payload or not tag or not together(task) then
         break
       end
       noted = note(tag, payload, queue)

@@ -318,11 +318,13 @@ def test_the_prefetch_window_is_kept_and_no_ack_leaves_nothing(place):
     assert place.is_quiet()
 
 
-def test_messages_of_one_task_are_taken_together_and_count_as_one(place):
-    place.send(*range(5))
+def test_messages_of_some_tasks_are_taken_together_and_count_as_one(place):
+    place.send(*range(3))
+    place.upstream.send_task("walk", [3], queue=QUEUE)
+    place.send(4)
     place.upstream.send_task("other", queue=QUEUE)
     place.send(5)
-    with channel_on(take_together=("run", 3)) as channel:
+    with channel_on(take_together=(("run", "walk"), 3)) as channel:
         taken, held = [], []
         channel.basic_qos(prefetch_count=2)
         channel.basic_consume(QUEUE, False, taken.append, "tag")
@@ -350,7 +352,7 @@ def test_messages_of_one_task_are_taken_together_and_count_as_one(place):
 def test_junk_behind_messages_that_are_taken_together_stays_and_is_kept(place, conn):
     place.send(1, 2)
     place.client.lpush(QUEUE, junk := uuid4().hex)
-    with channel_on(take_together=("run", 9), on_junk=f"{__name__}:keep_junk") as channel:
+    with channel_on(take_together=(("run",), 9), on_junk=f"{__name__}:keep_junk") as channel:
         taken = []
         channel.basic_qos(prefetch_count=2)
         channel.basic_consume(QUEUE, False, taken.append, "tag")
