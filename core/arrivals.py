@@ -9,7 +9,9 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import compress
+from operator import attrgetter
 from random import uniform
 
 import structlog
@@ -20,7 +22,7 @@ from core import ledger
 from core.crash import crashpoint
 from core.errors import IdempotencyConflict, SlotsInFlight
 from core.events import Idempotency
-from core.ledger import Arrival, Conn, Placing, Whereabouts
+from core.ledger import Arrival, Conn, Placed, Placing, Whereabouts
 from core.outcomes import Done, Value, outcome, replayed
 from core.slots import Claim, Slots
 from core.states import ExcessReason
@@ -31,7 +33,7 @@ ROUND_WAIT_S = 0.02  # doubled each round: the time that a claim in flight needs
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # two are never the same, whatever they say
 class Delivery:
     """One message and the arrivals that it announces. `sent` counts those of a bulk message."""
 
@@ -51,6 +53,45 @@ class Delivery:
             return outcome("accepted", self.batch_id, contents=self.sent)
         held = {"essay_id": place.essay_id} if place and place.essay_id else {}
         return outcome(_became(self.arrivals[0], place), self.batch_id, **held)
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """Messages of one batch, and the slots that their arrivals claimed."""
+
+    batch_id: str
+    deliveries: Sequence[Delivery]
+    claims: Sequence[Claim]
+
+    @cached_property
+    def places(self) -> dict[str, Whereabouts]:
+        """Where each arrival is once it is placed."""
+        return {claim.claimant: Whereabouts(claim.essay_id, None) for claim in self.claims}
+
+    @cached_property
+    def values(self) -> list[Value]:
+        """What to tell each sender then."""
+        return [delivery.value(self.places[delivery.claimants[0]]) for delivery in self.deliveries]
+
+    def placings(self) -> list[Placing]:
+        """Put each arrival beside its slot; the key of an event stands with its first arrival."""
+        each = zip(self.deliveries, self.values, strict=True)
+        keys = {delivery.claimants[0]: (delivery.idem, value) for delivery, value in each}
+        arrivals = [arrival for delivery in self.deliveries for arrival in delivery.arrivals]
+        return [
+            Placing(arrival, essay_id, *keys.get(arrival.claimant, ()))
+            for arrival, essay_id in _pairs(arrivals, self.claims)
+        ]
+
+    def done(self, placed: Placed | None, posted: bool) -> list[Done] | None:
+        """Say what came of each message; the last one finds the batch full if no slot is left."""
+        if placed is None:
+            return None
+        done = [
+            Done(value, posted=posted, became=_tally(delivery.arrivals, self.places))
+            for delivery, value in zip(self.deliveries, self.values, strict=True)
+        ]
+        return [*done[:-1], replace(done[-1], full=placed.left == 0)]
 
 
 class StaleSlots(Exception):
@@ -74,59 +115,51 @@ class Arrivals:
         claims = self.slots.claim(delivery.batch_id, delivery.claimants)
         crashpoint("claimed")
         if claims and all(claim.essay_id for claim in claims):
-            done = self._place_with_keys([delivery], claims)
+            [done] = self._place_with_keys([Claimed(delivery.batch_id, [delivery], claims)])
             if done is not None:
                 return done[0]
         return self._settle(delivery, claims or [])
 
     def take_together(self, deliveries: Sequence[Delivery]) -> list[Done | None]:
-        """Give the arrivals of several messages of one batch their slots, by one claim and commit.
+        """Give the arrivals of several messages their slots, by one trip to Redis and one commit.
 
         Each message has one arrival, and a key and outcome of its own. None: it did not simply get
         a free slot, and is to be taken by itself.
         """
-        batch_id = deliveries[0].batch_id
-        claims = self.slots.claim(batch_id, [delivery.claimants[0] for delivery in deliveries])
+        batches: dict[str, list[Delivery]] = {}
+        for delivery in sorted(deliveries, key=attrgetter("batch_id")):
+            batches.setdefault(delivery.batch_id, []).append(delivery)
+        claimants = {b: [d.claimants[0] for d in those] for b, those in batches.items()}
+        claims = self.slots.claim_in_each(claimants)
         crashpoint("claimed")
-        given = [claim.new for claim in claims or []]
-        fresh, free = [*compress(deliveries, given)], [*compress(claims or [], given)]
-        done = self._place_with_keys(fresh, free) if fresh else None
-        if done is None:
-            self._give_back(batch_id, free, {})
-            return [None] * len(deliveries)
-        placed = iter(done)
-        return [next(placed) if new else None for new in given]
-
-    def _place_with_keys(
-        self, deliveries: Sequence[Delivery], claims: Sequence[Claim]
-    ) -> list[Done] | None:
-        """Place all arrivals of these messages in one statement, where they claimed.
-
-        None: not every claim held, or an event or a content was here before.
-        """
-        places = {claim.claimant: Whereabouts(claim.essay_id, None) for claim in claims}
-        values = [delivery.value(places[delivery.claimants[0]]) for delivery in deliveries]
-        # The key of an event is written with its first arrival.
-        keys = {d.claimants[0]: (d.idem, v) for d, v in zip(deliveries, values, strict=True)}
-        arrivals = [arrival for delivery in deliveries for arrival in delivery.arrivals]
-        placings = [
-            Placing(arrival, essay_id, *keys.get(arrival.claimant, ()))
-            for arrival, essay_id in _pairs(arrivals, claims)
+        claimed = [
+            Claimed(batch_id, [*compress(those, fresh)], [*compress(made or [], fresh)])
+            for (batch_id, those), made in zip(batches.items(), claims, strict=True)
+            if any(fresh := [claim.new for claim in made or []])
         ]
+        done = self._place_with_keys(claimed) if claimed else []
+        placed: dict[Delivery, Done] = {}
+        for batch, those in zip(claimed, done, strict=True):
+            if those is None:
+                self._give_back(batch.batch_id, batch.claims, {})
+            else:
+                placed |= zip(batch.deliveries, those, strict=True)
+        return [placed.get(delivery) for delivery in deliveries]
+
+    def _place_with_keys(self, batches: Sequence[Claimed]) -> list[list[Done] | None]:
+        """Place all arrivals of these messages where they claimed, by one statement if that works.
+
+        None of a batch: not every claim held, or an event or a content was here before.
+        """
+        placings = {batch.batch_id: batch.placings() for batch in batches}
         with self.pool.connection() as conn:
             try:
-                placed = ledger.place(
-                    conn, deliveries[0].batch_id, placings, routed=self.slot_events
-                )
+                placed = ledger.place(conn, placings, routed=self.slot_events)
             except (pg.UniqueViolation, pg.NotNullViolation):
-                return None
-        if placed is None:
-            return None
-        done = [
-            Done(value, posted=self.slot_events, became=_tally(delivery.arrivals, places))
-            for delivery, value in zip(deliveries, values, strict=True)
-        ]
-        return [*done[:-1], replace(done[-1], full=placed.left == 0)]
+                placed = {}
+        if not placed and len(batches) > 1:
+            return [each for batch in batches for each in self._place_with_keys([batch])]
+        return [batch.done(placed.get(batch.batch_id), self.slot_events) for batch in batches]
 
     def _settle(self, delivery: Delivery, claims: list[Claim]) -> Done:
         """Look closer until Postgres has decided; then give back what was claimed in vain."""
@@ -180,7 +213,7 @@ class Arrivals:
     def _place(self, conn: Conn, batch_id: str, pairs: list[tuple[Arrival, str]]) -> int:
         """Place arrivals without a key; return the open slots left. Raises StaleSlots."""
         placings = [Placing(arrival, essay_id) for arrival, essay_id in pairs]
-        placed = ledger.place(conn, batch_id, placings, routed=self.slot_events)
+        placed = ledger.place(conn, {batch_id: placings}, routed=self.slot_events).get(batch_id)
         if placed is None or placed.taken < len(pairs):
             raise StaleSlots
         return placed.left
@@ -232,7 +265,7 @@ class Arrivals:
         return (self.slots.claim(batch_id, rest) if rest else None) or []
 
     def _give_back(
-        self, batch_id: str, claims: list[Claim], places: dict[str, Whereabouts]
+        self, batch_id: str, claims: Sequence[Claim], places: dict[str, Whereabouts]
     ) -> None:
         """Take back the claims that were made just now and led to nothing."""
         spare = [claim for claim in claims if claim.new and not _holds(claim, places)]

@@ -171,16 +171,21 @@ class Announcement:
     events: list[Outgoing]
 
 
-def connect(url: str, *, size: int = 4, checked: bool = False) -> "ConnectionPool[Conn]":
+def connect(
+    url: str, *, size: int = 4, checked: bool = False, by_key: bool = False
+) -> "ConnectionPool[Conn]":
     """Make a pool of autocommitting connections; `size` bounds it. It connects when first used.
 
     `checked` asks a connection for a sign of life before it is lent: a round trip more, and no
-    error after a restart of Postgres.
+    error after a restart of Postgres. `by_key` has rows looked up by a key wherever that is
+    possible: the planner, whose statistics are older than what has just been written, may believe
+    that a table is small enough to be read as a whole.
     """
+    by_keys = {"options": f"{_OPTIONS['options']} -c enable_seqscan=off -c jit=off"}
     return ConnectionPool(
         _conninfo(url),
         connection_class=Connection[DictRow],
-        kwargs=_OPTIONS,
+        kwargs=_OPTIONS | by_keys if by_key else _OPTIONS,
         min_size=0,
         max_size=size,
         timeout=POOL_TIMEOUT_S,
@@ -284,27 +289,30 @@ def park_pending(conn: Conn, batch_id: str, arrivals: Sequence[Arrival]) -> None
 # --- slots -------------------------------------------------------------------------------------
 
 
-def place(conn: Conn, batch_id: str, placings: Sequence[Placing], *, routed: bool) -> Placed | None:
-    """Put arrivals into the slots named beside them, and write the keys of their events.
+def place(
+    conn: Conn, batches: Mapping[str, Sequence[Placing]], *, routed: bool
+) -> dict[str, Placed]:
+    """Put arrivals of some batches into the slots named beside them; write their events' keys.
 
-    With a key it is all or nothing: fewer open slots than arrivals raise NotNullViolation, or
-    give None where no slot was open. Raises UniqueViolation when a key, or a slot of one of
-    these contents, is there already. `routed` writes an `EssaySlotAssigned` for each content.
+    A batch none of whose slots was open is left out. With keys it is all or nothing: fewer open
+    slots than arrivals raise NotNullViolation. Raises UniqueViolation when a key, or a slot of one
+    of these contents, is there already. `routed` writes an `EssaySlotAssigned` for each content.
     """
-    rows = [
-        {
-            **vars(placing.arrival),
-            **_key_row(placing),
-            "essay_id": placing.essay_id,
-            "event_id": _content_event_id(batch_id, "EssaySlotAssigned", placing.arrival, routed),
-        }
-        for placing in placings
+    told = [
+        {"batch_id": batch_id, "arrivals": [_placing_row(batch_id, p, routed) for p in placings]}
+        for batch_id, placings in batches.items()
     ]
-    row = conn.execute(
-        PLACE,
-        {"batch_id": batch_id, "arrivals": Jsonb(rows), "traceparent": traceparent.get()},
-    ).fetchone()
-    return Placed(row["slots"], row["available_slots"]) if row else None
+    rows = conn.execute(PLACE, {"batches": Jsonb(told), "traceparent": traceparent.get()})
+    return {row["batch_id"]: Placed(row["slots"], row["available_slots"]) for row in rows}
+
+
+def _placing_row(batch_id: str, placing: Placing, routed: bool) -> Row:
+    return {
+        **vars(placing.arrival),
+        **_key_row(placing),
+        "essay_id": placing.essay_id,
+        "event_id": _content_event_id(batch_id, "EssaySlotAssigned", placing.arrival, routed),
+    }
 
 
 def _key_row(placing: Placing) -> Row:

@@ -108,7 +108,7 @@ class Lifecycle:
     def assign_together(
         self, events: Sequence[tuple[EssayContentProvisioned, Idempotency]]
     ) -> list[Done | None]:
-        """Give the texts of several messages of one batch their slots, by one claim and commit.
+        """Give the texts of several messages their slots, by one claim and commit.
 
         None: this one, such as a repeat, is to be assigned by itself.
         """

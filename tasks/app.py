@@ -129,7 +129,7 @@ def stores() -> Stores:
     """Open Postgres and Redis, once a process and after the fork. Raises BadSettings."""
     if not settings.database_url or not settings.redis_url:
         raise BadSettings("ELS_DATABASE_URL and ELS_REDIS_URL must be set; `els run` sets them")
-    pool = ledger.connect(settings.database_url, size=settings.concurrency + 2)
+    pool = ledger.connect(settings.database_url, size=settings.concurrency + 2, by_key=True)
     slots = Slots(connect(settings.redis_url))
     if spans := traces():
         spans.watch(pool, slots.client)

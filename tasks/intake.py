@@ -119,7 +119,7 @@ INTAKE = {
 
 
 def place_together(calls: Mapping[str, tuple[Sequence[object], Mapping[str, object]]]) -> None:
-    """Give the contents of several messages their slots before their tasks run, batch by batch.
+    """Give the contents of several messages their slots before their tasks run.
 
     `calls` has args and kwargs by task id. Whatever does not simply work is left to the task.
     """
@@ -127,20 +127,16 @@ def place_together(calls: Mapping[str, tuple[Sequence[object], Mapping[str, obje
     placed: dict[str, Placed[EssayContentProvisioned]] = {}
     _placed.set(placed)
     started = time.monotonic()
-    batches: dict[str, list[tuple[str, EssayContentProvisioned, Idempotency]]] = {}
+    parsed: dict[str, tuple[EssayContentProvisioned, Idempotency]] = {}
     for task_id, (args, kwargs) in calls.items():
         with suppress(InvalidEvent):
             raw = kwargs["event"] if names_event(args, kwargs) else None
-            event, idem = parse(EssayContentProvisioned, assign_content.name, raw, SINGLE_LIMIT)
-            batches.setdefault(event.batch_id, []).append((task_id, event, idem))
+            parsed[task_id] = parse(EssayContentProvisioned, assign_content.name, raw, SINGLE_LIMIT)
     try:
-        for those in batches.values():
-            results = stores().lifecycle.assign_together(
-                [(event, idem) for _, event, idem in those]
-            )
-            for (task_id, event, idem), done in zip(those, results, strict=True):
-                if done:
-                    placed[task_id] = Placed(event, idem, done, started)
+        results = stores().lifecycle.assign_together([*parsed.values()])
+        for (task_id, (event, idem)), done in zip(parsed.items(), results, strict=True):
+            if done:
+                placed[task_id] = Placed(event, idem, done, started)
     except Exception:  # whatever it is, each task meets it again, and deals with it
         log.warning("placed_one_by_one", messages=len(calls), exc_info=True)
 

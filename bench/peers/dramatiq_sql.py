@@ -12,7 +12,7 @@ from core.slots import Slots, connect
 from ops.client import common
 
 dramatiq.set_broker(RedisBroker(url=REDIS_URL, namespace="peers"))
-lifecycle = Lifecycle(ledger.connect(DATABASE_URL, size=10), Slots(connect(REDIS_URL)))
+lifecycle = Lifecycle(ledger.connect(DATABASE_URL, size=10, by_key=True), Slots(connect(REDIS_URL)))
 
 
 @dramatiq.actor

@@ -138,11 +138,13 @@ def key_before_the_work(stage):
     """The key is committed first; the work follows in a transaction of its own."""
     place = ledger.place
 
-    def key_then_place(conn, batch_id, placings, *, routed):
-        for placing in placings:
-            if placing.idem:
-                ledger.write_key(conn, placing.idem, batch_id, placing.outcome)
-        return place(conn, batch_id, [p._replace(idem=None) for p in placings], routed=routed)
+    def key_then_place(conn, batches, *, routed):
+        for batch_id, placings in batches.items():
+            for placing in placings:
+                if placing.idem:
+                    ledger.write_key(conn, placing.idem, batch_id, placing.outcome)
+        keyless = {b: [p._replace(idem=None) for p in those] for b, those in batches.items()}
+        return place(conn, keyless, routed=routed)
 
     return _put(ledger, place=key_then_place)
 

@@ -88,25 +88,28 @@ def test_an_arrival_costs_one_redis_call_and_one_statement(costs, conn, batch_id
     assert looks.broken(conn, batch_id) == []
 
 
-def test_contents_of_many_messages_cost_one_redis_call_and_one_statement(costs, conn, batch_id):
+@pytest.mark.parametrize("count", [1, 10])
+def test_contents_of_many_messages_cost_one_trip_to_redis_and_one_statement(costs, conn, count):
     lifecycle, measure = costs
-    register(lifecycle, batch_id, 200)
+    batches = [new_batch() for _ in range(count)]
+    for each in batches:
+        register(lifecycle, each, 20)
 
     def together(start):
-        events = [content(batch_id, text) for text in texts(50, start)]
+        events = [content(each, text) for text in texts(5, start) for each in batches]
         model = EssayContentProvisioned
         placed = lifecycle.assign_together(
             [parse(model, "els.assign_content", e, LIMIT) for e in events]
         )
         assert all(placed)
 
-    for start in (0, 50):
+    for start in (0, 5):
         together(start)  # so that scripts are loaded and the statement is prepared
 
-    wire = measure(lambda: together(100))
+    wire = measure(lambda: together(10))
 
-    assert (wire.commands, wire.round_trips) == (["EVALSHA"], 1)
-    assert looks.broken(conn, batch_id) == []
+    assert (wire.commands, wire.round_trips) == (["EVALSHA"] * count, 1)
+    assert [looks.broken(conn, each) for each in batches] == [[]] * count
 
 
 def test_the_last_content_costs_no_more(costs, batch_id):
@@ -201,14 +204,29 @@ def test_each_step_costs_a_known_number_of_calls(costs, name):
     assert (wire.commands, wire.round_trips) == (commands, round_trips)
 
 
+def plan_of_placing(conn, batch_id):
+    batches = [{"batch_id": batch_id, "arrivals": [{"essay_id": "essay-1"}]}]
+    one = {"batches": Jsonb(batches), "traceparent": None}
+    told = conn.execute("EXPLAIN " + ledger.PLACE, one).fetchall()
+    return "\n".join(line["QUERY PLAN"] for line in told)
+
+
 def test_a_content_reads_one_slot_of_a_large_batch_whatever_the_statistics(
     lifecycle, conn, batch_id
 ):
     register(lifecycle, batch_id, 5_000)
     conn.execute("ANALYZE essay_states")
-    one = {"batch_id": batch_id, "arrivals": Jsonb([{"essay_id": "essay-1"}]), "traceparent": None}
 
-    told = conn.execute("EXPLAIN " + ledger.PLACE, one).fetchall()
+    plan = plan_of_placing(conn, batch_id)
 
-    plan = "\n".join(line["QUERY PLAN"] for line in told)
     assert re.search(r"Index Cond: \(.*batch_id.* AND .*essay_id.*a_1\.essay_id", plan)
+
+
+@pytest.mark.parametrize("by_key", [True, False])
+def test_a_worker_looks_slots_up_by_key_in_a_new_table_too(database_url, batch_id, by_key):
+    with ledger.connect(database_url, size=1, by_key=by_key) as pool, pool.connection() as conn:
+        conn.execute("CREATE TEMP TABLE essay_states (LIKE public.essay_states INCLUDING ALL)")
+
+        plan = plan_of_placing(conn, batch_id)
+
+    assert ("Seq Scan on essay_states" in plan) is not by_key

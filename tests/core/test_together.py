@@ -5,8 +5,9 @@ import pytest
 from core.errors import IdempotencyConflict
 from core.events import EssayContentProvisioned, parse
 from tests.core import looks
+from tests.core.crowd import at_once
 from tests.core.story import assign, cancel, fill, register, texts, upload
-from tests.factories import LIMIT, content, registration, take
+from tests.factories import LIMIT, content, new_batch, registration, take
 
 ASSIGN = "els.assign_content"
 
@@ -138,6 +139,74 @@ def test_a_full_batch_stays_as_it_is(lifecycle, conn, batch_id):
 
     assert together == [None, None]
     assert looks.broken(conn, batch_id) == []
+
+
+def test_contents_of_many_batches_are_placed_by_one_commit(lifecycle, conn):
+    batches = [new_batch() for _ in range(4)]
+    for batch in batches:
+        register(lifecycle, batch, 3)
+    events = [content(batch, text) for text in texts(3) for batch in reversed(batches)]
+
+    done = lifecycle.assign_together(parsed(events))
+
+    assert outcomes([each.value for each in done]) == ["assigned"] * 12
+    assert [each.value["batch_id"] for each in done] == [event["batch_id"] for event in events]
+    assert [each.full for each in done] == [False] * 8 + [True] * 4
+    assert [take(lifecycle, ASSIGN, event).value for event in events] == [e.value for e in done]
+    assert all(looks.broken(conn, batch) == [] for batch in batches)
+    moments = conn.execute(
+        "SELECT count(DISTINCT assigned_at) AS n FROM essay_states WHERE batch_id = ANY(%s)",
+        [batches],
+    ).fetchone()
+    assert moments == {"n": 1}
+
+
+@pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.__name__)
+def test_what_is_not_simple_holds_no_other_batch_up(lifecycle, conn, batch_id, scene):
+    other = new_batch()
+    register(lifecycle, other, 3)
+    simple = [content(other, text) for text in texts(3)]
+    events, expected = scene(lifecycle, batch_id)
+
+    together = assign_together(lifecycle, [simple[0], *events, *simple[1:]])
+    of_the_scene = together[1 : 1 + len(events)]
+    values = then_alone(lifecycle, events, of_the_scene)
+
+    assert outcomes([together[0], *together[-2:]]) == ["assigned"] * 3
+    assert outcomes(values) == expected
+    assert looks.broken(conn, batch_id) == looks.broken(conn, other) == []
+
+
+def test_an_event_id_of_two_batches_is_a_conflict_for_one_of_them(lifecycle, conn):
+    batches = sorted([new_batch(), new_batch()], reverse=True)
+    for batch in batches:
+        register(lifecycle, batch, 3)
+    first = content(batches[0], "text-1")
+    other = content(batches[1], "text-1", event_id=first["event_id"])
+
+    together = assign_together(lifecycle, [first, other])
+    with pytest.raises(IdempotencyConflict):
+        take(lifecycle, ASSIGN, first)
+
+    assert together[0] is None
+    assert together[1]["batch_id"] == batches[1]
+    assert [looks.broken(conn, batch) for batch in batches] == [[], []]
+
+
+def test_jobs_with_the_same_batches_do_not_wait_for_each_other_for_ever(lifecycle, conn):
+    batches = [new_batch() for _ in range(20)]
+    for batch in batches:
+        register(lifecycle, batch, 12)
+
+    def job(number):
+        order = batches if number % 2 else batches[::-1]
+        events = [content(batch, f"text-{number}-{n}") for n in range(2) for batch in order]
+        return lambda: lifecycle.assign_together(parsed(events))
+
+    done = at_once(*map(job, range(6)))
+
+    assert all(each for those in done for each in those)
+    assert [looks.broken(conn, batch) for batch in batches] == [[]] * 20
 
 
 def test_those_who_ask_are_told_of_each_slot(telling, conn, batch_id):
