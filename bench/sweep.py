@@ -56,7 +56,7 @@ def main() -> None:
         postgres.start()
         valkey.start()
         upgrade(postgres.url)
-        with ledger.connect(postgres.url) as pool, pool.connection() as conn:
+        with ledger.connect(postgres.url, by_key=True) as pool, pool.connection() as conn:
             slots = Slots(connect(valkey.url))
             _fill(conn, slots, options)
             _report(Mender(Lifecycle(pool, slots, slot_events=False), lambda event: None), options)
