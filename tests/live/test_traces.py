@@ -164,7 +164,7 @@ def test_one_essay_is_followed_across_three_services(
     assert followed[ELS] >= {
         *("els.assign_content", "claim", "place"),
         *("els.seal_slots", "els.seal_books", "els.announce_ready", "announce"),
-        *("INSERT event_outbox", "deliver BatchEssaysReady"),
+        *("take_unpublished", "deliver BatchEssaysReady"),
     }
     assert followed[DOWNSTREAM] == {
         "run/els.events.batch_content_provisioning_completed",

@@ -11,6 +11,7 @@ import typer.main
 from typer.testing import CliRunner
 
 from core import desk, ledger
+from core.outbox import relay
 from core.pulse import read_pulse
 from ops.cli import app
 from ops.client import Sender, outcomes
@@ -338,11 +339,14 @@ def test_a_moment_that_is_none_is_bad_usage(here, since):
     assert "--since" in told.stderr
 
 
+def no_broker(event):
+    raise ConnectionError("the broker is away")
+
+
 def test_undelivered_events_are_listed_with_their_last_error(here, conn, lifecycle, batch_id):
     story.fill(lifecycle, batch_id, 1)
     lifecycle.complete(batch_id)
-    first, _ = looks.events(conn, batch_id)
-    ledger.mark_unpublished(conn, first["id"], "ConnectionError: the broker is away")
+    relay(lifecycle.pool, batch_id, no_broker)
     conn.execute(  # the oldest of all, so that no other test's events hide it
         "UPDATE event_outbox SET created_at = created_at - interval '10 years' WHERE batch_id = %s",
         [batch_id],
