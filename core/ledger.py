@@ -48,9 +48,9 @@ RECORD_EXCESS = sql("record_excess")
 REGISTER = sql("register")
 PARK_PENDING = sql("park_pending")
 WHEREABOUTS = sql("whereabouts")
+ANNOUNCE = f"WITH told AS ({sql('announce')}) {sql('post')}"
 POST = f"WITH told AS ({sql('number_events')}) {sql('post')}"
 TAKE_UNPUBLISHED = sql("take_unpublished")
-ANNOUNCE = f"WITH told AS ({sql('announce')}) {sql('post')}"
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ IDENTIFIER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 log = structlog.get_logger(__name__)
 
 
-class Placed(NamedTuple, Generic[E]):
+class Settled(NamedTuple, Generic[E]):
     """An event whose step was taken with those of others, before its task."""
 
     event: E
@@ -60,7 +60,7 @@ class Placed(NamedTuple, Generic[E]):
 
 
 # By task id, of the job at hand: a pool of threads has several.
-_placed: ContextVar[dict[str, Placed[EssayContentProvisioned]]] = ContextVar("placed")
+_settled: ContextVar[dict[str, Settled[EssayContentProvisioned]]] = ContextVar("settled")
 
 
 @app.task(bind=True, name="els.register_batch", typing=False)
@@ -73,9 +73,9 @@ def register_batch(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
 @app.task(bind=True, name="els.assign_content", typing=False)
 def assign_content(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     """Announce one stored text."""
-    placed = _placed.get({}).pop(str(self.request.id), None)
+    settled = _settled.get({}).pop(str(self.request.id), None)
     step = stores().lifecycle.assign_content
-    return carry_out(self, EssayContentProvisioned, step, args, kwargs, placed=placed)
+    return carry_out(self, EssayContentProvisioned, step, args, kwargs, settled=settled)
 
 
 @app.task(bind=True, name="els.assign_contents", typing=False)
@@ -124,8 +124,8 @@ def place_together(calls: Mapping[str, tuple[Sequence[object], Mapping[str, obje
     `calls` has args and kwargs by task id. Whatever does not simply work is left to the task.
     """
     clear_contextvars()
-    placed: dict[str, Placed[EssayContentProvisioned]] = {}
-    _placed.set(placed)
+    settled: dict[str, Settled[EssayContentProvisioned]] = {}
+    _settled.set(settled)
     started = time.monotonic()
     parsed: dict[str, tuple[EssayContentProvisioned, Idempotency]] = {}
     for task_id, (args, kwargs) in calls.items():
@@ -136,7 +136,7 @@ def place_together(calls: Mapping[str, tuple[Sequence[object], Mapping[str, obje
         results = stores().lifecycle.assign_together([*parsed.values()])
         for (task_id, (event, idem)), done in zip(parsed.items(), results, strict=True):
             if done:
-                placed[task_id] = Placed(event, idem, done, started)
+                settled[task_id] = Settled(event, idem, done, started)
     except Exception:  # whatever it is, each task meets it again, and deals with it
         log.warning("placed_one_by_one", messages=len(calls), exc_info=True)
 
@@ -148,11 +148,11 @@ def carry_out(
     args: Sequence[object],
     kwargs: Mapping[str, object],
     limit: int = SINGLE_LIMIT,
-    placed: Placed[E] | None = None,
+    settled: Settled[E] | None = None,
 ) -> Value:
     """Validate a message, take one step, do what follows its commit, return the step's value.
 
-    Both are done already where the content was `placed` with those of other messages.
+    Both are done already where it was `settled` with other messages.
 
     A refused message returns the outcome `dead_letter` with its code. An error that may pass is
     retried with jittered backoff until `ELS_RETRY_FOR` is over. Anything else is a bug: the
@@ -165,13 +165,13 @@ def carry_out(
     if lost_workers(task.request) >= DELIVERIES:
         error = WorkerLostError("its worker died at each delivery")
         return park(task, body, error, "POISON_MESSAGE")
-    started = placed.started if placed else time.monotonic()
+    started = settled.started if settled else time.monotonic()
     try:
         event, idem = (
-            placed[:2] if placed else parse(model, task.name, body if named else None, limit)
+            settled[:2] if settled else parse(model, task.name, body if named else None, limit)
         )
         bind_contextvars(batch_id=event.batch_id, correlation_id=str(event.correlation_id))
-        done = placed.done if placed else step(event, idem)
+        done = settled.done if settled else step(event, idem)
         follow_up(done, event.batch_id)
     except Refusal as error:
         return park(task, body, error, error.code)
