@@ -91,7 +91,7 @@ class Claimed:
             Done(value, posted=posted, became=_tally(delivery.arrivals, self.places))
             for delivery, value in zip(self.deliveries, self.values, strict=True)
         ]
-        return [*done[:-1], replace(done[-1], full=placed.left == 0)]
+        return [*done[:-1], replace(done[-1], full=placed.left == 0, slots=placed.slots)]
 
 
 class StaleSlots(Exception):

@@ -155,10 +155,11 @@ class Placing(NamedTuple):  # as `Claim`
 
 @dataclass(frozen=True)
 class Placed:
-    """How many slots a statement took, and how many the batch has left."""
+    """How many slots a statement took, how many the batch has left, and has in all."""
 
     taken: int
     left: int
+    slots: int
 
 
 @dataclass(frozen=True)
@@ -303,7 +304,10 @@ def place(
         for batch_id, placings in batches.items()
     ]
     rows = conn.execute(PLACE, {"batches": Jsonb(told), "traceparent": traceparent.get()})
-    return {row["batch_id"]: Placed(row["slots"], row["available_slots"]) for row in rows}
+    return {
+        row["batch_id"]: Placed(row["slots"], row["available_slots"], row["expected_count"])
+        for row in rows
+    }
 
 
 def _placing_row(batch_id: str, placing: Placing, routed: bool) -> Row:

@@ -136,8 +136,13 @@ class Lifecycle:
 
     # --- a full batch is sealed and announced ----------------------------------------------------
 
-    def seal_ranges(self, batch_id: str) -> list[tuple[str, str | None]]:
-        """Cut the slots of a batch into ranges of at most `RANGE`: from, up to (None: the end)."""
+    def seal_ranges(self, batch_id: str, slots: int | None = None) -> list[tuple[str, str | None]]:
+        """Cut the slots of a batch into ranges of at most `RANGE`: from, up to (None: the end).
+
+        With the number of its `slots`, that of a smaller batch needs no look.
+        """
+        if slots is not None and slots <= RANGE:
+            return [("", None)]
         with self.pool.connection() as conn:
             starts = ledger.range_starts(conn, batch_id, RANGE)
         return list(zip(starts, [*starts[1:], None], strict=False))
@@ -164,12 +169,13 @@ class Lifecycle:
         Raises BrokenSeal when the batch is not what the seals say.
         """
         with self.pool.connection() as conn:
-            batch = ledger.tracker(conn, batch_id)
+            slots = ledger.essays_in(conn, batch_id, *ACCOUNTED)
+            batch = ledger.tracker(conn, batch_id)  # last: full still, so the slots are its own
             if batch is None or not batch.full:
                 return Done(outcome("nothing_to_announce", batch_id), posted=True)
             if not books_sealed:
                 raise BrokenSeal(f"batch {batch_id}: its counter and its slots disagree")
-            told = announcement(batch, ledger.essays_in(conn, batch_id, *ACCOUNTED), seals)
+            told = announcement(batch, slots, seals)
             crashpoint("announcing")
             announced = ledger.announce(conn, batch_id, told)
         if announced is None:

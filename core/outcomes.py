@@ -23,6 +23,7 @@ class Done:
     full: bool = False  # every slot is accounted for, and nobody has announced it yet
     posted: bool = False  # the outbox has events of this batch
     became: Mapping[str, int] = field(default_factory=dict)  # contents by outcome; none of a repeat
+    slots: int | None = None  # of a full batch, where that is known
 
 
 def outcome(name: str, batch_id: str, **more: object) -> Value:

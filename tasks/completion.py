@@ -41,16 +41,16 @@ def follow_up(done: Done, batch_id: str) -> None:
     crashpoint("committed")
     try:
         if done.full:
-            dispatch_completion(batch_id)
+            dispatch_completion(batch_id, done.slots)
         if done.posted:
             outbox.relay(stores().pool, batch_id, send_event)
     except (OperationalError, RedisError):
         log.warning("left_to_the_sweep", batch_id=batch_id, exc_info=True)
 
 
-def dispatch_completion(batch_id: str) -> None:
+def dispatch_completion(batch_id: str, slots: int | None = None) -> None:
     """Send the completion chord: headers that seal, and a callback that announces."""
-    ranges = stores().lifecycle.seal_ranges(batch_id)
+    ranges = stores().lifecycle.seal_ranges(batch_id, slots)
     headers = [_call(seal_slots, batch_id, low=low, high=high) for low, high in ranges]
     headers.append(_call(seal_books, batch_id))
     announce = _call(announce_ready, batch_id).on_error(seal_failed.s(batch_id))

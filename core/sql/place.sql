@@ -49,7 +49,7 @@ WITH arrival AS MATERIALIZED (
         FROM slot GROUP BY batch_id ORDER BY batch_id COLLATE "C"
     ) taken
     WHERE t.batch_id = taken.batch_id
-    RETURNING t.batch_id, t.available_slots, t.correlation_id, taken.slots,
+    RETURNING t.batch_id, t.available_slots, t.expected_count, t.correlation_id, taken.slots,
               t.event_sequence - taken.events AS sequence
 ), key AS (
     INSERT INTO idempotency_keys (key, task, fingerprint, outcome, batch_id)
@@ -69,4 +69,4 @@ WITH arrival AS MATERIALIZED (
     FROM slot s JOIN tracker t USING (batch_id)
     WHERE s.event_id IS NOT NULL
 )
-SELECT batch_id, slots, available_slots FROM tracker
+SELECT batch_id, slots, available_slots, expected_count FROM tracker

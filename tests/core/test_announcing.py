@@ -183,11 +183,12 @@ def test_a_counter_that_lies_is_noticed_before_anything_is_told(lifecycle, conn,
         assert looks.batch(conn, batch_id)["completed_at"] is None
 
 
+@pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("count", [1, RANGE - 1, RANGE, RANGE + 1, 2 * RANGE + 300])
-def test_the_manifest_is_what_a_consumer_computes(lifecycle, conn, batch_id, count):
+def test_the_manifest_is_what_a_consumer_computes(lifecycle, conn, batch_id, count, known):
     fill(lifecycle, batch_id, count)
 
-    ranges = lifecycle.seal_ranges(batch_id)
+    ranges = lifecycle.seal_ranges(batch_id, count if known else None)
     lifecycle.complete(batch_id)
 
     assert len(ranges) == -(-count // RANGE)

@@ -170,6 +170,7 @@ def nothing(lifecycle, batch_id):
 STEPS = {
     "registration": (nothing, register, ["EVALSHA"], 7),
     "ranges of a seal": (filled, lambda c, b: c.seal_ranges(b), [], 1),
+    "ranges of a small batch": (filled, lambda c, b: c.seal_ranges(b, slots=3), [], 0),
     "seal of a range": (filled, sealed, [], 2),
     "seal of the books": (filled, lambda c, b: c.seal_books(b), ["SMEMBERS"], 1),
     "seals and announcement": (

@@ -57,6 +57,7 @@ def test_the_last_of_them_says_that_the_batch_is_full(lifecycle, batch_id):
     done = lifecycle.assign_together(parsed(events))
 
     assert [each.full for each in done] == [False, False, True]
+    assert done[-1].slots == 3
 
 
 def too_many(lifecycle, batch_id):
