@@ -324,7 +324,7 @@ def test_messages_of_some_tasks_are_taken_together_and_count_as_one(place):
     place.send(4)
     place.upstream.send_task("other", queue=QUEUE)
     place.send(5)
-    with channel_on(take_together=(("run", "walk"), 3)) as channel:
+    with channel_on(take_together=(("run", "walk"), 3), visibility_timeout=60) as channel:
         taken, held = [], []
         channel.basic_qos(prefetch_count=2)
         channel.basic_consume(QUEUE, False, taken.append, "tag")
