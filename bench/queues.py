@@ -41,8 +41,8 @@ class Queues(Protocol):
     def stage(self, queue: str, messages: Sequence[Message]) -> None:
         """Write messages for a queue where its workers do not see them."""
 
-    def release(self, queue: str) -> None:
-        """Let the workers see them, all at once."""
+    def release(self, queue: str, *, await_first: bool) -> None:
+        """Let the workers see them, all at once; `await_first` unless they may take all by then."""
 
     def waiting(self, queue: str) -> int:
         """Count the messages that nobody has taken."""
@@ -85,7 +85,7 @@ class RedisQueues:
                 pipe.lpush(stage, _like(templates[message.task], message, queue))
             pipe.execute()
 
-    def release(self, queue: str) -> None:
+    def release(self, queue: str, *, await_first: bool) -> None:
         """Rename the list: waiting workers are woken."""
         self._client.rename(f"{STAGE}.{queue}", queue)
 
@@ -162,11 +162,11 @@ class RabbitQueues:
     def _hold(self, message: object) -> None:
         self._held += 1
 
-    def release(self, queue: str) -> None:
+    def release(self, queue: str, *, await_first: bool) -> None:
         """Refuse all messages in one word."""
         everything, multiple, requeue = 0, True, False
         self._channel.send_method(Basic.Nack, "Lbb", (everything, multiple, requeue))
-        deadline = time.monotonic() + ARRIVAL_S
+        deadline = time.monotonic() + (ARRIVAL_S if await_first else 0)
         while not self.waiting(queue) and time.monotonic() < deadline:
             pass  # else an empty queue would look like one that is done
 

@@ -273,12 +273,12 @@ class Stand:
     ) -> Drained:
         """Hand messages over to workers that wait; time them until done: nothing left, if None."""
         queue = workers.queue
-        done = done or (lambda: self.queues.left(queue) == 0)
+        is_done = done or (lambda: self.queues.left(queue) == 0)
         self.queues.stage(queue, messages)
         before = self.cpu_s(workers)
         started = time.perf_counter()
-        self.queues.release(queue)
-        self.until(done, PATIENCE_S, f"{queue} was drained")
+        self.queues.release(queue, await_first=done is None)
+        self.until(is_done, PATIENCE_S, f"{queue} was drained")
         seconds = time.perf_counter() - started
         after = self.cpu_s(workers)
         return Drained(contents, seconds, {name: after[name] - before[name] for name in before})
