@@ -191,7 +191,7 @@ class Arrivals:
         """
         batch_id = delivery.batch_id
         if done := replayed(conn, delivery.idem):
-            return done, {}
+            return done, ledger.whereabouts(conn, batch_id, delivery.arrivals)
         tracker = ledger.tracker(conn, batch_id)
         if tracker is None:
             return self._park(conn, delivery), {}
@@ -267,8 +267,12 @@ class Arrivals:
     def _give_back(
         self, batch_id: str, claims: Sequence[Claim], places: dict[str, Whereabouts]
     ) -> None:
-        """Take back the claims that were made just now and led to nothing."""
-        spare = [claim for claim in claims if claim.new and not _holds(claim, places)]
+        """Take back the claims that led to nothing: made just now, or by who has another place."""
+        spare = [
+            claim
+            for claim in claims
+            if not _holds(claim, places) and (claim.new or claim.claimant in places)
+        ]
         if not spare:
             return
         with self.pool.connection() as conn:

@@ -148,6 +148,25 @@ def test_a_known_content_returns_its_slot_under_new_events(lifecycle, slots, con
     assert slots.free(batch_id) == looks.open_slots(conn, batch_id)
 
 
+@pytest.mark.parametrize("kind", ["content", "upload"])
+def test_a_repeat_gives_back_the_slot_that_a_repeat_before_it_died_with(
+    lifecycle, conn, slots, batch_id, kind
+):
+    register(lifecycle, batch_id, 3)
+    single = kind == "content"
+    task = "els.assign_content" if single else "els.assign_contents"
+    event = content(batch_id, "text-1") if single else contents(batch_id, ["text-1"])
+    take(lifecycle, task, event)
+    slots.forget([batch_id])
+    slots.seed(batch_id, looks.open_slots(conn, batch_id))
+    slots.claim(batch_id, ["text-1"])  # and dies
+
+    take(lifecycle, task, event)
+
+    assert slots.free(batch_id) == looks.open_slots(conn, batch_id)
+    assert looks.broken(conn, batch_id, slots=slots) == []
+
+
 def test_a_known_content_of_a_full_batch_returns_its_slot(lifecycle, conn, batch_id, valkey):
     register(lifecycle, batch_id, 2)
     first = assign(lifecycle, batch_id, "text-1")
