@@ -83,10 +83,8 @@ class Claimed:
             for arrival, essay_id in _pairs(arrivals, self.claims)
         ]
 
-    def done(self, placed: Placed | None, posted: bool) -> list[Done] | None:
+    def done(self, placed: Placed, *, posted: bool) -> list[Done]:
         """Say what came of each message; the last one finds the batch full if no slot is left."""
-        if placed is None:
-            return None
         done = [
             Done(value, posted=posted, became=_tally(delivery.arrivals, self.places))
             for delivery, value in zip(self.deliveries, self.values, strict=True)
@@ -159,7 +157,12 @@ class Arrivals:
                 placed = {}
         if not placed and len(batches) > 1:
             return [each for batch in batches for each in self._place_with_keys([batch])]
-        return [batch.done(placed.get(batch.batch_id), self.slot_events) for batch in batches]
+        return [
+            batch.done(mine, posted=self.slot_events)
+            if (mine := placed.get(batch.batch_id))
+            else None
+            for batch in batches
+        ]
 
     def _settle(self, delivery: Delivery, claims: list[Claim]) -> Done:
         """Look closer until Postgres has decided; then give back what was claimed in vain."""

@@ -69,8 +69,6 @@ class Slots:
 
         Not more than `CHUNK` of a batch.
         """
-        if len(claimants) == 1:
-            return [self.claim(*each) for each in claimants.items()]
         with self.client.pipeline(transaction=False) as pipe:
             for batch_id, those in claimants.items():
                 pipe.evalsha(self._claim.sha, 3, *_keys(batch_id), *those)

@@ -88,25 +88,27 @@ def test_an_arrival_costs_one_redis_call_and_one_statement(costs, conn, batch_id
     assert looks.broken(conn, batch_id) == []
 
 
-@pytest.mark.parametrize("count", [1, 10])
-def test_contents_of_many_messages_cost_one_trip_to_redis_and_one_statement(costs, conn, count):
+@pytest.mark.parametrize(("count", "each_gets"), [(1, 50), (10, 5)])
+def test_contents_of_many_messages_cost_one_trip_to_redis_and_one_statement(
+    costs, conn, count, each_gets
+):
     lifecycle, measure = costs
     batches = [new_batch() for _ in range(count)]
     for each in batches:
-        register(lifecycle, each, 20)
+        register(lifecycle, each, 4 * each_gets)
 
     def together(start):
-        events = [content(each, text) for text in texts(5, start) for each in batches]
+        events = [content(each, text) for text in texts(each_gets, start) for each in batches]
         model = EssayContentProvisioned
         placed = lifecycle.assign_together(
             [parse(model, "els.assign_content", e, LIMIT) for e in events]
         )
         assert all(placed)
 
-    for start in (0, 5):
+    for start in (0, each_gets):
         together(start)  # so that scripts are loaded and the statement is prepared
 
-    wire = measure(lambda: together(10))
+    wire = measure(lambda: together(2 * each_gets))
 
     assert (wire.commands, wire.round_trips) == (["EVALSHA"] * count, 1)
     assert [looks.broken(conn, each) for each in batches] == [[]] * count
