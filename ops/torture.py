@@ -35,7 +35,7 @@ from core.explain import Explanation, explain
 from core.invariants import Invariant, check_ledger, check_slots
 from core.ledger import Conn
 from core.settings import Settings
-from core.slots import Slots, connect
+from core.slots import CLAIM_LEASE, Slots, connect
 from migrations import upgrade
 from ops import client
 from ops.client import Event, Sender, common
@@ -47,7 +47,8 @@ from ops.stack import Stack
 
 WORKERS = 3
 VISIBILITY_S = 5.0
-QUIET_S = 120.0  # how long the service may take to mend everything after the last fault
+# How long the service may take to mend everything after the last fault: a claim may run out first.
+QUIET_S = CLAIM_LEASE.total_seconds() + 60
 # The queue has a database of its own, so that flushing the slots loses no message.
 BROKER = 'export ELS_BROKER_URL="${ELS_BROKER_URL%/0}/1"; '
 EXPLAINED = 5  # broken batches that are explained
