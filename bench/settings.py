@@ -31,9 +31,13 @@ OTHERS: list[tuple[str, Crew, dict[str, Any]]] = [  # Any: JSON
     ("solo", Crew("solo", 1), {}),
     ("2 workers, solo", Crew("solo", 1, workers=2), {}),
     ("threads 4", Crew("threads", 4), {}),
+    ("threads 4, 2 connections to Postgres", Crew("threads", 4), {"connections": 2}),
+    ("threads 4, 1 connection", Crew("threads", 4), {"connections": 1}),
     ("2 workers, prefork of 1", Crew("prefork", 1, workers=2), {}),
     ("no task events", OURS, {"conf": {"worker_send_task_events": False}}),
     ("`gc.freeze()` after the fork", OURS, {"freeze": True}),
+    ("without hiredis", OURS, {"hiredis": False}),
+    ("ours a second time", OURS, {"at_once": 50}),  # what the noise of the machine is worth
 ]
 
 

@@ -1,15 +1,20 @@
 """Our app with settings changed that neither `celery worker` nor the environment changes.
 
 `BENCH_VARIANT` is JSON: `conf` has settings of Celery, `at_once` bounds what is carried out
-together, `freeze` keeps Python's garbage collector from what a process of the pool inherits.
+together, `freeze` keeps Python's garbage collector from what a process of the pool inherits,
+`hiredis` false has Redis' answers parsed in Python, `connections` sizes the pool of each process.
 """
 
 import gc
 import json
 import os
+from typing import Any
 
 from celery import signals
+from redis._parsers import _RESP3Parser
+from redis.connection import AbstractConnection
 
+from core import ledger
 from tasks import app as program
 
 app = program.app
@@ -21,3 +26,17 @@ if at_once := _variant.get("at_once"):
     app.conf.broker_transport_options = {**app.conf.broker_transport_options, **taken}
 if _variant.get("freeze"):
     signals.worker_process_init.connect(lambda **_: gc.freeze(), weak=False)
+if not _variant.get("hiredis", True):
+    _set_parser: Any = AbstractConnection.set_parser
+
+    def _in_python(connection: Any, _: object) -> None:  # Any: as redis-py has it
+        _set_parser(connection, _RESP3Parser)
+
+    AbstractConnection.set_parser = _in_python  # type: ignore[method-assign] # of this process
+if size := _variant.get("connections"):
+    _connect = ledger.connect
+
+    def _few(url: str, **options: Any) -> Any:  # Any: as `ledger.connect`
+        return _connect(url, **{**options, "size": size})
+
+    ledger.connect = _few
