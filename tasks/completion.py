@@ -5,9 +5,10 @@ or get lost: the first does nothing, the last is found by the sweep.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from itertools import zip_longest
+from typing import Any, TypeVar
 
 import structlog
 from celery import Signature, Task, chord
@@ -23,6 +24,7 @@ from core.sweep import Mender
 from core.sweep import sweep as run_sweep
 from core.transient import LONGEST_WAIT, may_pass, wait_s
 from tasks.app import app, send_event, settings, stores
+from tasks.delivery import describe
 
 AnyTask = Task[Any, Any]  # Any: as celery-types has it
 T = TypeVar("T")
@@ -41,65 +43,76 @@ def follow_up(done: Done, batch_id: str) -> None:
     crashpoint("committed")
     try:
         if done.full:
-            dispatch_completion(batch_id, done.slots)
+            dispatch_completion({batch_id: done.slots})
         if done.posted:
             outbox.relay(stores().pool, batch_id, send_event)
     except (OperationalError, RedisError):
         log.warning("left_to_the_sweep", batch_id=batch_id, exc_info=True)
 
 
-def dispatch_completion(batch_id: str, slots: int | None = None) -> None:
-    """Send the completion chord: headers that seal, and a callback that announces."""
-    ranges = stores().lifecycle.seal_ranges(batch_id, slots)
-    headers = [_call(seal_slots, batch_id, low=low, high=high) for low, high in ranges]
-    headers.append(_call(seal_books, batch_id))
-    announce = _call(announce_ready, batch_id).on_error(seal_failed.s(batch_id))
+def dispatch_completion(batches: Mapping[str, int | None]) -> None:
+    """Send one completion chord for full batches: headers that seal, a callback that announces.
+
+    `batches` has the number of slots of each, where that is known. A header seals one range of
+    each batch that has as many.
+    """
+    lifecycle = stores().lifecycle
+    ranges = [lifecycle.seal_ranges(batch_id, slots) for batch_id, slots in batches.items()]
+    headers = [
+        _call(seal_slots, {b: bounds for b, bounds in zip(batches, each, strict=True) if bounds})
+        for each in zip_longest(*ranges)
+    ]
+    headers.append(_call(seal_books, list(batches)))
+    announce = _call(announce_ready, list(batches)).on_error(seal_failed.s(list(batches)))
     chord(headers, announce).apply_async()
-    log.info("completion_dispatched", batch_id=batch_id, headers=len(headers))
+    log.info("completion_dispatched", batches=list(batches), headers=len(headers))
 
 
-def _call(task: AnyTask, batch_id: str, **more: object) -> Signature:
+def _call(task: AnyTask, batches: Collection[str]) -> Signature:
     """Call a task of the chord; described by us, since Celery takes its time over that."""
-    said = {"argsrepr": "()", "kwargsrepr": f"batch_id={batch_id}"}
-    return task.signature(kwargs={"batch_id": batch_id, **more}, options=said)
+    kwargs = {"batches": batches}
+    said = {"argsrepr": "()", "kwargsrepr": describe(kwargs)}
+    return task.signature(kwargs=kwargs, options=said)
 
 
 @app.task(bind=True, name="els.seal_slots")
-def seal_slots(self: AnyTask, /, batch_id: str, low: str, high: str | None) -> Seal:
-    """Check and digest one range of a batch's slots."""
+def seal_slots(self: AnyTask, /, batches: Mapping[str, tuple[str, str | None]]) -> dict[str, Seal]:
+    """Check and digest one range of the slots of each batch."""
     crashpoint("sealing")
-    seal = _tried_again(self, lambda: stores().lifecycle.seal_slots(batch_id, low, high))
+    lifecycle = stores().lifecycle
+    seals = _of_each(self, batches, lambda batch: lifecycle.seal_slots(batch, *batches[batch]))
     crashpoint("sealed")
-    return seal
+    return seals
 
 
 @app.task(bind=True, name="els.seal_books")
-def seal_books(self: AnyTask, /, batch_id: str) -> bool:
-    """Check a batch's accounts."""
-    return _tried_again(self, lambda: stores().lifecycle.seal_books(batch_id))
+def seal_books(self: AnyTask, /, batches: Sequence[str]) -> dict[str, bool]:
+    """Check the accounts of each batch."""
+    return _of_each(self, batches, stores().lifecycle.seal_books)
 
 
 @app.task(bind=True, name="els.announce_ready")
-def announce_ready(self: AnyTask, /, seals: Sequence[object], batch_id: str) -> Value:
-    """Announce a sealed batch, once."""
-    *ranges, books_sealed = seals
+def announce_ready(
+    self: AnyTask, /, results: Sequence[Mapping[str, Any]], batches: Sequence[str]
+) -> dict[str, Value]:
+    """Announce each sealed batch, once."""
+    *headers, books = results
     crashpoint("before_announce")
-    clear_contextvars()
-    bind_contextvars(task=self.name, task_id=self.request.id, batch_id=batch_id)
 
-    def announce() -> Done:
-        lifecycle = stores().lifecycle
-        return lifecycle.announce_ready(batch_id, cast(list[Seal], ranges), books_sealed is True)
+    def announce(batch_id: str) -> Value:
+        seals = [header[batch_id] for header in headers if batch_id in header]
+        books_sealed = books.get(batch_id) is True
+        done = stores().lifecycle.announce_ready(batch_id, seals, books_sealed)
+        follow_up(done, batch_id)
+        return done.value
 
-    done = _tried_again(self, announce)
-    follow_up(done, batch_id)
-    return done.value
+    return _of_each(self, batches, announce)
 
 
 @app.task(name="els.seal_failed")
-def seal_failed(request: object, error: object, traceback: object, batch_id: str) -> None:
-    """Say that a completion chord failed. The sweep seals and announces the batch."""
-    log.error("completion_failed", batch_id=batch_id, error=repr(error))
+def seal_failed(request: object, error: object, traceback: object, batches: object) -> None:
+    """Say that a completion chord failed. The sweep seals and announces its batches."""
+    log.error("completion_failed", batches=batches, error=repr(error))
 
 
 @app.task(name="els.sweep")
@@ -131,11 +144,20 @@ def again(task: AnyTask, error: Exception, max_retries: int | None = None) -> Ex
     return task.retry(exc=error, countdown=wait, max_retries=max_retries, throw=False)
 
 
-def _tried_again(task: AnyTask, step: Callable[[], T]) -> T:
-    """Run a step of the chord, again where that can help. The last error is the sweep's to mend."""
-    try:
-        return step()
-    except Exception as error:
-        if not may_pass(error):
-            raise
-        raise again(task, error) from error
+def _of_each(task: AnyTask, batches: Iterable[str], step: Callable[[str], T]) -> dict[str, T]:
+    """Take a step of the chord for each batch; return what came of it.
+
+    Where that can help, the task is tried again. Otherwise the batch is left to the sweep, and
+    hinders no other.
+    """
+    taken = {}
+    for batch_id in batches:
+        clear_contextvars()
+        bind_contextvars(task=task.name, task_id=task.request.id, batch_id=batch_id)
+        try:
+            taken[batch_id] = step(batch_id)
+        except Exception as error:
+            if may_pass(error):
+                raise again(task, error) from error
+            log.exception("left_to_the_sweep", batch_id=batch_id)
+    return taken

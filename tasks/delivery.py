@@ -38,7 +38,10 @@ def deliver(app: Celery, event: dict[str, Any], routes: Sequence[Route]) -> None
 
 def describe(kwargs: object) -> str:
     """Write the ids of a message, each cut to a readable length; nothing else of it."""
-    event = kwargs.get("event", kwargs) if isinstance(kwargs, dict) else {}
+    told = kwargs if isinstance(kwargs, dict) else {}
+    if isinstance(batches := told.get("batches"), list | dict):
+        return f"batches={','.join(str(each)[:64] for each in batches)}"
+    event = told.get("event", told)
     if not isinstance(event, dict):
         return "{…}"
     named = ("type", "batch_id", "subject", "event_id", "id", "correlation_id")

@@ -21,6 +21,7 @@ from kombu.exceptions import OperationalError
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from core import ledger, metrics
+from core.crash import crashpoint
 from core.errors import InvalidEvent, Refusal
 from core.events import (
     BULK_LIMIT,
@@ -41,7 +42,7 @@ from core.outcomes import Done, Value
 from core.transient import may_pass, sqlstate, waited_s
 from tasks.app import DELIVERIES, app, settings, stores
 from tasks.broker import lost_workers
-from tasks.completion import LONGEST_RETRY, again, follow_up
+from tasks.completion import LONGEST_RETRY, again, dispatch_completion, follow_up
 
 E = TypeVar("E", bound=Event)
 Step = Callable[[E, Idempotency], Done]
@@ -121,7 +122,8 @@ INTAKE = {
 def place_together(calls: Mapping[str, tuple[Sequence[object], Mapping[str, object]]]) -> None:
     """Give the contents of several messages their slots before their tasks run.
 
-    `calls` has args and kwargs by task id. Whatever does not simply work is left to the task.
+    The batches that are full then are completed together. `calls` has args and kwargs by task id.
+    Whatever does not simply work is left to the task.
     """
     clear_contextvars()
     settled: dict[str, Settled[EssayContentProvisioned]] = {}
@@ -137,8 +139,14 @@ def place_together(calls: Mapping[str, tuple[Sequence[object], Mapping[str, obje
         for (task_id, (event, idem)), done in zip(parsed.items(), results, strict=True):
             if done:
                 settled[task_id] = Settled(event, idem, done, started)
+        crashpoint("committed")
+        full = {task_id: each for task_id, each in settled.items() if each.done.full}
+        if full:
+            dispatch_completion({each.event.batch_id: each.done.slots for each in full.values()})
+            for task_id, each in full.items():
+                settled[task_id] = each._replace(done=replace(each.done, full=False))
     except Exception:  # whatever it is, each task meets it again, and deals with it
-        log.warning("placed_one_by_one", messages=len(calls), exc_info=True)
+        log.warning("left_to_each_task", messages=len(calls), exc_info=True)
 
 
 def carry_out(

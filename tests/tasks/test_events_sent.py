@@ -8,8 +8,8 @@ from tasks import app as program
 from tasks.app import stores
 from tests.core import looks
 from tests.core.crowd import until
-from tests.core.story import fill, register, texts
-from tests.factories import cancellation, content, contents, new_batch, registration
+from tests.core.story import fill, texts
+from tests.factories import cancellation, content, contents, registration
 
 REGISTER, ASSIGN, UPLOAD = "els.register_batch", "els.assign_content", "els.assign_contents"
 
@@ -132,25 +132,3 @@ def test_the_sweep_announces_and_its_events_are_sent(pool, slots, conn, batch_id
     ]
     assert looks.broken(conn, batch_id, at_rest=True) == []
     assert len([m for m in messages() if batch_id in str(m["headers"])]) == 2
-
-
-def test_a_completion_dispatched_again_announces_nothing_more(send, conn, batch_id):
-    from tasks.completion import dispatch_completion
-
-    send(REGISTER, registration(batch_id, 2))
-    send(UPLOAD, contents(batch_id, texts(2)))
-
-    dispatch_completion(batch_id)
-
-    assert len(looks.events(conn, batch_id)) == 2
-
-
-def test_a_completion_dispatched_too_early_announces_nothing(pool, slots, conn):
-    from tasks.completion import dispatch_completion
-
-    batch_id = new_batch()
-    register(Lifecycle(pool, slots), batch_id, 2)
-
-    dispatch_completion(batch_id)
-
-    assert looks.events(conn, batch_id) == []

@@ -1,0 +1,106 @@
+"""The completion chord: what is full at once is sealed by one, and each batch is announced once."""
+
+from uuid import uuid4
+
+import pytest
+
+from core import lifecycle as plot
+from core.lifecycle import Lifecycle
+from tasks.completion import dispatch_completion
+from tasks.together import Call, run_together
+from tests.core import looks
+from tests.core.story import fill, register, texts
+from tests.factories import content, contents, new_batch, registration
+
+REGISTER, ASSIGN, UPLOAD = "els.register_batch", "els.assign_content", "els.assign_contents"
+DONE = ["BatchContentProvisioningCompleted", "BatchEssaysReady"]
+
+
+@pytest.fixture
+def lifecycle(pool, slots):
+    return Lifecycle(pool, slots)
+
+
+@pytest.fixture
+def chords(logged):
+    """Read what was dispatched: the batches of each chord, and how many headers it had."""
+
+    def read():
+        lines = [line for line in logged if line["event"] == "completion_dispatched"]
+        return [(sorted(line["batches"]), line["headers"]) for line in lines]
+
+    return read
+
+
+def as_a_job(events):
+    """Let a process carry out the messages of these contents as the one job that they are."""
+    calls = [Call(ASSIGN, str(uuid4()), {}, ((), {"event": event}, {})) for event in events]
+    run_together(calls)
+
+
+def test_batches_that_fill_together_share_a_chord(lifecycle, conn, chords):
+    batches = sorted(new_batch() for _ in range(3))
+    for batch_id in batches:
+        register(lifecycle, batch_id, 2)
+    late = new_batch()
+    register(lifecycle, late, 2)
+
+    as_a_job([content(b, text) for text in texts(2) for b in batches] + [content(late)])
+
+    assert chords() == [(batches, 2)]
+    for batch_id in batches:
+        assert looks.types(conn, batch_id) == DONE
+        assert looks.broken(conn, batch_id, at_rest=True) == []
+    assert looks.types(conn, late) == []
+
+
+def test_a_header_seals_a_range_of_each_batch(lifecycle, conn, chords, monkeypatch):
+    monkeypatch.setattr(plot, "RANGE", 2)
+    sizes = {new_batch(): size for size in (1, 2, 5)}
+    for batch_id, size in sizes.items():
+        fill(lifecycle, batch_id, size)
+
+    dispatch_completion(sizes)
+
+    assert chords() == [(sorted(sizes), 3 + 1)]
+    for batch_id in sizes:
+        assert looks.types(conn, batch_id) == DONE
+        held = [
+            {"essay_id": essay_id, "text_storage_id": text}
+            for text, essay_id in looks.placed(conn, batch_id).items()
+        ]
+        assert looks.batch(conn, batch_id)["manifest_sha256"] == looks.manifest(held)
+
+
+def test_a_batch_that_cannot_be_announced_keeps_no_other_from_it(lifecycle, conn, logged):
+    sound, broken, last = batches = [new_batch() for _ in range(3)]
+    for batch_id in (sound, last):
+        fill(lifecycle, batch_id, 2)
+    register(lifecycle, broken, 2)
+    conn.execute(
+        "UPDATE batch_essay_trackers SET available_slots = 0, full_at = now() WHERE batch_id = %s",
+        [broken],
+    )
+
+    dispatch_completion(dict.fromkeys(batches, 2))
+
+    assert [looks.types(conn, batch_id) for batch_id in batches] == [DONE, [], DONE]
+    left = [line for line in logged if line["event"] == "left_to_the_sweep"]
+    assert [(line["log_level"], line["batch_id"]) for line in left] == [("error", broken)]
+
+
+def test_a_completion_dispatched_again_announces_nothing_more(send, conn, batch_id):
+    send(REGISTER, registration(batch_id, 2))
+    send(UPLOAD, contents(batch_id, texts(2)))
+
+    dispatch_completion({batch_id: None})
+
+    assert looks.types(conn, batch_id) == DONE
+
+
+def test_a_completion_dispatched_too_early_announces_nothing(lifecycle, conn, batch_id):
+    register(lifecycle, batch_id, 2)
+
+    dispatch_completion({batch_id: None})
+
+    assert looks.events(conn, batch_id) == []
