@@ -41,6 +41,9 @@ app.conf.update(
     task_ignore_result=True,
     task_default_queue="els.events",
     worker_prefetch_multiplier=1,
+    broker_transport_options={
+        "visibility_timeout": 60
+    },  # s until a dead worker's events come again
     broker_connection_retry_on_startup=True,
 )
 

@@ -51,6 +51,7 @@ VISIBILITY_S = 5.0
 QUIET_S = CLAIM_LEASE.total_seconds() + 60
 # The queue has a database of its own, so that flushing the slots loses no message.
 BROKER = 'export ELS_BROKER_URL="${ELS_BROKER_URL%/0}/1"; '
+LISTENER = CONSUMER.replace("examples.consumer", "ops.listener")
 EXPLAINED = 5  # broken batches that are explained
 PACE_S = 0.02  # between two messages of the load: below what two cores can carry
 FINAL = ("ready_for_pipeline_execution", "content_ingestion_failed")
@@ -105,7 +106,7 @@ def torture(seed: int, minutes: float, batches: int, say: Callable[[str], None])
         settings = Settings(home=Path(folder) / "home", sweep_every=1)
         commands = {
             "beat": BROKER + 'exec celery -q -A tasks.app beat -s "$ELS_HOME/beat" --pidfile=',
-            "downstream": BROKER + CONSUMER + settings.events_queue,
+            "downstream": BROKER + LISTENER + settings.events_queue,
         }
         shared = {"ELS_VISIBILITY_TIMEOUT": str(VISIBILITY_S), "ELS_SWEEP_EVERY": "1"}
         with (
@@ -366,6 +367,8 @@ class Chamber:
             ends = [b for b in batches if self._status(b) not in FINAL]
             checked.append(Invariant("Every batch came to its end", ends))
             posted, received = self._posted(batches), self._received()
+            for event_id in posted.keys() - received:
+                self.say(f"not received downstream: {event_id} of {posted[event_id]}")
             lost = sorted({posted[event_id] for event_id in posted.keys() - received})
             checked.append(Invariant("Every event arrived downstream", lost))
             broken = sorted({b for each in checked for b in each.broken} & self.sent.keys())
