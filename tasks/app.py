@@ -41,7 +41,7 @@ QUICK = (  # tasks whose messages are; their hop to the process costs as much as
     "els.seal_books",
     "els.announce_ready",
 )
-PUSHED = 16  # messages a process on RabbitMQ: it pushes them, so what waits waits in the worker
+PUSHED = AT_ONCE  # messages a process on RabbitMQ, which pushes them: what waits must wait here
 LOST_WORKER_DELAY_S = 1  # before a message whose worker died is delivered again
 
 app = Celery("els", include=["tasks.intake", "tasks.completion"])
