@@ -1,6 +1,7 @@
 """Handing events to the broker, for the worker's relay and for the command line."""
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 from celery import Celery
@@ -9,6 +10,8 @@ from redis import RedisError
 
 from core.settings import Route
 from core.tracing import span, traceparent
+
+BATCHES_SHOWN = 50  # of a message of the chord, which has no more
 
 
 def deliver(app: Celery, event: dict[str, Any], routes: Sequence[Route]) -> None:  # Any: JSON
@@ -40,7 +43,7 @@ def describe(kwargs: object) -> str:
     """Write the ids of a message, each cut to a readable length; nothing else of it."""
     told = kwargs if isinstance(kwargs, dict) else {}
     if isinstance(batches := told.get("batches"), list | dict):
-        return f"batches={','.join(str(each)[:64] for each in batches)}"
+        return f"batches={','.join(str(each)[:64] for each in islice(batches, BATCHES_SHOWN))}"
     event = told.get("event", told)
     if not isinstance(event, dict):
         return "{…}"
