@@ -10,6 +10,7 @@ import structlog
 from core.settings import Settings
 from core.tracing import traceparent
 
+# Ends at the end of its line, or of the JSON string or Python string that holds it.
 ROW = re.compile(r"Failing row contains \(.*?\)\.(?=[\\\n\"']|$)", re.DOTALL)
 
 

@@ -41,9 +41,8 @@ app.conf.update(
     task_ignore_result=True,
     task_default_queue="els.events",
     worker_prefetch_multiplier=1,
-    broker_transport_options={
-        "visibility_timeout": 60
-    },  # s until a dead worker's events come again
+    # Seconds until the events of a dead worker come again.
+    broker_transport_options={"visibility_timeout": 60},
     broker_connection_retry_on_startup=True,
 )
 

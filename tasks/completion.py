@@ -56,16 +56,16 @@ def dispatch_completion(batches: Mapping[str, int | None]) -> None:
     `batches` has the number of slots of each, where that is known. A header seals one range of
     each batch that has as many.
     """
-    lifecycle = stores().lifecycle
+    lifecycle, names = stores().lifecycle, list(batches)
     ranges = [lifecycle.seal_ranges(batch_id, slots) for batch_id, slots in batches.items()]
     headers = [
-        _call(seal_slots, {b: bounds for b, bounds in zip(batches, each, strict=True) if bounds})
+        _call(seal_slots, {b: bounds for b, bounds in zip(names, each, strict=True) if bounds})
         for each in zip_longest(*ranges)
     ]
-    headers.append(_call(seal_books, list(batches)))
-    announce = _call(announce_ready, list(batches)).on_error(seal_failed.s(list(batches)))
+    headers.append(_call(seal_books, names))
+    announce = _call(announce_ready, names).on_error(seal_failed.s(names))
     chord(headers, announce).apply_async()
-    log.info("completion_dispatched", batches=list(batches), headers=len(headers))
+    log.info("completion_dispatched", batches=names, headers=len(headers))
 
 
 def _call(task: AnyTask, batches: Collection[str]) -> Signature:

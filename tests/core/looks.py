@@ -47,6 +47,14 @@ def placed(conn, batch_id):
     }
 
 
+def held(conn, batch_id):
+    """The contents and their slots, as the events list them."""
+    return [
+        {"essay_id": essay_id, "text_storage_id": text}
+        for text, essay_id in placed(conn, batch_id).items()
+    ]
+
+
 def open_slots(conn, batch_id):
     return {
         essay_id

@@ -192,10 +192,7 @@ def test_the_manifest_is_what_a_consumer_computes(lifecycle, conn, batch_id, cou
     lifecycle.complete(batch_id)
 
     assert len(ranges) == -(-count // RANGE)
-    held = [
-        {"essay_id": essay_id, "text_storage_id": text}
-        for text, essay_id in looks.placed(conn, batch_id).items()
-    ]
+    held = looks.held(conn, batch_id)
     for row in looks.events(conn, batch_id):
         assert row["data"]["manifest_sha256"] == looks.manifest(held)
     assert manifest_sha256(held) == looks.manifest(held)

@@ -7,6 +7,7 @@ import pytest
 from core import lifecycle as plot
 from core.lifecycle import Lifecycle
 from tasks.completion import dispatch_completion
+from tasks.delivery import describe
 from tasks.together import Call, run_together
 from tests.core import looks
 from tests.core.story import fill, register, texts
@@ -67,10 +68,7 @@ def test_a_header_seals_a_range_of_each_batch(lifecycle, conn, chords, monkeypat
     assert chords() == [(sorted(sizes), 3 + 1)]
     for batch_id in sizes:
         assert looks.types(conn, batch_id) == DONE
-        held = [
-            {"essay_id": essay_id, "text_storage_id": text}
-            for text, essay_id in looks.placed(conn, batch_id).items()
-        ]
+        held = looks.held(conn, batch_id)
         assert looks.batch(conn, batch_id)["manifest_sha256"] == looks.manifest(held)
 
 
@@ -106,3 +104,9 @@ def test_a_completion_dispatched_too_early_announces_nothing(lifecycle, conn, ba
     dispatch_completion({batch_id: None})
 
     assert looks.events(conn, batch_id) == []
+
+
+def test_monitors_see_the_batches_of_a_chord_and_no_more(batch_id):
+    assert describe({"batches": [batch_id, "b-2"]}) == f"batches={batch_id},b-2"
+    assert describe({"batches": {batch_id: ["", None]}}) == f"batches={batch_id}"
+    assert len(describe({"batches": ["x" * 1000] * 100_000})) < 50 * 65 + len("batches=")
