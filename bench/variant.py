@@ -22,7 +22,7 @@ _variant = json.loads(os.environ["BENCH_VARIANT"])
 app.conf.update(_variant.get("conf", {}))
 if at_once := _variant.get("at_once"):
     program.AT_ONCE = at_once
-    taken = {"take_together": (program.QUICK, at_once)}
+    taken = {"take_together": (program.QUICK, at_once, program.BYTES_AT_ONCE)}
     app.conf.broker_transport_options = {**app.conf.broker_transport_options, **taken}
 if _variant.get("freeze"):
     signals.worker_process_init.connect(lambda **_: gc.freeze(), weak=False)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import compress
+from itertools import islice
 from operator import attrgetter
 from random import uniform
 
@@ -121,27 +121,28 @@ class Arrivals:
     def take_together(self, deliveries: Sequence[Delivery]) -> list[Done | None]:
         """Give the arrivals of several messages their slots, by one trip to Redis and one commit.
 
-        Each message has one arrival, and a key and outcome of its own. None: it did not simply get
-        a free slot, and is to be taken by itself.
+        Each message has a key and an outcome of its own. None: its arrivals did not simply get free
+        slots, and it is to be taken by itself.
         """
         batches: dict[str, list[Delivery]] = {}
         for delivery in sorted(deliveries, key=attrgetter("batch_id")):
             batches.setdefault(delivery.batch_id, []).append(delivery)
-        claimants = {b: [d.claimants[0] for d in those] for b, those in batches.items()}
+        claimants = {b: [c for d in those for c in d.claimants] for b, those in batches.items()}
         claims = self.slots.claim_in_each(claimants)
         crashpoint("claimed")
-        claimed = [
-            Claimed(batch_id, [*compress(those, fresh)], [*compress(made or [], fresh)])
-            for (batch_id, those), made in zip(batches.items(), claims, strict=True)
-            if any(fresh := [claim.new for claim in made or []])
-        ]
-        done = self._place_with_keys(claimed) if claimed else []
+        claimed = []
+        for (batch_id, those), made in zip(batches.items(), claims, strict=True):
+            simple, others = _sort_out(batch_id, those, made or [])
+            self._give_back(batch_id, others, {})
+            if simple.deliveries:
+                claimed.append(simple)
         placed: dict[Delivery, Done] = {}
-        for batch, those in zip(claimed, done, strict=True):
-            if those is None:
-                self._give_back(batch.batch_id, batch.claims, {})
-            else:
-                placed |= zip(batch.deliveries, those, strict=True)
+        if claimed:
+            for batch, done in zip(claimed, self._place_with_keys(claimed), strict=True):
+                if done is None:
+                    self._give_back(batch.batch_id, batch.claims, {})
+                else:
+                    placed |= zip(batch.deliveries, done, strict=True)
         return [placed.get(delivery) for delivery in deliveries]
 
     def _place_with_keys(self, batches: Sequence[Claimed]) -> list[list[Done] | None]:
@@ -286,6 +287,24 @@ class Arrivals:
         if stale := [claim for claim in spare if claim.essay_id not in is_open]:
             self.slots.release(batch_id, stale, still_open=False)
             self.slots.seed(batch_id, open_slots)
+
+
+def _sort_out(
+    batch_id: str, deliveries: Iterable[Delivery], claims: Iterable[Claim]
+) -> tuple[Claimed, list[Claim]]:
+    """Take the messages all of whose arrivals got a free slot; also return the others' claims."""
+    rest = iter(claims)
+    simple: list[Delivery] = []
+    held: list[Claim] = []
+    others: list[Claim] = []
+    for delivery in deliveries:
+        its = [*islice(rest, len(delivery.arrivals))]
+        if its and all(claim.new for claim in its):
+            simple.append(delivery)
+            held += its
+        else:
+            others += its
+    return Claimed(batch_id, simple, held), others
 
 
 def _became(arrival: Arrival, place: Whereabouts | None) -> str:

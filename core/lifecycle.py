@@ -39,6 +39,7 @@ from core.seals import Seal, announcement, essays_ready, seal_of, timeout_event
 from core.slots import Slots
 from core.states import ACCOUNTED, BatchStatus, EssayStatus, ExcessReason, OnDeadline, sources
 
+Arriving = EssayContentProvisioned | BatchContentsProvisioned | EssayValidationFailed
 DRAINED = UUID("2f5a0e9c-7f0e-5e0b-9a53-5d3a1f0c8a11")  # namespace of the keys of drained rows
 RANGE = 2_500  # slots sealed by one header of the completion chord, which itself costs 3 ms
 
@@ -103,36 +104,22 @@ class Lifecycle:
 
     def assign_content(self, event: EssayContentProvisioned, idem: Idempotency) -> Done:
         """Give one stored text a slot, or say why it has none (yet)."""
-        return self.arrivals.take(Delivery(idem, event.batch_id, [_content(event)]))
+        return self.arrivals.take(_delivery(event, idem))
 
-    def assign_together(
-        self, events: Sequence[tuple[EssayContentProvisioned, Idempotency]]
-    ) -> list[Done | None]:
-        """Give the texts of several messages their slots, by one claim and commit.
+    def assign_together(self, events: Sequence[tuple[Arriving, Idempotency]]) -> list[Done | None]:
+        """Give what several messages announce its slots, by one trip to Redis and one commit.
 
-        None: this one, such as a repeat, is to be assigned by itself.
+        None: this one, such as a repeat, is to be taken by itself.
         """
-        return self.arrivals.take_together(
-            [Delivery(idem, event.batch_id, [_content(event)]) for event, idem in events]
-        )
+        return self.arrivals.take_together([_delivery(event, idem) for event, idem in events])
 
     def assign_contents(self, event: BatchContentsProvisioned, idem: Idempotency) -> Done:
         """Give each text of an upload a slot, all in one transaction."""
-        distinct = {content.text_storage_id: _content(content) for content in event.contents}
-        sent = len(event.contents)
-        return self.arrivals.take(Delivery(idem, event.batch_id, list(distinct.values()), sent))
+        return self.arrivals.take(_delivery(event, idem))
 
     def reject_content(self, event: EssayValidationFailed, idem: Idempotency) -> Done:
         """Let a rejected file consume a slot."""
-        arrival = Arrival(
-            file_upload_id=event.file_upload_id,
-            original_file_name=event.original_file_name,
-            raw_file_storage_id=event.raw_file_storage_id,
-            file_size_bytes=event.file_size_bytes,
-            validation_error_code=event.validation_error_code,
-            validation_error_detail=event.validation_error_detail,
-        )
-        return self.arrivals.take(Delivery(idem, event.batch_id, [arrival]))
+        return self.arrivals.take(_delivery(event, idem))
 
     # --- a full batch is sealed and announced ----------------------------------------------------
 
@@ -332,6 +319,29 @@ def _already_registered(conn: Conn, tracker: Tracker, digest: bytes, idem: Idemp
     value = outcome("already_registered", tracker.batch_id)
     ledger.write_key(conn, idem, tracker.batch_id, value)
     return Done(value, full=tracker.full)
+
+
+def _delivery(event: Arriving, idem: Idempotency) -> Delivery:
+    """List what a message announces; a text that an upload names twice arrives once."""
+    match event:
+        case BatchContentsProvisioned():
+            distinct = {content.text_storage_id: _content(content) for content in event.contents}
+            return Delivery(idem, event.batch_id, [*distinct.values()], len(event.contents))
+        case EssayValidationFailed():
+            return Delivery(idem, event.batch_id, [_rejection(event)])
+        case EssayContentProvisioned():
+            return Delivery(idem, event.batch_id, [_content(event)])
+
+
+def _rejection(event: EssayValidationFailed) -> Arrival:
+    return Arrival(
+        file_upload_id=event.file_upload_id,
+        original_file_name=event.original_file_name,
+        raw_file_storage_id=event.raw_file_storage_id,
+        file_size_bytes=event.file_size_bytes,
+        validation_error_code=event.validation_error_code,
+        validation_error_detail=event.validation_error_detail,
+    )
 
 
 def _content(content: Content) -> Arrival:

@@ -67,7 +67,7 @@ class Slots:
     def claim_in_each(self, claimants: Mapping[str, Sequence[str]]) -> list[list[Claim] | None]:
         """Do as `claim` for the claimants of each of several batches, in one round trip.
 
-        Not more than `CHUNK` of a batch.
+        Under 4 000 of a batch, as `claim.lua` has it.
         """
         with self.client.pipeline(transaction=False) as pipe:
             for batch_id, those in claimants.items():

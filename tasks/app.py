@@ -34,8 +34,10 @@ RESULT_EXPIRES_S = 3600  # only chord keys: results are not stored
 SOFT_SHUTDOWN_S = 3.0  # what running tasks get before their messages are handed back
 DELIVERIES = 5  # of a message whose worker dies each time; then it is the message that kills
 AT_ONCE = 50  # messages that a process carries out together: some 30 ms of work
+BYTES_AT_ONCE = 256 * 1024  # of these, as they wait: uploads of some 800 contents
 QUICK = (  # tasks whose messages are; their hop to the process costs as much as they do
     "els.assign_content",
+    "els.assign_contents",
     "els.reject_content",
     "els.seal_slots",
     "els.seal_books",
@@ -74,7 +76,7 @@ app.conf.update(
         "visibility_timeout": settings.visibility_timeout,
         "socket_keepalive": True,
         "on_junk": "tasks.strays:keep_junk",
-        "take_together": (QUICK, AT_ONCE),
+        "take_together": (QUICK, AT_ONCE, BYTES_AT_ONCE),
     },
     beat_schedule={
         "sweep": {

@@ -60,8 +60,9 @@ HEADERS: Shape = {  # those with which another type ends a worker
 BODY: Shape = {"args": list, "kwargs": dict, "embed": dict | None}
 
 OnJunk = Callable[[str, bytes, str], bool | None]
-Together = tuple[Sequence[str], int]  # tasks, and how many of their messages are taken at once
-ALONE: Together = ((), 1)
+# Tasks; how many of their messages are taken at once, and of how many bytes in all.
+Together = tuple[Sequence[str], int, int]
+ALONE: Together = ((), 1, 0)
 log = structlog.get_logger(__name__)
 
 
@@ -167,8 +168,8 @@ class Unacked:
         self, sources: Sequence[Source], together: Together
     ) -> tuple[list[str], list[str | int]]:
         keys = [*self._keys, *(source.key for source in sources), *(s.junk for s in sources)]
-        tasks, limit = together
-        return keys, [f" {' '.join(tasks)} ", limit, *(source.queue for source in sources)]
+        tasks, *limits = together
+        return keys, [f" {' '.join(tasks)} ", *limits, *(source.queue for source in sources)]
 
 
 class Held(stock.QoS):
@@ -239,8 +240,8 @@ class Channel(stock.Channel):
     not False, the entry stays in the list `<queue>.junk` and is offered again. The same entry may
     be offered more than once.
 
-    `take_together` is another: tasks, and how many of their messages are taken at once where they
-    wait one behind the other.
+    `take_together` is another: tasks, how many of their messages are taken at once where they wait
+    one behind the other, and of how many bytes in all. One is taken whatever its size.
     """
 
     QoS = Held

@@ -8,7 +8,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import replace
@@ -38,6 +38,7 @@ from core.events import (
     parse,
 )
 from core.ledger import DeadLetter
+from core.lifecycle import Arriving
 from core.outcomes import Done, Value
 from core.transient import may_pass, sqlstate, waited_s
 from tasks.app import DELIVERIES, app, settings, stores
@@ -61,7 +62,7 @@ class Settled(NamedTuple, Generic[E]):
 
 
 # By task id, of the job at hand: a pool of threads has several.
-_settled: ContextVar[dict[str, Settled[EssayContentProvisioned]]] = ContextVar("settled")
+_settled: ContextVar[dict[str, Settled[Any]]] = ContextVar("settled")
 
 
 @app.task(bind=True, name="els.register_batch", typing=False)
@@ -74,9 +75,8 @@ def register_batch(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
 @app.task(bind=True, name="els.assign_content", typing=False)
 def assign_content(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     """Announce one stored text."""
-    settled = _settled.get({}).pop(str(self.request.id), None)
     step = stores().lifecycle.assign_content
-    return carry_out(self, EssayContentProvisioned, step, args, kwargs, settled=settled)
+    return carry_out(self, EssayContentProvisioned, step, args, kwargs)
 
 
 @app.task(bind=True, name="els.assign_contents", typing=False)
@@ -119,21 +119,31 @@ INTAKE = {
 }
 
 
-def place_together(calls: Mapping[str, tuple[Sequence[object], Mapping[str, object]]]) -> None:
-    """Give the contents of several messages their slots before their tasks run.
+ARRIVALS: dict[str, tuple[type[Arriving], int]] = {  # the model and the limit of each
+    assign_content.name: (EssayContentProvisioned, SINGLE_LIMIT),
+    assign_contents.name: (BatchContentsProvisioned, BULK_LIMIT),
+    reject_content.name: (EssayValidationFailed, SINGLE_LIMIT),
+}
 
-    The batches that are full then are completed together. `calls` has args and kwargs by task id.
-    Whatever does not simply work is left to the task.
+
+def place_together(
+    calls: Iterable[tuple[str, str, Sequence[object], Mapping[str, object]]],
+) -> None:
+    """Give what several messages announce its slots before their tasks run.
+
+    The batches that are full then are completed together. `calls` has task, task id, args and
+    kwargs of each. Whatever does not simply work is left to the task.
     """
     clear_contextvars()
-    settled: dict[str, Settled[EssayContentProvisioned]] = {}
+    settled: dict[str, Settled[Arriving]] = {}
     _settled.set(settled)
     started = time.monotonic()
-    parsed: dict[str, tuple[EssayContentProvisioned, Idempotency]] = {}
-    for task_id, (args, kwargs) in calls.items():
+    parsed: dict[str, tuple[Arriving, Idempotency]] = {}
+    for task, task_id, args, kwargs in calls:
+        model, limit = ARRIVALS[task]
         with suppress(InvalidEvent):
             raw = kwargs["event"] if names_event(args, kwargs) else None
-            parsed[task_id] = parse(EssayContentProvisioned, assign_content.name, raw, SINGLE_LIMIT)
+            parsed[task_id] = parse(model, task, raw, limit)
     try:
         results = stores().lifecycle.assign_together([*parsed.values()])
         for (task_id, (event, idem)), done in zip(parsed.items(), results, strict=True):
@@ -146,7 +156,7 @@ def place_together(calls: Mapping[str, tuple[Sequence[object], Mapping[str, obje
             for task_id, each in full.items():
                 settled[task_id] = each._replace(done=replace(each.done, full=False))
     except Exception:  # whatever it is, each task meets it again, and deals with it
-        log.warning("left_to_each_task", messages=len(calls), exc_info=True)
+        log.warning("left_to_each_task", messages=len(parsed), exc_info=True)
 
 
 def carry_out(
@@ -156,11 +166,10 @@ def carry_out(
     args: Sequence[object],
     kwargs: Mapping[str, object],
     limit: int = SINGLE_LIMIT,
-    settled: Settled[E] | None = None,
 ) -> Value:
     """Validate a message, take one step, do what follows its commit, return the step's value.
 
-    Both are done already where it was `settled` with other messages.
+    The first two are done already where it was settled with other messages.
 
     A refused message returns the outcome `dead_letter` with its code. An error that may pass is
     retried with jittered backoff until `ELS_RETRY_FOR` is over. Anything else is a bug: the
@@ -173,6 +182,7 @@ def carry_out(
     if lost_workers(task.request) >= DELIVERIES:
         error = WorkerLostError("its worker died at each delivery")
         return park(task, body, error, "POISON_MESSAGE")
+    settled: Settled[E] | None = _settled.get({}).pop(str(task.request.id), None)
     started = settled.started if settled else time.monotonic()
     try:
         event, idem = (

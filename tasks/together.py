@@ -18,8 +18,8 @@ from celery.exceptions import TaskRevokedError
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
-from tasks.app import AT_ONCE, QUICK, app, settings
-from tasks.intake import assign_content, place_together
+from tasks.app import AT_ONCE, BYTES_AT_ONCE, QUICK, app, settings
+from tasks.intake import ARRIVALS, place_together
 
 log = structlog.get_logger(__name__)
 
@@ -64,7 +64,7 @@ class Together:
 
     def execute_using_pool(self, pool: Any) -> None:  # Any: one of Celery's pools
         """Hand what waits to a process that is free. Raises TaskRevokedError if it is nothing."""
-        several = [self._waiting.popleft() for _ in range(min(len(self._waiting), AT_ONCE))]
+        several = self._next()
         if self._waiting:
             self._hub.call_soon(self._ask)
         match [request for request in several if not request.revoked()]:
@@ -74,6 +74,17 @@ class Together:
                 request.execute_using_pool(pool)
             case requests:
                 Job(requests).start(pool)
+
+    def _next(self) -> list[Request]:
+        """Take the requests of one job out of those that wait: one, whatever its size, or more."""
+        several: list[Request] = []
+        size = 0
+        while self._waiting and len(several) < AT_ONCE:
+            size += len(self._waiting[0].message.body)
+            if several and size > BYTES_AT_ONCE:
+                break
+            several.append(self._waiting.popleft())
+        return several
 
 
 def _is_plain(request: Request) -> bool:
@@ -128,9 +139,9 @@ class Job:
 
 def run_together(calls: Sequence[Call]) -> list[Any]:  # Any: of Celery's tracer
     """Place the contents of all messages, then run each task; return what Celery's tracer does."""
-    contents = [call for call in calls if call.task == assign_content.name]
-    if len(contents) > 1:
-        place_together({call.task_id: call.payload[:2] for call in contents})
+    arrivals = [(c.task, c.task_id, *c.payload[:2]) for c in calls if c.task in ARRIVALS]
+    if len(arrivals) > 1:
+        place_together(arrivals)
     fast: bool = app.use_fast_trace_task  # type: ignore[attr-defined] # absent from its types
     trace = fast_trace_task if fast else trace_task_ret
     return [

@@ -3,12 +3,13 @@
 -- KEYS  1 unacked (hash, tag -> note)  2 unacked_index (sorted set, tag -> time of the note in s)
 --       then the lists, in the order in which they are tried
 --       then, for each list, the list for its junk
--- ARGV  1 the tasks whose messages are taken together, a space around each  2 how many at most
+-- ARGV  1 the tasks whose messages are taken together, a space around each
+--       2 how many at most  3 of how many bytes in all at most; one is taken whatever its size
 --       then, for each list, the name of its queue
 -- Returns {number of the list, tag, the message's own bytes, and so on for each message};
 -- {number of the list} if what was popped cannot be noted for want of a tag, and is junk now; or
 -- nil if all lists are empty, and then a client that tracks keys is told when one of them changes.
-local lists = #ARGV - 2
+local lists = #ARGV - 3
 local time = redis.call('TIME')
 
 local function read(payload) -- Returns tag and task; no tag: it is junk.
@@ -50,7 +51,7 @@ local function put_back(list, payload, failure)
 end
 
 for i = 1, lists do
-  local list, queue = KEYS[2 + i], ARGV[2 + i]
+  local list, queue = KEYS[2 + i], ARGV[3 + i]
   -- Popped first: after a write, a Redis whose memory is full lets the script go on.
   local payload = redis.call('RPOP', list)
   if payload then
@@ -63,13 +64,15 @@ for i = 1, lists do
     if type(noted) == 'table' then
       return put_back(list, payload, noted)
     end
-    local taken = {i, noted, payload}
+    local taken, bytes = {i, noted, payload}, #payload
     while together(task) and #taken < 1 + 2 * ARGV[2] do
       payload = redis.call('LINDEX', list, -1)
-      if payload then
-        tag, task = read(payload)
+      bytes = bytes + #(payload or '')
+      if not payload or bytes > tonumber(ARGV[3]) then
+        break
       end
-      if not payload or not tag or not together(task) then
+      tag, task = read(payload)
+      if not tag or not together(task) then
         break
       end
       noted = note(tag, payload, queue)

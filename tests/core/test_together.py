@@ -1,19 +1,33 @@
-"""Contents of several messages are placed by one claim and one commit, each with its own key."""
+"""What several messages announce is placed by one claim and one commit, each with its own key."""
 
 import pytest
 
 from core.errors import IdempotencyConflict
-from core.events import EssayContentProvisioned, parse
+from core.events import parse
 from tests.core import looks
 from tests.core.crowd import at_once
 from tests.core.story import assign, cancel, fill, register, texts, upload
-from tests.factories import LIMIT, content, new_batch, registration, take
+from tests.factories import (
+    LIMIT,
+    MODELS,
+    content,
+    contents,
+    essay_ids,
+    new_batch,
+    registration,
+    rejection,
+    take,
+)
 
-ASSIGN = "els.assign_content"
+ASSIGN, UPLOAD, REJECT = "els.assign_content", "els.assign_contents", "els.reject_content"
+
+
+def task_of(event):
+    return UPLOAD if "contents" in event else ASSIGN if "text_storage_id" in event else REJECT
 
 
 def parsed(events):
-    return [parse(EssayContentProvisioned, ASSIGN, event, LIMIT) for event in events]
+    return [parse(MODELS[task_of(e)], task_of(e), e, LIMIT) for e in events]
 
 
 def assign_together(lifecycle, events):
@@ -25,7 +39,7 @@ def assign_together(lifecycle, events):
 def then_alone(lifecycle, events, together):
     """Take the rest as their tasks do; return all values."""
     return [
-        value or take(lifecycle, ASSIGN, event).value
+        value or take(lifecycle, task_of(event), event).value
         for event, value in zip(events, together, strict=True)
     ]
 
@@ -60,6 +74,34 @@ def test_the_last_of_them_says_that_the_batch_is_full(lifecycle, batch_id):
     assert done[-1].slots == 3
 
 
+def test_uploads_and_rejections_are_placed_with_contents(lifecycle, conn, batch_id):
+    register(lifecycle, batch_id, 30)
+    events = [
+        contents(batch_id, texts(10)),
+        rejection(batch_id),
+        content(batch_id, "text-single"),
+        contents(batch_id, [*texts(5, 10), *texts(5, 10)]),
+    ]
+
+    done = lifecycle.assign_together(parsed(events))
+
+    assert outcomes([d.value for d in done]) == ["accepted", "failed_slot", "assigned", "accepted"]
+    assert [d.value.get("contents") for d in done] == [10, None, None, 10]
+    assert [d.became for d in done] == [
+        {"assigned": 10},
+        {"failed_slot": 1},
+        {"assigned": 1},
+        {"assigned": 5},
+    ]
+    replays = [take(lifecycle, task_of(event), event).value for event in events]
+    assert replays == [d.value for d in done]
+    assert looks.broken(conn, batch_id) == []
+    moments = conn.execute(
+        "SELECT count(DISTINCT assigned_at) AS n FROM essay_states WHERE batch_id = %s", [batch_id]
+    ).fetchone()
+    assert moments == {"n": 1}
+
+
 def too_many(lifecycle, batch_id):
     register(lifecycle, batch_id, 2)
     return [content(batch_id, text) for text in texts(4)], ["assigned"] * 2 + ["excess"] * 2
@@ -84,6 +126,22 @@ def repeats(lifecycle, batch_id):
     return [before, twice, twice, anew, content(batch_id, "text-2")], ["assigned"] * 5
 
 
+def uploads_with_repeats(lifecycle, batch_id):
+    register(lifecycle, batch_id, 12)
+    upload(lifecycle, batch_id, texts(4))
+    events = [
+        contents(batch_id, texts(4, start=2)),  # two of these are placed
+        contents(batch_id, texts(2, start=4)),  # both are in the one before
+        contents(batch_id, texts(2, start=8)),
+    ]
+    return events, ["accepted"] * 3
+
+
+def an_upload_too_many(lifecycle, batch_id):
+    register(lifecycle, batch_id, 5)
+    return [contents(batch_id, texts(3, start)) for start in (0, 3)], ["accepted"] * 2
+
+
 def waited_for_their_batch(lifecycle, batch_id):
     events = [content(batch_id, text) for text in texts(3)]
     for event in events:
@@ -101,7 +159,16 @@ def of_a_forgetful_redis(lifecycle, batch_id):
     return [content(batch_id, text) for text in texts(4)], ["assigned"] * 4
 
 
-SCENES = [too_many, unknown, closed, repeats, waited_for_their_batch, of_a_forgetful_redis]
+SCENES = [
+    too_many,
+    unknown,
+    closed,
+    repeats,
+    uploads_with_repeats,
+    an_upload_too_many,
+    waited_for_their_batch,
+    of_a_forgetful_redis,
+]
 
 
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.__name__)
@@ -113,7 +180,24 @@ def test_whatever_is_not_simple_is_left_to_its_own_task(lifecycle, conn, batch_i
 
     assert outcomes(values) == expected
     assert looks.broken(conn, batch_id) == []
-    assert lifecycle.slots.recent_claims(batch_id) <= {v.get("essay_id") for v in values}
+    held = {slot["essay_id"] for slot in looks.held(conn, batch_id)}
+    assert lifecycle.slots.recent_claims(batch_id) <= held
+
+
+def test_what_an_upload_claimed_in_vain_is_free_at_once(lifecycle, conn, batch_id):
+    register(lifecycle, batch_id, 5)
+    first = contents(batch_id, texts(2))
+    take(lifecycle, UPLOAD, first)
+    other = {**contents(batch_id, texts(3, start=1)), "event_id": first["event_id"]}
+
+    together = assign_together(lifecycle, [other, content(batch_id, "text-more")])
+    with pytest.raises(IdempotencyConflict):
+        take(lifecycle, UPLOAD, other)
+
+    assert outcomes(together) == [None, "assigned"]
+    held = {slot["essay_id"] for slot in looks.held(conn, batch_id)}
+    assert lifecycle.slots.free(batch_id) == {*essay_ids(5)} - held
+    assert len(held) == 3
 
 
 def test_an_event_id_with_two_bodies_is_a_conflict_for_one_of_them(lifecycle, conn, batch_id):

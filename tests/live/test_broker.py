@@ -324,7 +324,7 @@ def test_messages_of_some_tasks_are_taken_together_and_count_as_one(place):
     place.send(4)
     place.upstream.send_task("other", queue=QUEUE)
     place.send(5)
-    with channel_on(take_together=(("run", "walk"), 3), visibility_timeout=60) as channel:
+    with channel_on(take_together=(("run", "walk"), 3, 10**6), visibility_timeout=60) as channel:
         taken, held = [], []
         channel.basic_qos(prefetch_count=2)
         channel.basic_consume(QUEUE, False, taken.append, "tag")
@@ -349,10 +349,27 @@ def test_messages_of_some_tasks_are_taken_together_and_count_as_one(place):
     assert left == 2
 
 
+def test_what_is_taken_together_has_a_size_and_one_is_taken_whatever_its_size(place):
+    place.send("a" * 5_000, "b" * 100, "c" * 100, "d" * 5_000, "e")
+    with channel_on(take_together=(("run",), 9, 3_000), visibility_timeout=60) as channel:
+        taken, counts = [], []
+        channel.basic_consume(QUEUE, False, taken.append, "tag")
+        while len(taken) < 5:
+            channel.connection.client.drain_events(timeout=5)
+            counts.append(len(taken))
+        for message in taken:
+            channel.basic_ack(message.delivery_tag)
+        channel.basic_cancel("tag")
+
+    assert [m.payload[0][0][0] for m in taken] == ["a", "b", "c", "d", "e"]
+    assert counts == [1, 3, 4, 5]
+    assert place.is_quiet()
+
+
 def test_junk_behind_messages_that_are_taken_together_stays_and_is_kept(place, conn):
     place.send(1, 2)
     place.client.lpush(QUEUE, junk := uuid4().hex)
-    with channel_on(take_together=(("run",), 9), on_junk=f"{__name__}:keep_junk") as channel:
+    with channel_on(take_together=(("run",), 9, 10**6), on_junk=f"{__name__}:keep_junk") as channel:
         taken = []
         channel.basic_qos(prefetch_count=2)
         channel.basic_consume(QUEUE, False, taken.append, "tag")

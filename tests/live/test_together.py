@@ -121,6 +121,20 @@ def test_each_message_has_its_own_outcome(workers, lifecycle, conn, events_of, a
     assert_invariants(batch, small, unknown)
 
 
+def test_uploads_share_a_commit_up_to_a_size(workers, lifecycle, moments, assert_invariants):
+    batch = registered(lifecycle, 3_040)
+    texts = [f"text-{n}" for n in range(3_040)]
+    small = [texts[start : start + 10] for start in range(0, 40, 10)]
+    for those in (*small[:2], texts[40:], *small[2:]):
+        workers.send("els.assign_contents", make.contents(batch, those))
+
+    workers.start(command=PREFORK)
+    until(lambda: sum(moments(batch).values()) == 3_040, what="all contents are placed")
+
+    assert sorted(moments(batch).values()) == [20, 20, 3_000]
+    assert_invariants(batch)
+
+
 @pytest.mark.parametrize("victim", ["process", "worker"])
 def test_all_survive_who_carries_them_out_and_then_run_alone(
     workers, lifecycle, conn, events_of, moments, assert_invariants, victim
