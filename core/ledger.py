@@ -3,7 +3,7 @@
 Each takes a connection first: an autocommitting one makes the statement a transaction of its own.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -24,6 +24,7 @@ from core.tracing import traceparent
 
 Conn = Connection[DictRow]
 Row = Mapping[str, Any]  # Any: a value as Postgres has it
+Bounds = tuple[str, str | None]  # of slots: from this essay id up to, not including, that one
 
 CONNECT_TIMEOUT_S = 5
 POOL_TIMEOUT_S = 10.0  # a pool without a free connection this long is an error that may pass
@@ -48,7 +49,7 @@ RECORD_EXCESS = sql("record_excess")
 REGISTER = sql("register")
 PARK_PENDING = sql("park_pending")
 WHEREABOUTS = sql("whereabouts")
-ANNOUNCE = f"WITH told AS ({sql('announce')}) {sql('post')}"
+ANNOUNCE = f"{sql('announce')} {sql('post')}"
 POST = f"WITH told AS ({sql('number_events')}) {sql('post')}"
 TAKE_UNPUBLISHED = sql("take_unpublished")
 
@@ -257,17 +258,20 @@ def share_registration_lock(conn: Conn, batch_id: str) -> None:
 
 def tracker(conn: Conn, batch_id: str, *, lock: bool = False) -> Tracker | None:
     """Read a batch; None when it is not registered. `lock` keeps its row until the end."""
+    return trackers(conn, [batch_id], lock=lock).get(batch_id)
+
+
+def trackers(conn: Conn, batches: Sequence[str], *, lock: bool = False) -> dict[str, Tracker]:
+    """Read some batches; those that are not registered are left out."""
     query: LiteralString = (
         "SELECT batch_id, status, class_id, user_id, course_code, correlation_id, expected_count,"
         " available_slots, essay_ids_sha256, completed_at, manifest_sha256, student_prompt_ref"
-        " FROM batch_essay_trackers WHERE batch_id = %s"
+        " FROM batch_essay_trackers WHERE batch_id = ANY(%s) ORDER BY batch_id"
     )
-    row = conn.execute(query + " FOR UPDATE" if lock else query, [batch_id]).fetchone()
-    return _tracker(row) if row else None
-
-
-def _tracker(row: DictRow) -> Tracker:
-    return Tracker(**{**row, "status": BatchStatus(row["status"])})
+    rows = conn.execute(query + " FOR UPDATE" if lock else query, [list(batches)])
+    return {
+        row["batch_id"]: Tracker(**{**row, "status": BatchStatus(row["status"])}) for row in rows
+    }
 
 
 def register(conn: Conn, batch: Row, essay_ids: Sequence[str]) -> tuple[int, int, list[Arrival]]:
@@ -406,58 +410,87 @@ def range_starts(conn: Conn, batch_id: str, size: int) -> list[str]:
     return [row["essay_id"] for row in rows]
 
 
-def slot_range(conn: Conn, batch_id: str, low: str, high: str | None) -> list[DictRow]:
-    """Read the slots from `low` up to, not including, `high` (None: to the end), in order."""
-    return conn.execute(
-        "SELECT essay_id, text_storage_id, current_status FROM essay_states"
-        " WHERE batch_id = %(batch_id)s AND essay_id >= %(low)s"
-        " AND (%(high)s::text IS NULL OR essay_id < %(high)s) ORDER BY essay_id",
-        {"batch_id": batch_id, "low": low, "high": high},
-    ).fetchall()
-
-
-def books(conn: Conn, batch_id: str) -> DictRow:
-    """Read a batch's accounts: the counter, the slots by state, what waits, what is over."""
-    row = conn.execute(
+def slot_ranges(conn: Conn, ranges: Mapping[str, Bounds]) -> dict[str, list[DictRow]]:
+    """Read a range of the slots of some batches, each in order."""
+    rows = conn.execute(
         """
-        SELECT t.available_slots, t.expected_count,
-               count(e.*) FILTER (WHERE e.current_status = 'awaiting_content') AS open,
-               count(e.*) FILTER (WHERE e.current_status = 'ready_for_processing') AS assigned,
-               count(e.*) FILTER (WHERE e.current_status = 'content_ingestion_failed') AS failed,
+        SELECT e.* FROM unnest(%s::text[], %s::text[], %s::text[]) AS r (batch_id, low, high),
+        LATERAL (
+            SELECT batch_id, essay_id, text_storage_id, current_status FROM essay_states
+            WHERE batch_id = r.batch_id AND essay_id >= r.low
+              AND (r.high IS NULL OR essay_id < r.high)
+            ORDER BY essay_id OFFSET 0 -- kept apart, so a batch at a time is read by its key
+        ) e
+        """,
+        [[*ranges], *map(list, zip(*ranges.values(), strict=True))],
+    )
+    return _by_batch(ranges, rows)
+
+
+def books(conn: Conn, batches: Sequence[str]) -> dict[str, DictRow]:
+    """Read the accounts of some batches: counter, slots by state, what waits, what is over."""
+    rows = conn.execute(
+        """
+        SELECT t.batch_id, t.available_slots, t.expected_count, e.*,
                (SELECT count(*) FROM batch_pending_content p WHERE p.batch_id = t.batch_id)
                    AS pending,
                (SELECT count(*) FROM excess_content x WHERE x.batch_id = t.batch_id) AS excess
-        FROM batch_essay_trackers t LEFT JOIN essay_states e USING (batch_id)
-        WHERE t.batch_id = %s
-        GROUP BY t.batch_id
+        FROM batch_essay_trackers t, LATERAL (
+            SELECT count(*) FILTER (WHERE current_status = 'awaiting_content') AS open,
+                   count(*) FILTER (WHERE current_status = 'ready_for_processing') AS assigned,
+                   count(*) FILTER (WHERE current_status = 'content_ingestion_failed') AS failed
+            FROM essay_states WHERE batch_id = t.batch_id
+        ) e
+        WHERE t.batch_id = ANY(%s)
         """,
-        [batch_id],
-    ).fetchone()
-    assert row is not None, f"batch {batch_id} is being sealed but is not registered"
-    return row
+        [list(batches)],
+    )
+    return {row["batch_id"]: row for row in rows}
 
 
 def essays_in(conn: Conn, batch_id: str, *statuses: EssayStatus) -> list[DictRow]:
     """Read the essays of some states, in order, with what events and seals tell of them."""
-    return conn.execute(
-        "SELECT essay_id, current_status, text_storage_id, file_upload_id, original_file_name,"
-        " student_id, validation_error_code FROM essay_states"
-        " WHERE batch_id = %s AND current_status = ANY(%s) ORDER BY essay_id",
-        [batch_id, list(statuses)],
-    ).fetchall()
+    return essays_of(conn, [batch_id], *statuses)[batch_id]
 
 
-def announce(conn: Conn, batch_id: str, told: Announcement) -> DictRow | None:
-    """Give a full batch its next state and write its events, once.
+def essays_of(
+    conn: Conn, batches: Sequence[str], *statuses: EssayStatus
+) -> dict[str, list[DictRow]]:
+    """Do as `essays_in` for some batches."""
+    rows = conn.execute(
+        "SELECT batch_id, essay_id, current_status, text_storage_id, file_upload_id,"
+        " original_file_name, student_id, validation_error_code FROM essay_states"
+        " WHERE batch_id = ANY(%s) AND current_status = ANY(%s) ORDER BY batch_id, essay_id",
+        [list(batches), list(statuses)],
+    )
+    return _by_batch(batches, rows)
 
-    None when another call did, or it is not full; else `seconds` to readiness (None: not ready).
+
+def _by_batch(batches: Iterable[str], rows: Iterable[DictRow]) -> dict[str, list[DictRow]]:
+    grouped: dict[str, list[DictRow]] = {batch_id: [] for batch_id in batches}
+    for row in rows:
+        grouped[row["batch_id"]].append(row)
+    return grouped
+
+
+def announce(conn: Conn, told: Mapping[str, Announcement]) -> dict[str, float | None]:
+    """Give full batches their next state and write their events, once, by one statement.
+
+    Returns the seconds to readiness of each (None: not ready). A batch that another call has
+    announced, or that is not full, is left out.
     """
-    state = {
-        "status": told.status,
-        "provisioned_count": told.provisioned_count,
-        "manifest_sha256": told.manifest_sha256,
-    }
-    return conn.execute(ANNOUNCE, {**_to_post(batch_id, told.events), **state}).fetchone()
+    batches = [
+        {
+            "batch_id": batch_id,
+            "status": each.status,
+            "provisioned_count": each.provisioned_count,
+            "manifest_sha256": each.manifest_sha256,
+            "events": _numbered(batch_id, each.events),
+        }
+        for batch_id, each in told.items()
+    ]
+    rows = conn.execute(ANNOUNCE, {"batches": Jsonb(batches), "traceparent": traceparent.get()})
+    return {row["batch_id"]: row["seconds"] for row in rows}
 
 
 def set_ready(conn: Conn, batch_id: str) -> float:
@@ -675,12 +708,13 @@ def jsonb(value: object) -> Jsonb | None:
 
 def post(conn: Conn, batch_id: str, events: Sequence[Outgoing]) -> None:
     """Write events to the outbox, numbered after the batch's earlier ones."""
-    posted = conn.execute(POST, _to_post(batch_id, events))
+    numbered = {"batch_id": batch_id, "events": Jsonb(_numbered(batch_id, events))}
+    posted = conn.execute(POST, {**numbered, "traceparent": traceparent.get()})
     assert posted.rowcount, f"batch {batch_id} has an event but is not registered"
 
 
-def _to_post(batch_id: str, events: Sequence[Outgoing]) -> Row:
-    numbered = [
+def _numbered(batch_id: str, events: Sequence[Outgoing]) -> list[Row]:
+    return [
         {
             "n": n,
             "id": str(outgoing_id(batch_id, event.type, event.generation)),
@@ -690,12 +724,6 @@ def _to_post(batch_id: str, events: Sequence[Outgoing]) -> Row:
         }
         for n, event in enumerate(events, start=1)
     ]
-    return {
-        "batch_id": batch_id,
-        "count": len(events),
-        "events": Jsonb(numbered),
-        "traceparent": traceparent.get(),
-    }
 
 
 def was_posted(conn: Conn, batch_id: str, event_type: str) -> bool:
@@ -706,12 +734,13 @@ def was_posted(conn: Conn, batch_id: str, event_type: str) -> bool:
     return row is not None
 
 
-def take_unpublished(conn: Conn, batch_id: str, limit: int) -> list[DictRow]:
-    """Note the next events of a batch as published and return them in order, to be so by commit.
+def take_unpublished(conn: Conn, batches: Sequence[str], limit: int) -> list[DictRow]:
+    """Note the next events of some batches as published; return them, in the order of each.
 
-    Others who relay this batch wait until then, so events leave in their order.
+    They are so by commit. Others who relay one of these batches wait until then, so events leave in
+    their order.
     """
-    rows = conn.execute(TAKE_UNPUBLISHED, {"batch_id": batch_id, "limit": limit})
+    rows = conn.execute(TAKE_UNPUBLISHED, {"batches": list(batches), "limit": limit})
     return sorted(rows, key=itemgetter("sequence"))
 
 

@@ -5,7 +5,7 @@ told afterwards, and may forget at any time. `Done` says what follows outside of
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from uuid import UUID, uuid5
 
 import structlog
@@ -16,7 +16,6 @@ from core import ledger, metrics
 from core.arrivals import Arrivals, Delivery
 from core.crash import crashpoint
 from core.errors import (
-    BrokenSeal,
     RegistrationConflict,
     UnknownBatch,
     UnknownEssay,
@@ -33,15 +32,16 @@ from core.events import (
     Outgoing,
     StudentAssociationsConfirmed,
 )
-from core.ledger import Arrival, Conn, Tracker
+from core.ledger import Arrival, Bounds, Conn, Tracker
 from core.outcomes import Done, outcome, replayed, unless_overtaken
-from core.seals import Seal, announcement, essays_ready, seal_of, timeout_event
+from core.seals import Seal, Sealed, announcement, essays_ready, seal_of, timeout_event
 from core.slots import Slots
 from core.states import ACCOUNTED, BatchStatus, EssayStatus, ExcessReason, OnDeadline, sources
 
 Arriving = EssayContentProvisioned | BatchContentsProvisioned | EssayValidationFailed
 DRAINED = UUID("2f5a0e9c-7f0e-5e0b-9a53-5d3a1f0c8a11")  # namespace of the keys of drained rows
 RANGE = 2_500  # slots sealed by one header of the completion chord, which itself costs 3 ms
+WHOLE: Bounds = ("", None)
 
 log = structlog.get_logger(__name__)
 
@@ -123,67 +123,94 @@ class Lifecycle:
 
     # --- a full batch is sealed and announced ----------------------------------------------------
 
-    def seal_ranges(self, batch_id: str, slots: int | None = None) -> list[tuple[str, str | None]]:
-        """Cut the slots of a batch into ranges of at most `RANGE`: from, up to (None: the end).
+    def headers(self, batches: Mapping[str, int | None]) -> Iterator[list[dict[str, Bounds]]]:
+        """Say for each completion chord which range of which batches each of its headers seals.
 
-        With the number of its `slots`, that of a smaller batch needs no look.
+        `batches` has the number of slots of each, where that is known. Batches of `RANGE` slots
+        together share a chord of one header; a larger one has its own, and a header for each range.
         """
-        if slots is not None and slots <= RANGE:
-            return [("", None)]
+        shared: dict[str, Bounds] = {}
+        room = RANGE
+        for batch_id, slots in batches.items():
+            if slots is None or slots > RANGE:
+                yield [{batch_id: bounds} for bounds in self.ranges(batch_id)]
+                continue
+            if slots > room:
+                yield [shared]
+                shared, room = {}, RANGE
+            shared[batch_id] = WHOLE
+            room -= slots
+        if shared:
+            yield [shared]
+
+    def ranges(self, batch_id: str) -> list[Bounds]:
+        """Cut the slots of a batch into ranges of at most `RANGE`."""
         with self.pool.connection() as conn:
             starts = ledger.range_starts(conn, batch_id, RANGE)
         return list(zip(starts, [*starts[1:], None], strict=False))
 
-    def seal_slots(self, batch_id: str, low: str, high: str | None) -> Seal:
-        """Check that each slot of a range is accounted for, and digest what they hold."""
+    def seal_slots(self, ranges: Mapping[str, Bounds]) -> dict[str, Seal]:
+        """Check that each slot of a range of each batch is accounted for; digest what they hold."""
         with self.pool.connection() as conn:
-            return seal_of(low, high, ledger.slot_range(conn, batch_id, low, high))
+            slots = ledger.slot_ranges(conn, ranges)
+        return {batch_id: seal_of(*ranges[batch_id], those) for batch_id, those in slots.items()}
 
-    def seal_books(self, batch_id: str) -> bool:
-        """Check the accounts of a batch: the counter against the slots, and what still waits."""
+    def seal_books(self, batches: Sequence[str]) -> dict[str, bool]:
+        """Check the accounts of each batch: the counter against the slots, and what still waits."""
         with self.pool.connection() as conn:
-            books = ledger.books(conn, batch_id)
-        free = len(self.slots.free(batch_id))
-        if books["pending"] or free:
-            log.warning("books_differ", pending=books["pending"], free_in_redis=free)
-        accounted = books["assigned"] + books["failed"] == books["expected_count"]
-        return bool(accounted and books["available_slots"] == books["open"] == 0)
+            books = ledger.books(conn, batches)
+        free = dict(zip(batches, self.slots.free_counts(batches), strict=True))
+        for batch_id, b in books.items():
+            if b["pending"] or free[batch_id]:
+                extra = {"pending": b["pending"], "free_in_redis": free[batch_id]}
+                log.warning("books_differ", batch_id=batch_id, **extra)
+        return {
+            batch_id: b["assigned"] + b["failed"] == b["expected_count"]
+            and b["available_slots"] == b["open"] == 0
+            for batch_id, b in books.items()
+        }
 
-    def announce_ready(self, batch_id: str, seals: Sequence[Seal], books_sealed: bool) -> Done:
-        """Say once that all slots are accounted for and, for a guest batch, that it is ready.
+    def announce_ready(self, sealed: Mapping[str, Sealed]) -> dict[str, Done]:
+        """Say once that all slots are accounted for and, of a guest batch, that it is ready.
 
-        The update of the tracker decides who speaks; whoever comes later finds nothing to do.
-        Raises BrokenSeal when the batch is not what the seals say.
+        The update of the trackers decides who speaks; whoever comes later finds nothing to do.
+        Raises BrokenSeal, and announces none, when a batch is not what its seals say.
         """
+        batches = sorted(sealed)
+        done = {b: Done(outcome("nothing_to_announce", b), posted=True) for b in batches}
         with self.pool.connection() as conn:
-            slots = ledger.essays_in(conn, batch_id, *ACCOUNTED)
-            batch = ledger.tracker(conn, batch_id)  # last: full still, so the slots are its own
-            if batch is None or not batch.full:
-                return Done(outcome("nothing_to_announce", batch_id), posted=True)
-            if not books_sealed:
-                raise BrokenSeal(f"batch {batch_id}: its counter and its slots disagree")
-            told = announcement(batch, slots, seals)
+            slots = ledger.essays_of(conn, batches, *ACCOUNTED)
+            trackers = ledger.trackers(conn, batches)  # last: full still, so the slots are theirs
+            told = {
+                batch_id: announcement(batch, slots[batch_id], sealed[batch_id])
+                for batch_id, batch in trackers.items()
+                if batch.full
+            }
+            if not told:
+                return done
             crashpoint("announcing")
-            announced = ledger.announce(conn, batch_id, told)
-        if announced is None:
-            return Done(outcome("nothing_to_announce", batch_id), posted=True)
+            announced = ledger.announce(conn, told)
         crashpoint("announced")
-        metrics.ready(announced["seconds"])
-        self.slots.close(batch_id)
-        log.info(
-            "announced",
-            batch_id=batch_id,
-            correlation_id=str(batch.correlation_id),
-            status=told.status,
-            essays=told.provisioned_count,
-            failed=batch.expected_count - told.provisioned_count,
-        )
-        return Done(outcome("announced", batch_id, status=told.status), posted=True)
+        self.slots.close(announced)
+        for batch_id, seconds in announced.items():
+            metrics.ready(seconds)
+            status, essays = told[batch_id].status, told[batch_id].provisioned_count
+            log.info(
+                "announced",
+                batch_id=batch_id,
+                correlation_id=str(trackers[batch_id].correlation_id),
+                status=status,
+                essays=essays,
+                failed=trackers[batch_id].expected_count - essays,
+            )
+            done[batch_id] = Done(outcome("announced", batch_id, status=status), posted=True)
+        return done
 
     def complete(self, batch_id: str) -> Done:
         """Seal and announce a full batch here and now, as the chord does with many hands."""
-        seals = [self.seal_slots(batch_id, *bounds) for bounds in self.seal_ranges(batch_id)]
-        return self.announce_ready(batch_id, seals, self.seal_books(batch_id))
+        seals = [self.seal_slots({batch_id: each})[batch_id] for each in self.ranges(batch_id)]
+        books = self.seal_books([batch_id])
+        return self.announce_ready({batch_id: Sealed(seals, books.get(batch_id, False))})[batch_id]
 
     def drain(self, batch_id: str) -> None:
         """Give contents their slots that wait although their batch is registered."""
@@ -228,7 +255,7 @@ class Lifecycle:
         if done.posted:
             metrics.ready(seconds)
             log.warning("deadline_passed", batch_id=batch_id, missing=len(missing))
-            self.slots.close(batch_id)
+            self.slots.close([batch_id])
         return self.complete(batch_id) if done.full else done
 
     # --- students are confirmed, or the batch is given up ----------------------------------------
@@ -285,7 +312,7 @@ class Lifecycle:
     def cancel_batch(self, event: BatchCancelled, idem: Idempotency) -> Done:
         """Close a batch before it is ready. Raises UnknownBatch, WrongBatchState."""
         done = unless_overtaken(lambda: self._cancel(event, idem))
-        self.slots.close(event.batch_id)
+        self.slots.close([event.batch_id])
         return done
 
     def _cancel(self, event: BatchCancelled, idem: Idempotency) -> Done:

@@ -1,6 +1,6 @@
 """The relay: takes events from the outbox to the broker, at least once and in their order."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
@@ -11,38 +11,39 @@ from core.crash import crashpoint
 from core.events import cloud_event
 from core.ledger import Conn
 
-RELAY_CHUNK = 100  # events of one batch published under one transaction
+RELAY_CHUNK = 100  # events published under one transaction
 BATCHES = 200  # batches looked at by one relay of everything
 
 Send = Callable[[dict[str, Any]], None]  # Any: a CloudEvent, JSON; raises OSError when it cannot
 log = structlog.get_logger(__name__)
 
 
-def relay(pool: "ConnectionPool[Conn]", batch_id: str, send: Send) -> int:
-    """Send the undelivered events of a batch in order; return how many were sent.
+def relay(pool: "ConnectionPool[Conn]", batches: Sequence[str], send: Send) -> int:
+    """Send the undelivered events of some batches, in the order of each; return how many were sent.
 
-    An event that cannot be sent stops its batch, is noted on its row and stays for the next
-    relay. A death between sending and noting sends again: consumers drop repeats by id.
+    An event that cannot be sent stops the relay, is noted on its row and stays for the next one. A
+    death between sending and noting sends again: consumers drop repeats by id.
     """
     sent = 0
-    with ledger.transaction(pool) as conn:
-        while rows := ledger.take_unpublished(conn, batch_id, RELAY_CHUNK):
+    while True:
+        with ledger.transaction(pool) as conn:
+            rows = ledger.take_unpublished(conn, batches, RELAY_CHUNK)
             for number, row in enumerate(rows):
                 try:
                     send(cloud_event(row))
                 except OSError as error:
-                    log.warning("event_not_sent", batch_id=batch_id, type=row["type"])
+                    log.warning("event_not_sent", batch_id=row["batch_id"], type=row["type"])
                     ledger.untake(conn, rows[number:], f"{type(error).__name__}: {error}")
-                    return sent
-                sent += 1
-            crashpoint("published")
-            if len(rows) < RELAY_CHUNK:
-                break
-    return sent
+                    return sent + number
+            if rows:
+                crashpoint("published")
+        sent += len(rows)
+        if len(rows) < RELAY_CHUNK:
+            return sent
 
 
 def relay_all(pool: "ConnectionPool[Conn]", send: Send) -> int:
     """Send what every batch has waiting; return how many events were sent."""
     with pool.connection() as conn:
         waiting = ledger.batches_with_unpublished(conn, BATCHES)
-    return sum(relay(pool, batch_id, send) for batch_id in waiting)
+    return sum(relay(pool, [batch_id], send) for batch_id in waiting)

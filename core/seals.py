@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 from core.errors import BrokenSeal
 from core.events import EVENT_LIMIT, Outgoing, canonical, manifest_line, manifest_sha256
@@ -28,6 +28,13 @@ class Seal(TypedDict):
     digest: str
 
 
+class Sealed(NamedTuple):
+    """What the headers of a chord saw of a batch: its slots by range; whether its books agree."""
+
+    slots: Sequence[Seal]
+    books: bool
+
+
 def seal_of(low: str, high: str | None, slots: Sequence[Row]) -> Seal:
     """Seal a range: each slot must be assigned or failed; the digest is over the assigned ones."""
     assigned, failed = _by_outcome(slots)
@@ -41,13 +48,15 @@ def seal_of(low: str, high: str | None, slots: Sequence[Row]) -> Seal:
     )
 
 
-def announcement(batch: Tracker, slots: Sequence[Row], seals: Sequence[Seal]) -> Announcement:
+def announcement(batch: Tracker, slots: Sequence[Row], sealed: Sealed) -> Announcement:
     """Write the events of a complete batch, after holding its slots against the seals.
 
     `slots` are the assigned and the failed ones, in the order of their ids. Raises BrokenSeal.
     """
+    if not sealed.books:
+        raise BrokenSeal(f"batch {batch.batch_id}: its counter and its slots disagree")
     essays, failed = _by_outcome(slots)
-    _hold_against(batch.batch_id, essays, failed, seals)
+    _hold_against(batch.batch_id, essays, failed, sealed.slots)
     status = completed_status(batch.class_type, len(essays))
     manifest = manifest_sha256(essays)
     completed = {

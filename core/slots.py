@@ -126,13 +126,14 @@ class Slots:
         if keys := [key for batch_id in batches for key in _keys(batch_id)]:
             self.client.delete(*keys)
 
-    def close(self, batch_id: str) -> None:
-        """Offer no slot of a closed batch any more, and let its keys run out."""
-        free, *others = _keys(batch_id)
+    def close(self, batches: Iterable[str]) -> None:
+        """Offer no slot of closed batches any more, and let their keys run out."""
         with self.client.pipeline(transaction=False) as pipe:
-            pipe.delete(free)
-            for key in others:
-                pipe.expire(key, CLOSED_TTL)
+            for batch_id in batches:
+                free, *others = _keys(batch_id)
+                pipe.delete(free)
+                for key in others:
+                    pipe.expire(key, CLOSED_TTL)
             pipe.execute()
 
 

@@ -186,7 +186,7 @@ def _reseed(mender: Mender, batch_id: str) -> bool:
     if open_slots:
         mender.lifecycle.slots.seed(batch_id, open_slots)
     else:
-        mender.lifecycle.slots.close(batch_id)
+        mender.lifecycle.slots.close([batch_id])
     return True
 
 
@@ -195,7 +195,7 @@ def _time_out(mender: Mender, batch_id: str) -> bool:
 
 
 def _relay(mender: Mender, batch_id: str) -> bool:
-    return outbox.relay(mender.lifecycle.pool, batch_id, mender.send) > 0
+    return outbox.relay(mender.lifecycle.pool, [batch_id], mender.send) > 0
 
 
 RULES = [

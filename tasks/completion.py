@@ -5,9 +5,8 @@ or get lost: the first does nothing, the last is found by the sweep.
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import timedelta
-from itertools import zip_longest
 from typing import Any, TypeVar
 
 import structlog
@@ -19,7 +18,7 @@ from structlog.contextvars import bind_contextvars, clear_contextvars
 from core import metrics, outbox, pulse
 from core.crash import crashpoint
 from core.outcomes import Done, Value
-from core.seals import Seal
+from core.seals import Seal, Sealed
 from core.sweep import Mender
 from core.sweep import sweep as run_sweep
 from core.transient import LONGEST_WAIT, may_pass, wait_s
@@ -35,37 +34,32 @@ LONGEST_RETRY = min(LONGEST_WAIT, timedelta(seconds=settings.visibility_timeout 
 log = structlog.get_logger(__name__)
 
 
-def follow_up(done: Done, batch_id: str) -> None:
-    """Dispatch the completion of a full batch, and relay its events.
+def follow_up(batches: Mapping[str, Done]) -> None:
+    """Dispatch the completion of those batches that are full, and relay the events of all.
 
     A broker that does not answer fails nothing: the sweep and the relay of beat come after.
     """
     crashpoint("committed")
     try:
-        if done.full:
-            dispatch_completion({batch_id: done.slots})
-        if done.posted:
-            outbox.relay(stores().pool, batch_id, send_event)
+        if full := {batch_id: done.slots for batch_id, done in batches.items() if done.full}:
+            dispatch_completion(full)
+        if posted := [batch_id for batch_id, done in batches.items() if done.posted]:
+            outbox.relay(stores().pool, posted, send_event)
     except (OperationalError, RedisError):
-        log.warning("left_to_the_sweep", batch_id=batch_id, exc_info=True)
+        log.warning("left_to_the_sweep", batches=list(batches), exc_info=True)
 
 
 def dispatch_completion(batches: Mapping[str, int | None]) -> None:
-    """Send one completion chord for full batches: headers that seal, a callback that announces.
+    """Send completion chords for full batches: headers that seal, a callback that announces.
 
-    `batches` has the number of slots of each, where that is known. A header seals one range of
-    each batch that has as many.
+    `batches` has the number of slots of each, where that is known.
     """
-    lifecycle, names = stores().lifecycle, list(batches)
-    ranges = [lifecycle.seal_ranges(batch_id, slots) for batch_id, slots in batches.items()]
-    headers = [
-        _call(seal_slots, {b: bounds for b, bounds in zip(names, each, strict=True) if bounds})
-        for each in zip_longest(*ranges)
-    ]
-    headers.append(_call(seal_books, names))
-    announce = _call(announce_ready, names).on_error(seal_failed.s(names))
-    chord(headers, announce).apply_async()
-    log.info("completion_dispatched", batches=names, headers=len(headers))
+    for ranges in stores().lifecycle.headers(batches):
+        names = list(dict.fromkeys(batch_id for each in ranges for batch_id in each))
+        headers = [*(_call(seal_slots, each) for each in ranges), _call(seal_books, names)]
+        announce = _call(announce_ready, names).on_error(seal_failed.s(names))
+        chord(headers, announce).apply_async()
+        log.info("completion_dispatched", batches=names, headers=len(headers))
 
 
 def _call(task: AnyTask, batches: Collection[str]) -> Signature:
@@ -79,8 +73,8 @@ def _call(task: AnyTask, batches: Collection[str]) -> Signature:
 def seal_slots(self: AnyTask, /, batches: Mapping[str, tuple[str, str | None]]) -> dict[str, Seal]:
     """Check and digest one range of the slots of each batch."""
     crashpoint("sealing")
-    lifecycle = stores().lifecycle
-    seals = _of_each(self, batches, lambda batch: lifecycle.seal_slots(batch, *batches[batch]))
+    seal = stores().lifecycle.seal_slots
+    seals = _of_all(self, list(batches), lambda those: seal({b: batches[b] for b in those}))
     crashpoint("sealed")
     return seals
 
@@ -88,7 +82,7 @@ def seal_slots(self: AnyTask, /, batches: Mapping[str, tuple[str, str | None]]) 
 @app.task(bind=True, name="els.seal_books")
 def seal_books(self: AnyTask, /, batches: Sequence[str]) -> dict[str, bool]:
     """Check the accounts of each batch."""
-    return _of_each(self, batches, stores().lifecycle.seal_books)
+    return _of_all(self, batches, stores().lifecycle.seal_books)
 
 
 @app.task(bind=True, name="els.announce_ready")
@@ -99,14 +93,13 @@ def announce_ready(
     *headers, books = results
     crashpoint("before_announce")
 
-    def announce(batch_id: str) -> Value:
-        seals = [header[batch_id] for header in headers if batch_id in header]
-        books_sealed = books.get(batch_id) is True
-        done = stores().lifecycle.announce_ready(batch_id, seals, books_sealed)
-        follow_up(done, batch_id)
-        return done.value
+    def announce(those: Sequence[str]) -> dict[str, Value]:
+        sealed = {b: Sealed([h[b] for h in headers if b in h], books.get(b) is True) for b in those}
+        done = stores().lifecycle.announce_ready(sealed)
+        follow_up(done)
+        return {batch_id: each.value for batch_id, each in done.items()}
 
-    return _of_each(self, batches, announce)
+    return _of_all(self, batches, announce)
 
 
 @app.task(name="els.seal_failed")
@@ -123,8 +116,7 @@ def sweep() -> dict[str, int]:
     mended = [each for each in found if each.mended]
     for each in mended:
         metrics.REPAIRS.labels(each.rule).inc()
-    for batch_id in {each.finding.batch_id for each in mended}:
-        follow_up(Done({}, posted=True), batch_id)
+    follow_up({each.finding.batch_id: Done({}, posted=True) for each in mended})
     return dict(Counter(each.rule for each in mended))
 
 
@@ -144,20 +136,22 @@ def again(task: AnyTask, error: Exception, max_retries: int | None = None) -> Ex
     return task.retry(exc=error, countdown=wait, max_retries=max_retries, throw=False)
 
 
-def _of_each(task: AnyTask, batches: Iterable[str], step: Callable[[str], T]) -> dict[str, T]:
-    """Take a step of the chord for each batch; return what came of it.
+def _of_all(
+    task: AnyTask, batches: Sequence[str], step: Callable[[Sequence[str]], dict[str, T]]
+) -> dict[str, T]:
+    """Take a step of the chord for all batches; return what came of each.
 
-    Where that can help, the task is tried again. Otherwise the batch is left to the sweep, and
-    hinders no other.
+    Where that can help, the task is tried again. Otherwise the step is taken for each batch by
+    itself; one that fails even so is left to the sweep, and hinders no other.
     """
-    taken = {}
-    for batch_id in batches:
-        clear_contextvars()
-        bind_contextvars(task=task.name, task_id=task.request.id, batch_id=batch_id)
-        try:
-            taken[batch_id] = step(batch_id)
-        except Exception as error:
-            if may_pass(error):
-                raise again(task, error) from error
-            log.exception("left_to_the_sweep", batch_id=batch_id)
-    return taken
+    clear_contextvars()
+    bind_contextvars(task=task.name, task_id=task.request.id)
+    try:
+        return step(batches)
+    except Exception as error:
+        if may_pass(error):
+            raise again(task, error) from error
+        if len(batches) == 1:
+            log.exception("left_to_the_sweep", batch_id=batches[0])
+            return {}
+    return {b: taken for each in batches for b, taken in _of_all(task, [each], step).items()}

@@ -21,7 +21,6 @@ from kombu.exceptions import OperationalError
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from core import ledger, metrics
-from core.crash import crashpoint
 from core.errors import InvalidEvent, Refusal
 from core.events import (
     BULK_LIMIT,
@@ -43,7 +42,7 @@ from core.outcomes import Done, Value
 from core.transient import may_pass, sqlstate, waited_s
 from tasks.app import DELIVERIES, app, settings, stores
 from tasks.broker import lost_workers
-from tasks.completion import LONGEST_RETRY, again, dispatch_completion, follow_up
+from tasks.completion import LONGEST_RETRY, again, follow_up
 
 E = TypeVar("E", bound=Event)
 Step = Callable[[E, Idempotency], Done]
@@ -149,12 +148,9 @@ def place_together(
         for (task_id, (event, idem)), done in zip(parsed.items(), results, strict=True):
             if done:
                 settled[task_id] = Settled(event, idem, done, started)
-        crashpoint("committed")
-        full = {task_id: each for task_id, each in settled.items() if each.done.full}
-        if full:
-            dispatch_completion({each.event.batch_id: each.done.slots for each in full.values()})
-            for task_id, each in full.items():
-                settled[task_id] = each._replace(done=replace(each.done, full=False))
+        follow_up({each.event.batch_id: each.done for each in settled.values()})
+        for task_id, each in settled.items():
+            settled[task_id] = each._replace(done=replace(each.done, full=False, posted=False))
     except Exception:  # whatever it is, each task meets it again, and deals with it
         log.warning("left_to_each_task", messages=len(parsed), exc_info=True)
 
@@ -190,7 +186,7 @@ def carry_out(
         )
         bind_contextvars(batch_id=event.batch_id, correlation_id=str(event.correlation_id))
         done = settled.done if settled else step(event, idem)
-        follow_up(done, event.batch_id)
+        follow_up({event.batch_id: done})
     except Refusal as error:
         return park(task, body, error, error.code)
     except Exception as error:

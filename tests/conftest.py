@@ -81,7 +81,7 @@ def database_url():
 
 @pytest.fixture(scope="session")
 def pool(database_url):
-    with ledger.connect(database_url, size=40) as opened:
+    with ledger.connect(database_url, size=40, by_key=True) as opened:
         yield opened
 
 

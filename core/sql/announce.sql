@@ -1,17 +1,28 @@
--- Decides who announces: the one call whose update takes effect. No row: announced, or not full.
-UPDATE batch_essay_trackers
-SET completed_at = now(),
-    status = %(status)s,
-    provisioned_count = %(provisioned_count)s,
-    manifest_sha256 = %(manifest_sha256)s,
-    ready_at = CASE WHEN %(status)s = 'ready_for_pipeline_execution' THEN now() END,
-    -- A teacher gets as long for the students as the contents had.
-    deadline_at = CASE WHEN %(status)s = 'awaiting_student_validation'
-                       THEN now() + (deadline_at - registered_at) ELSE deadline_at END,
-    event_sequence = event_sequence + %(count)s
-WHERE batch_id = %(batch_id)s
-  AND available_slots = 0
-  AND completed_at IS NULL
-  AND status = 'awaiting_content_validation'
-RETURNING batch_id, correlation_id, event_sequence,
-          extract(epoch FROM ready_at - registered_at)::float8 AS seconds
+-- Decides who announces: the one call whose update takes effect. No row of a batch: it is announced,
+-- or not full. Rows are locked, and looked up, as in `place.sql`.
+WITH due AS MATERIALIZED (
+    SELECT b.*, jsonb_array_length(b.events) AS count
+    FROM jsonb_to_recordset(%(batches)s) AS b (
+        batch_id text, status text, provisioned_count int, manifest_sha256 text, events jsonb
+    )
+    WHERE b.batch_id = b.batch_id || ''
+    ORDER BY b.batch_id COLLATE "C"
+), told AS (
+    UPDATE batch_essay_trackers t
+    SET completed_at = now(),
+        status = d.status,
+        provisioned_count = d.provisioned_count,
+        manifest_sha256 = d.manifest_sha256,
+        ready_at = CASE WHEN d.status = 'ready_for_pipeline_execution' THEN now() END,
+        -- A teacher gets as long for the students as the contents had.
+        deadline_at = CASE WHEN d.status = 'awaiting_student_validation'
+                           THEN now() + (t.deadline_at - t.registered_at) ELSE t.deadline_at END,
+        event_sequence = t.event_sequence + d.count
+    FROM due d
+    WHERE t.batch_id = d.batch_id
+      AND t.available_slots = 0
+      AND t.completed_at IS NULL
+      AND t.status = 'awaiting_content_validation'
+    RETURNING t.batch_id, t.correlation_id, t.event_sequence - d.count AS sequence, d.events,
+              extract(epoch FROM t.ready_at - t.registered_at)::float8 AS seconds
+)

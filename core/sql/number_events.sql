@@ -1,5 +1,6 @@
--- Takes so many numbers for events of a batch. No row: it is not registered.
+-- Takes a number for each event of a batch. No row: it is not registered.
 UPDATE batch_essay_trackers
-SET event_sequence = event_sequence + %(count)s
+SET event_sequence = event_sequence + jsonb_array_length(%(events)s)
 WHERE batch_id = %(batch_id)s
-RETURNING batch_id, correlation_id, event_sequence
+RETURNING batch_id, correlation_id, event_sequence - jsonb_array_length(%(events)s) AS sequence,
+          %(events)s AS events, NULL::float8 AS seconds

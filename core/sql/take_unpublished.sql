@@ -1,9 +1,9 @@
--- Notes the next events of a batch as published. Another call for the batch waits for this one's
--- commit, and then takes what is left.
+-- Notes the next events of some batches as published. Another call for one of them waits for this
+-- one's commit, and then takes what is left.
 WITH next AS MATERIALIZED (
     SELECT id FROM event_outbox
-    WHERE batch_id = %(batch_id)s AND published_at IS NULL
-    ORDER BY sequence LIMIT %(limit)s
+    WHERE batch_id = ANY(%(batches)s) AND published_at IS NULL
+    ORDER BY batch_id, sequence LIMIT %(limit)s
     FOR UPDATE
 )
 UPDATE event_outbox o

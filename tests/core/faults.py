@@ -22,8 +22,8 @@ BATCH_IS_FULL = "AND t.available_slots = 0"
 FULL = "the look beforehand"
 GUARDS = {  # of readiness: what ANNOUNCE says, and None for what Python does
     FULL: None,
-    "completed_at": "AND completed_at IS NULL",
-    "status": "AND status = 'awaiting_content_validation'",
+    "completed_at": "AND t.completed_at IS NULL",
+    "status": "AND t.status = 'awaiting_content_validation'",
 }
 ONCE = ("uq_event_outbox_once", "pk_event_outbox")  # an event's id follows from what it is about
 SLOTS_OF_A_BATCH = "), slot AS ("  # of REGISTER: what comes before it writes the tracker

@@ -1,5 +1,6 @@
 """A full batch is sealed and announced: once, verifiably, in order."""
 
+from collections import Counter
 from contextlib import contextmanager
 from uuid import UUID, uuid5
 
@@ -8,6 +9,7 @@ import pytest
 from core.errors import BrokenSeal
 from core.events import EVENT_IDS, EVENT_LIMIT, canonical, manifest_sha256
 from core.lifecycle import RANGE
+from core.seals import Sealed
 from core.sweep import Mender, sweep
 from tests.core import looks
 from tests.core.crowd import at_once, until
@@ -97,6 +99,11 @@ def test_a_batch_that_is_not_full_is_not_announced(lifecycle, conn, batch_id, wa
     assert looks.everything(conn, batch_id) == before
 
 
+def seals_of(lifecycle, batch_id):
+    ranges = lifecycle.ranges(batch_id)
+    return [seal for each in ranges for seal in lifecycle.seal_slots({batch_id: each}).values()]
+
+
 TAMPERED = {
     "a digest": lambda seals: [{**seals[0], "digest": "0" * 64}],
     "fewer assigned": lambda seals: [{**seals[0], "provisioned": 2}],
@@ -111,16 +118,15 @@ TAMPERED = {
 @pytest.mark.parametrize("tamper", TAMPERED.values(), ids=TAMPERED.keys())
 def test_broken_seals_announce_nothing(lifecycle, conn, batch_id, tamper):
     fill(lifecycle, batch_id, 3)
-    seals = [lifecycle.seal_slots(batch_id, *bounds) for bounds in lifecycle.seal_ranges(batch_id)]
+    seals = seals_of(lifecycle, batch_id)
     before = looks.everything(conn, batch_id)
 
     with pytest.raises(BrokenSeal, match=batch_id):
-        lifecycle.announce_ready(batch_id, tamper(seals), books_sealed=True)
+        lifecycle.announce_ready({batch_id: Sealed(tamper(seals), books=True)})
 
     assert looks.everything(conn, batch_id) == before
-    assert lifecycle.announce_ready(batch_id, seals, books_sealed=True).value["outcome"] == (
-        "announced"
-    )
+    done = lifecycle.announce_ready({batch_id: Sealed(seals, books=True)})
+    assert done[batch_id].value["outcome"] == "announced"
 
 
 def test_a_seal_of_other_contents_is_broken(lifecycle, conn, batch_id):
@@ -128,10 +134,9 @@ def test_a_seal_of_other_contents_is_broken(lifecycle, conn, batch_id):
     fill(lifecycle, batch_id, 3)
     register(lifecycle, other, 3)
     upload(lifecycle, other, texts(3, start=7))
-    seals = [lifecycle.seal_slots(other, *bounds) for bounds in lifecycle.seal_ranges(other)]
 
     with pytest.raises(BrokenSeal):
-        lifecycle.announce_ready(batch_id, seals, books_sealed=True)
+        lifecycle.announce_ready({batch_id: Sealed(seals_of(lifecycle, other), books=True)})
 
     assert looks.types(conn, batch_id) == []
 
@@ -139,10 +144,10 @@ def test_a_seal_of_other_contents_is_broken(lifecycle, conn, batch_id):
 def test_books_that_do_not_add_up_announce_nothing(lifecycle, conn, batch_id):
     fill(lifecycle, batch_id, 3)
     before = looks.everything(conn, batch_id)
-    seals = [lifecycle.seal_slots(batch_id, *bounds) for bounds in lifecycle.seal_ranges(batch_id)]
+    seals = seals_of(lifecycle, batch_id)
 
     with pytest.raises(BrokenSeal, match="counter"):
-        lifecycle.announce_ready(batch_id, seals, books_sealed=False)
+        lifecycle.announce_ready({batch_id: Sealed(seals, books=False)})
 
     assert looks.everything(conn, batch_id) == before
 
@@ -150,14 +155,89 @@ def test_books_that_do_not_add_up_announce_nothing(lifecycle, conn, batch_id):
 def test_the_books_of_a_full_batch_are_sealed(lifecycle, batch_id):
     fill(lifecycle, batch_id, 2)
 
-    assert lifecycle.seal_books(batch_id) is True
+    assert lifecycle.seal_books([batch_id]) == {batch_id: True}
 
 
 def test_the_books_of_an_open_batch_are_not_sealed(lifecycle, batch_id):
     register(lifecycle, batch_id, 2)
     assign(lifecycle, batch_id)
 
-    assert lifecycle.seal_books(batch_id) is False
+    assert lifecycle.seal_books([batch_id]) == {batch_id: False}
+
+
+def test_batches_are_sealed_together_as_each_by_itself(lifecycle):
+    batches = [new_batch() for _ in range(3)]
+    fill(lifecycle, batches[0], 3)
+    register(lifecycle, batches[1], 2)
+    ranges = dict.fromkeys(batches, ("essay-000001", None))
+
+    seals, books = lifecycle.seal_slots(ranges), lifecycle.seal_books(batches)
+
+    assert seals == {
+        b: seal for b in batches for seal in lifecycle.seal_slots({b: ranges[b]}).values()
+    }
+    assert [(seals[b]["provisioned"], seals[b]["sealed"]) for b in batches] == [
+        (2, True),
+        (0, False),
+        (0, True),
+    ]
+    assert books == {batches[0]: True, batches[1]: False}, "the last one is not registered"
+
+
+def test_batches_are_announced_together_as_each_by_itself(lifecycle, conn):
+    guest, regular, failed, cancelled = batches = [new_batch() for _ in range(4)]
+    fill(lifecycle, guest, 3)
+    fill(lifecycle, regular, 2, class_id="class-1")
+    register(lifecycle, failed, 1)
+    reject(lifecycle, failed)
+    fill(lifecycle, cancelled, 1)
+    sealed = {b: Sealed(seals_of(lifecycle, b), books=True) for b in batches}
+    cancel(lifecycle, cancelled)
+
+    done = lifecycle.announce_ready(sealed)
+
+    assert {b: (each.value["outcome"], each.value.get("status")) for b, each in done.items()} == {
+        guest: ("announced", "ready_for_pipeline_execution"),
+        regular: ("announced", "awaiting_student_validation"),
+        failed: ("announced", "content_ingestion_failed"),
+        cancelled: ("nothing_to_announce", None),
+    }
+    completed = "BatchContentProvisioningCompleted"
+    assert [looks.types(conn, b) for b in batches] == [
+        [completed, "BatchEssaysReady"],
+        [completed],
+        [completed, "BatchValidationErrors"],
+        ["BatchCancelled"],
+    ]
+    assert all(looks.broken(conn, b) == [] for b in batches)
+
+
+def test_one_broken_seal_announces_none_of_several(lifecycle, conn):
+    batches = [new_batch() for _ in range(3)]
+    for batch_id in batches:
+        fill(lifecycle, batch_id, 2)
+    sealed = {b: Sealed(seals_of(lifecycle, b), books=b != batches[1]) for b in batches}
+
+    with pytest.raises(BrokenSeal, match=batches[1]):
+        lifecycle.announce_ready(sealed)
+
+    assert [looks.types(conn, batch_id) for batch_id in batches] == [[], [], []]
+
+
+def test_several_who_announce_the_same_batches_do_so_once(lifecycle, conn):
+    batches = [new_batch() for _ in range(12)]
+    for batch_id in batches:
+        fill(lifecycle, batch_id, 2)
+    sealed = {b: Sealed(seals_of(lifecycle, b), books=True) for b in batches}
+
+    def announce(order):
+        return lambda: lifecycle.announce_ready({b: sealed[b] for b in order})
+
+    done = at_once(*map(announce, [batches, batches[::-1]] * 3))
+
+    outcomes = Counter(each.value["outcome"] for those in done for each in those.values())
+    assert outcomes == {"announced": 12, "nothing_to_announce": 60}
+    assert all(looks.broken(conn, b) == [] for b in batches)
 
 
 @contextmanager
@@ -188,10 +268,10 @@ def test_a_counter_that_lies_is_noticed_before_anything_is_told(lifecycle, conn,
 def test_the_manifest_is_what_a_consumer_computes(lifecycle, conn, batch_id, count, known):
     fill(lifecycle, batch_id, count)
 
-    ranges = lifecycle.seal_ranges(batch_id, count if known else None)
+    [headers] = lifecycle.headers({batch_id: count if known else None})
     lifecycle.complete(batch_id)
 
-    assert len(ranges) == -(-count // RANGE)
+    assert len(headers) == -(-count // RANGE)
     held = looks.held(conn, batch_id)
     for row in looks.events(conn, batch_id):
         assert row["data"]["manifest_sha256"] == looks.manifest(held)

@@ -51,7 +51,7 @@ def status(conn, batch_id):
 
 def at_rest(lifecycle, conn, slots, batch_id):
     """The invariants that are broken once everything has been relayed."""
-    relay(lifecycle.pool, batch_id, lambda event: None)
+    relay(lifecycle.pool, [batch_id], lambda event: None)
     return looks.broken(conn, batch_id, at_rest=True, slots=slots)
 
 

@@ -68,7 +68,7 @@ class Scene:
         self.relay()
 
     def relay(self, send=lambda event: None):
-        relay(self.lifecycle.pool, self.batch_id, send)
+        relay(self.lifecycle.pool, [self.batch_id], send)
 
     def sweep(self):
         sweep(Mender(self.lifecycle, lambda event: None), self.batch_id)

@@ -155,7 +155,7 @@ class OneBatch(RuleBasedStateMachine):
 
     @rule()
     def relay(self):
-        relay(self.pool, self.batch_id, self.sent.append)
+        relay(self.pool, [self.batch_id], self.sent.append)
 
     # --- what must hold ---
 

@@ -42,7 +42,7 @@ def ten_events(telling, batch_id):
 def test_the_relay_sends_in_order_and_marks(pool, conn, ten_events):
     broker = Broker()
 
-    sent = relay(pool, ten_events, broker.send)
+    sent = relay(pool, [ten_events], broker.send)
 
     assert sent == 10
     assert broker.sequences(ten_events) == list(range(1, 11))
@@ -53,15 +53,15 @@ def test_the_relay_sends_in_order_and_marks(pool, conn, ten_events):
 
 
 def test_a_second_relay_finds_nothing_to_send(pool, ten_events):
-    relay(pool, ten_events, Broker().send)
+    relay(pool, [ten_events], Broker().send)
     broker = Broker()
 
-    assert relay(pool, ten_events, broker.send) == 0
+    assert relay(pool, [ten_events], broker.send) == 0
     assert broker.taken == []
 
 
 def test_an_unknown_batch_has_nothing_to_send(pool, batch_id):
-    assert relay(pool, batch_id, Broker().send) == 0
+    assert relay(pool, [batch_id], Broker().send) == 0
 
 
 @pytest.mark.parametrize("position", [0, 4, 9])
@@ -70,7 +70,7 @@ def test_a_refused_event_stops_its_batch_and_is_sent_first_next_time(
 ):
     broker = Broker(refuse=[position, position])
 
-    sent = [relay(pool, ten_events, broker.send) for _ in range(2)]
+    sent = [relay(pool, [ten_events], broker.send) for _ in range(2)]
 
     assert sent == [position, 0]
     told = looks.events(conn, ten_events)
@@ -80,7 +80,7 @@ def test_a_refused_event_stops_its_batch_and_is_sent_first_next_time(
     assert told[position]["attempts"] == 2
     assert told[position]["last_error"] == "ConnectionError: the broker is away"
 
-    assert relay(pool, ten_events, broker.send) == 10 - position
+    assert relay(pool, [ten_events], broker.send) == 10 - position
     assert broker.sequences(ten_events) == list(range(1, 11))
     row = looks.events(conn, ten_events)[position]
     assert (row["attempts"], row["last_error"]) == (3, None)
@@ -92,7 +92,7 @@ def test_more_events_than_one_chunk_leave_in_order(telling, pool, batch_id):
     upload(telling, batch_id, texts(count))
     broker = Broker(refuse=[RELAY_CHUNK + 3])
 
-    sent = relay(pool, batch_id, broker.send), relay(pool, batch_id, broker.send)
+    sent = relay(pool, [batch_id], broker.send), relay(pool, [batch_id], broker.send)
 
     assert sent == (RELAY_CHUNK + 3, RELAY_CHUNK + 4)
     assert broker.sequences(batch_id) == list(range(1, count + 1))
@@ -101,7 +101,7 @@ def test_more_events_than_one_chunk_leave_in_order(telling, pool, batch_id):
 def test_relays_at_once_lose_nothing_and_keep_the_order(pool, ten_events):
     broker = Broker()
 
-    sent = at_once(*[lambda: relay(pool, ten_events, broker.send)] * 6)
+    sent = at_once(*[lambda: relay(pool, [ten_events], broker.send)] * 6)
 
     assert sum(sent) == 10
     assert broker.sequences(ten_events) == list(range(1, 11))
@@ -116,9 +116,9 @@ def test_a_relay_waits_for_one_that_is_under_way(pool, conn, ten_events):
         broker.send(event)
 
     with ThreadPoolExecutor(2) as crowd:
-        first = crowd.submit(relay, pool, ten_events, slow)
+        first = crowd.submit(relay, pool, [ten_events], slow)
         until(lambda: pid)
-        second = crowd.submit(relay, pool, ten_events, broker.send)
+        second = crowd.submit(relay, pool, [ten_events], broker.send)
         until(lambda: blocked_by(conn, pid[0]))
         may_go_on.set()
 
@@ -145,8 +145,8 @@ def test_a_relay_that_dies_sends_again(pool, conn, ten_events):
         broker.send(event)
 
     with pytest.raises(KeyboardInterrupt):
-        relay(pool, ten_events, dying)
-    relay(pool, ten_events, broker.send)
+        relay(pool, [ten_events], dying)
+    relay(pool, [ten_events], broker.send)
 
     assert broker.sequences(ten_events) == [*range(1, 6), *range(1, 11)]
     assert len({event["id"] for event in broker.taken}) == 10
@@ -161,7 +161,7 @@ def test_an_event_that_is_posted_meanwhile_leaves_with_the_next_relay(telling, p
             assign(telling, ten_events, "text-meanwhile")
         broker.send(event)
 
-    sent = relay(pool, ten_events, busy), relay(pool, ten_events, busy)
+    sent = relay(pool, [ten_events], busy), relay(pool, [ten_events], busy)
 
     assert sent == (10, 1)
     assert broker.sequences(ten_events) == list(range(1, 12))
@@ -200,6 +200,21 @@ def test_a_batch_that_cannot_be_sent_holds_up_no_other(lifecycle, pool, conn):
     assert relay_all(pool, broker.send) == 2
 
 
+def test_events_of_several_batches_leave_by_one_commit_in_the_order_of_each(telling, pool, conn):
+    batches = [new_batch() for _ in range(3)]
+    for batch_id in batches:
+        register(telling, batch_id, 5)
+        upload(telling, batch_id, texts(5))
+    broker = Broker(refuse=[7])
+
+    sent = relay(pool, batches[:2], broker.send), relay(pool, batches[:2], broker.send)
+
+    assert sent == (7, 3)
+    assert [broker.sequences(batch_id) for batch_id in batches] == [[1, 2, 3, 4, 5]] * 2 + [[]]
+    moments = {row["published_at"] for b in batches[:2] for row in looks.events(conn, b)}
+    assert len(moments) == 2
+
+
 def test_an_event_is_a_cloud_event(lifecycle, pool, conn, batch_id):
     event = registration(batch_id, 2, class_id="class-1")
     take(lifecycle, "els.register_batch", event)
@@ -211,8 +226,8 @@ def test_an_event_is_a_cloud_event(lifecycle, pool, conn, batch_id):
     cancel(lifecycle, other)
     broker = Broker()
 
-    relay(pool, batch_id, broker.send)
-    relay(pool, other, broker.send)
+    relay(pool, [batch_id], broker.send)
+    relay(pool, [other], broker.send)
 
     assert [told["type"] for told in broker.taken] == [
         "ExcessContentProvisioned",
@@ -254,6 +269,6 @@ def test_a_trace_is_passed_on(lifecycle, pool, conn, batch_id):
     conn.execute("UPDATE event_outbox SET traceparent = %s WHERE batch_id = %s", [trace, batch_id])
     broker = Broker()
 
-    relay(pool, batch_id, broker.send)
+    relay(pool, [batch_id], broker.send)
 
     assert broker.taken[0]["traceparent"] == trace

@@ -28,7 +28,7 @@ class Story:
         """Bring a new batch to this end, so many days ago."""
         batch_id = new_batch()
         getattr(self, how)(batch_id)
-        relay(self.lifecycle.pool, batch_id, lambda event: None)
+        relay(self.lifecycle.pool, [batch_id], lambda event: None)
         self.age(batch_id, days)
         return batch_id
 
@@ -162,7 +162,7 @@ def test_a_purged_batch_leaves_nothing_behind(story, conn, slots):
     batch_id = story.end("full")
     sweep(Mender(story.lifecycle, lambda event: None), batch_id)
     assign(story.lifecycle, batch_id, "one-too-many")
-    relay(story.lifecycle.pool, batch_id, lambda event: None)
+    relay(story.lifecycle.pool, [batch_id], lambda event: None)
     desk.mark_discarded(conn, story.park(batch_id))
     story.age(batch_id, 10)
     before = counts(conn, batch_id)

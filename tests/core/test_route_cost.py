@@ -11,8 +11,9 @@ from psycopg.types.json import Jsonb
 
 from core import ledger
 from core.events import EssayContentProvisioned, parse
-from core.lifecycle import Lifecycle
+from core.lifecycle import WHOLE, Lifecycle
 from core.outbox import relay
+from core.seals import Sealed
 from tests.core import looks
 from tests.core.story import assign, cancel, confirm, fill, register, reject, texts, upload
 from tests.factories import LIMIT, content, essay_ids, new_batch
@@ -140,14 +141,10 @@ def test_the_measure_sees_a_longer_way(costs, batch_id, valkey):
     assert wire.round_trips > 3
 
 
-def sealed_and_announced(lifecycle, batch_id):
-    seals = [lifecycle.seal_slots(batch_id, *r) for r in lifecycle.seal_ranges(batch_id)]
-    return lifecycle.announce_ready(batch_id, seals, lifecycle.seal_books(batch_id))
-
-
-def sealed(lifecycle, batch_id):
-    [first] = lifecycle.seal_ranges(batch_id)
-    return [lifecycle.seal_slots(batch_id, *first)]
+def sealed_and_announced(lifecycle, *batches):
+    [[ranges]] = lifecycle.headers(dict.fromkeys(batches, 3))
+    seals, books = lifecycle.seal_slots(ranges), lifecycle.seal_books(batches)
+    return lifecycle.announce_ready({b: Sealed([seals[b]], books[b]) for b in batches})
 
 
 def filled(lifecycle, batch_id):
@@ -164,6 +161,10 @@ def announced(lifecycle, batch_id):
     sealed_and_announced(lifecycle, batch_id)
 
 
+def relayed(lifecycle, *batches):
+    relay(lifecycle.pool, batches, lambda event: None)
+
+
 def nothing(lifecycle, batch_id):
     pass
 
@@ -171,15 +172,15 @@ def nothing(lifecycle, batch_id):
 # What comes before, the step, its Redis calls, its round trips to Postgres (BEGIN and COMMIT too).
 STEPS = {
     "registration": (nothing, register, ["EVALSHA"], 7),
-    "ranges of a seal": (filled, lambda c, b: c.seal_ranges(b), [], 1),
-    "ranges of a small batch": (filled, lambda c, b: c.seal_ranges(b, slots=3), [], 0),
-    "seal of a range": (filled, sealed, [], 2),
-    "seal of the books": (filled, lambda c, b: c.seal_books(b), ["SMEMBERS"], 1),
+    "headers": (filled, lambda c, b: [*c.headers({b: None})], [], 1),
+    "headers of a small batch": (filled, lambda c, b: [*c.headers({b: 3})], [], 0),
+    "seal of a range": (filled, lambda c, b: c.seal_slots({b: WHOLE}), [], 1),
+    "seal of the books": (filled, lambda c, b: c.seal_books([b]), ["EVALSHA"], 1),
     "seals and announcement": (
         filled,
         sealed_and_announced,
-        ["SMEMBERS", "DEL", "EXPIRE", "EXPIRE"],
-        6,
+        ["EVALSHA", "DEL", "EXPIRE", "EXPIRE"],
+        5,
     ),
     "students": (
         awaiting_students,
@@ -188,7 +189,7 @@ STEPS = {
         11,
     ),
     "cancellation": (filled, cancel, ["DEL", "EXPIRE", "EXPIRE"], 7),
-    "relay": (announced, lambda c, b: relay(c.pool, b, lambda event: None), [], 3),
+    "relay": (announced, relayed, [], 3),
 }
 
 
@@ -203,6 +204,32 @@ def test_each_step_costs_a_known_number_of_calls(costs, name):
         step(lifecycle, batch_id)  # so that scripts are loaded and statements are prepared
 
     wire = measure(lambda: step(lifecycle, batches[2]))
+
+    assert (wire.commands, wire.round_trips) == (commands, round_trips)
+
+
+MANY = {  # as `STEPS`, for three batches at once
+    "seals and announcement": (
+        filled,
+        sealed_and_announced,
+        ["EVALSHA", *["DEL", "EXPIRE", "EXPIRE"] * 3],
+        5,
+    ),
+    "relay": (announced, relayed, [], 3),
+}
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_a_step_for_several_batches_asks_postgres_as_often_as_for_one(costs, name):
+    lifecycle, measure = costs
+    before, step, commands, round_trips = MANY[name]
+    batches = [new_batch() for _ in range(9)]
+    for batch_id in batches:
+        before(lifecycle, batch_id)
+    for start in (0, 3):
+        step(lifecycle, *batches[start : start + 3])
+
+    wire = measure(lambda: step(lifecycle, *batches[6:]))
 
     assert (wire.commands, wire.round_trips) == (commands, round_trips)
 

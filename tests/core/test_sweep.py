@@ -207,7 +207,7 @@ def test_what_is_found_is_mended_once_and_written_down(alone, lifecycle, conn, b
     assert first == [(code, batch_id, True)]
     assert second == []
     assert noted(conn, batch_id) == [code]
-    relay(lifecycle.pool, batch_id, ignored)
+    relay(lifecycle.pool, [batch_id], ignored)
     assert looks.broken(conn, batch_id, at_rest=True, slots=lifecycle.slots) == []
 
 
@@ -700,7 +700,7 @@ def test_sweeps_amid_contents_leave_every_one_in_its_place(
     swept(lifecycle, batch_id)
 
     assert set(looks.placed(conn, batch_id)) == {"text-by-hand", *texts(10)}
-    relay(lifecycle.pool, batch_id, ignored)
+    relay(lifecycle.pool, [batch_id], ignored)
     assert looks.broken(conn, batch_id, at_rest=True, slots=slots) == []
     assert looks.types(conn, batch_id).count("BatchEssaysReady") == 1
 

@@ -346,7 +346,7 @@ def no_broker(event):
 def test_undelivered_events_are_listed_with_their_last_error(here, conn, lifecycle, batch_id):
     story.fill(lifecycle, batch_id, 1)
     lifecycle.complete(batch_id)
-    relay(lifecycle.pool, batch_id, no_broker)
+    relay(lifecycle.pool, [batch_id], no_broker)
     conn.execute(  # the oldest of all, so that no other test's events hide it
         "UPDATE event_outbox SET created_at = created_at - interval '10 years' WHERE batch_id = %s",
         [batch_id],

@@ -57,15 +57,23 @@ def test_batches_that_fill_together_share_a_chord(lifecycle, conn, chords):
     assert looks.types(conn, late) == []
 
 
-def test_a_header_seals_a_range_of_each_batch(lifecycle, conn, chords, monkeypatch):
-    monkeypatch.setattr(plot, "RANGE", 2)
-    sizes = {new_batch(): size for size in (1, 2, 5)}
+def test_small_batches_share_a_chord_and_a_large_one_has_a_header_a_range(
+    lifecycle, conn, chords, monkeypatch
+):
+    monkeypatch.setattr(plot, "RANGE", 4)
+    a, b, large, c, d, unknown = batches = [new_batch() for _ in range(6)]
+    sizes = dict(zip(batches, (1, 2, 9, 1, 3, 2), strict=True))
     for batch_id, size in sizes.items():
         fill(lifecycle, batch_id, size)
 
-    dispatch_completion(sizes)
+    dispatch_completion({**sizes, unknown: None})
 
-    assert chords() == [(sorted(sizes), 3 + 1)]
+    assert chords() == [
+        ([large], 3 + 1),
+        (sorted([a, b, c]), 1 + 1),
+        ([unknown], 1 + 1),
+        ([d], 1 + 1),
+    ]
     for batch_id in sizes:
         assert looks.types(conn, batch_id) == DONE
         held = looks.held(conn, batch_id)
