@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 from celery import Celery, signals
+from celery.app import trace
 from celery.worker.request import Request
 from psycopg_pool import ConnectionPool
 from redis.backoff import NoBackoff
@@ -33,7 +34,7 @@ broker.install()  # before the first connection
 RESULT_EXPIRES_S = 3600  # only chord keys: results are not stored
 SOFT_SHUTDOWN_S = 3.0  # what running tasks get before their messages are handed back
 DELIVERIES = 5  # of a message whose worker dies each time; then it is the message that kills
-AT_ONCE = 50  # messages that a process carries out together: some 30 ms of work
+AT_ONCE = 100  # messages that a process carries out together: some 40 ms of work
 BYTES_AT_ONCE = 256 * 1024  # of these, as they wait: uploads of some 800 contents
 QUICK = (  # tasks whose messages are; their hop to the process costs as much as they do
     "els.assign_content",
@@ -166,6 +167,17 @@ class QuietRequest(Request):
 
 
 app.Task.Request = "tasks.app:QuietRequest"
+
+
+def _shown(result: object, most: int) -> str:
+    """Write what a task returned, as monitors see it.
+
+    Celery's own takes 29 µs for one of ours, as it writes any object whatever token by token.
+    """
+    return repr(result)[:most]
+
+
+trace.saferepr = _shown  # type: ignore[attr-defined] # absent from its types
 
 
 if settings.crashpoint:  # in tests only: a receiver costs every task a call
