@@ -11,14 +11,18 @@ from typing import Any, NamedTuple, cast
 
 from redis import Redis
 from redis.backoff import ExponentialWithJitterBackoff
+from redis.commands.core import Script
 from redis.exceptions import NoScriptError
 from redis.retry import Retry
+
+Call = tuple[Sequence[str], Sequence[str | int]]  # of a script: keys and arguments
 
 LUA = Path(__file__).parent / "lua"
 CLAIM_LEASE = timedelta(minutes=3)  # longer than any redelivery within the visibility timeout
 OPEN_TTL = timedelta(days=30)  # a flush is harmless, so an early expiry is too; no key leaks
 CLOSED_TTL = timedelta(hours=1)
 CHUNK = 1_000  # claims or slots a call: 1 to 2 ms of Redis' one thread; more is not cheaper
+PIPELINED = 10  # of these calls sent at once: some 300 KB
 
 
 def connect(url: str, *, timeout_s: float = 5) -> Redis:
@@ -69,14 +73,18 @@ class Slots:
 
         Under 4 000 of a batch, as `claim.lua` has it.
         """
+        calls = [(_keys(batch_id), those) for batch_id, those in claimants.items()]
+        return [*map(_claims, claimants.values(), self._pipelined(self._claim, calls))]
+
+    def _pipelined(self, script: Script, calls: Sequence[Call]) -> list[Any]:  # Any: its answers
+        """Call a script so often in one round trip; one by one if Redis does not know it yet."""
         with self.client.pipeline(transaction=False) as pipe:
-            for batch_id, those in claimants.items():
-                pipe.evalsha(self._claim.sha, 3, *_keys(batch_id), *those)
+            for keys, args in calls:
+                pipe.evalsha(script.sha, len(keys), *keys, *args)
             try:
-                answers = pipe.execute()
+                return pipe.execute()
             except NoScriptError:
-                return [self.claim(batch_id, those) for batch_id, those in claimants.items()]
-        return [*map(_claims, claimants.values(), answers)]
+                return [script(keys, args) for keys, args in calls]
 
     def release(self, batch_id: str, claims: Iterable[Claim], *, still_open: bool) -> int:
         """Take claims back; return how many still were these claimants'.
@@ -91,14 +99,19 @@ class Slots:
     def seed(self, batch_id: str, open_slots: Iterable[str], *, fresh: bool = True) -> int:
         """Make exactly these slots claimable, but those claimed within `CLAIM_LEASE`.
 
-        `fresh` forgets what Redis held as free. Returns how many slots became claimable.
+        `fresh` forgets what Redis held as free. Returns how many slots became claimable. One round
+        trip for each `CHUNK * PIPELINED`.
         """
         lease_ms = int(CLAIM_LEASE.total_seconds() * 1000)
         ttl_s = int(OPEN_TTL.total_seconds())
+        chunks = _chunks(open_slots)
         seeded = 0
-        for chunk in _chunks(open_slots):
-            head = [int(fresh), lease_ms, ttl_s]
-            seeded += cast(int, self._seed(keys=_keys(batch_id), args=[*head, *chunk]))
+        while some := [*islice(chunks, PIPELINED)]:
+            calls: list[Call] = [
+                (_keys(batch_id), [int(fresh and number == 0), lease_ms, ttl_s, *chunk])
+                for number, chunk in enumerate(some)
+            ]
+            seeded += sum(self._pipelined(self._seed, calls))
             fresh = False
         return seeded
 

@@ -84,6 +84,16 @@ def test_the_largest_batch_is_registered_at_once(lifecycle, slots, conn, batch_i
     assert len(slots.free(batch_id)) == 100_000
 
 
+def test_a_redis_that_forgot_its_scripts_is_seeded_all_the_same(lifecycle, slots, batch_id):
+    slots.client.script_flush()
+
+    register(lifecycle, batch_id, 12_345)
+
+    assert len(slots.free(batch_id)) == 12_345
+    assert slots.seed(batch_id, essay_ids(11_000)) == 11_000, "instead of those, and not as well"
+    assert len(slots.free(batch_id)) == 11_000
+
+
 def test_the_same_event_again_returns_the_same_value(lifecycle, conn, batch_id):
     event = registration(batch_id, 3)
     first = take(lifecycle, REGISTER, event).value
