@@ -138,18 +138,18 @@ def test_uploads_share_a_commit_up_to_a_size(workers, lifecycle, moments, assert
 def test_uploads_that_wait_in_the_worker_share_a_commit_up_to_a_size_too(
     workers, lifecycle, conn, moments, valkey, assert_invariants
 ):
-    batch = registered(lifecycle, 2_400)
-    for start in range(0, 2_400, 600):
-        texts = [f"text-{n}" for n in range(start, start + 600)]
+    batch = registered(lifecycle, 5_400)
+    for start in range(0, 5_400, 1_800):
+        texts = [f"text-{n}" for n in range(start, start + 1_800)]
         workers.send("els.assign_contents", make.contents(batch, texts))
 
     with nobody_places(batch):
-        workers.start(command=f"{PREFORK} --prefetch-multiplier 4")
+        workers.start(command=f"{PREFORK} --prefetch-multiplier 3")
         until(lambda: not valkey.exists(workers.queue), what="the worker holds them all")
         until(lambda: one_waits(conn), what="its process is at the first one")
-    until(lambda: sum(moments(batch).values()) == 2_400, what="all contents are placed")
+    until(lambda: sum(moments(batch).values()) == 5_400, what="all contents are placed")
 
-    assert [*moments(batch).values()] == [600] * 4
+    assert [*moments(batch).values()] == [1_800] * 3
     assert_invariants(batch)
 
 
