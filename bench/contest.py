@@ -10,16 +10,15 @@ from functools import partial
 from itertools import count
 from typing import LiteralString
 
-from bench.cases import drain_singles
+from bench.cases import Case, drain_singles, run_cases
 from bench.load import CLASS, register
-from bench.measure import Figure, Goal, interleave
+from bench.measure import Figure, Goal
 from bench.peers import PEERS, Peer
 from bench.peers.job import SCHEMA
 from bench.stand import PATIENCE_S, BenchError, Drained, Stand
 
 OURS = "contest_singles"
 TENTH = 0.1
-WARM_UP = CLASS * 4
 OUR_TIMES = (
     "SELECT extract(epoch FROM assigned_at) AS at FROM essay_states"
     " WHERE assigned_at IS NOT NULL ORDER BY 1",
@@ -38,22 +37,12 @@ def measure_contest(
     stand: Stand, seconds: float, rounds: int, tick: Callable[[], None]
 ) -> tuple[list[Figure], list[str]]:
     """Let all that are installed take turns; return a figure each, and who is missing."""
-    there = [peer for peer in PEERS if peer.installed]
-    runs = {OURS: partial(run_ours, stand), **{p.name: partial(run_peer, stand, p) for p in there}}
-    told = {OURS: "single contents, in the contest", **{p.name: p.what for p in there}}
-    figures = {name: Figure(name, told[name], "a second") for name in runs}
-    amounts = {}
-    for name, run in runs.items():
-        rate = run(WARM_UP).rate
-        amounts[name] = max(round(rate * seconds / CLASS), 4) * CLASS
-        tick()
-
-    def step(name: str) -> None:
-        figures[name].values.append(runs[name](amounts[name]).rate)
-
-    interleave([partial(step, name) for name in runs], rounds, tick)
+    cases = [
+        Case(OURS, "single contents, in the contest", partial(run_ours, stand)),
+        *(Case(p.name, p.what, partial(run_peer, stand, p)) for p in PEERS if p.installed),
+    ]
     missing = [f"{p.what}: {p.package} is not installed" for p in PEERS if not p.installed]
-    return list(figures.values()), missing
+    return run_cases(cases, seconds, rounds, tick), missing
 
 
 def contest_goals() -> list[Goal]:

@@ -7,6 +7,7 @@ are idle.
 """
 
 import argparse
+import gc
 import statistics
 import sys
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ OTHERS: list[tuple[str, Crew, dict[str, Any]]] = [  # Any: JSON
     ("threads 4, 1 connection", Crew("threads", 4), {"connections": 1}),
     ("2 workers, prefork of 1", Crew("prefork", 1, workers=2), {}),
     ("no task events", OURS, {"conf": {"worker_send_task_events": False}}),
+    ("Python's own thresholds of garbage collection", OURS, {"garbage": gc.get_threshold()}),
     ("`gc.freeze()` after the fork", OURS, {"freeze": True}),
     ("without hiredis", OURS, {"hiredis": False}),
     ("ours a second time", OURS, {"at_once": 100}),  # what the noise of the machine is worth

@@ -1,8 +1,9 @@
 """Our app with settings changed that neither `celery worker` nor the environment changes.
 
 `BENCH_VARIANT` is JSON: `conf` has settings of Celery, `at_once` bounds what is carried out
-together, `freeze` keeps Python's garbage collector from what a process of the pool inherits,
-`hiredis` false has Redis' answers parsed in Python, `connections` sizes the pool of each process.
+together, `garbage` has the thresholds of Python's garbage collector, `freeze` keeps it from what a
+process of the pool inherits, `hiredis` false has Redis' answers parsed in Python, `connections`
+sizes the pool of each process.
 """
 
 import gc
@@ -24,6 +25,8 @@ if at_once := _variant.get("at_once"):
     program.AT_ONCE = at_once
     taken = {"take_together": (program.QUICK, at_once, program.BYTES_AT_ONCE)}
     app.conf.broker_transport_options = {**app.conf.broker_transport_options, **taken}
+if garbage := _variant.get("garbage"):
+    program.GARBAGE = garbage
 if _variant.get("freeze"):
     signals.worker_process_init.connect(lambda **_: gc.freeze(), weak=False)
 if not _variant.get("hiredis", True):

@@ -78,6 +78,8 @@ class Slots:
 
     def _pipelined(self, script: Script, calls: Sequence[Call]) -> list[Any]:  # Any: its answers
         """Call a script so often in one round trip; one by one if Redis does not know it yet."""
+        if len(calls) == 1:
+            return [script(*calls[0])]  # a plain call, which traces show
         with self.client.pipeline(transaction=False) as pipe:
             for keys, args in calls:
                 pipe.evalsha(script.sha, len(keys), *keys, *args)

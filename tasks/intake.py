@@ -51,6 +51,15 @@ IDENTIFIER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 log = structlog.get_logger(__name__)
 
 
+class Call(NamedTuple):
+    """A message as a process of the pool gets it."""
+
+    task: str
+    task_id: str
+    request: dict[str, Any]  # Any: Celery's headers
+    payload: tuple[Sequence[object], Mapping[str, object], object]  # args, kwargs, embed
+
+
 class Settled(NamedTuple, Generic[E]):
     """An event whose step was taken with those of others, before its task."""
 
@@ -61,7 +70,7 @@ class Settled(NamedTuple, Generic[E]):
 
 
 # By task id, of the job at hand: a pool of threads has several.
-_settled: ContextVar[dict[str, Settled[Any]]] = ContextVar("settled")
+_settled: ContextVar[dict[str, Settled[Any]]] = ContextVar("settled")  # Any: as the task has it
 
 
 @app.task(bind=True, name="els.register_batch", typing=False)
@@ -125,24 +134,23 @@ ARRIVALS: dict[str, tuple[type[Arriving], int]] = {  # the model and the limit o
 }
 
 
-def place_together(
-    calls: Iterable[tuple[str, str, Sequence[object], Mapping[str, object]]],
-) -> None:
-    """Give what several messages announce its slots before their tasks run.
+def place_together(calls: Iterable[Call]) -> None:
+    """Give what several messages announce its slots before their tasks, of `ARRIVALS`, run.
 
-    The batches that are full then are completed together. `calls` has task, task id, args and
-    kwargs of each. Whatever does not simply work is left to the task.
+    The batches that are full then are completed together. Whatever does not simply work is left to
+    the task.
     """
     clear_contextvars()
     settled: dict[str, Settled[Arriving]] = {}
     _settled.set(settled)
     started = time.monotonic()
     parsed: dict[str, tuple[Arriving, Idempotency]] = {}
-    for task, task_id, args, kwargs in calls:
-        model, limit = ARRIVALS[task]
+    for call in calls:
+        model, limit = ARRIVALS[call.task]
+        args, kwargs, _ = call.payload
         with suppress(InvalidEvent):
             raw = kwargs["event"] if names_event(args, kwargs) else None
-            parsed[task_id] = parse(model, task, raw, limit)
+            parsed[call.task_id] = parse(model, call.task, raw, limit)
     try:
         results = stores().lifecycle.assign_together([*parsed.values()])
         for (task_id, (event, idem)), done in zip(parsed.items(), results, strict=True):

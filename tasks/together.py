@@ -8,8 +8,8 @@ does come alone, so one that kills its process takes others with it only once.
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import structlog
 from billiard.exceptions import WorkerLostError
@@ -19,18 +19,9 @@ from celery.worker.request import Request
 from celery.worker.state import task_ready
 
 from tasks.app import AT_ONCE, BYTES_AT_ONCE, QUICK, app, settings
-from tasks.intake import ARRIVALS, place_together
+from tasks.intake import ARRIVALS, Call, place_together
 
 log = structlog.get_logger(__name__)
-
-
-class Call(NamedTuple):
-    """A message as a process of the pool gets it."""
-
-    task: str
-    task_id: str
-    request: dict[str, Any]  # Any: Celery's headers
-    payload: tuple[Sequence[object], Mapping[str, object], object]  # args, kwargs, embed
 
 
 class Together:
@@ -139,7 +130,7 @@ class Job:
 
 def run_together(calls: Sequence[Call]) -> list[Any]:  # Any: of Celery's tracer
     """Place the contents of all messages, then run each task; return what Celery's tracer does."""
-    arrivals = [(c.task, c.task_id, *c.payload[:2]) for c in calls if c.task in ARRIVALS]
+    arrivals = [call for call in calls if call.task in ARRIVALS]
     if len(arrivals) > 1:
         place_together(arrivals)
     fast: bool = app.use_fast_trace_task  # type: ignore[attr-defined] # absent from its types
