@@ -47,6 +47,11 @@ class Delivery:
         """Who claims a slot."""
         return [arrival.claimant for arrival in self.arrivals]
 
+    @property
+    def first(self) -> str:
+        """Who of them stands for the message."""
+        return self.arrivals[0].claimant
+
     def value(self, place: Whereabouts | None) -> Value:
         """Tell the sender where its arrival is; None: parked. A bulk message is just accepted."""
         if self.sent is not None:
@@ -71,12 +76,12 @@ class Claimed:
     @cached_property
     def values(self) -> list[Value]:
         """What to tell each sender then."""
-        return [delivery.value(self.places[delivery.claimants[0]]) for delivery in self.deliveries]
+        return [delivery.value(self.places[delivery.first]) for delivery in self.deliveries]
 
     def placings(self) -> list[Placing]:
         """Put each arrival beside its slot; the key of an event stands with its first arrival."""
         each = zip(self.deliveries, self.values, strict=True)
-        keys = {delivery.claimants[0]: (delivery.idem, value) for delivery, value in each}
+        keys = {delivery.first: (delivery.idem, value) for delivery, value in each}
         arrivals = [arrival for delivery in self.deliveries for arrival in delivery.arrivals]
         return [
             Placing(arrival, essay_id, *keys.get(arrival.claimant, ()))
@@ -208,7 +213,7 @@ class Arrivals:
         if homeless:
             reason = self._record_excess(conn, batch_id, homeless)
             places |= {a.claimant: Whereabouts(None, reason) for a in homeless}
-        value = delivery.value(places[delivery.arrivals[0].claimant])
+        value = delivery.value(places[delivery.first])
         ledger.write_key(conn, delivery.idem, batch_id, value)
         full = left == 0 if claimed else tracker.full and not rest  # a repeat completes again
         posted = bool(homeless) or self.slot_events

@@ -428,13 +428,12 @@ def slot_ranges(conn: Conn, ranges: Mapping[str, Bounds]) -> dict[str, list[Dict
 
 
 def books(conn: Conn, batches: Sequence[str]) -> dict[str, DictRow]:
-    """Read the accounts of some batches: counter, slots by state, what waits, what is over."""
+    """Read the accounts of some batches: the counter, the slots by state, what waits."""
     rows = conn.execute(
         """
         SELECT t.batch_id, t.available_slots, t.expected_count, e.*,
                (SELECT count(*) FROM batch_pending_content p WHERE p.batch_id = t.batch_id)
-                   AS pending,
-               (SELECT count(*) FROM excess_content x WHERE x.batch_id = t.batch_id) AS excess
+                   AS pending
         FROM batch_essay_trackers t, LATERAL (
             SELECT count(*) FILTER (WHERE current_status = 'awaiting_content') AS open,
                    count(*) FILTER (WHERE current_status = 'ready_for_processing') AS assigned,

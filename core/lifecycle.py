@@ -162,8 +162,12 @@ class Lifecycle:
         free = dict(zip(batches, self.slots.free_counts(batches), strict=True))
         for batch_id, b in books.items():
             if b["pending"] or free[batch_id]:
-                extra = {"pending": b["pending"], "free_in_redis": free[batch_id]}
-                log.warning("books_differ", batch_id=batch_id, **extra)
+                log.warning(
+                    "books_differ",
+                    batch_id=batch_id,
+                    pending=b["pending"],
+                    free_in_redis=free[batch_id],
+                )
         return {
             batch_id: b["assigned"] + b["failed"] == b["expected_count"]
             and b["available_slots"] == b["open"] == 0

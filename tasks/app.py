@@ -36,7 +36,7 @@ RESULT_EXPIRES_S = 3600  # only chord keys: results are not stored
 SOFT_SHUTDOWN_S = 3.0  # what running tasks get before their messages are handed back
 DELIVERIES = 5  # of a message whose worker dies each time; then it is the message that kills
 AT_ONCE = 100  # messages that a process carries out together: some 40 ms of work
-BYTES_AT_ONCE = 256 * 1024  # of these, as they wait: uploads of some 800 contents
+BYTES_AT_ONCE = 256 * 1024  # of these: some 800 contents, and always under `claim.lua`'s 4 000
 QUICK = (  # tasks whose messages are; their hop to the process costs as much as they do
     "els.assign_content",
     "els.assign_contents",

@@ -11,7 +11,7 @@ from redis import RedisError
 from core.settings import Route
 from core.tracing import span, traceparent
 
-BATCHES_SHOWN = 50  # of a message of the chord, which has no more
+BATCHES_SHOWN = 50  # of a message of the chord: enough to know it by
 
 
 def deliver(app: Celery, event: dict[str, Any], routes: Sequence[Route]) -> None:  # Any: JSON

@@ -3,7 +3,7 @@
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import dropwhile, takewhile
+from itertools import chain, dropwhile, takewhile
 from uuid import uuid4
 
 import pytest
@@ -169,67 +169,52 @@ def nothing(lifecycle, batch_id):
     pass
 
 
-# What comes before, the step, its Redis calls, its round trips to Postgres (BEGIN and COMMIT too).
+# What comes before, the step, of how many batches it is taken at once, its Redis calls, its round
+# trips to Postgres (BEGIN and COMMIT too).
 STEPS = {
-    "registration": (nothing, register, ["EVALSHA"], 7),
-    "headers": (filled, lambda c, b: [*c.headers({b: None})], [], 1),
-    "headers of a small batch": (filled, lambda c, b: [*c.headers({b: 3})], [], 0),
-    "seal of a range": (filled, lambda c, b: c.seal_slots({b: WHOLE}), [], 1),
-    "seal of the books": (filled, lambda c, b: c.seal_books([b]), ["EVALSHA"], 1),
+    "registration": (nothing, register, 1, ["EVALSHA"], 7),
+    "headers": (filled, lambda c, b: [*c.headers({b: None})], 1, [], 1),
+    "headers of a small batch": (filled, lambda c, b: [*c.headers({b: 3})], 1, [], 0),
+    "seal of a range": (filled, lambda c, b: c.seal_slots({b: WHOLE}), 1, [], 1),
+    "seal of the books": (filled, lambda c, b: c.seal_books([b]), 1, ["EVALSHA"], 1),
     "seals and announcement": (
         filled,
         sealed_and_announced,
+        1,
         ["EVALSHA", "DEL", "EXPIRE", "EXPIRE"],
+        5,
+    ),
+    "seals and announcement of three": (
+        filled,
+        sealed_and_announced,
+        3,
+        ["EVALSHA", *["DEL", "EXPIRE", "EXPIRE"] * 3],
         5,
     ),
     "students": (
         awaiting_students,
         lambda c, b: confirm(c, b, {e: f"of-{e}" for e in essay_ids(3)}),
+        1,
         [],
         11,
     ),
-    "cancellation": (filled, cancel, ["DEL", "EXPIRE", "EXPIRE"], 7),
-    "relay": (announced, relayed, [], 3),
+    "cancellation": (filled, cancel, 1, ["DEL", "EXPIRE", "EXPIRE"], 7),
+    "relay": (announced, relayed, 1, [], 3),
+    "relay of three": (announced, relayed, 3, [], 3),
 }
 
 
 @pytest.mark.parametrize("name", STEPS)
 def test_each_step_costs_a_known_number_of_calls(costs, name):
     lifecycle, measure = costs
-    before, step, commands, round_trips = STEPS[name]
-    batches = [new_batch() for _ in range(3)]
-    for batch_id in batches:
+    before, step, count, commands, round_trips = STEPS[name]
+    groups = [[new_batch() for _ in range(count)] for _ in range(3)]
+    for batch_id in chain(*groups):
         before(lifecycle, batch_id)
-    for batch_id in batches[:2]:
-        step(lifecycle, batch_id)  # so that scripts are loaded and statements are prepared
+    for group in groups[:2]:
+        step(lifecycle, *group)  # so that scripts are loaded and statements are prepared
 
-    wire = measure(lambda: step(lifecycle, batches[2]))
-
-    assert (wire.commands, wire.round_trips) == (commands, round_trips)
-
-
-MANY = {  # as `STEPS`, for three batches at once
-    "seals and announcement": (
-        filled,
-        sealed_and_announced,
-        ["EVALSHA", *["DEL", "EXPIRE", "EXPIRE"] * 3],
-        5,
-    ),
-    "relay": (announced, relayed, [], 3),
-}
-
-
-@pytest.mark.parametrize("name", MANY)
-def test_a_step_for_several_batches_asks_postgres_as_often_as_for_one(costs, name):
-    lifecycle, measure = costs
-    before, step, commands, round_trips = MANY[name]
-    batches = [new_batch() for _ in range(9)]
-    for batch_id in batches:
-        before(lifecycle, batch_id)
-    for start in (0, 3):
-        step(lifecycle, *batches[start : start + 3])
-
-    wire = measure(lambda: step(lifecycle, *batches[6:]))
+    wire = measure(lambda: step(lifecycle, *groups[2]))
 
     assert (wire.commands, wire.round_trips) == (commands, round_trips)
 
