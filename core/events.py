@@ -222,8 +222,9 @@ def parse(model: type[E], task: str, raw: object, limit: int) -> tuple[E, Idempo
     if not isinstance(raw, Mapping):
         raise InvalidEvent(f"{task}: the event must be a JSON object; send kwargs={{'event': …}}")
     try:
-        fields = {str(key): f"{canonical(key)}:{canonical(raw[key])}" for key in sorted(raw)}
-        text = "{" + ",".join(fields.values()) + "}"
+        said = canonical({key: raw[key] for key in raw if key != "timestamp"})
+        stamp = canonical({key: raw[key] for key in raw if key == "timestamp"})
+        text = "{" + ",".join(filter(None, (said[1:-1], stamp[1:-1]))) + "}"
         body = text.encode()
     except (ValueError, TypeError, RecursionError) as error:
         raise InvalidEvent(f"{task}: the event is not JSON: {error}") from error
@@ -235,9 +236,7 @@ def parse(model: type[E], task: str, raw: object, limit: int) -> tuple[E, Idempo
         event = model.model_validate_json(body)
     except ValidationError as error:
         raise InvalidEvent(f"{task}: {_first_faults(error)}") from error
-    fields.pop("timestamp", None)
-    said = ("{" + ",".join(fields.values()) + "}").encode()
-    return event, Idempotency(event.event_id, task, hashlib.sha256(said).digest())
+    return event, Idempotency(event.event_id, task, hashlib.sha256(said.encode()).digest())
 
 
 def _first_faults(error: ValidationError, most: int = 5) -> str:

@@ -1,5 +1,6 @@
 """Logs: structlog for our lines and everybody else's, JSON or for the console, on stderr."""
 
+import json
 import logging
 import re
 import sys
@@ -12,6 +13,8 @@ from core.tracing import traceparent
 
 # Ends at the end of its line, or of the JSON string or Python string that holds it.
 ROW = re.compile(r"Failing row contains \(.*?\)\.(?=[\\\n\"']|$)", re.DOTALL)
+
+LINE = json.JSONEncoder(default=repr)  # made once: that takes as long as to write a line
 
 
 class Lines(structlog.WriteLogger):
@@ -37,7 +40,7 @@ def configure(settings: Settings) -> None:
     ]
     last: list[Any]  # Any: structlog types its processors so
     if settings.log_format == "json":
-        last = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        last = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_as_json)]
     else:
         plain = structlog.dev.plain_traceback  # the others show what variables hold
         colors = sys.stderr.isatty()
@@ -66,6 +69,10 @@ def _add_trace(logger: object, method: str, event: Any) -> Any:  # Any: as struc
     if parent := traceparent.get():
         _, event["trace_id"], event["span_id"], _ = parent.split("-")
     return event
+
+
+def _as_json(line: object, default: object) -> str:
+    return LINE.encode(line)
 
 
 def _hide_rows(logger: object, method: str, line: str) -> str:

@@ -1,9 +1,9 @@
 """What waits is carried out together: one hop for many messages, one claim and commit for contents.
 
 A worker that is behind takes several messages of quick tasks at once and hands them to a process of
-its pool as one job. The job gives all contents their slots, then runs each task as Celery would:
-most contents are placed by then, and their tasks have only to say so; a repeat, or what belongs to
-an unknown or full batch, goes its way as if it had come alone. A message that was delivered before
+its pool as one job. The job gives all contents their slots, which ends most messages; then it runs
+the other tasks as Celery would: a repeat, or what belongs to an unknown or full batch, goes its way
+as if it had come alone. A message that was delivered before
 does come alone, so one that kills its process takes others with it only once.
 """
 
@@ -19,7 +19,7 @@ from celery.worker.request import Request
 from celery.worker.state import task_ready
 
 from tasks.app import AT_ONCE, BYTES_AT_ONCE, QUICK, app, settings
-from tasks.intake import ARRIVALS, Call, place_together
+from tasks.intake import ARRIVALS, Call, ended, place_together
 
 log = structlog.get_logger(__name__)
 
@@ -129,13 +129,13 @@ class Job:
 
 
 def run_together(calls: Sequence[Call]) -> list[Any]:  # Any: of Celery's tracer
-    """Place the contents of all messages, then run each task; return what Celery's tracer does."""
+    """Place the contents of all messages, run the other tasks; return what Celery's tracer does."""
     arrivals = [call for call in calls if call.task in ARRIVALS]
     if len(arrivals) > 1:
         place_together(arrivals)
     fast: bool = app.use_fast_trace_task  # type: ignore[attr-defined] # absent from its types
     trace = fast_trace_task if fast else trace_task_ret
     return [
-        trace(task, task_id, request, payload, None, None)
-        for task, task_id, request, payload in calls
+        ended(call) or trace(call.task, call.task_id, call.request, call.payload, None, None)
+        for call in calls
     ]
