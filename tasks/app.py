@@ -49,6 +49,7 @@ GARBAGE = (10_000, 50, 50)  # allocations a collection; Python's 700 are those o
 LOST_WORKER_DELAY_S = 1  # before a message whose worker died is delivered again
 
 app = Celery("els", include=["tasks.intake", "tasks.completion"])
+app.loader.override_backends = dict.fromkeys(("redis", "rediss"), "tasks.results:Backend")
 app.conf.update(
     broker_url=settings.broker_url or settings.redis_url or "memory://",
     result_backend=settings.redis_url or "cache+memory://",

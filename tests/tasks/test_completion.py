@@ -1,11 +1,14 @@
 """The completion chord: what is full at once is sealed by one, and each batch is announced once."""
 
+from contextlib import contextmanager
 from uuid import uuid4
 
 import pytest
+from celery.result import denied_join_result
 
 from core import lifecycle as plot
 from core.lifecycle import Lifecycle
+from tasks.app import app
 from tasks.completion import dispatch_completion
 from tasks.delivery import describe
 from tasks.together import Call, run_together
@@ -31,6 +34,13 @@ def chords(logged):
         return [(sorted(line["batches"]), line["headers"]) for line in lines]
 
     return read
+
+
+@contextmanager
+def not_eager():
+    app.conf.task_always_eager = False
+    yield
+    app.conf.task_always_eager = True
 
 
 def as_a_job(events):
@@ -112,6 +122,25 @@ def test_a_completion_dispatched_too_early_announces_nothing(lifecycle, conn, ba
     dispatch_completion({batch_id: None})
 
     assert looks.events(conn, batch_id) == []
+
+
+def test_a_task_waits_for_no_result_of_the_chord_that_it_dispatches(lifecycle, batch_id):
+    fill(lifecycle, batch_id, 2)
+
+    with denied_join_result(), not_eager():
+        dispatch_completion({batch_id: 2})
+
+    assert app.backend.result_consumer.subscribed_to == set()
+
+
+def test_somebody_outside_of_a_task_may_wait_for_a_result(batch_id):
+    result = app.AsyncResult(batch_id)
+
+    app.backend.add_pending_result(result, start_drainer=False)
+
+    [channel] = app.backend.result_consumer.subscribed_to
+    assert batch_id in channel.decode()
+    app.backend.remove_pending_result(result)
 
 
 def test_monitors_see_the_batches_of_a_chord_and_no_more(batch_id):
