@@ -25,8 +25,8 @@ class Lines(structlog.WriteLogger):
         self.name = name
 
 
-def configure(settings: Settings) -> None:
-    """Give every log line of this process the same form. Safe to call again.
+def configure(settings: Settings, *, for_good: bool = False) -> None:
+    """Give every log line of this process the same form. Safe to call again, unless `for_good`.
 
     Ours do not go through the standard library's loggers, which take more than twice as long.
     """
@@ -50,7 +50,7 @@ def configure(settings: Settings) -> None:
         processors=[*shared, *last],
         logger_factory=Lines,
         wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),
-        cache_logger_on_first_use=False,
+        cache_logger_on_first_use=for_good,
     )
     handler = logging.StreamHandler()
     handler.setFormatter(

@@ -191,7 +191,7 @@ if settings.crashpoint:  # in tests only: a receiver costs every task a call
 
 @signals.setup_logging.connect
 def _log_our_way(**_: object) -> None:
-    logs.configure(settings)
+    logs.configure(settings, for_good=True)
 
 
 @signals.heartbeat_sent.connect

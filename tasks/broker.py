@@ -27,7 +27,6 @@ from kombu.transport import redis as stock
 from kombu.transport import virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.imports import symbol_by_name
-from kombu.utils.json import loads
 from redis.exceptions import NoScriptError
 
 from core.crash import crashpoint
@@ -483,7 +482,7 @@ class Channel(stock.Channel):
 
     def _read(self, payload: bytes, tag: str) -> virtual.Message:
         """Parse a message as far as Celery trusts it. Raises one of BAD_SHAPE, which says why."""
-        raw = loads(bytes_to_str(payload))
+        raw = json.loads(bytes_to_str(payload))
         _check(raw, MESSAGE)
         properties, headers = raw["properties"], raw.get("headers") or {}
         _check(properties, PROPERTIES)

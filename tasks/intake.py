@@ -172,10 +172,7 @@ def ended(call: Call) -> tuple[int, str, float] | None:
     """
     if _has_more_to_come(call) or not (each := _settled.get({}).pop(call.task_id, None)):
         return None
-    clear_contextvars()
-    bind_contextvars(task=call.task, task_id=call.task_id)
-    _bind(each.event)
-    seconds = _tell(call.task, each.done, each.started)
+    seconds = _tell(call.task, call.task_id, each.event, each.done, each.started)
     return 0, shown(each.done.value), seconds
 
 
@@ -215,7 +212,7 @@ def carry_out(
         event, idem = (
             settled[:2] if settled else parse(model, task.name, body if named else None, limit)
         )
-        _bind(event)
+        bind_contextvars(batch_id=event.batch_id, correlation_id=str(event.correlation_id))
         done = settled.done if settled else step(event, idem)
         follow_up({event.batch_id: done})
     except Refusal as error:
@@ -229,19 +226,22 @@ def carry_out(
         metrics.retried(task.name, sqlstate(error))
         log.warning("retried", error=told(error), sqlstate=sqlstate(error))
         raise again(task, error, sys.maxsize) from error
-    _tell(task.name, done, started)
+    _tell(task.name, str(task.request.id), event, done, started)
     return done.value
 
 
-def _bind(event: Event) -> None:
-    bind_contextvars(batch_id=event.batch_id, correlation_id=str(event.correlation_id))
-
-
-def _tell(task: str, done: Done, started: float) -> float:
+def _tell(task: str, task_id: str, event: Event, done: Done, started: float) -> float:
     """Count and log what a message led to; return how many seconds that took."""
     seconds = time.monotonic() - started
     metrics.carried_out(task, done.value["outcome"], done.became, seconds)
-    log.info(done.value["outcome"], **{k: v for k, v in done.value.items() if k == "essay_id"})
+    log.info(
+        done.value["outcome"],
+        task=task,
+        task_id=task_id,
+        batch_id=event.batch_id,
+        correlation_id=str(event.correlation_id),
+        **{name: value for name, value in done.value.items() if name == "essay_id"},
+    )
     return seconds
 
 
