@@ -41,6 +41,7 @@ STOP_S = 10
 POLL_S = 0.004  # a look costs Redis 0.05 ms
 KEEP = ("ELS_DATABASE_URL", "ELS_REDIS_URL", "ELS_BROKER_URL", "ELS_HOME")
 NOOP = "exec celery -q -A bench.noop:{app} worker --loglevel {level} -Q bench.{app}"
+VARIANT = "exec env REMAP_SIGTERM=SIGQUIT celery -q -A bench.variant worker"
 TRUNCATE = SQL("TRUNCATE {}").format(SQL(", ").join(map(Identifier, metadata.tables)))
 
 
@@ -189,13 +190,13 @@ class Stand:
     def els(self, *, events: bool = True) -> Workers:
         """Start our workers, the line of the Procfile, with or without Celery's events; once."""
         environ = {"ELS_CONCURRENCY": str(self.crew.processes)}  # sizes the pool of connections
-        command = procfile()["worker"] + self.crew.options
+        command = procfile()["worker"]
         queue = self.queue if events else f"{self.queue}.quiet"
         variant = self.variant if events else {"conf": {"worker_send_task_events": False}}
         if variant:
-            command = command.replace("-A tasks.app", "-A bench.variant")
+            command = VARIANT
             environ |= {"ELS_QUEUE": queue, "BENCH_VARIANT": json.dumps(variant)}
-        return self._crew(queue, command, environ)
+        return self._crew(queue, command + self.crew.options, environ)
 
     def noop(self, app: str, level: str = "WARNING", *, tuned: bool = True) -> Workers:
         """Start workers of one of the apps of `bench.noop`; once. `tuned`: with our prefetch."""

@@ -1,4 +1,4 @@
-"""`els`: answers at once what supervisors ask every few seconds, and hands on the rest."""
+"""`els`: answers at once what supervisors ask every few seconds, and keeps workers small."""
 
 import sys
 
@@ -9,6 +9,10 @@ def main() -> int:
         from ops import health
 
         return health.main(sys.argv[2:])
+    if sys.argv[1:2] in (["worker"], ["beat"]):
+        from ops import celery_command
+
+        celery_command.main(sys.argv[1], sys.argv[2:])
     from ops import cli
 
     return cli.main()

@@ -44,6 +44,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+ANY_OPTION = {"allow_extra_args": True, "ignore_unknown_options": True}  # `els` hands these on
 WAIT_S = 10.0  # what a worker gets to carry out a command
 WIDE = 132  # columns of the status table: ids are never cut, so that they can be copied
 
@@ -202,7 +203,23 @@ def flower() -> None:
     os.execve(sys.executable, command(settings), environ)  # noqa: S606 - our own command
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(context_settings=ANY_OPTION)
+def worker(context: typer.Context) -> None:
+    """Start a worker: Celery's own, with all of its options (run by `els run`)."""
+    from ops.celery_command import main
+
+    main("worker", context.args)
+
+
+@app.command(context_settings=ANY_OPTION)
+def beat(context: typer.Context) -> None:
+    """Start beat, which enqueues sweep and relay; exactly one (run by `els run`)."""
+    from ops.celery_command import main
+
+    main("beat", context.args)
+
+
+@app.command(context_settings=ANY_OPTION)
 def health(context: typer.Context) -> None:
     """Tell whether the worker on this home turns, for supervisors: `els health worker`."""
     from ops.health import main

@@ -28,7 +28,7 @@ def els(*arguments, home=None, stdin=None, timeout=120, **environ):
     if home is not None:
         clean["ELS_HOME"] = str(home)
     return subprocess.run(
-        [sys.executable, "-m", "ops.cli", *map(str, arguments)],
+        [sys.executable, "-m", "ops", *map(str, arguments)],
         env={**clean, "COLUMNS": "120", **environ},
         cwd=ROOT,
         input=stdin,

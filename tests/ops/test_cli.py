@@ -171,7 +171,7 @@ def test_the_ops_page_tells_health(service):
 def test_a_killed_worker_is_started_again_and_the_next_batch_gets_ready(service):
     def workers():
         family = psutil.Process(service.process.pid).children(recursive=True)
-        return [p for p in family if "tasks.app worker" in " ".join(p.cmdline())]
+        return [p for p in family if "els worker" in " ".join(p.cmdline())]
 
     batch = make.new_batch()
     until(workers, what="there are workers")[0].kill()

@@ -1,10 +1,12 @@
-"""The Procfile, as honcho and `els run` read it."""
+"""The Procfile, as honcho and `els run` read it, and the commands that it starts."""
 
 import subprocess
 import sys
 
+import pytest
+
 from ops.stack import procfile
-from tests.ops.conftest import ROOT
+from tests.ops.conftest import ROOT, els
 
 
 def test_honcho_takes_the_procfile():
@@ -18,3 +20,27 @@ def test_honcho_takes_the_procfile():
 
     assert told.returncode == 0, told.stderr
     assert list(procfile()) == ["worker", "beat", "ops", "flower"]
+
+
+@pytest.mark.parametrize("name", ["worker", "beat"])
+def test_celerys_commands_take_their_options_and_import_no_others(name):
+    asks = f"import sys; sys.argv = ['els', '{name}', '--help']; from ops.__main__ import main"
+    asks += "\ntry: main()\nfinally: print(sorted({'flower', 'click_repl'} & {*sys.modules}))"
+
+    told = subprocess.run(
+        [sys.executable, "-c", asks], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+    assert told.stdout.startswith(f"Usage: els {name}")
+    assert "--loglevel" in told.stdout
+    assert told.stdout.endswith("[]\n")
+
+
+def test_a_worker_that_cannot_start_says_why():
+    without = els("worker")
+    misread = els("worker", ELS_CONCURRENCY="many")
+
+    assert (without.returncode, misread.returncode) == (1, 1)
+    assert "els: a worker needs ELS_DATABASE_URL and ELS_REDIS_URL" in without.stderr
+    assert "els: ELS_CONCURRENCY" in misread.stderr
+    assert "Traceback" not in without.stderr + misread.stderr
