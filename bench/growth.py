@@ -127,13 +127,13 @@ def measure_growth(
 
 
 def measure_memory(stand: Stand, contents: int, tick: Callable[[], None]) -> Figure:
-    """Follow the largest worker process: at rest, then after each tenth of so many contents."""
+    """Follow the largest process of a new worker: at rest, and after each tenth of the contents."""
+    stand = stand.other(f"{stand.queue}.memory", stand.crew, {})
     workers = stand.els()
     figure = Figure("memory", f"largest worker process, from rest to {contents:,} contents", "MB")
     figure.values.append(workers.memory_mb())
-    size = min(UPLOAD, contents // 10)
     for _ in range(10):
-        drain_uploads(stand, [size], contents // 10)
+        drain_uploads(stand, [CLASS], contents // 10)
         figure.values.append(workers.memory_mb())
         tick()
     return figure
