@@ -44,6 +44,7 @@ QUICK = (  # tasks whose messages are; their hop to the process costs as much as
     "els.seal_slots",
     "els.seal_books",
 )  # not els.announce_ready: it takes 2 ms a batch, and other processes are to share these
+FIRST = ("els.sweep", "els.relay")  # before all that wait: behind a backlog they would expire
 PUSHED = AT_ONCE  # messages a process on RabbitMQ, which pushes them: what waits must wait here
 GARBAGE = (10_000, 50, 50)  # allocations a collection; Python's 700 are those of two messages
 LOST_WORKER_DELAY_S = 1  # before a message whose worker died is delivered again
@@ -80,6 +81,7 @@ app.conf.update(
         "socket_keepalive": True,
         "on_junk": "tasks.strays:keep_junk",
         "take_together": (QUICK, AT_ONCE, BYTES_AT_ONCE),
+        "go_first": FIRST,
     },
     beat_schedule={
         "sweep": {

@@ -15,7 +15,7 @@ from uuid import NAMESPACE_OID, uuid4, uuid5
 import pytest
 import redis
 from celery import Celery, current_app
-from kombu import Connection, transport
+from kombu import Connection, Producer, transport
 from kombu.transport import redis as stock_redis
 
 from core import ledger
@@ -316,6 +316,19 @@ def test_the_prefetch_window_is_kept_and_no_ack_leaves_nothing(place):
 
     assert (held, len(taken), got is None) == (2, 3, False)
     assert place.is_quiet()
+
+
+def test_messages_of_some_tasks_go_before_all_that_wait(place):
+    place.send(1, 2)
+    with channel_on(go_first=("urgent",)) as channel:
+        producer = Producer(channel)
+        for task in ("urgent", "other", "urgent"):
+            headers = {"task": task, "id": task}
+            producer.publish([[], {}, {}], routing_key=QUEUE, headers=headers)
+        producer.publish("no task", routing_key=QUEUE)
+        tasks = [channel.basic_get(QUEUE, no_ack=True).headers.get("task") for _ in range(6)]
+
+    assert tasks == ["urgent", "urgent", "run", "run", "other", None]
 
 
 def test_messages_of_some_tasks_are_taken_together_and_count_as_one(place):

@@ -144,3 +144,20 @@ def test_task_events_are_published_in_batches_and_none_is_missing(workers):
         "succeeded": 60,
     }
     assert len(batches) <= told_s / EVENTS_EVERY_S + 180 / 24 + 2  # 24: as Celery fills a batch
+
+
+def test_what_beat_sends_goes_before_all_that_waits(workers, valkey, tmp_path):
+    for n in range(3):
+        workers.send("els.assign_content", make.content(make.new_batch(), f"text-{n}"))
+    options = ("--schedule", str(tmp_path / "beat"))
+    workers.start(*options, command="beat", ELS_SWEEP_EVERY="0.5", ELS_RELAY_EVERY="0.5")
+
+    def waiting():
+        """List the tasks in the order in which they are taken."""
+        messages = reversed(valkey.lrange(workers.queue, 0, -1))
+        return [json.loads(message)["headers"]["task"] for message in messages]
+
+    until(lambda: {"els.sweep", "els.relay"} <= {*waiting()}, what="beat has sent both")
+
+    assert waiting()[-3:] == ["els.assign_content"] * 3
+    assert {*waiting()[:-3]} == {"els.sweep", "els.relay"}
