@@ -167,8 +167,8 @@ def place_together(calls: Iterable[Call]) -> None:
 def ended(call: Call) -> tuple[int, str, float] | None:
     """End a task that was settled with others; return what Celery's tracer does, None to run it.
 
-    The tracer takes as long as all else together, and has nothing to do for a task whose result
-    nobody keeps, which nothing follows, and of which no signal tells.
+    The tracer takes longer than the statement that placed the content, and has nothing to do for a
+    task whose result nobody keeps, which nothing follows, and of which no signal tells.
     """
     if _has_more_to_come(call) or not (each := _settled.get({}).pop(call.task_id, None)):
         return None
