@@ -170,17 +170,21 @@ def ended(call: Call) -> tuple[int, str, float] | None:
     The tracer takes longer than the statement that placed the content, and has nothing to do for a
     task whose result nobody keeps, which nothing follows, and of which no signal tells.
     """
-    if _has_more_to_come(call) or not (each := _settled.get({}).pop(call.task_id, None)):
+    settled = _settled.get({})
+    each = settled.get(call.task_id)
+    if each is None or _has_more_to_come(call, each.done):
         return None
+    del settled[call.task_id]  # a copy of the message is a repeat
     seconds = _tell(call.task, call.task_id, each.event, each.done, each.started)
     return 0, shown(each.done.value), seconds
 
 
-def _has_more_to_come(call: Call) -> bool:
+def _has_more_to_come(call: Call, done: Done) -> bool:
     embed = call.payload[2]
-    follows = isinstance(embed, Mapping) and any(embed.values())
+    linked = isinstance(embed, Mapping) and any(embed.values())
     kept = call.request.get("ignore_result") is False
-    return kept or follows or any(signal.receivers for signal in TOLD)
+    left = done.full or done.posted  # what follows the commit failed for all together
+    return left or linked or kept or any(signal.receivers for signal in TOLD)
 
 
 def carry_out(

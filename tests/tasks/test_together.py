@@ -2,12 +2,14 @@
 
 from uuid import uuid4
 
+import psycopg
 import pytest
 from celery import signals
 from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
 from core.metrics import counted
+from tasks import completion, intake
 from tasks.app import app
 from tasks.together import Call, run_together
 from tests.core import looks
@@ -75,3 +77,20 @@ def test_signals_tell_of_each_task_where_somebody_listens(events, signal):
         receiver.disconnect(listen)
 
     assert told.count(ASSIGN) == 3
+
+
+def test_what_could_not_follow_for_all_together_follows_for_each(
+    events, batch_id, conn, monkeypatch
+):
+    lost = [psycopg.OperationalError("the connection is lost")]
+
+    def follow_up(batches):
+        if lost:
+            raise lost.pop()
+        completion.follow_up(batches)
+
+    monkeypatch.setattr(intake, "follow_up", follow_up)
+
+    run_together([call(event) for event in events])
+
+    assert "BatchEssaysReady" in looks.types(conn, batch_id)
