@@ -1,7 +1,7 @@
 """`els worker` and `els beat`: Celery's own commands on our app, with all of their options.
 
 Celery's command line imports each command that is installed into whatever it starts, Flower and an
-interactive shell among them: 11 MB of a worker.
+interactive shell among them: 12 MB of a worker.
 """
 
 import os

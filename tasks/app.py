@@ -173,7 +173,7 @@ class QuietRequest(Request):
 app.Task.Request = "tasks.app:QuietRequest"
 
 
-def shown(result: object, most: int = 1024) -> str:
+def shown(result: object, most: int) -> str:
     """Write what a task returned, as monitors see it.
 
     Celery's own takes 29 µs for one of ours, as it writes any object whatever token by token.

@@ -300,8 +300,8 @@ class Channel(stock.Channel):
         if (message["headers"] or {}).get("task") not in self.go_first:
             super()._put(queue, message, **kwargs)
             return
-        step = self._get_message_priority(message)
-        self.unacked.client.rpush(self._key(self._q_for_pri(queue, step)), json.dumps(message))
+        key = self._list(queue, self._get_message_priority(message))
+        self.unacked.client.rpush(key, json.dumps(message))
 
     # --- taking --------------------------------------------------------------------------------
 
@@ -337,7 +337,7 @@ class Channel(stock.Channel):
     def _sources(self, queues: Sequence[str]) -> list[Source]:
         """List what to take from: by priority, then in the order of the queues."""
         return [
-            Source(queue, self._key(self._q_for_pri(queue, step)), self._junk(queue))
+            Source(queue, self._list(queue, step), self._junk(queue))
             for step in self.priority_steps
             for queue in queues
         ]
@@ -468,7 +468,7 @@ class Channel(stock.Channel):
             priority = self._get_message_priority(message)
             # Kombu drops a message whose exchange leads nowhere by now.
             queues = self._lookup(exchange, routing_key) or [routing_key]
-            lists = [self._key(self._q_for_pri(queue, priority)) for queue in queues]
+            lists = [self._list(queue, priority) for queue in queues]
             payload = json.dumps(message)
         except BAD_SHAPE:
             log.exception("note_is_junk", delivery_tag=tag)
@@ -544,6 +544,9 @@ class Channel(stock.Channel):
 
     def _key(self, name: str) -> str:
         return self.global_keyprefix + name
+
+    def _list(self, queue: str, priority: int) -> str:
+        return self._key(self._q_for_pri(queue, priority))
 
     def _junk(self, queue: str) -> str:
         return self._key(f"{queue}.junk")

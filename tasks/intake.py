@@ -176,7 +176,7 @@ def ended(call: Call) -> tuple[int, str, float] | None:
         return None
     del settled[call.task_id]  # a copy of the message is a repeat
     seconds = _tell(call.task, call.task_id, each.event, each.done, each.started)
-    return 0, shown(each.done.value), seconds
+    return 0, shown(each.done.value, app.Task.resultrepr_maxsize), seconds
 
 
 def _has_more_to_come(call: Call, done: Done) -> bool:

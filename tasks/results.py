@@ -10,7 +10,7 @@ class Backend(RedisBackend):
     """Celery's, except that a task waits for no result of what it calls.
 
     Celery's subscribes to the result of each header of a chord that a task dispatches, keeps it for
-    ever and never reads what Redis says (celery/celery issues 3808, 4824 and 6963): 2 KB a batch.
+    ever and never reads what Redis says (celery/celery issues 3808, 4824 and 6963): 3 KB a chord.
     """
 
     def add_pending_result(self, result: Any, *args: Any, **kwargs: Any) -> Any:  # Any: untyped

@@ -3,8 +3,8 @@
 A worker that is behind takes several messages of quick tasks at once and hands them to a process of
 its pool as one job. The job gives all contents their slots, which ends most messages; then it runs
 the other tasks as Celery would: a repeat, or what belongs to an unknown or full batch, goes its way
-as if it had come alone. A message that was delivered before
-does come alone, so one that kills its process takes others with it only once.
+as if it had come alone. A message that was delivered before does come alone, so one that kills its
+process takes others with it only once.
 """
 
 from collections import deque

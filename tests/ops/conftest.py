@@ -46,7 +46,7 @@ class Service:
         self.home = home
         clean = {k: v for k, v in os.environ.items() if not k.startswith("ELS_")}
         self.output = home.with_suffix(".out")
-        command = [sys.executable, "-m", "ops.cli"]
+        command = [sys.executable, "-m", "ops"]
         with self.output.open("w") as out:
             self.process = subprocess.Popen(
                 leashed([*command, "run", "--home", str(home)], signal.SIGTERM),

@@ -3,13 +3,24 @@
 import base64
 import json
 from contextlib import ExitStack
+from uuid import uuid4
 
 import pytest
 from structlog.testing import capture_logs
 
 from tasks import intake
 from tasks.app import app, stores
+from tasks.together import Call
 from tests.factories import new_batch
+
+ASSIGN = "els.assign_content"
+
+
+def call(event, embed=None):
+    """Write the message of a content as a process of the pool gets it, among others of its job."""
+    task_id = str(uuid4())
+    payload = ((), {"event": event}, embed or {"callbacks": None, "chain": None, "chord": None})
+    return Call(ASSIGN, task_id, {"id": task_id, "ignore_result": True}, payload)
 
 
 def pytest_collection_modifyitems(items):

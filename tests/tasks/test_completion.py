@@ -1,8 +1,5 @@
 """The completion chord: what is full at once is sealed by one, and each batch is announced once."""
 
-from contextlib import contextmanager
-from uuid import uuid4
-
 import pytest
 from celery.result import denied_join_result
 
@@ -11,12 +8,13 @@ from core.lifecycle import Lifecycle
 from tasks.app import app
 from tasks.completion import dispatch_completion
 from tasks.delivery import describe
-from tasks.together import Call, run_together
+from tasks.together import run_together
 from tests.core import looks
 from tests.core.story import fill, register, texts
 from tests.factories import content, contents, new_batch, registration
+from tests.tasks.conftest import call
 
-REGISTER, ASSIGN, UPLOAD = "els.register_batch", "els.assign_content", "els.assign_contents"
+REGISTER, UPLOAD = "els.register_batch", "els.assign_contents"
 DONE = ["BatchContentProvisioningCompleted", "BatchEssaysReady"]
 
 
@@ -36,21 +34,6 @@ def chords(logged):
     return read
 
 
-@contextmanager
-def not_eager():
-    app.conf.task_always_eager = False
-    yield
-    app.conf.task_always_eager = True
-
-
-def as_a_job(events):
-    """Let a process carry out the messages of these contents as the one job that they are."""
-    headers = {"ignore_result": True}
-    run_together(
-        [Call(ASSIGN, str(uuid4()), {**headers}, ((), {"event": event}, {})) for event in events]
-    )
-
-
 def test_batches_that_fill_together_share_a_chord(lifecycle, conn, chords):
     batches = sorted(new_batch() for _ in range(3))
     for batch_id in batches:
@@ -58,7 +41,8 @@ def test_batches_that_fill_together_share_a_chord(lifecycle, conn, chords):
     late = new_batch()
     register(lifecycle, late, 2)
 
-    as_a_job([content(b, text) for text in texts(2) for b in batches] + [content(late)])
+    events = [content(b, text) for text in texts(2) for b in batches] + [content(late)]
+    run_together([call(event) for event in events])
 
     assert chords() == [(batches, 2)]
     for batch_id in batches:
@@ -124,10 +108,13 @@ def test_a_completion_dispatched_too_early_announces_nothing(lifecycle, conn, ba
     assert looks.events(conn, batch_id) == []
 
 
-def test_a_task_waits_for_no_result_of_the_chord_that_it_dispatches(lifecycle, batch_id):
+def test_a_task_waits_for_no_result_of_the_chord_that_it_dispatches(
+    lifecycle, batch_id, monkeypatch
+):
     fill(lifecycle, batch_id, 2)
+    monkeypatch.setitem(app.conf, "task_always_eager", False)
 
-    with denied_join_result(), not_eager():
+    with denied_join_result():
         dispatch_completion({batch_id: 2})
 
     assert app.backend.result_consumer.subscribed_to == set()

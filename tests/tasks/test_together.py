@@ -1,7 +1,5 @@
 """Messages that one process carries out together: each ends as if Celery had run its task."""
 
-from uuid import uuid4
-
 import psycopg
 import pytest
 from celery import signals
@@ -11,12 +9,13 @@ from structlog.testing import capture_logs
 from core.metrics import counted
 from tasks import completion, intake
 from tasks.app import app
-from tasks.together import Call, run_together
+from tasks.together import run_together
 from tests.core import looks
 from tests.core.story import texts
 from tests.factories import cancellation, content, new_batch, registration
+from tests.tasks.conftest import ASSIGN, call
 
-REGISTER, ASSIGN, CANCEL = "els.register_batch", "els.assign_content", "els.cancel_batch"
+REGISTER, CANCEL = "els.register_batch", "els.cancel_batch"
 ASSIGNED = 'els_content_assignment_total{outcome="assigned"}'
 
 
@@ -25,12 +24,6 @@ def events(send, batch_id):
     """Announce as many contents as the batch, which is registered, has slots."""
     send(REGISTER, registration(batch_id, 3))
     return [content(batch_id, text) for text in texts(3)]
-
-
-def call(event, embed=None, task_id=None):
-    payload = ((), {"event": event}, embed or {"callbacks": None, "chain": None, "chord": None})
-    task_id = task_id or str(uuid4())
-    return Call(ASSIGN, task_id, {"id": task_id, "ignore_result": True}, payload)
 
 
 def test_each_message_is_told_of_once(events, batch_id):
