@@ -21,6 +21,7 @@ from core import alive, ledger
 from core.ledger import DeadLetter
 from tasks.app import settings
 from tasks.intake import as_json, names_event, told
+from tasks.stopping import heeded_between_turns
 from tasks.together import Together
 
 EVENTS_EVERY_S = 0.2  # between two batches of task events: what monitors see is so late at most
@@ -38,6 +39,7 @@ class Consumer(consumer.Consumer):
     # Celery's own, absent from its types.
     hub: Any
     event_dispatcher: Any
+    loop: Callable[..., None]
     _flush_events: Callable[[], None]
 
     _events_due = 0.0
@@ -46,6 +48,8 @@ class Consumer(consumer.Consumer):
         super().__init__(process, *args, **kwargs)
         self.together = Together(self.hub, process)
         self.on_task_request = self.together.add
+        if self.hub:
+            self.loop = heeded_between_turns(self.hub)(self.loop)
 
     def on_close(self) -> None:
         """Forget what no process has begun: its broker's connection is lost."""

@@ -161,3 +161,35 @@ def test_what_beat_sends_goes_before_all_that_waits(workers, valkey, tmp_path):
 
     assert waiting()[-3:] == ["els.assign_content"] * 3
     assert {*waiting()[:-3]} == {"els.sweep", "els.relay"}
+
+
+INTERRUPTED = """
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
+hand_on = ThreadPoolExecutor._adjust_thread_count
+
+def interrupted(executor):
+    assert executor._shutdown_lock.locked()
+    os.kill(os.getpid(), signal.SIGTERM)
+    hand_on(executor)
+
+ThreadPoolExecutor._adjust_thread_count = interrupted
+"""
+
+
+def test_a_worker_told_to_stop_while_it_holds_a_lock_of_its_pool_ends(workers, tmp_path):
+    (tmp_path / "interrupted.py").write_text(INTERRUPTED)
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    process = workers.start(
+        "--include", "interrupted", command="worker --pool threads", PYTHONPATH=path
+    )
+    workers.ready(1)
+    batch = make.new_batch()
+
+    registered = workers.send("els.register_batch", make.registration(batch, 1))
+
+    assert process.wait(15) == 0
+    workers.start()
+    assert registered.get(timeout=30)["outcome"] == "registered"

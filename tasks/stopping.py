@@ -1,0 +1,53 @@
+"""A worker stops between two turns of its event loop, not within one.
+
+Celery stops a worker from within the signal's handler: it ends the pool and gives messages back,
+wherever the main thread happens to be. Where that holds a lock of the pool, it then waits for
+itself for ever (issue 121649 of CPython).
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from signal import SIGINT, SIGQUIT, SIGTERM
+from typing import Any
+
+from celery.platforms import signals
+from celery.worker import state
+
+STOPS = (SIGTERM, SIGQUIT, SIGINT)
+
+Handler = Callable[[int, Any], None]  # Any: a frame, or None where it is left by now
+
+
+@contextmanager
+def heeded_between_turns(hub: Any) -> Iterator[None]:  # Any: Kombu's event loop, untyped
+    """Let a signal to stop wait until this loop comes round, which takes a second at most.
+
+    A second one acts at once, for a turn that does not end; so does any one outside of this.
+    """
+    theirs: dict[int, Handler] = {n: h for n in STOPS if callable(h := signals[n])}
+    asked: list[int] = []
+
+    def ask(number: int, _: object) -> None:
+        asked.append(number)
+        if len(asked) > 1:
+            act()
+
+    def act() -> None:
+        signals.update({n: theirs[n] for n in theirs if signals[n] is ask})
+        if asked:  # nothing adds to it any more
+            number = asked[0]
+            asked.clear()
+            theirs[number](number, None)
+
+    def heed() -> None:
+        if asked:
+            act()
+            state.maybe_shutdown()
+
+    signals.update(dict.fromkeys(theirs, ask))
+    hub.on_tick.add(heed)
+    try:
+        yield
+    finally:
+        hub.on_tick.discard(heed)
+        act()
