@@ -45,7 +45,7 @@ QUICK = (  # tasks whose messages are; their hop to the process costs as much as
     "els.seal_books",
 )  # not els.announce_ready: it takes 2 ms a batch, and other processes are to share these
 FIRST = ("els.sweep", "els.relay")  # before all that wait: behind a backlog they would expire
-PUSHED = AT_ONCE  # messages a process on RabbitMQ, which pushes them: what waits must wait here
+PUSHED = 2 * AT_ONCE  # messages a process on RabbitMQ, which pushes them: in work and next
 GARBAGE = (10_000, 50, 50)  # allocations a collection; Python's 700 are those of two messages
 LOST_WORKER_DELAY_S = 1  # before a message whose worker died is delivered again
 
@@ -161,6 +161,16 @@ class QuietRequest(Request):
         self._argsrepr = "()"
         self._kwargsrepr = describe(self.kwargs)
         self.request_dict.update(argsrepr=self._argsrepr, kwargsrepr=self._kwargsrepr)
+
+    acknowledged_with: "list[Any] | None" = None  # tags of messages that are acknowledged together
+
+    def acknowledge(self) -> None:
+        """Acknowledge the message, or leave it to who does so for several."""
+        if self.acknowledged_with is None:
+            super().acknowledge()
+        elif not self.acknowledged:
+            self.acknowledged_with.append(self.message.delivery_tag)
+            self.acknowledged = True
 
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002 - as Celery calls it
         """Tell monitors of an error by its name: its text may hold what a row holds."""

@@ -31,6 +31,13 @@ from redis.exceptions import NoScriptError
 
 from core.crash import crashpoint
 
+TRANSPORTS = {  # by the scheme of a URL; `redis+socket` is `redis` by then
+    "redis": f"{__name__}:Transport",
+    "rediss": f"{__name__}:Transport",
+    "amqp": "tasks.amqp:Transport",
+    "pyamqp": "tasks.amqp:Transport",
+    "amqps": "tasks.amqp:SSLTransport",
+}
 LUA = Path(__file__).parent / "lua"
 RESTORE_EVERY_S = 1  # one call; Kombu's default of 100 s would be most of a redelivery
 RESTORED_AT_ONCE = 1000  # about 0.3 s of the event loop
@@ -66,12 +73,12 @@ log = structlog.get_logger(__name__)
 
 
 def install() -> None:
-    """Make every `redis://`, `rediss://` and `redis+socket://` broker of this process ours.
+    """Make every Redis and RabbitMQ broker of this process ours.
 
     Connections that only publish behave as before.
     """
-    for scheme in ("redis", "rediss"):
-        transport.TRANSPORT_ALIASES[scheme] = f"{__name__}:Transport"
+    for scheme, ours in TRANSPORTS.items():
+        transport.TRANSPORT_ALIASES[scheme] = ours
         transport._transport_cache.pop(scheme, None)  # type: ignore[attr-defined] # not in its types
 
 
@@ -437,6 +444,11 @@ class Channel(stock.Channel):
         if self._waiting:
             self._waiting, self._in_poll = False, None  # nothing is owed
         super().close()
+
+    def acknowledge(self, tags: Sequence[str]) -> None:
+        """Acknowledge messages."""
+        for tag in tags:
+            self.qos.ack(tag)
 
     # --- restoring -----------------------------------------------------------------------------
 

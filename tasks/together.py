@@ -15,10 +15,9 @@ import structlog
 from billiard.exceptions import WorkerLostError
 from celery.app.trace import fast_trace_task, trace_task_ret
 from celery.exceptions import TaskRevokedError
-from celery.worker.request import Request
 from celery.worker.state import task_ready
 
-from tasks.app import AT_ONCE, BYTES_AT_ONCE, QUICK, app, settings
+from tasks.app import AT_ONCE, BYTES_AT_ONCE, QUICK, QuietRequest, app, settings
 from tasks.intake import ARRIVALS, Call, ended, place_together
 
 log = structlog.get_logger(__name__)
@@ -34,9 +33,9 @@ class Together:
         """Take the event loop (None: every request goes alone) and what carries out a request."""
         self._hub = hub
         self._process = process
-        self._waiting: deque[Request] = deque()
+        self._waiting: deque[QuietRequest] = deque()
 
-    def add(self, request: Request) -> None:
+    def add(self, request: QuietRequest) -> None:
         """Let a request run, with others if it is plain."""
         if self._hub is None or not _is_plain(request):
             self._process(request)
@@ -64,11 +63,11 @@ class Together:
             case [request]:
                 request.execute_using_pool(pool)
             case requests:
-                Job(requests).start(pool)
+                Job(requests, self._hub).start(pool)
 
-    def _next(self) -> list[Request]:
+    def _next(self) -> list[QuietRequest]:
         """Take the requests of one job out of those that wait: one, whatever its size, or more."""
-        several: list[Request] = []
+        several: list[QuietRequest] = []
         size = 0
         while self._waiting and len(several) < AT_ONCE:
             size += len(self._waiting[0].message.body)
@@ -78,7 +77,7 @@ class Together:
         return several
 
 
-def _is_plain(request: Request) -> bool:
+def _is_plain(request: QuietRequest) -> bool:
     """Tell whether a request may run with others; a traced one has a span to itself."""
     return request.task.name in QUICK and not (
         request.eta
@@ -92,8 +91,9 @@ def _is_plain(request: Request) -> bool:
 class Job:
     """Requests that one process of the pool carries out."""
 
-    def __init__(self, requests: Sequence[Request]) -> None:
+    def __init__(self, requests: Sequence[QuietRequest], hub: Any) -> None:  # Any: untyped
         self._requests = requests
+        self._hub = hub
 
     def start(self, pool: Any) -> None:  # Any: one of Celery's pools
         """Send the messages to the pool."""
@@ -114,8 +114,19 @@ class Job:
 
     def succeeded(self, results: Sequence[Any]) -> None:  # Any: of its tracer
         """Acknowledge each message, or treat it by how its task ended, as Celery does."""
+        tags: list[Any] = []  # Any: the broker's
         for request, result in zip(self._requests, results, strict=True):
+            request.acknowledged_with = tags
             request.on_success(result)
+        self._hub.call_soon(self._acknowledge, tags)
+
+    def _acknowledge(self, tags: Sequence[Any]) -> None:
+        request = self._requests[0]
+        lost: tuple[type[Exception], ...] = tuple(request.connection_errors)
+        try:
+            request.message.channel.acknowledge(tags)
+        except lost as error:  # the broker delivers them anew
+            log.warning("not_acknowledged", messages=len(tags), error=str(error))
 
     def failed(self, info: Any) -> None:  # Any: billiard's ExceptionInfo
         """Have each message delivered again: its process died, or failed outside of a task."""
