@@ -33,6 +33,7 @@ class Case:
     step: int = CLASS  # amounts are multiples of it
     first: int = CLASS * 4  # the amount of the warm-up
     fixed: bool = False
+    seconds: float = 0
     cpu: dict[str, list[float]] = field(default_factory=dict)  # µs a content
     figure: Figure = field(init=False)
 
@@ -47,6 +48,7 @@ class Case:
         the first time it connects, loads scripts and plans, which makes 10 000 slots take 1.6 times
         as long.
         """
+        self.seconds = seconds
         drained = self.run(self.amount)
         if self.fixed:
             for _ in range(FIXED_WARM_UPS):
@@ -58,11 +60,15 @@ class Case:
             drained = self.run(self.amount)
 
     def measure(self) -> None:
-        """Run once and note what came of it."""
-        drained = self.run(self.amount)
-        self.figure.values.append(drained.rate)
-        for name, used in drained.cpu_s.items():
-            self.cpu.setdefault(name, []).append(used / drained.contents * 1e6)
+        """Run once, or a fixed amount for as long as other cases take; note what came of it."""
+        runs = [self.run(self.amount)]
+        while self.fixed and sum(run.seconds for run in runs) < self.seconds:
+            runs.append(self.run(self.amount))
+        contents = sum(run.contents for run in runs)
+        self.figure.values.append(contents / sum(run.seconds for run in runs))
+        for name in runs[0].cpu_s:
+            used = sum(run.cpu_s[name] for run in runs)
+            self.cpu.setdefault(name, []).append(used / contents * 1e6)
 
 
 def run_cases(

@@ -110,7 +110,7 @@ class Slots:
         seeded = 0
         while some := [*islice(chunks, PIPELINED)]:
             calls: list[Call] = [
-                (_keys(batch_id), [int(fresh and number == 0), lease_ms, ttl_s, *chunk])
+                (_keys(batch_id), [int(fresh and number == 0), lease_ms, ttl_s, " ".join(chunk)])
                 for number, chunk in enumerate(some)
             ]
             seeded += sum(self._pipelined(self._seed, calls))

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from bench import contest, growth
-from bench.cases import drain_singles
+from bench.cases import Case, drain_singles
 from bench.chart import bars, line
 from bench.load import CLASS, register
 from bench.machine import describe
@@ -16,7 +16,7 @@ from bench.peers import PEERS
 from bench.publish import publish
 from bench.report import Report
 from bench.run import QUICK
-from bench.stand import BenchError, Crew, Servers, open_stand
+from bench.stand import BenchError, Crew, Drained, Servers, open_stand
 from tests.ops.conftest import els
 
 
@@ -42,6 +42,23 @@ def test_a_quick_bench_gives_every_figure_and_its_files(tmp_path):
     assert found["machine"]["postgres"]["fsync"] == "on"
     assert json.loads((tmp_path / "bench.json").read_text()) == found
     assert list(tmp_path.glob("charts/*.svg"))
+
+
+def test_a_fixed_amount_is_run_for_as_long_as_other_cases_take():
+    amounts = []
+
+    def run(amount):
+        amounts.append(amount)
+        return Drained(amount, 0.3, {"worker": 0.1})
+
+    case = Case("name", "what", run, first=30, fixed=True)
+    case.warm_up(1.0)
+    del amounts[:]
+    case.measure()
+
+    assert amounts == [30] * 4
+    assert case.figure.values == [pytest.approx(100)]
+    assert case.cpu == {"worker": [pytest.approx(0.1 / 30 * 1e6)]}
 
 
 def test_the_page_gets_the_figures_between_its_marks(tmp_path, stand):
