@@ -181,6 +181,7 @@ class QuietRequest(Request):
 
 
 app.Task.Request = "tasks.app:QuietRequest"
+app.events.dispatcher_cls = "tasks.monitoring:Dispatcher"
 
 
 def shown(result: object, most: int) -> str:

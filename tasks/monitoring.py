@@ -1,0 +1,45 @@
+"""What a worker tells monitors, Flower above all: three events of each task."""
+
+from time import time
+from typing import Any
+
+from celery.events import EventDispatcher
+from celery.utils.time import utcoffset
+
+
+class Dispatcher(EventDispatcher):
+    """Celery's, but that an event which is buffered is written in less than half the time."""
+
+    # Celery's own, absent from its types.
+    buffer_group: frozenset[str]
+    buffer_limit: int
+    clock: Any
+    on_send_buffered: Any
+    pid: int
+    _group_buffer: dict[str, list[dict[str, Any]]]
+
+    _utcoffset: float = utcoffset()
+
+    def send(self, type: str, *args: Any, **fields: Any) -> None:  # noqa: A002 - as Celery calls it
+        """Send an event, or buffer it if it is one of a task."""
+        group = type.partition("-")[0]
+        if args or self.groups or not self.enabled or group not in self.buffer_group:
+            super().send(type, *args, **fields)
+            return
+        fields["type"] = type
+        fields["timestamp"] = time()
+        fields["hostname"] = self.hostname
+        fields["utcoffset"] = self._utcoffset
+        fields["pid"] = self.pid
+        fields["clock"] = self.clock.forward()
+        buffered = self._group_buffer[group]
+        buffered.append(fields)
+        if len(buffered) >= self.buffer_limit:
+            self.flush()
+        else:
+            self.on_send_buffered()
+
+    def flush(self, errors: bool = True, groups: bool = True) -> None:
+        """Publish what is buffered."""
+        self._utcoffset = utcoffset()  # once a batch: summer time may have begun
+        super().flush(errors, groups)
