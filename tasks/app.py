@@ -156,13 +156,13 @@ def send_event(event: dict[str, Any]) -> None:  # Any: a CloudEvent, JSON
 class QuietRequest(Request):
     """A message as monitors see it: ids, and neither file names nor students."""
 
+    acknowledged_with: "list[Any] | None" = None  # tags of messages that are acknowledged together
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # Any: as Celery calls it
         super().__init__(*args, **kwargs)
         self._argsrepr = "()"
         self._kwargsrepr = describe(self.kwargs)
         self.request_dict.update(argsrepr=self._argsrepr, kwargsrepr=self._kwargsrepr)
-
-    acknowledged_with: "list[Any] | None" = None  # tags of messages that are acknowledged together
 
     def acknowledge(self) -> None:
         """Acknowledge the message, or leave it to who does so for several."""

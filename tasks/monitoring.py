@@ -36,7 +36,7 @@ class Dispatcher(EventDispatcher):
         buffered.append(fields)
         if len(buffered) >= self.buffer_limit:
             self.flush()
-        else:
+        elif self.on_send_buffered:
             self.on_send_buffered()
 
     def flush(self, errors: bool = True, groups: bool = True) -> None:

@@ -115,10 +115,12 @@ class Job:
     def succeeded(self, results: Sequence[Any]) -> None:  # Any: of its tracer
         """Acknowledge each message, or treat it by how its task ended, as Celery does."""
         tags: list[Any] = []  # Any: the broker's
-        for request, result in zip(self._requests, results, strict=True):
-            request.acknowledged_with = tags
-            request.on_success(result)
-        self._hub.call_soon(self._acknowledge, tags)
+        try:
+            for request, result in zip(self._requests, results, strict=True):
+                request.acknowledged_with = tags
+                request.on_success(result)
+        finally:
+            self._hub.call_soon(self._acknowledge, tags)
 
     def _acknowledge(self, tags: Sequence[Any]) -> None:
         request = self._requests[0]
