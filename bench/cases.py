@@ -61,14 +61,12 @@ class Case:
 
     def measure(self) -> None:
         """Run once, or a fixed amount for as long as other cases take; note what came of it."""
-        runs = [self.run(self.amount)]
-        while self.fixed and sum(run.seconds for run in runs) < self.seconds:
-            runs.append(self.run(self.amount))
-        contents = sum(run.contents for run in runs)
-        self.figure.values.append(contents / sum(run.seconds for run in runs))
-        for name in runs[0].cpu_s:
-            used = sum(run.cpu_s[name] for run in runs)
-            self.cpu.setdefault(name, []).append(used / contents * 1e6)
+        drained = self.run(self.amount)
+        while self.fixed and drained.seconds < self.seconds:
+            drained += self.run(self.amount)
+        self.figure.values.append(drained.rate)
+        for name, used in drained.cpu_s.items():
+            self.cpu.setdefault(name, []).append(used / drained.contents * 1e6)
 
 
 def run_cases(

@@ -86,6 +86,11 @@ class Drained:
         """Contents a second."""
         return self.contents / self.seconds
 
+    def __add__(self, other: "Drained") -> "Drained":
+        """One drain and then another."""
+        cpu_s = {name: used + other.cpu_s[name] for name, used in self.cpu_s.items()}
+        return Drained(self.contents + other.contents, self.seconds + other.seconds, cpu_s)
+
 
 @dataclass
 class Workers:

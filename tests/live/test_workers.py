@@ -181,10 +181,8 @@ ThreadPoolExecutor._adjust_thread_count = interrupted
 
 def test_a_worker_told_to_stop_while_it_holds_a_lock_of_its_pool_ends(workers, tmp_path):
     (tmp_path / "interrupted.py").write_text(INTERRUPTED)
-    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    process = workers.start(
-        "--include", "interrupted", command="worker --pool threads", PYTHONPATH=path
-    )
+    options = ("--include", "interrupted")
+    process = workers.start(*options, command="worker --pool threads", PYTHONPATH=str(tmp_path))
     workers.ready(1)
     batch = make.new_batch()
 

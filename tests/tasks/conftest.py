@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from uuid import uuid4
 
 import pytest
+from kombu.asynchronous import Hub
 from structlog.testing import capture_logs
 
 from tasks import intake
@@ -44,6 +45,14 @@ def _eager(database_url):
 @pytest.fixture(autouse=True)
 def _empty_broker(valkey):
     valkey.flushdb()
+
+
+@pytest.fixture
+def hub():
+    """Open an event loop, as a worker's parent has one."""
+    hub = Hub()
+    yield hub
+    hub.close()
 
 
 @pytest.fixture

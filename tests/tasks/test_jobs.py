@@ -5,7 +5,6 @@ from uuid import uuid4
 
 import pytest
 from kombu import Message
-from kombu.asynchronous import Hub
 from structlog.testing import capture_logs
 
 from tasks.app import QuietRequest, app
@@ -31,13 +30,6 @@ class Channel:
 @pytest.fixture
 def channel():
     return Channel()
-
-
-@pytest.fixture
-def hub():
-    hub = Hub()
-    yield hub
-    hub.close()
 
 
 @pytest.fixture

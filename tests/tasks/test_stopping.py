@@ -6,16 +6,8 @@ import signal
 import pytest
 from celery.exceptions import WorkerShutdown
 from celery.worker import state
-from kombu.asynchronous import Hub
 
 from tasks.stopping import heeded_between_turns
-
-
-@pytest.fixture
-def hub():
-    hub = Hub()
-    yield hub
-    hub.close()
 
 
 @pytest.fixture
