@@ -27,7 +27,8 @@ Row = Mapping[str, Any]  # Any: a value as Postgres has it
 Bounds = tuple[str, str | None]  # of slots: from this essay id up to, not including, that one
 
 CONNECT_TIMEOUT_S = 5
-POOL_TIMEOUT_S = 10.0  # a pool without a free connection this long is an error that may pass
+POOL_TIMEOUT_S = 10.0  # a pool without a free connection this long is an error of the server's
+RECONNECT_S = 5.0  # after so long a pool gives up connecting, until somebody asks again
 STATEMENT_TIMEOUT_MS = 60_000  # registering 100 000 slots takes a few seconds
 _OPTIONS: dict[str, Any] = {  # Any: keyword arguments of psycopg
     "autocommit": True,
@@ -191,6 +192,7 @@ def connect(
         min_size=0,
         max_size=size,
         timeout=POOL_TIMEOUT_S,
+        reconnect_timeout=RECONNECT_S,
         check=ConnectionPool.check_connection if checked else None,
         open=True,
     )

@@ -75,6 +75,12 @@ RETRIES = Counter(
     ["sqlstate"],
     registry=REGISTRY,
 )
+PAUSES = Counter(
+    "els_pauses",
+    "How often a process stopped taking messages because a server refused, by SQLSTATE.",
+    ["server", "sqlstate"],
+    registry=REGISTRY,
+)
 
 
 for end in ("registered", "already_registered", "dead_letter"):
@@ -83,6 +89,8 @@ for end in ("assigned", "failed_slot", "pending", "excess", "closed", "dead_lett
     ASSIGNMENTS.labels(end)
 REGISTRATION_FAILURES.labels(NO_SQLSTATE)
 RETRIES.labels(NO_SQLSTATE)
+for server in ("postgres", "redis"):
+    PAUSES.labels(server, NO_SQLSTATE)
 
 
 def carried_out(task: str, outcome: str, became: Mapping[str, int], seconds: float) -> None:
@@ -110,6 +118,11 @@ def parked(task: str, sqlstate: str | None) -> None:
         REGISTRATION_FAILURES.labels(sqlstate or NO_SQLSTATE).inc()
     elif task in ASSIGNING:
         ASSIGNMENTS.labels("dead_letter").inc()
+
+
+def paused(server: str, sqlstate: str | None) -> None:
+    """Count a process that waits for a server."""
+    PAUSES.labels(server, sqlstate or NO_SQLSTATE).inc()
 
 
 def ready(seconds: float | None) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from redis import Redis
-from redis.backoff import ExponentialWithJitterBackoff
+from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.commands.core import Script
 from redis.exceptions import NoScriptError
 from redis.retry import Retry
@@ -32,6 +32,17 @@ def connect(url: str, *, timeout_s: float = 5) -> Redis:
     """
     retry = Retry(ExponentialWithJitterBackoff(cap=0.2, base=0.02), 4)
     return Redis.from_url(url, decode_responses=True, socket_timeout=timeout_s, retry=retry)
+
+
+def connect_once(url: str, *, timeout_s: float = 2) -> Redis:
+    """Connect for one who waits for the answer: each call is tried once, and briefly."""
+    return Redis.from_url(
+        url,
+        decode_responses=True,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
+        retry=Retry(NoBackoff(), 0),
+    )
 
 
 class Claim(NamedTuple):  # made for each content: a third of the cost of a frozen dataclass

@@ -2,20 +2,15 @@
 
 import atexit
 import gc
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
-import redis
 from celery import Celery, signals
 from celery.app import trace
-from celery.worker.request import Request
 from psycopg_pool import ConnectionPool
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from core import alive, ledger, logs, pulse
+from core import ledger, logs
 from core.crash import crashpoint
 from core.errors import BadSettings
 from core.ledger import Conn
@@ -24,7 +19,7 @@ from core.metrics import Pusher
 from core.settings import Settings
 from core.slots import Slots, connect
 from tasks import broker
-from tasks.delivery import deliver, describe
+from tasks.delivery import deliver
 
 if TYPE_CHECKING:
     from tasks.tracing import Traces
@@ -34,7 +29,7 @@ broker.install()  # before the first connection
 
 RESULT_EXPIRES_S = 3600  # only chord keys: results are not stored
 SOFT_SHUTDOWN_S = 3.0  # what running tasks get before their messages are handed back
-DELIVERIES = 5  # of a message whose worker dies each time; then it is the message that kills
+DEATHS = 5  # of processes that carried a message out; then it is the message that kills them
 AT_ONCE = 100  # messages that a process carries out together: some 40 ms of work
 BYTES_AT_ONCE = 256 * 1024  # of these: some 800 contents, and always under `claim.lua`'s 4 000
 QUICK = (  # tasks whose messages are; their hop to the process costs as much as they do
@@ -47,7 +42,6 @@ QUICK = (  # tasks whose messages are; their hop to the process costs as much as
 FIRST = ("els.sweep", "els.relay")  # before all that wait: behind a backlog they would expire
 PUSHED = 2 * AT_ONCE  # messages a process on RabbitMQ, which pushes them: in work and next
 GARBAGE = (10_000, 50, 50)  # allocations a collection; Python's 700 are those of two messages
-LOST_WORKER_DELAY_S = 1  # before a message whose worker died is delivered again
 
 app = Celery("els", include=["tasks.intake", "tasks.completion"])
 app.loader.override_backends = dict.fromkeys(("redis", "rediss"), "tasks.results:Backend")
@@ -60,10 +54,6 @@ app.conf.update(
     task_default_queue=settings.queue,
     task_acks_late=True,
     task_reject_on_worker_lost=True,
-    task_retry_on_worker_lost=True,
-    task_annotations={
-        "*": {"max_retries": DELIVERIES - 1, "default_retry_delay": LOST_WORKER_DELAY_S}
-    },
     task_ignore_result=True,
     task_always_eager=settings.eager,
     task_eager_propagates=False,  # else the first retry raises instead of running again
@@ -79,7 +69,7 @@ app.conf.update(
     broker_transport_options={
         "visibility_timeout": settings.visibility_timeout,
         "socket_keepalive": True,
-        "on_junk": "tasks.strays:keep_junk",
+        "on_junk": "tasks.dead_letters:keep_junk",
         "take_together": (QUICK, AT_ONCE, BYTES_AT_ONCE),
         "go_first": FIRST,
     },
@@ -153,34 +143,7 @@ def send_event(event: dict[str, Any]) -> None:  # Any: a CloudEvent, JSON
     deliver(app, event, settings.routes(event["type"]))
 
 
-class QuietRequest(Request):
-    """A message as monitors see it: ids, and neither file names nor students."""
-
-    acknowledged_with: "list[Any] | None" = None  # tags of messages that are acknowledged together
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:  # Any: as Celery calls it
-        super().__init__(*args, **kwargs)
-        self._argsrepr = "()"
-        self._kwargsrepr = describe(self.kwargs)
-        self.request_dict.update(argsrepr=self._argsrepr, kwargsrepr=self._kwargsrepr)
-
-    def acknowledge(self) -> None:
-        """Acknowledge the message, or leave it to who does so for several."""
-        if self.acknowledged_with is None:
-            super().acknowledge()
-        elif not self.acknowledged:
-            self.acknowledged_with.append(self.message.delivery_tag)
-            self.acknowledged = True
-
-    def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002 - as Celery calls it
-        """Tell monitors of an error by its name: its text may hold what a row holds."""
-        if "exception" in fields:
-            name = str(fields["exception"]).partition("(")[0]
-            fields.update(exception=f"{name}: see the worker's log", traceback="")
-        super().send_event(type, **fields)
-
-
-app.Task.Request = "tasks.app:QuietRequest"
+app.Task.Request = "tasks.request:QuietRequest"
 app.events.dispatcher_cls = "tasks.monitoring:Dispatcher"
 
 
@@ -205,23 +168,6 @@ if settings.crashpoint:  # in tests only: a receiver costs every task a call
 @signals.setup_logging.connect
 def _log_our_way(**_: object) -> None:
     logs.configure(settings, for_good=True)
-
-
-@signals.heartbeat_sent.connect
-def _show_that_we_live(sender: Any, **_: object) -> None:  # Any: Celery's heart, untyped
-    with suppress(OSError):  # a home that nobody can write to: the check finds no sign
-        alive.show(settings.home, sender.eventer.hostname)
-    if settings.redis_url:
-        with suppress(redis.RedisError):  # the sign is missed, which is what it is for
-            pulse.worker_lives(_pulse_client(settings.redis_url), sender.eventer.hostname)
-
-
-@cache
-def _pulse_client(url: str) -> redis.Redis:
-    """Connect briefly and without repeats: the main loop of the worker waits meanwhile."""
-    return redis.Redis.from_url(
-        url, socket_timeout=1, socket_connect_timeout=1, retry=Retry(NoBackoff(), 0)
-    )
 
 
 @signals.worker_init.connect

@@ -4,32 +4,36 @@ The chord is Celery's; who announces is decided by Postgres. It may be dispatche
 or get lost: the first does nothing, the last is found by the sweep.
 """
 
+import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import structlog
 from celery import Signature, Task, chord
+from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
 from redis import RedisError
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from core import metrics, outbox, pulse
 from core.crash import crashpoint
+from core.faults import Fault, fault, wait_s
 from core.outcomes import Done, Value
 from core.seals import Seal, Sealed
 from core.sweep import Mender
 from core.sweep import sweep as run_sweep
-from core.transient import LONGEST_WAIT, may_pass, wait_s
-from tasks.app import app, send_event, settings, stores
+from tasks import deaths
+from tasks.app import DEATHS, app, send_event, stores
 from tasks.delivery import describe
+from tasks.outages import persist, run_tick
 
 AnyTask = Task[Any, Any]  # Any: as celery-types has it
 T = TypeVar("T")
 
-# A message waits unacknowledged for its retry, so it must be back before it is redelivered.
-LONGEST_RETRY = min(LONGEST_WAIT, timedelta(seconds=settings.visibility_timeout / 4))
+TRIES = 3  # of a step of the chord that fails; then the sweep takes the batch
+RETRIES = 8  # of a step of the chord that meets others at the same rows; some 80 s
 
 log = structlog.get_logger(__name__)
 
@@ -111,6 +115,10 @@ def seal_failed(request: object, error: object, traceback: object, batches: obje
 @app.task(name="els.sweep")
 def sweep() -> dict[str, int]:
     """Find what must not stay as it is, and mend it; return how many batches by rule."""
+    return run_tick(_sweep, {})
+
+
+def _sweep() -> dict[str, int]:
     found = run_sweep(Mender(stores().lifecycle, send_event)) or []
     pulse.swept(stores().slots.client)
     mended = [each for each in found if each.mended]
@@ -123,17 +131,18 @@ def sweep() -> dict[str, int]:
 @app.task(name="els.relay")
 def relay() -> int:
     """Send every event that the relay right after a commit did not."""
-    return outbox.relay_all(stores().pool, send_event)
+    return run_tick(lambda: outbox.relay_all(stores().pool, send_event), 0)
 
 
-def again(task: AnyTask, error: Exception, max_retries: int | None = None) -> Exception:
-    """Send a task's message anew, to be run after a while; return what is to be raised.
+def again(task: AnyTask, error: Exception) -> Exception:
+    """Send a task's message once more, to be run after a while; return what is to be raised.
 
-    `max_retries` None: as many as a message may kill workers.
+    Raises Reject where the broker does not take it.
     """
-    stores().pool.check()  # a server that ended one connection has often ended them all
-    wait = wait_s(task.request.retries, LONGEST_RETRY)
-    return task.retry(exc=error, countdown=wait, max_retries=max_retries, throw=False)
+    wait = wait_s(task.request.retries)
+    if str(app.conf.broker_url).startswith("amqp"):
+        wait = math.ceil(wait)  # RabbitMQ delays by whole seconds; Celery refuses 0
+    return task.retry(exc=error, countdown=wait, max_retries=sys.maxsize, throw=False)
 
 
 def _of_all(
@@ -141,15 +150,26 @@ def _of_all(
 ) -> dict[str, T]:
     """Take a step of the chord for all batches; return what came of each.
 
-    Where that can help, the task is tried again. Otherwise the step is taken for each batch by
-    itself; one that fails even so is left to the sweep, and hinders no other.
+    Where a server refuses, it waits; where others hold the rows, the task is tried again. Otherwise
+    the step is taken for each batch by itself; one that fails even so is left to the sweep, and
+    hinders no other.
     """
     clear_contextvars()
     bind_contextvars(task=task.name, task_id=task.request.id)
+    if deaths.count(task.request) >= DEATHS:
+        log.error("left_to_the_sweep", batches=list(batches), reason="its worker died each time")
+        return {}
+
+    def attempt() -> dict[str, T]:
+        with deaths.marked(task.request):
+            return step(batches)
+
     try:
-        return step(batches)
+        return persist(attempt, TRIES)
     except Exception as error:
-        if may_pass(error):
+        if isinstance(error, Reject):
+            raise
+        if fault(error) is Fault.CONTENTION and task.request.retries < RETRIES:
             raise again(task, error) from error
         if len(batches) == 1:
             log.exception("left_to_the_sweep", batch_id=batches[0])

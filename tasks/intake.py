@@ -1,26 +1,24 @@
 """The six tasks that upstream services enqueue.
 
 Each validates its message, calls one step of the lifecycle and returns its value. What cannot be
-carried out is kept as a dead letter; what may pass is tried again.
+carried out is kept as a dead letter.
 """
 
-import json
-import re
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import replace
+from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import structlog
 from billiard.exceptions import WorkerLostError
 from celery import Task, signals
-from kombu.exceptions import OperationalError
+from celery.exceptions import Reject
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
-from core import ledger, metrics
+from core import metrics
 from core.errors import InvalidEvent, Refusal
 from core.events import (
     BULK_LIMIT,
@@ -33,22 +31,22 @@ from core.events import (
     Event,
     Idempotency,
     StudentAssociationsConfirmed,
-    canonical,
     parse,
 )
-from core.ledger import DeadLetter
+from core.faults import Fault, fault, safe_message, sqlstate, waited_s
 from core.lifecycle import Arriving
 from core.outcomes import Done, Value
-from core.transient import may_pass, sqlstate, waited_s
-from tasks.app import DELIVERIES, app, settings, shown, stores
-from tasks.broker import lost_workers
-from tasks.completion import LONGEST_RETRY, again, follow_up
+from tasks import deaths
+from tasks.app import DEATHS, app, settings, shown, stores
+from tasks.completion import again, follow_up
+from tasks.dead_letters import KeptAsDeadLetter, keep, letter_of, names_event
+from tasks.outages import persist
+from tasks.request import QuietRequest
 
 E = TypeVar("E", bound=Event)
 Step = Callable[[E, Idempotency], Done]
 AnyTask = Task[Any, Any]  # Any: as celery-types has it
 TOLD = (signals.task_prerun, signals.task_success, signals.task_postrun)
-IDENTIFIER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 log = structlog.get_logger(__name__)
 
 
@@ -115,7 +113,7 @@ def cancel_batch(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     return carry_out(self, BatchCancelled, stores().lifecycle.cancel_batch, args, kwargs)
 
 
-INTAKE = {
+INTAKE = frozenset(
     task.name
     for task in (
         register_batch,
@@ -125,7 +123,8 @@ INTAKE = {
         confirm_students,
         cancel_batch,
     )
-}
+)
+QuietRequest.upstream = INTAKE
 
 
 ARRIVALS: dict[str, tuple[type[Arriving], int]] = {  # the model and the limit of each
@@ -153,7 +152,8 @@ def place_together(calls: Iterable[Call]) -> None:
             raw = kwargs["event"] if names_event(args, kwargs) else None
             parsed[call.task_id] = parse(model, call.task, raw, limit)
     try:
-        results = stores().lifecycle.assign_together([*parsed.values()])
+        assign = stores().lifecycle.assign_together
+        results = persist(lambda: assign([*parsed.values()]), tries=2)
         for (task_id, (event, idem)), done in zip(parsed.items(), results, strict=True):
             if done:
                 settled[task_id] = Settled(event, idem, done, started)
@@ -197,19 +197,17 @@ def carry_out(
 ) -> Value:
     """Validate a message, take one step, do what follows its commit, return the step's value.
 
-    The first two are done already where it was settled with other messages.
-
-    A refused message returns the outcome `dead_letter` with its code. An error that may pass is
-    retried with jittered backoff until `ELS_RETRY_FOR` is over. Anything else is a bug: the
-    message is kept, and the error raised.
+    The first two are done already where it was settled with other messages. What an error leads
+    to, `core.faults` decides: a dead letter (its value is the outcome `dead_letter`), another
+    delivery after a while, or a wait in place until the server that refuses is well.
     """
     clear_contextvars()
     bind_contextvars(task=task.name, task_id=task.request.id)
     named = names_event(args, kwargs)
     body = kwargs["event"] if named else {"args": args, "kwargs": kwargs}
-    if lost_workers(task.request) >= DELIVERIES:
+    if (died := deaths.count(task.request)) >= DEATHS:
         error = WorkerLostError("its worker died at each delivery")
-        return park(task, body, error, "POISON_MESSAGE")
+        return _refuse(task, body, error, "POISON_MESSAGE", died)
     settled: Settled[E] | None = _settled.get({}).pop(str(task.request.id), None)
     started = settled.started if settled else time.monotonic()
     try:
@@ -217,21 +215,41 @@ def carry_out(
             settled[:2] if settled else parse(model, task.name, body if named else None, limit)
         )
         bind_contextvars(batch_id=event.batch_id, correlation_id=str(event.correlation_id))
-        done = settled.done if settled else step(event, idem)
-        follow_up({event.batch_id: done})
-    except Refusal as error:
-        return park(task, body, error, error.code)
-    except Exception as error:
-        if not (may_pass(error) or isinstance(error, OperationalError)):  # the broker's own
-            park(task, body, error, "INTERNAL_ERROR")
-            raise
-        if waited_s(task.request.retries, LONGEST_RETRY) >= settings.retry_for:
-            return park(task, body, error, "RETRIES_EXHAUSTED")
-        metrics.retried(task.name, sqlstate(error))
-        log.warning("retried", error=told(error), sqlstate=sqlstate(error))
-        raise again(task, error, sys.maxsize) from error
+
+        def attempt() -> Done:
+            with deaths.marked(task.request):
+                done = settled.done if settled else step(event, idem)
+                follow_up({event.batch_id: done})
+            return done
+
+        done = persist(attempt, failed=partial(_count_retry, task))
+    except Exception as error:  # noqa: BLE001 - the edge of a task
+        return _deal_with(task, body, error)
+    deaths.forget(task.request)
     _tell(task.name, str(task.request.id), event, done, started)
     return done.value
+
+
+def _deal_with(task: AnyTask, body: object, error: Exception) -> Value:
+    """Turn the error that ended a step into a dead letter, a retry, or a delivery by the broker."""
+    match error, fault(error):
+        case Reject(), _:
+            raise error
+        case Refusal(), _:
+            return _refuse(task, body, error, error.code)
+        case _, Fault.CONTENTION:
+            if waited_s(task.request.retries) >= settings.retry_for:
+                return _refuse(task, body, error, "RETRIES_EXHAUSTED")
+            _count_retry(task, error)
+            log.warning("retried", error=safe_message(error), sqlstate=sqlstate(error))
+            raise again(task, error) from error
+    _refuse(task, body, error, "INTERNAL_ERROR")
+    log.error("task_failed", exc_info=error)
+    raise KeptAsDeadLetter(f"{type(error).__name__}: {safe_message(error)}") from error
+
+
+def _count_retry(task: AnyTask, error: Exception) -> None:
+    metrics.retried(task.name, sqlstate(error))
 
 
 def _tell(task: str, task_id: str, event: Event, done: Done, started: float) -> float:
@@ -249,71 +267,15 @@ def _tell(task: str, task_id: str, event: Event, done: Done, started: float) -> 
     return seconds
 
 
-def names_event(args: Sequence[object], kwargs: Mapping[str, object]) -> bool:
-    """Tell whether a task was called as it is to be: with `event`, and nothing else."""
-    return not args and kwargs.keys() == {"event"}
-
-
-def park(task: AnyTask, body: object, error: Exception, code: str) -> Value:
-    """Keep a message as a dead letter and say so; where even that fails for now, try again."""
-    letter = _letter(task, str(task.request.id), body, error, code)
+def _refuse(task: AnyTask, body: object, error: Exception, code: str, deliveries: int = 1) -> Value:
+    """Keep a message as a dead letter; return the task's value. Raises Reject if that fails."""
+    letter = letter_of(task.name, str(task.request.id), body, error, code, deliveries)
     try:
-        with stores().pool.connection() as conn:
-            number = ledger.park(conn, letter)
+        number = keep(letter)
     except Exception as unkept:
-        if not may_pass(unkept):
-            raise
-        raise again(task, unkept, sys.maxsize) from unkept
+        log.exception("message_goes_back", code=code)
+        raise Reject(unkept, requeue=True) from unkept
     metrics.parked(task.name, letter.sqlstate)
-    log.error("dead_letter", code=code, dead_letter=number, sqlstate=letter.sqlstate)
+    deaths.forget(task.request)
     value = {"outcome": "dead_letter", "batch_id": letter.batch_id, "code": code}
     return {**value, "dead_letter": number, "message": letter.message}
-
-
-@signals.task_failure.connect
-def park_poison(
-    sender: AnyTask, task_id: str, exception: Exception, kwargs: Mapping[str, object], **_: object
-) -> None:
-    """Keep a message that killed its worker at every delivery. Runs in the worker's parent."""
-    if not isinstance(exception, WorkerLostError) or sender.name not in INTAKE:
-        return
-    letter = _letter(sender, task_id, kwargs.get("event", kwargs), exception, "POISON_MESSAGE")
-    letter = replace(letter, deliveries=DELIVERIES)
-    assert settings.database_url is not None, "a worker has taken this message"
-    with ledger.connect_once(settings.database_url) as conn:
-        number = ledger.park(conn, letter)
-    log.error("dead_letter", code=letter.code, dead_letter=number, task_id=task_id)
-
-
-def _letter(task: AnyTask, task_id: str, body: object, error: Exception, code: str) -> DeadLetter:
-    named = body.get("batch_id") if isinstance(body, Mapping) else None
-    return DeadLetter(
-        task=task.name,
-        task_id=task_id,
-        batch_id=named if isinstance(named, str) and IDENTIFIER.fullmatch(named) else None,
-        body=as_json(body),
-        code=code,
-        message=told(error),
-        sqlstate=sqlstate(error),
-        deliveries=max(lost_workers(task.request), 1),
-    )
-
-
-def as_json(body: object) -> str:
-    """Write a body as JSON, whatever it is: to the letter where JSON can hold it."""
-    try:
-        return json.dumps(json.loads(canonical(body)), allow_nan=False)
-    except (ValueError, TypeError, RecursionError):
-        return json.dumps({"not_json": _shown(body)})
-
-
-def _shown(body: object) -> str:
-    try:
-        return repr(body)
-    except RecursionError:
-        return f"{type(body).__name__}, nested too deeply to be written"
-
-
-def told(error: Exception) -> str:
-    """Write an error as Postgres can keep it."""
-    return str(error).replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()[:2000]

@@ -17,6 +17,13 @@ STOPS = (SIGTERM, SIGQUIT, SIGINT)
 
 Handler = Callable[[int, Any], None]  # Any: a frame, or None where it is left by now
 
+_asked: list[int] = []  # signals to stop since this worker began
+
+
+def asked() -> bool:
+    """Tell whether this worker was asked to stop."""
+    return bool(_asked)
+
 
 @contextmanager
 def heeded_between_turns(hub: Any) -> Iterator[None]:  # Any: Kombu's event loop, untyped
@@ -25,22 +32,24 @@ def heeded_between_turns(hub: Any) -> Iterator[None]:  # Any: Kombu's event loop
     A second one acts at once, for a turn that does not end; so does any one outside of this.
     """
     theirs: dict[int, Handler] = {n: h for n in STOPS if callable(h := signals[n])}
-    asked: list[int] = []
+    waiting: list[int] = []
+    _asked.clear()
 
     def ask(number: int, _: object) -> None:
-        asked.append(number)
-        if len(asked) > 1:
+        _asked.append(number)
+        waiting.append(number)
+        if len(waiting) > 1:
             act()
 
     def act() -> None:
         signals.update({n: theirs[n] for n in theirs if signals[n] is ask})
-        if asked:  # nothing adds to it any more
-            number = asked[0]
-            asked.clear()
+        if waiting:  # nothing adds to it any more
+            number = waiting[0]
+            waiting.clear()
             theirs[number](number, None)
 
     def heed() -> None:
-        if asked:
+        if waiting:
             act()
             state.maybe_shutdown()
 

@@ -4,40 +4,37 @@ Messages that never become a task, of an unknown task, undecodable, or no messag
 logged and dropped by Celery; here they become dead letters first.
 """
 
-import base64
-import hashlib
-import json
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from time import monotonic
 from typing import Any
 
-import psycopg
-import structlog
+from celery import signals
 from celery.worker import consumer
 from kombu import Message
 
-from core import alive, ledger
-from core.ledger import DeadLetter
+from core import alive
+from tasks import signs
 from tasks.app import settings
-from tasks.intake import as_json, names_event, told
+from tasks.dead_letters import keep_if_possible, letter_of_message
+from tasks.request import QuietRequest
 from tasks.stopping import heeded_between_turns
 from tasks.together import Together
 
 EVENTS_EVERY_S = 0.2  # between two batches of task events: what monitors see is so late at most
 EVENTS_AT_ONCE = 1000  # task events of one message, some 400 KB; Celery's 24 cost as much again
-UNKNOWN = "unknown"  # the task of what was no message: it cannot be replayed
-log = structlog.get_logger(__name__)
+logger = logging.getLogger(__name__)  # Kombu writes to it
 
 
 class Consumer(consumer.Consumer):
-    """Celery's consumer, which keeps what it cannot hand to a task.
-
-    Where that fails, because Postgres is away, the message stays unacknowledged and comes again.
-    """
+    """Celery's consumer, which keeps what it cannot hand to a task as a dead letter."""
 
     # Celery's own, absent from its types.
     hub: Any
+    pool: Any
+    connection_errors: Any
     event_dispatcher: Any
     loop: Callable[..., None]
     _flush_events: Callable[[], None]
@@ -46,6 +43,7 @@ class Consumer(consumer.Consumer):
 
     def __init__(self, process: Callable[[Any], object], *args: Any, **kwargs: Any) -> None:
         super().__init__(process, *args, **kwargs)
+        QuietRequest.pool = self.pool
         self.together = Together(self.hub, process)
         self.on_task_request = self.together.add
         if self.hub:
@@ -84,57 +82,33 @@ class Consumer(consumer.Consumer):
 
     def on_decode_error(self, message: Message, exc: Exception) -> None:
         """Keep a message whose body cannot be decoded."""
-        if keep_message(message, exc):
-            super().on_decode_error(message, exc)
+        self._keep(message, exc, "MALFORMED_MESSAGE")
 
     def on_unknown_message(self, body: object, message: Message) -> None:
         """Keep what is no Celery message."""
-        if keep_message(message, ValueError("this is no Celery message")):
-            super().on_unknown_message(body, message)
+        self._keep(message, ValueError("this is no Celery message"), "MALFORMED_MESSAGE")
 
     def on_unknown_task(self, body: object, message: Message, exc: Exception) -> None:
         """Keep a message of a task that this service does not have."""
-        if keep_message(message, ValueError(f"there is no task {exc}")):
-            super().on_unknown_task(body, message, exc)
+        self._keep(message, ValueError(f"there is no task {exc}"), "UNKNOWN_TASK")
 
     def on_invalid_task(self, body: object, message: Message, exc: Exception) -> None:
         """Keep a message that Celery refuses: another content type, or a malformed header."""
-        if keep_message(message, exc):
-            super().on_invalid_task(body, message, exc)
+        self._keep(message, exc, "MALFORMED_MESSAGE")
+
+    def _keep(self, message: Message, error: Exception, code: str) -> None:
+        """Have a process of the pool write the dead letter, which waits while Postgres refuses."""
+        letter = letter_of_message(message, error, code)
+        release = partial(self._release, message)
+        self.pool.apply_async(keep_if_possible, args=(letter,), callback=release)
+
+    def _release(self, message: Message, kept: int | None) -> None:
+        if kept is None:
+            message.reject_log_error(logger, self.connection_errors, requeue=True)
+        else:
+            message.ack_log_error(logger, self.connection_errors)
 
 
-def keep_message(message: Message, error: Exception) -> bool:
-    """Keep a message as a dead letter; False when that is not possible now."""
-    headers: Mapping[str, Any] = message.headers if isinstance(message.headers, Mapping) else {}
-    task_id = headers.get("id") or message.properties.get("correlation_id") or message.delivery_tag
-    return _keep(str(headers.get("task") or UNKNOWN), str(task_id), _body(message), error)
-
-
-def keep_junk(queue: str, payload: bytes, why: str) -> bool:
-    """Keep bytes that lay in a queue and are no message; False when that is not possible now."""
-    body = {"queue": queue, "base64": base64.b64encode(payload).decode()}
-    return _keep(UNKNOWN, hashlib.sha256(payload).hexdigest(), body, ValueError(why))
-
-
-def _body(message: Message) -> object:
-    """Return the event of a message, or whatever else it holds."""
-    try:
-        args, kwargs, _ = json.loads(message.body or "")
-    except (ValueError, TypeError, RecursionError):
-        raw = message.body if isinstance(message.body, bytes) else str(message.body).encode()
-        return {"content_type": message.content_type, "base64": base64.b64encode(raw).decode()}
-    named = isinstance(kwargs, dict) and names_event(args, kwargs)
-    return kwargs["event"] if named else {"args": args, "kwargs": kwargs}
-
-
-def _keep(task: str, task_id: str, body: object, error: Exception) -> bool:
-    letter = DeadLetter(task, task_id, None, as_json(body), "VALIDATION_ERROR", told(error))
-    assert settings.database_url is not None, "a worker has taken this message"
-    try:
-        with ledger.connect_once(settings.database_url) as conn:
-            number = ledger.park(conn, letter)
-    except psycopg.Error as away:
-        log.warning("dead_letter_not_kept_yet", task=task, task_id=task_id, error=str(away))
-        return False
-    log.error("dead_letter", code=letter.code, dead_letter=number, task=task, task_id=task_id)
-    return True
+@signals.heartbeat_sent.connect
+def _show_life(sender: Any, **_: object) -> None:  # Any: Celery's heart, untyped
+    signs.show(sender.eventer.hostname)

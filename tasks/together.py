@@ -17,8 +17,9 @@ from celery.app.trace import fast_trace_task, trace_task_ret
 from celery.exceptions import TaskRevokedError
 from celery.worker.state import task_ready
 
-from tasks.app import AT_ONCE, BYTES_AT_ONCE, QUICK, QuietRequest, app, settings
+from tasks.app import AT_ONCE, BYTES_AT_ONCE, QUICK, app, settings
 from tasks.intake import ARRIVALS, Call, ended, place_together
+from tasks.request import QuietRequest
 
 log = structlog.get_logger(__name__)
 
@@ -137,7 +138,7 @@ class Job:
                 request.on_failure(info)
             else:
                 task_ready(request)
-                request.reject(requeue=True)
+                request.reject()
         log.error("job_failed", messages=len(self._requests), error=repr(info.exception))
 
 

@@ -5,10 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Barrier
 
-from core.transient import may_pass
+from core.faults import Fault, fault
 
 DEADLINE_S = 60.0
 LOCK = "hashtextextended('register/' || %s, 0)"
+PASSING = {Fault.CONTENTION, Fault.ENVIRONMENT}
 
 
 def at_once(*steps):
@@ -31,7 +32,7 @@ def persist(step):
         try:
             return step()
         except Exception as error:
-            if not may_pass(error) or time.monotonic() > end:
+            if fault(error) not in PASSING or time.monotonic() > end:
                 raise
         time.sleep(0.01)
 

@@ -14,10 +14,10 @@ from hypothesis.stateful import (
 )
 
 from core.errors import IdempotencyConflict, Refusal
+from core.faults import Fault, fault
 from core.lifecycle import Lifecycle
 from core.outbox import relay
 from core.sweep import Mender, sweep
-from core.transient import may_pass
 from tests.core import looks
 from tests.core.crowd import persist
 from tests.factories import (
@@ -61,7 +61,7 @@ class OneBatch(RuleBasedStateMachine):
         except Refusal:
             return
         except Exception as error:
-            if not may_pass(error):
+            if fault(error) not in {Fault.CONTENTION, Fault.ENVIRONMENT}:
                 raise
             return
         self.told.append((task, event, value))

@@ -35,14 +35,14 @@ def test_a_message_of_an_unknown_task_is_kept(worker, letter_of):
     sent = worker.send("els.asign_content", event)
 
     letter = letter_of(sent.id)
-    assert (letter["task"], letter["code"]) == ("els.asign_content", "VALIDATION_ERROR")
+    assert (letter["task"], letter["code"]) == ("els.asign_content", "UNKNOWN_TASK")
     assert letter["body"] == event
 
 
 def test_a_message_of_another_content_type_is_kept(worker, letter_of):
     sent = worker.send("els.assign_content", make.content(make.new_batch()), serializer="pickle")
 
-    assert letter_of(sent.id)["code"] == "VALIDATION_ERROR"
+    assert letter_of(sent.id)["code"] == "MALFORMED_MESSAGE"
 
 
 def test_a_message_whose_body_is_no_json_is_kept(worker, valkey, letter_of):

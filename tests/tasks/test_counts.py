@@ -6,6 +6,7 @@ import pytest
 
 from core.metrics import counted
 from tasks.completion import sweep
+from tasks.outages import TRIES
 from tests.core import conftest as core
 from tests.core.story import register
 from tests.factories import (
@@ -100,7 +101,8 @@ def test_a_registration_that_fails_is_counted_by_sqlstate(send, more, batch_id, 
 
     assert more() == {
         'els_batch_registration_total{outcome="dead_letter"}': 1,
-        'els_batch_registration_failures_total{sqlstate="P0001"}': 1,
+        'els_batch_registration_failures_total{sqlstate="P0001"}': TRIES,
+        'els_retries_total{sqlstate="P0001"}': TRIES - 1,
     }
 
 

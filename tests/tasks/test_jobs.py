@@ -7,7 +7,8 @@ import pytest
 from kombu import Message
 from structlog.testing import capture_logs
 
-from tasks.app import QuietRequest, app
+from tasks.app import app
+from tasks.request import QuietRequest
 from tasks.together import Job
 from tests.tasks.conftest import ASSIGN
 

@@ -1,17 +1,12 @@
 """What may pass is tried again, for as long as the settings say; then it is kept."""
 
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 from uuid import uuid4
 
 import psycopg
 import pytest
-import redis
-from psycopg_pool import PoolTimeout
 
-from core.errors import BrokenSeal, SlotsInFlight, UnknownBatch
-from core.transient import LONGEST_WAIT, may_pass, nominal_wait_s, sqlstate, wait_s, waited_s
-from tasks import intake
+from core.faults import LONGEST_WAIT, nominal_wait_s, sqlstate, wait_s, waited_s
 from tasks.app import stores
 from tests.core import looks
 from tests.core.crowd import until
@@ -42,15 +37,14 @@ def test_a_connection_that_the_server_ended_is_tried_again(
     assert looks.broken(conn, batch_id) == []
 
 
-def test_a_broken_connection_is_seen_as_a_retry(send, batch_id, break_connections, logged):
+def test_a_broken_connection_is_replaced_in_place(send, batch_id, break_connections, logged):
     send(REGISTER, registration(batch_id))
     break_connections()
 
     send(ASSIGN, content(batch_id))
 
-    retried = [line for line in logged if line["event"] == "retried"]
-    assert 1 <= len(retried) <= stores().pool.max_size  # one for each connection that was idle
-    assert {(line["log_level"], line["sqlstate"]) for line in retried} == {("warning", "57P01")}
+    again = [line for line in logged if line["event"] == "tried_again"]
+    assert [(line["log_level"], line["sqlstate"]) for line in again] == [("warning", "57P01")]
 
 
 def test_slots_that_others_are_claiming_are_waited_for(send, conn, batch_id, logged):
@@ -109,44 +103,6 @@ def test_a_refused_content_is_assigned_when_it_is_sent_again(send, conn, batch_i
     assert send(ASSIGN, event)["outcome"] == "assigned"
 
 
-PASSING = {
-    "in flight": SlotsInFlight(),
-    "no free connection": PoolTimeout(),
-    "redis away": redis.ConnectionError(),
-    "redis slow": redis.TimeoutError(),
-    "connection lost": psycopg.OperationalError(),
-    "connection closed": psycopg.InterfaceError(),
-    "deadlock": psycopg.errors.DeadlockDetected(),
-    "serialization": psycopg.errors.SerializationFailure(),
-    "lock timeout": psycopg.errors.LockNotAvailable(),
-    "shutdown": psycopg.errors.AdminShutdown(),
-    "crash": psycopg.errors.CrashShutdown(),
-    "starting": psycopg.errors.CannotConnectNow(),
-    "too many connections": psycopg.errors.TooManyConnections(),
-    "connection failure": psycopg.errors.ConnectionFailure(),
-}
-LASTING = {
-    "bug": ValueError(),
-    "refusal": UnknownBatch(),
-    "broken seal": BrokenSeal(),
-    "unique": psycopg.errors.UniqueViolation(),
-    "check": psycopg.errors.CheckViolation(),
-    "no such table": psycopg.errors.UndefinedTable(),
-    "disk full": psycopg.errors.DiskFull(),
-    "redis says no": redis.ResponseError(),
-}
-
-
-@pytest.mark.parametrize("error", PASSING.values(), ids=PASSING.keys())
-def test_an_error_that_may_pass_is_known(error):
-    assert may_pass(error)
-
-
-@pytest.mark.parametrize("error", LASTING.values(), ids=LASTING.keys())
-def test_an_error_that_stays_is_known(error):
-    assert not may_pass(error)
-
-
 def test_the_sqlstate_is_found_behind_other_errors():
     error = ValueError()
     error.__cause__ = psycopg.errors.DeadlockDetected()
@@ -163,8 +119,3 @@ def test_waits_grow_to_their_longest_and_are_jittered():
     assert all(n / 2 <= wait_s(k) <= n for k, n in enumerate(nominal))
     assert len({wait_s(5) for _ in range(10)}) > 1
     assert waited_s(3) == 3.5
-    assert waited_s(3, timedelta(seconds=1)) == 2.5
-
-
-def test_a_retry_is_back_before_its_message_is_redelivered():
-    assert intake.LONGEST_RETRY.total_seconds() <= intake.settings.visibility_timeout / 2

@@ -1,0 +1,59 @@
+"""Which processes wait for a server at this moment, as they say in Redis.
+
+A process says so at each probe, every 10 s at most; what it said 30 s ago no longer counts.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import cast
+
+from redis import Redis
+
+from core.probe import Outage
+
+PAUSES = "els:pauses"  # hash: process -> what it waits for, as JSON
+FRESH_S = 30.0  # three times the longest pause between two probes
+
+
+@dataclass(frozen=True)
+class Pause:
+    """A process of a worker that takes no messages, what it waits for, and since when."""
+
+    process: str
+    outage: Outage
+    since: datetime
+
+
+def say_paused(client: Redis, pause: Pause) -> None:
+    """Note that a process waits. Raises redis.RedisError."""
+    told = {**asdict(pause.outage), "since": pause.since.timestamp(), "at": _now(client)}
+    client.hset(PAUSES, pause.process, json.dumps(told))
+
+
+def say_resumed(client: Redis, process: str) -> None:
+    """Note that a process goes on. Raises redis.RedisError."""
+    client.hdel(PAUSES, process)
+
+
+def read_pauses(client: Redis) -> list[Pause]:
+    """List the processes that wait, the longest first. Raises redis.RedisError."""
+    said = cast("Mapping[str, str]", client.hgetall(PAUSES))
+    if not said:
+        return []
+    now = _now(client)
+    pauses = []
+    for process, text in said.items():
+        row = json.loads(text)
+        if now - row.pop("at") <= FRESH_S:
+            since = datetime.fromtimestamp(row.pop("since"), UTC)
+            pauses.append(Pause(process, Outage(**row), since))
+        else:
+            client.hdel(PAUSES, process)  # it was killed
+    return sorted(pauses, key=lambda pause: pause.since)
+
+
+def _now(client: Redis) -> float:
+    seconds, microseconds = client.time()
+    return seconds + microseconds / 1_000_000

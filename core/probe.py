@@ -1,0 +1,104 @@
+"""The probe: does each server take the writes of this service just now?
+
+It runs the service's own statements on a batch of its own, and rolls them back; so whatever stops
+these writes (a read-only server, a full disk, a missing table, right or trigger) stops the probe.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+from uuid import uuid4
+
+import psycopg
+import redis
+from psycopg import Rollback
+from psycopg.types.json import Jsonb
+
+from core import ledger
+from core.events import Idempotency, Outgoing
+from core.faults import safe_message, sqlstate
+from core.ledger import Announcement, Arrival, Conn, DeadLetter, Placing
+from core.slots import Slots
+from core.states import BatchStatus, ExcessReason
+
+Server = Literal["postgres", "redis", "broker"]
+TASK = "probe"
+
+
+@dataclass(frozen=True)
+class Outage:
+    """A server that does not take writes, and its error in its own words."""
+
+    server: Server
+    error: str
+    sqlstate: str | None = None
+
+    @classmethod
+    def of(cls, server: Server, error: Exception) -> "Outage":
+        """Describe what a server answered, in one line."""
+        text = " ".join(safe_message(error).split())
+        return cls(server, f"{type(error).__name__}: {text}"[:500], sqlstate(error))
+
+    @property
+    def words(self) -> str:
+        """Write it for a person."""
+        state = f" ({self.sqlstate})" if self.sqlstate else ""
+        return f"{self.server} refuses: {self.error}{state}"
+
+
+def probe_postgres(conn: Conn) -> Outage | None:
+    """Write to every table that the service writes to, and roll it back; None: all is well."""
+    batch_id = f"probe-{uuid4().hex}"
+    try:
+        with conn.transaction():
+            _write_everything(conn, batch_id)
+            raise Rollback
+    except psycopg.Error as error:
+        return Outage.of("postgres", error)
+    return None
+
+
+def probe_redis(slots: Slots) -> Outage | None:
+    """Seed a slot, claim it, and drop the keys; None: all is well."""
+    batch_id = f"probe-{uuid4().hex}"
+    try:
+        slots.seed(batch_id, ["essay"])
+        slots.claim(batch_id, ["text"])
+        slots.forget([batch_id])
+    except redis.RedisError as error:
+        return Outage.of("redis", error)
+    return None
+
+
+def _write_everything(conn: Conn, batch_id: str) -> None:
+    """Take a batch from pending contents to its announcement, by the statements of the service."""
+    content = Arrival("file-1", "probe", text_storage_id="text-1")
+    rejected = Arrival("file-2", "probe", validation_error_code="EMPTY_CONTENT")
+    late = Arrival("file-3", "probe", text_storage_id="text-3")
+    more = Arrival("file-4", "probe", text_storage_id="text-4")
+    key = Idempotency(uuid4(), TASK, b"")
+    ledger.park_pending(conn, batch_id, [content, rejected])
+    ledger.register(conn, _batch(batch_id), ["essay-1", "essay-2", "essay-3"])
+    ledger.place(conn, {batch_id: [Placing(late, "essay-3", key, {})]}, routed=True)
+    ledger.record_excess(conn, batch_id, [more], ExcessReason.NO_AVAILABLE_SLOT)
+    completed = Outgoing("BatchContentProvisioningCompleted", {})
+    announcement = Announcement(BatchStatus.READY_FOR_PIPELINE_EXECUTION, 2, "", [completed])
+    ledger.announce(conn, {batch_id: announcement})
+    ledger.take_unpublished(conn, [batch_id], 10)
+    ledger.park(conn, DeadLetter(TASK, batch_id, batch_id, "{}", "PROBE", ""))
+    ledger.note_repair(conn, batch_id, TASK)
+
+
+def _batch(batch_id: str) -> ledger.Row:
+    return {
+        "batch_id": batch_id,
+        "class_id": None,
+        "org_id": None,
+        "user_id": TASK,
+        "course_code": TASK,
+        "correlation_id": uuid4(),
+        "on_deadline": "fail",
+        "deadline_s": 3600,
+        "student_prompt_ref": None,
+        "metadata": Jsonb({}),
+        "essay_ids_sha256": b"",
+    }

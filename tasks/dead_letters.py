@@ -1,0 +1,140 @@
+"""Dead letters: messages that cannot be carried out, kept whole with the reason.
+
+A message leaves the broker only when Postgres holds its outcome or its dead letter. So letters are
+written by a process of the pool, which waits in place while Postgres refuses; and where a letter
+cannot be written at all, its message goes back to the broker.
+"""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import psycopg
+import structlog
+from kombu import Message
+
+from core import ledger
+from core.errors import ELSError
+from core.events import canonical
+from core.faults import safe_message, sqlstate
+from core.ledger import DeadLetter
+from tasks.app import settings, stores
+from tasks.outages import persist
+
+UNKNOWN = "unknown"  # the task of what was no message: it cannot be replayed
+IDENTIFIER = re.compile(r"[A-Za-z0-9_-]{1,64}")
+log = structlog.get_logger(__name__)
+
+
+class KeptAsDeadLetter(ELSError):
+    """A task failed, and its message is kept: the worker may acknowledge it."""
+
+
+def letter_of(
+    task: str, task_id: str, body: object, error: Exception, code: str, deliveries: int = 1
+) -> DeadLetter:
+    """Make the dead letter of a message, whatever its body is."""
+    named = body.get("batch_id") if isinstance(body, Mapping) else None
+    return DeadLetter(
+        task=task,
+        task_id=task_id,
+        batch_id=named if isinstance(named, str) and IDENTIFIER.fullmatch(named) else None,
+        body=as_json(body),
+        code=code,
+        message=safe_message(error),
+        sqlstate=sqlstate(error),
+        deliveries=deliveries,
+    )
+
+
+def letter_of_message(message: Message, error: Exception, code: str) -> DeadLetter:
+    """Make the dead letter of a message that never became a task."""
+    headers: Mapping[str, Any] = message.headers if isinstance(message.headers, Mapping) else {}
+    task_id = headers.get("id") or message.properties.get("correlation_id") or message.delivery_tag
+    task = str(headers.get("task") or UNKNOWN)
+    return letter_of(task, str(task_id), _body(message), error, code)
+
+
+def keep(letter: DeadLetter) -> int:
+    """Write a dead letter; return its number. Waits while Postgres refuses.
+
+    Raises the error of Postgres where that is not the server's trouble, and Reject where the worker
+    stops.
+    """
+
+    def write() -> int:
+        with stores().pool.connection() as conn:
+            return ledger.park(conn, letter)
+
+    number = persist(write)
+    log.error(
+        "dead_letter",
+        code=letter.code,
+        dead_letter=number,
+        task=letter.task,
+        task_id=letter.task_id,
+        sqlstate=letter.sqlstate,
+    )
+    return number
+
+
+def keep_if_possible(letter: DeadLetter) -> int | None:
+    """Do so, called by a pool of Celery's, which takes no exception; None: it is not kept."""
+    try:
+        return keep(letter)
+    except Exception:
+        log.exception("message_goes_back", task=letter.task, task_id=letter.task_id)
+        return None
+
+
+def keep_junk(queue: str, payload: bytes, why: str) -> bool:
+    """Keep bytes that lay in a queue and are no message; False when that is not possible now.
+
+    Runs in the worker's event loop, so it does not wait; the transport offers the bytes again.
+    """
+    body = {"queue": queue, "base64": base64.b64encode(payload).decode()}
+    task_id = hashlib.sha256(payload).hexdigest()
+    letter = letter_of(UNKNOWN, task_id, body, ValueError(why), "MALFORMED_MESSAGE")
+    assert settings.database_url is not None, "a worker has taken this message"
+    try:
+        with ledger.connect_once(settings.database_url) as conn:
+            number = ledger.park(conn, letter)
+    except psycopg.Error as error:
+        log.warning("dead_letter_not_kept_yet", task_id=task_id, sqlstate=sqlstate(error))
+        return False
+    log.error("dead_letter", code=letter.code, dead_letter=number, task_id=task_id)
+    return True
+
+
+def names_event(args: Sequence[object], kwargs: Mapping[str, object]) -> bool:
+    """Tell whether a task was called as it is to be: with `event`, and nothing else."""
+    return not args and kwargs.keys() == {"event"}
+
+
+def as_json(body: object) -> str:
+    """Write a body as JSON, whatever it is: to the letter where JSON can hold it."""
+    try:
+        return json.dumps(json.loads(canonical(body)), allow_nan=False)
+    except (ValueError, TypeError, RecursionError):
+        return json.dumps({"not_json": _shown(body)})
+
+
+def _body(message: Message) -> object:
+    """Return the event of a message, or whatever else it holds."""
+    try:
+        args, kwargs, _ = json.loads(message.body or "")
+    except (ValueError, TypeError, RecursionError):
+        raw = message.body if isinstance(message.body, bytes) else str(message.body).encode()
+        return {"content_type": message.content_type, "base64": base64.b64encode(raw).decode()}
+    named = isinstance(kwargs, dict) and names_event(args, kwargs)
+    return kwargs["event"] if named else {"args": args, "kwargs": kwargs}
+
+
+def _shown(body: object) -> str:
+    try:
+        return repr(body)
+    except RecursionError:
+        return f"{type(body).__name__}, nested too deeply to be written"

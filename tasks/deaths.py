@@ -1,0 +1,121 @@
+"""How many processes died while they carried a message out.
+
+Brokers cannot know: they see redeliveries, lost connections and waits alike. So a process that
+carries out a message which was delivered before marks that in Redis, and takes the mark away when
+it is done or gives up. A mark whose process is gone is a death. A first delivery is not marked,
+which keeps the hot path free of it: the parent notes a death where it sees a child die, and the
+first loss of a whole worker counts as one, whatever it was at.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import cache
+from socket import gethostname
+from typing import Any, cast
+from uuid import uuid4
+
+import psutil
+import redis
+
+from core import pulse
+from core.slots import connect_once
+from tasks.app import settings
+from tasks.broker import lost_workers
+
+KEPT_S = 24 * 3600  # a mark of a message that never came again
+SEEN = "dead"  # of a mark: the parent saw this process die
+BAR = "|"  # between the parts of a mark: worker, host, process id, its start
+
+
+def count(request: Any) -> int:  # Any: Celery's context of a task
+    """Count the processes that died with a message; 0 where Redis does not say."""
+    if not _delivered_before(request):
+        return 0
+    try:
+        marks = cast("set[str]", _client().smembers(_key(request.id)))
+    except redis.RedisError:
+        marks = set()
+    dead = [mark for mark in marks if not _lives(mark)]
+    unseen = not any(mark.startswith(SEEN + BAR) for mark in dead)
+    return len(dead) + (min(lost_workers(request), 1) if unseen else 0)
+
+
+@contextmanager
+def marked(request: Any) -> Iterator[None]:  # Any: likewise
+    """Mark for as long as it lasts that this process carries the message out."""
+    if not _delivered_before(request):
+        yield
+        return
+    key, mark = _key(request.id), _mark(str(request.hostname))
+    _add(key, mark)
+    try:
+        yield
+    finally:
+        with suppress(redis.RedisError):
+            _client().srem(key, mark)
+
+
+def forget(request: Any) -> None:  # Any: likewise
+    """Drop the marks of a message that is done."""
+    if _delivered_before(request):
+        with suppress(redis.RedisError):
+            _client().delete(_key(request.id))
+
+
+def note(task_id: str) -> None:
+    """Note in the parent that a child died with a message that was delivered for the first time."""
+    _add(_key(task_id), f"{SEEN}{BAR}{uuid4().hex}")
+
+
+def _add(key: str, mark: str) -> None:
+    with suppress(redis.RedisError), _client().pipeline() as pipe:
+        pipe.sadd(key, mark)
+        pipe.expire(key, KEPT_S)
+        pipe.execute()
+
+
+def _delivered_before(request: Any) -> bool:  # Any: likewise
+    info: Mapping[str, object] = request.delivery_info or {}
+    return bool(info.get("redelivered")) and bool(settings.redis_url)
+
+
+def _lives(mark: str) -> bool:
+    """Look for the process here, if it ran here; else for a sign of life of its worker."""
+    if mark.startswith(SEEN + BAR):
+        return False
+    worker, host, pid, start = mark.split(BAR)
+    if host == _host():
+        with suppress(psutil.NoSuchProcess):
+            return f"{psutil.Process(int(pid)).create_time():.2f}" == start
+        return False
+    try:
+        return worker in pulse.read_pulse(_client(), None).workers
+    except redis.RedisError:
+        return True
+
+
+def _mark(worker: str) -> str:
+    pid = os.getpid()
+    start = f"{psutil.Process(pid).create_time():.2f}"
+    return BAR.join([worker.replace(BAR, "_"), _host(), str(pid), start])
+
+
+@cache
+def _host() -> str:
+    """Name what a process id counts in: the host, and on it the container."""
+    try:
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        namespace = ""
+    return f"{gethostname()}/{namespace}".replace(BAR, "_")
+
+
+def _key(task_id: str) -> str:
+    return f"els:begun:{task_id}"
+
+
+@cache
+def _client() -> redis.Redis:
+    assert settings.redis_url is not None, "a worker does not start without"
+    return connect_once(settings.redis_url)

@@ -1,0 +1,136 @@
+"""While a server refuses, a process waits in place: it takes nothing, says so, goes on by itself.
+
+A probe decides. While it fails, a server is in trouble: the process keeps its message and waits,
+for as long as it takes. While it succeeds, the servers are well and the error belongs to this
+message, which gets a few tries.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import cache
+from random import uniform
+from socket import gethostname
+from typing import TypeVar
+
+import psycopg
+import structlog
+from celery.exceptions import Reject
+from redis import Redis, RedisError
+
+from core import ledger, metrics, pauses
+from core.faults import Fault, fault, sqlstate
+from core.pauses import Pause
+from core.probe import Outage, probe_postgres, probe_redis
+from core.slots import Slots, connect_once
+from tasks import signs, stopping
+from tasks.app import settings, stores
+
+TRIES = 5  # of what fails while all servers are well
+FIRST_WAIT_S, WAIT_FACTOR = 0.1, 4  # between two tries: 8.5 s in all, longer than a restart
+FIRST_PROBE_S, LONGEST_PROBE_S = 1.0, 10.0
+POLL_S = 0.2  # a wait ends so soon after the worker is asked to stop
+
+T = TypeVar("T")
+log = structlog.get_logger(__name__)
+
+
+def persist(
+    step: Callable[[], T],
+    tries: int = TRIES,
+    failed: Callable[[Exception], None] = lambda _: None,
+) -> T:
+    """Run a step until it ends; wait while a server refuses it.
+
+    `failed` hears of each error that leads to another run. Raises the error of the message or of
+    contention at once, any other one after so many tries; and Reject where the worker stops.
+    """
+    tried = 0
+    while True:
+        try:
+            return step()
+        except Exception as error:
+            kind = fault(error)
+            if kind in {Fault.MESSAGE, Fault.CONTENTION} or isinstance(error, Reject):
+                raise
+            waited = kind is Fault.ENVIRONMENT and wait_until_well()
+            tried += not waited
+            if tried >= tries:
+                raise
+            failed(error)
+            if not waited:
+                log.warning("tried_again", error=type(error).__name__, sqlstate=sqlstate(error))
+                _sleep(FIRST_WAIT_S * WAIT_FACTOR ** (tried - 1) * uniform(0.5, 1))
+
+
+def run_tick(step: Callable[[], T], otherwise: T) -> T:
+    """Run what beat asks for; where a server refuses it, wait, and leave it to the next tick."""
+    try:
+        return step()
+    except Exception as error:
+        if fault(error) not in {Fault.ENVIRONMENT, Fault.CONTENTION}:
+            raise
+        log.warning("left_to_the_next_tick", error=type(error).__name__, sqlstate=sqlstate(error))
+        wait_until_well()
+        return otherwise
+
+
+def wait_until_well() -> bool:
+    """Wait while a server refuses; False if none did. Raises Reject where the worker stops."""
+    outage = find_outage()
+    if outage is None:
+        stores().pool.drain()  # its connections may have ended with the last restart
+        return False
+    pause = Pause(_process(), outage, datetime.now(UTC))
+    metrics.paused(outage.server, outage.sqlstate)
+    log.warning("paused", server=outage.server, error=outage.error, sqlstate=outage.sqlstate)
+    try:
+        wait = FIRST_PROBE_S
+        while outage:
+            pause = replace(pause, outage=outage)
+            with suppress(RedisError):  # it may be the one that refuses
+                pauses.say_paused(_client(), pause)
+            _sleep(wait * uniform(0.5, 1))
+            wait = min(2 * wait, LONGEST_PROBE_S)
+            outage = find_outage()
+    finally:
+        with suppress(RedisError):
+            pauses.say_resumed(_client(), pause.process)
+    stores().pool.drain()
+    waited = datetime.now(UTC) - pause.since
+    log.warning("resumed", server=pause.outage.server, paused_s=round(waited.total_seconds(), 1))
+    return True
+
+
+def find_outage() -> Outage | None:
+    """Probe each server by new connections; return the first that refuses writes."""
+    try:
+        assert settings.database_url is not None, "a worker does not start without"
+        with ledger.connect_once(settings.database_url) as conn:
+            outage = probe_postgres(conn)
+    except psycopg.Error as error:
+        outage = Outage.of("postgres", error)
+    return outage or probe_redis(Slots(_client()))
+
+
+def _sleep(seconds: float) -> None:
+    """Wait, and show that this worker is alive. Raises Reject if it is to stop."""
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        if stopping.asked():
+            raise Reject("the worker stops while a server refuses", requeue=True)
+        signs.show_if_alone()
+        time.sleep(min(POLL_S, left))
+
+
+@cache
+def _client() -> Redis:
+    assert settings.redis_url is not None, "a worker does not start without"
+    return connect_once(settings.redis_url)
+
+
+def _process() -> str:
+    return f"{gethostname()}:{os.getpid()}"

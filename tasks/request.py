@@ -1,0 +1,106 @@
+"""A message in the worker's parent: what monitors see of it, and when it leaves the broker.
+
+Celery acknowledges whatever a task raises, drops what expired or was revoked, and lets the sender
+set a time limit that kills our processes. Here a message of an upstream task leaves the broker only
+when Postgres holds its outcome or its dead letter; otherwise it goes back.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import structlog
+from billiard.einfo import ExceptionWithTraceback  # type: ignore[attr-defined] # not in its types
+from billiard.exceptions import Terminated, WorkerLostError
+from celery.exceptions import Ignore, Reject, Retry
+from celery.worker.request import Request
+from celery.worker.state import task_ready
+
+from tasks import deaths
+from tasks.dead_letters import KeptAsDeadLetter, keep_if_possible, letter_of, names_event
+from tasks.delivery import describe
+
+PASSED_ON = (KeptAsDeadLetter, Reject, Retry, Ignore, Terminated)  # Celery's way with them is right
+LOST = (WorkerLostError, SystemExit, KeyboardInterrupt)
+log = structlog.get_logger(__name__)
+
+
+class QuietRequest(Request):
+    """A message of which monitors see ids, and neither file names nor students."""
+
+    _already_revoked: bool  # Celery's own, absent from its types
+
+    upstream: frozenset[str] = frozenset()  # the tasks whose messages must not be lost
+    pool: Any = None  # Celery's pool of this worker
+
+    acknowledged_with: "list[Any] | None" = None  # tags of messages that are acknowledged together
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # Any: as Celery calls it
+        super().__init__(*args, **kwargs)
+        self.time_limits = (None, None)
+        self._argsrepr = "()"
+        self._kwargsrepr = describe(self.kwargs)
+        self.request_dict.update(
+            argsrepr=self._argsrepr, kwargsrepr=self._kwargsrepr, timelimit=(None, None)
+        )
+
+    def acknowledge(self) -> None:
+        """Acknowledge the message, or leave it to who does so for several."""
+        if self.acknowledged_with is None:
+            super().acknowledge()
+        elif not self.acknowledged:
+            self.acknowledged_with.append(self.message.delivery_tag)
+            self.acknowledged = True
+
+    def reject(self, requeue: bool = True) -> None:
+        """Give the message back to the broker; none is ever dropped."""
+        super().reject(requeue=True)
+
+    def on_failure(
+        self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
+    ) -> None:
+        """Acknowledge what failed only if it is kept; note a process that died with it."""
+        error = exc_info.exception
+        if isinstance(error, ExceptionWithTraceback):
+            error = error.exc
+        if isinstance(error, LOST):
+            if not self.delivery_info["redelivered"]:
+                deaths.note(self.id)
+        elif self.name in self.upstream and not isinstance(error, PASSED_ON):
+            log.error("message_goes_back", task=self.name, task_id=self.id, error=repr(error))
+            task_ready(self)
+            self.reject()
+            return
+        super().on_failure(exc_info, send_failed_event, return_ok)
+
+    def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002 - as Celery calls it
+        """Tell monitors of an error by its name: its text may hold what a row holds."""
+        if "exception" in fields:
+            name = str(fields["exception"]).partition("(")[0]
+            fields.update(exception=f"{name}: see the worker's log", traceback="")
+        super().send_event(type, **fields)
+
+    def _announce_revoked(
+        self, reason: str, terminated: bool, signum: object, expired: bool
+    ) -> None:
+        """Keep a message that expired, or that somebody revoked, as a dead letter."""
+        announce: Callable[..., None] = super()._announce_revoked  # type: ignore[misc] # as above
+        if self.name not in self.upstream or self._already_revoked:
+            announce(reason, terminated, signum, expired)
+            return
+        self._already_revoked = True
+        code = "EXPIRED" if expired else "REVOKED"
+        why = f"expired at {self.expires}" if expired else f"was {reason} by remote control"
+        args, kwargs = self.args or (), self.kwargs or {}
+        body = kwargs["event"] if names_event(args, kwargs) else {"args": args, "kwargs": kwargs}
+        letter = letter_of(self.name, self.id, body, ValueError(f"the message {why}"), code)
+        acknowledge = partial(announce, reason, terminated, signum, expired)
+        release = partial(self._release, acknowledge)
+        self.pool.apply_async(keep_if_possible, args=(letter,), callback=release)
+
+    def _release(self, acknowledge: Callable[[], None], kept: int | None) -> None:
+        if kept is None:
+            task_ready(self)
+            self.reject()
+        else:
+            acknowledge()

@@ -1,0 +1,39 @@
+"""Signs of life of a worker: a file for supervisors, and a time in Redis for everybody else."""
+
+import os
+import time
+from contextlib import suppress
+from functools import cache
+
+import redis
+
+from core import alive, pulse
+from core.slots import connect_once
+from tasks.app import settings
+
+EVERY_S = 2.0  # as Celery's heartbeat
+
+_worker: tuple[int, str] | None = None  # process id and name of the worker's main process
+_shown_at = float("-inf")
+
+
+def show(worker: str) -> None:
+    """Show that the main process of a worker is alive; what cannot be written now is left out."""
+    global _worker, _shown_at
+    _worker, _shown_at = (os.getpid(), worker), time.monotonic()
+    with suppress(OSError):  # a home that nobody can write to: the check finds no sign
+        alive.show(settings.home, worker)
+    if settings.redis_url:
+        with suppress(redis.RedisError):  # the sign is missed, which is what it is for
+            pulse.worker_lives(_client(settings.redis_url), worker)
+
+
+def show_if_alone() -> None:
+    """Do so where a task runs in the main process itself (`--pool solo`), which waits for it."""
+    if _worker and _worker[0] == os.getpid() and time.monotonic() - _shown_at > EVERY_S:
+        show(_worker[1])
+
+
+@cache
+def _client(url: str) -> redis.Redis:
+    return connect_once(url, timeout_s=1)  # the main loop of the worker waits meanwhile
