@@ -105,7 +105,7 @@ def torture(seed: int, minutes: float, batches: int, say: Callable[[str], None])
     with tempfile.TemporaryDirectory(prefix="els-torture-") as folder:
         settings = Settings(home=Path(folder) / "home", sweep_every=1)
         commands = {
-            "beat": BROKER + 'exec celery -q -A tasks.app beat -s "$ELS_HOME/beat" --pidfile=',
+            "beat": BROKER + "exec celery -q -A tasks.app beat --pidfile=",
             "downstream": BROKER + LISTENER + settings.events_queue,
         }
         shared = {"ELS_VISIBILITY_TIMEOUT": str(VISIBILITY_S), "ELS_SWEEP_EVERY": "1"}

@@ -39,7 +39,8 @@ QUICK = (  # tasks whose messages are; their hop to the process costs as much as
     "els.seal_slots",
     "els.seal_books",
 )  # not els.announce_ready: it takes 2 ms a batch, and other processes are to share these
-FIRST = ("els.sweep", "els.relay")  # before all that wait: behind a backlog they would expire
+FIRST = ("els.sweep", "els.relay")  # taken before all other messages: a backlog delays neither
+ONCE = {"retry": False}  # of publishing a tick: beat itself tries again
 PUSHED = 2 * AT_ONCE  # messages a process on RabbitMQ, which pushes them: in work and next
 GARBAGE = (10_000, 50, 50)  # allocations a collection; Python's 700 are those of two messages
 
@@ -73,17 +74,10 @@ app.conf.update(
         "take_together": (QUICK, AT_ONCE, BYTES_AT_ONCE),
         "go_first": FIRST,
     },
-    beat_schedule={
-        "sweep": {
-            "task": "els.sweep",
-            "schedule": settings.sweep_every,
-            "options": {"expires": settings.sweep_every * 2},
-        },
-        "relay": {
-            "task": "els.relay",
-            "schedule": settings.relay_every,
-            "options": {"expires": settings.relay_every * 2},
-        },
+    beat_scheduler="tasks.beat:Scheduler",
+    beat_schedule={  # no `expires`: beat would set it by its clock, a worker judge it by another
+        "sweep": {"task": "els.sweep", "schedule": settings.sweep_every, "options": ONCE},
+        "relay": {"task": "els.relay", "schedule": settings.relay_every, "options": ONCE},
     },
 )
 if str(app.conf.broker_url).startswith("amqp"):

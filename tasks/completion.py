@@ -8,6 +8,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import structlog
@@ -25,9 +26,10 @@ from core.seals import Seal, Sealed
 from core.sweep import Mender
 from core.sweep import sweep as run_sweep
 from tasks import deaths
-from tasks.app import DEATHS, app, send_event, stores
+from tasks.app import DEATHS, app, send_event, settings, stores
 from tasks.delivery import describe
 from tasks.outages import persist, run_tick
+from tasks.signs import brief_redis
 
 AnyTask = Task[Any, Any]  # Any: as celery-types has it
 T = TypeVar("T")
@@ -115,6 +117,7 @@ def seal_failed(request: object, error: object, traceback: object, batches: obje
 @app.task(name="els.sweep")
 def sweep() -> dict[str, int]:
     """Find what must not stay as it is, and mend it; return how many batches by rule."""
+    _begin_tick("els.sweep")
     return run_tick(_sweep, {})
 
 
@@ -131,7 +134,15 @@ def _sweep() -> dict[str, int]:
 @app.task(name="els.relay")
 def relay() -> int:
     """Send every event that the relay right after a commit did not."""
+    _begin_tick("els.relay")
     return run_tick(lambda: outbox.relay_all(stores().pool, send_event), 0)
+
+
+def _begin_tick(task: str) -> None:
+    """Let beat send the next tick. Where Redis does not answer, beat sends it a little later."""
+    if settings.redis_url:
+        with suppress(RedisError):
+            pulse.tick_begun(brief_redis(settings.redis_url), settings.queue, task)
 
 
 def again(task: AnyTask, error: Exception) -> Exception:

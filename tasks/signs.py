@@ -25,7 +25,7 @@ def show(worker: str) -> None:
         alive.show(settings.home, worker)
     if settings.redis_url:
         with suppress(redis.RedisError):  # the sign is missed, which is what it is for
-            pulse.worker_lives(_client(settings.redis_url), worker)
+            pulse.worker_lives(brief_redis(settings.redis_url), worker)
 
 
 def show_if_alone() -> None:
@@ -35,5 +35,6 @@ def show_if_alone() -> None:
 
 
 @cache
-def _client(url: str) -> redis.Redis:
-    return connect_once(url, timeout_s=1)  # the main loop of the worker waits meanwhile
+def brief_redis(url: str) -> redis.Redis:
+    """Connect briefly and without repeats: a worker's main loop, or beat, waits meanwhile."""
+    return connect_once(url, timeout_s=1)

@@ -22,6 +22,10 @@ def test_honcho_takes_the_procfile():
     assert list(procfile()) == ["worker", "beat", "ops", "flower"]
 
 
+def test_beat_keeps_no_file():
+    assert procfile()["beat"] == "exec els beat"
+
+
 @pytest.mark.parametrize("name", ["worker", "beat"])
 def test_celerys_commands_take_their_options_and_import_no_others(name):
     asks = f"import sys; sys.argv = ['els', '{name}', '--help']; from ops.__main__ import main"

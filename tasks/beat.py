@@ -1,0 +1,176 @@
+"""Celery's beat without a memory and without a wall clock.
+
+Celery's own keeps the time of each tick in a file and compares it with the host's clock: after a
+correction of the clock it sends nothing for as long as the clock was ahead.
+"""
+
+from math import inf
+from time import monotonic
+from typing import Any, NamedTuple, cast
+
+import redis
+import structlog
+from celery import beat
+from celery.schedules import schedstate
+from kombu import Connection
+
+from core import pulse
+from tasks.app import settings
+from tasks.signs import brief_redis
+
+ANSWER_S = 2.0  # for a broker to answer; meanwhile beat sends nothing
+WAIT_S = 20.0  # for a tick that no worker begins, before another is sent: the first may be lost
+LONGEST_WAIT_S = 300.0  # it doubles up to this, so that a day without workers leaves 300 ticks
+BLIND_WAIT_S = 5.0  # between two ticks while Redis does not say whether the last was begun
+TIMEOUTS = {"socket_timeout": ANSWER_S, "socket_connect_timeout": ANSWER_S}
+
+log = structlog.get_logger(__name__)
+
+
+class Sent(NamedTuple):
+    """When the last tick of a task was sent, and how long it may wait for a worker."""
+
+    at: float
+    wait_s: float
+
+
+class Tick(beat.ScheduleEntry):
+    """A task and its interval, in monotonic time. It is due at once."""
+
+    task: str
+    schedule: Any  # Celery's own, absent from its types
+    last_run_at: Any  # seconds, where Celery has a datetime
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # Any: as Celery calls it
+        super().__init__(*args, **{"last_run_at": -inf, **kwargs})
+
+    def default_now(self) -> Any:  # Any: likewise
+        """Return the time, in seconds since some moment."""
+        return monotonic()
+
+    def is_due(self) -> schedstate:
+        """Tell whether the task is due, and in how many seconds to ask again."""
+        every = self.schedule.seconds
+        left = self.last_run_at + every - monotonic()
+        return schedstate(True, every) if left <= 0 else schedstate(False, left)
+
+
+class Scheduler(beat.Scheduler):
+    """Sends ticks: messages of tasks that run at an interval.
+
+    It does not send a tick while no worker has begun the one before, so they do not pile up while
+    the workers are away. A broker or a Redis that is away, hangs or refuses does not stop it.
+    """
+
+    Entry = Tick
+    # Celery's waits for a broker before each tick, and ends beat after 100 tries.
+    producer = None  # type: ignore[assignment]
+    Producer: Any  # Celery's own, absent from its types
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # Any: as Celery calls it
+        self._broker: Connection | None = None
+        self._sent: dict[str, Sent] = {}
+        self._well = True
+        super().__init__(*args, **kwargs)
+
+    def adjust(self, n: float, drift: float = 0) -> float:
+        """Leave a time as it is. Celery wakes up 10 ms before it."""
+        return n + drift
+
+    def _when(self, entry: object, next_time_to_run: float, *_: object) -> float:
+        return monotonic() + next_time_to_run
+
+    def apply_entry(self, entry: beat.ScheduleEntry, producer: object = None) -> None:
+        """Send a tick if it is time for one; log a failure. The next interval tries again."""
+        try:
+            self._send(cast(Tick, entry))
+        except Exception as error:  # noqa: BLE001 - whatever it is, beat goes on
+            if self._well:
+                log.warning("ticks_not_sent", task=entry.task, error=repr(error))
+            self._well = False
+        else:
+            if not self._well:
+                log.info("ticks_sent_again", task=entry.task)
+            self._well = True
+
+    def _send(self, entry: Tick) -> None:
+        kept = self._broker is not None
+        self._connect()
+        if self._may_send(entry.task):
+            self._publish(entry, again=kept)
+
+    def _may_send(self, task: str) -> bool:
+        """Tell whether the last tick was begun, or has waited so long that it may be lost."""
+        now, last, begun = monotonic(), self._sent.get(task), _begun(task)
+        if last is None or begun:
+            self._sent[task] = Sent(now, WAIT_S)
+            return True
+        if now - last.at < (BLIND_WAIT_S if begun is None else last.wait_s):
+            return False
+        wait_s = last.wait_s if begun is None else min(last.wait_s * 2, LONGEST_WAIT_S)
+        self._sent[task] = Sent(now, wait_s)
+        return True
+
+    def _publish(self, entry: Tick, *, again: bool) -> None:
+        """Publish a tick; `again` on another connection, as this one may have been dead for long.
+
+        Without an answer the tick counts as sent: a broker that hung may find it later.
+        """
+        try:
+            producer = self.Producer(self._broker, auto_declare=False)
+            self.apply_async(entry, producer=producer, advance=False)
+        except Exception as error:
+            self._disconnect()
+            if _timed_out(error):
+                raise
+            self._sent.pop(entry.task, None)
+            if not again:
+                raise
+            self._connect()
+            self._publish(entry, again=False)
+
+    def _connect(self) -> None:
+        """Connect to the broker if that is not done.
+
+        Either transport asks it for an answer, so nothing is published to a broker that hangs:
+        all of it would be carried out later.
+        """
+        if self._broker:
+            return
+        amqp = str(self.app.conf.broker_url).startswith(("amqp", "pyamqp"))
+        broker = self.app.connection_for_write(
+            connect_timeout=ANSWER_S, transport_options={} if amqp else TIMEOUTS
+        )
+        broker.ensure_connection(
+            max_retries=len(broker.alt), interval_start=0, interval_step=0, interval_max=0
+        )
+        if amqp:  # its own option does not end a read
+            broker.connection.sock.settimeout(ANSWER_S)
+        self._broker = broker
+
+    def _disconnect(self) -> None:
+        """Forget the connection without a farewell, which takes too long where a broker hangs."""
+        broker, self._broker = self._broker, None
+        if broker:
+            broker.collect()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._disconnect()
+
+
+def _begun(task: str) -> bool | None:
+    """Tell whether a worker has begun the last tick; None: Redis does not say."""
+    if settings.redis_url is None:
+        return None
+    try:
+        return pulse.may_send_tick(brief_redis(settings.redis_url), settings.queue, task)
+    except redis.RedisError:
+        return None
+
+
+def _timed_out(error: BaseException | None) -> bool:
+    """Tell whether an error, or one that it came of, is that an answer did not come in time."""
+    while error and not isinstance(error, TimeoutError | redis.TimeoutError):
+        error = error.__cause__ or error.__context__
+    return error is not None
