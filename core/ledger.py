@@ -81,6 +81,7 @@ class Tracker:
     batch_id: str
     status: BatchStatus
     class_id: str | None
+    org_id: str | None
     user_id: str
     course_code: str
     correlation_id: UUID
@@ -90,6 +91,7 @@ class Tracker:
     completed_at: datetime | None
     manifest_sha256: str | None
     student_prompt_ref: Mapping[str, Any] | None  # Any: the sender's JSON
+    metadata: Mapping[str, Any] | None  # Any: the sender's JSON
 
     @property
     def class_type(self) -> ClassType:
@@ -266,8 +268,9 @@ def tracker(conn: Conn, batch_id: str, *, lock: bool = False) -> Tracker | None:
 def trackers(conn: Conn, batches: Sequence[str], *, lock: bool = False) -> dict[str, Tracker]:
     """Read some batches; those that are not registered are left out."""
     query: LiteralString = (
-        "SELECT batch_id, status, class_id, user_id, course_code, correlation_id, expected_count,"
-        " available_slots, essay_ids_sha256, completed_at, manifest_sha256, student_prompt_ref"
+        "SELECT batch_id, status, class_id, org_id, user_id, course_code, correlation_id,"
+        " expected_count, available_slots, essay_ids_sha256, completed_at, manifest_sha256,"
+        " student_prompt_ref, metadata"
         " FROM batch_essay_trackers WHERE batch_id = ANY(%s) ORDER BY batch_id"
     )
     rows = conn.execute(query + " FOR UPDATE" if lock else query, [list(batches)])

@@ -6,12 +6,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict
 
 from core.errors import BrokenSeal
-from core.events import EVENT_LIMIT, Outgoing, canonical, manifest_line, manifest_sha256
+from core.events import (
+    EVENT_LIMIT,
+    KIB,
+    Outgoing,
+    canonical,
+    manifest_line,
+    manifest_sha256,
+)
 from core.ledger import Announcement, Tracker
 from core.states import ACCOUNTED, BatchStatus, OnDeadline, completed_status
 
 Row = Mapping[str, Any]  # Any: a database row
-ESSAYS_IN_REF = 1_000  # essays that an event over the limit still carries
+ESSAYS_IN_REF = 1_000  # essays that an event over the limit still carries, if they fit
+ROOM = 64 * KIB  # of an event over the limit: for its names, its references and the first essays
+OBJECTS = ("metadata", "student_prompt_ref")  # the sender's, of up to 8 MiB
 NOT_RECEIVED = "NOT_RECEIVED"  # category of a slot that nothing came for until the deadline
 MISSING_NAMED = 5_000  # missing essays named in an event: 330 KiB of ids at most
 NEVER_FITS = EVENT_LIMIT // 100  # essays; each takes over 100 bytes of JSON
@@ -65,9 +74,7 @@ def announcement(batch: Tracker, slots: Sequence[Row], sealed: Sealed) -> Announ
         "provisioned_count": len(essays),
         "failed_count": len(failed),
         "manifest_sha256": manifest,
-        "course_code": batch.course_code,
-        "user_id": batch.user_id,
-        "class_type": batch.class_type,
+        **_registered(batch, "metadata"),
     }
     events = [
         Outgoing("BatchContentProvisioningCompleted", _with_essays(completed, "essays", essays))
@@ -83,16 +90,12 @@ def essays_ready(batch: Tracker, essays: Sequence[Row], manifest: str) -> Outgoi
     """Write the readiness event."""
     data = {
         "batch_id": batch.batch_id,
-        "class_type": batch.class_type,
-        "course_code": batch.course_code,
-        "user_id": batch.user_id,
         "expected_count": batch.expected_count,
         "ready_count": len(essays),
         "failed_count": batch.expected_count - len(essays),
         "manifest_sha256": manifest,
+        **_registered(batch, *OBJECTS),
     }
-    if batch.student_prompt_ref is not None:
-        data["student_prompt_ref"] = batch.student_prompt_ref
     return Outgoing("BatchEssaysReady", _with_essays(data, "ready_essays", essays))
 
 
@@ -115,6 +118,13 @@ def timeout_event(
         "on_deadline": on_deadline,
     }
     return Outgoing("BatchReadinessTimeout", _with_essays(data, "ready_essays", essays))
+
+
+def _registered(batch: Tracker, *objects: str) -> Row:
+    """Tell what the registration said of a batch, to the letter; what it left out is left out."""
+    names = ("class_type", "course_code", "user_id", "org_id", "class_id", *objects)
+    told = {name: getattr(batch, name) for name in names}
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def _by_outcome(slots: Sequence[Row]) -> tuple[list[Row], list[Row]]:
@@ -162,17 +172,45 @@ def _with_essays(data: Row, field: str, rows: Sequence[Row]) -> Row:
     """Add the essays, or a reference to them where the event would be over `EVENT_LIMIT`."""
     if len(rows) <= NEVER_FITS:
         whole = {**data, field: [_essay(row) for row in rows]}
-        if len(canonical(whole).encode()) <= EVENT_LIMIT:
+        if _size(whole) <= EVENT_LIMIT:
             return whole
-    return {
-        **data,
-        "essays_ref": {
-            "field": field,
-            "total": len(rows),
-            "first": [_essay(row) for row in rows[:ESSAYS_IN_REF]],
-            "rest": "essay_states of this batch, ordered by essay_id",
-        },
+    reference: dict[str, object] = {
+        "field": field,
+        "total": len(rows),
+        "first": [],
+        "rest": "essay_states of this batch, ordered by essay_id",
     }
+    data = {**_without_large_objects(data), "essays_ref": reference}
+    reference["first"] = _that_fit(rows[:ESSAYS_IN_REF], EVENT_LIMIT - _size(data))
+    return data
+
+
+def _without_large_objects(data: Row) -> Row:
+    """Refer to the sender's objects, the larger first, where they leave no `ROOM` in an event."""
+    sizes = {name: _size(data[name]) for name in OBJECTS if name in data}
+    references: dict[str, Row] = {}
+    for name in sorted(sizes, key=sizes.__getitem__, reverse=True):
+        if _size(data) <= EVENT_LIMIT - ROOM:
+            break
+        references[name] = {"bytes": sizes[name], "rest": f"batch_essay_trackers.{name}"}
+        data = {key: value for key, value in data.items() if key != name}
+    return {**data, "objects_ref": references} if references else data
+
+
+def _that_fit(rows: Sequence[Row], room: int) -> list[Row]:
+    """Tell of the first essays, of as many as fit into so many bytes."""
+    told = []
+    for essay in map(_essay, rows):
+        room -= _size(essay) + 1  # a comma
+        if room < 0:
+            break
+        told.append(essay)
+    return told
+
+
+def _size(value: object) -> int:
+    """Measure a value as canonical JSON, in bytes."""
+    return len(canonical(value).encode())
 
 
 def _essay(row: Row) -> Row:

@@ -13,7 +13,7 @@ from core.seals import Sealed
 from core.sweep import Mender, sweep
 from tests.core import looks
 from tests.core.crowd import at_once, until
-from tests.core.story import assign, cancel, fill, register, reject, texts, upload
+from tests.core.story import assign, cancel, confirm, fill, register, reject, texts, upload
 from tests.factories import a_content, common, essay_ids, new_batch, take
 
 DONE = ["BatchContentProvisioningCompleted", "BatchEssaysReady"]
@@ -327,6 +327,110 @@ def test_an_event_below_the_limit_carries_every_essay(lifecycle, conn, batch_id)
 
     completed, ready = looks.events(conn, batch_id)
     assert len(completed["data"]["essays"]) == len(ready["data"]["ready_essays"]) == 1_200
+
+
+def test_what_a_registration_leaves_out_its_events_leave_out(lifecycle, conn, batch_id):
+    fill(lifecycle, batch_id, 1)
+
+    lifecycle.complete(batch_id)
+
+    for event in looks.events(conn, batch_id):
+        assert not {"org_id", "class_id", "metadata", "student_prompt_ref"} & event["data"].keys()
+
+
+def test_what_a_registration_says_its_events_say_to_the_letter(lifecycle, conn, batch_id):
+    said = {
+        "org_id": "org-1",
+        "class_id": "class-1",
+        "metadata": {"b": [1, None, {"å": "\u2028"}], "a": {}, "": 2.5},
+        "student_prompt_ref": {"storage": "prompt-1"},
+    }
+    fill(lifecycle, batch_id, 1, **said)
+    lifecycle.complete(batch_id)
+    confirm(lifecycle, batch_id, {"essay-000000": "student-1"})
+
+    completed, ready = [row["data"] for row in looks.events(conn, batch_id)]
+
+    assert {name: ready[name] for name in said} == said
+    said.pop("student_prompt_ref")
+    assert {name: completed[name] for name in said} == said
+    assert "student_prompt_ref" not in completed
+
+
+def objects(metadata, prompt):
+    return {"metadata": {"text": "ö" * metadata}, "student_prompt_ref": {"text": "ö" * prompt}}
+
+
+def told_of(lifecycle, conn, batch_id):
+    lifecycle.complete(batch_id)
+    events = {row["type"]: row["data"] for row in looks.events(conn, batch_id)}
+    assert all(len(canonical(data).encode()) <= EVENT_LIMIT for data in events.values())
+    return events["BatchContentProvisioningCompleted"], events["BatchEssaysReady"]
+
+
+def test_objects_and_essays_that_fit_together_are_told_whole(lifecycle, conn, batch_id):
+    sent = objects(100_000, 100_000)
+    fill(lifecycle, batch_id, 500, **sent)
+
+    completed, ready = told_of(lifecycle, conn, batch_id)
+
+    assert completed["metadata"] == sent["metadata"]
+    assert {name: ready[name] for name in sent} == sent
+    assert len(ready["ready_essays"]) == len(completed["essays"]) == 500
+
+
+def test_objects_that_leave_no_room_for_the_essays_are_told_whole(lifecycle, conn, batch_id):
+    sent = objects(110_000, 110_000)
+    fill(lifecycle, batch_id, 1_000, **sent)
+
+    completed, ready = told_of(lifecycle, conn, batch_id)
+
+    assert len(completed["essays"]) == 1_000
+    assert {name: ready[name] for name in sent} == sent
+    assert ready["essays_ref"]["total"] == 1_000
+    assert 100 < len(ready["essays_ref"]["first"]) < 1_000
+
+
+def test_objects_that_leave_no_room_at_all_are_referred_to_the_larger_first(
+    lifecycle, conn, batch_id
+):
+    sent = objects(150_000, 115_000)
+    fill(lifecycle, batch_id, 3, **sent)
+
+    completed, ready = told_of(lifecycle, conn, batch_id)
+
+    assert completed["metadata"] == sent["metadata"]
+    assert ready["student_prompt_ref"] == sent["student_prompt_ref"]
+    assert "metadata" not in ready
+    assert ready["objects_ref"] == {
+        "metadata": {"bytes": 300_011, "rest": "batch_essay_trackers.metadata"}
+    }
+    assert len(ready["essays_ref"]["first"]) == 3
+    assert looks.batch(conn, batch_id)["metadata"] == sent["metadata"]
+
+
+def test_numbers_that_grow_when_they_are_written_out_do_not_break_the_limit(
+    lifecycle, conn, batch_id
+):
+    fill(lifecycle, batch_id, 1, metadata={"large": [1e308] * 10_000})
+
+    completed, ready = told_of(lifecycle, conn, batch_id)
+
+    for data in (completed, ready):
+        assert data["objects_ref"]["metadata"]["bytes"] > 3_000_000
+
+
+def test_essays_with_the_longest_names_do_not_break_the_limit(lifecycle, conn, batch_id):
+    register(lifecycle, batch_id, 1_000)
+    for start in range(0, 1_000, 250):
+        each = [a_content(text, original_file_name="ö" * 1_024) for text in texts(250, start)]
+        take(lifecycle, "els.assign_contents", common(batch_id, contents=each))
+
+    completed, ready = told_of(lifecycle, conn, batch_id)
+
+    for data in (completed, ready):
+        assert data["essays_ref"]["total"] == 1_000
+        assert 100 < len(data["essays_ref"]["first"]) < 1_000
 
 
 def test_the_events_of_a_batch_are_numbered_from_one(telling, conn, batch_id):
