@@ -3,8 +3,10 @@
 The lifecycle's own statements stand in `core/ledger.py`.
 """
 
+import json
 from collections.abc import Sequence
 from datetime import datetime
+from itertools import product
 from typing import LiteralString
 from uuid import UUID
 
@@ -12,11 +14,13 @@ from psycopg.errors import UndefinedTable
 from psycopg.rows import DictRow
 
 from core import ledger
+from core.events import NAME_LENGTH
 from core.ledger import Conn, Row
 from core.states import BatchStatus, ClassType
 
 Place = tuple[str, str]  # where a page ends: a moment, as text, and a batch id
 FIRST: Place = ("infinity", "~")  # after every moment, and after every identifier
+LAST_CHARACTER = "\U0010ffff"  # in the order of code points, which is that of UTF-8
 
 
 def statuses(conn: Conn, batch_id: str | None, limit: int) -> list[DictRow]:
@@ -35,8 +39,10 @@ def timeline(conn: Conn, batch_id: str) -> list[DictRow]:
 
 
 def find(conn: Conn, wanted: str, limit: int) -> list[DictRow]:
-    """Read where everything is that bears this id, the oldest first, open slots last."""
-    return conn.execute(ledger.sql("find"), {"id": wanted, "limit": limit}).fetchall()
+    """Read where everything is that bears this id or name, the oldest first, open slots last."""
+    quoted = {json.dumps(wanted), json.dumps(wanted, ensure_ascii=False)}  # in a dead letter
+    told = {"id": wanted, "quoted": [*quoted], "limit": limit}
+    return conn.execute(ledger.sql("find"), told).fetchall()
 
 
 def letters(
@@ -220,7 +226,8 @@ def search(
 ) -> list[Place]:
     """Find batches by the id of batch, user, file or correlation, newest first.
 
-    Files are looked for when nothing else bears this name: that reads all essays.
+    Files are looked for when nothing else bears this name: that reads all essays. The words are
+    taken to the letter; if nothing bears them, without the blanks that a person copied along.
     """
     since, batch_id = after or FIRST
     try:
@@ -228,18 +235,24 @@ def search(
     except ValueError:
         uuid = None
     wanted = {
-        "words": words,
         "uuid": uuid,
         "status": status,
         "since": since,
         "batch_id": batch_id,
         "limit": limit,
     }
-    for files in (False, True):
-        rows = conn.execute(ledger.sql("search"), {**wanted, "files": files}).fetchall()
+    spelt = dict.fromkeys(filter(None, (words, words.strip())))
+    for files, each in product((False, True), spelt):
+        told = {**wanted, "words": each, "beyond": _beyond(each), "files": files}
+        rows = conn.execute(ledger.sql("search"), told).fetchall()
         if rows:
             break
     return [(row["since"], row["batch_id"]) for row in rows]
+
+
+def _beyond(words: str) -> str:
+    """Write what comes after every id and name that begins with these words, bytewise."""
+    return words + LAST_CHARACTER * (NAME_LENGTH + 1)
 
 
 def board(conn: Conn, batches: Sequence[str]) -> list[DictRow]:

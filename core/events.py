@@ -25,6 +25,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from core.errors import InvalidEvent
 
@@ -37,6 +38,15 @@ SOURCE = "urn:essay-lifecycle-service"
 EVENT_IDS = UUID("6f1d5c1e-6b4c-5f0a-9d51-0c6f5a3f7f5e")  # namespace of the outgoing event ids
 RFC3339 = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}")
 NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # Postgres stores no NUL in text or jsonb
+IDENTIFIER = r"^[A-Za-z0-9_-]{1,64}$"
+NAME = r"^\P{Cc}*$"  # Cc: the C0 and C1 control characters and DEL, nothing else
+STORAGE_KEY = r"^[!-~]*$"
+NAME_LENGTH = 255
+RULES = {  # a pattern, as pydantic checks it -> what a sender is told
+    IDENTIFIER: "must be 1 to 64 characters, each a letter A to Z or a to z, a digit, _ or -",
+    NAME: "must not hold control characters, such as a tab or a line break",
+    STORAGE_KEY: "must hold visible ASCII characters only, ! to ~: no blanks, no letters such as é",
+}
 
 
 def _utc(moment: datetime) -> datetime:
@@ -45,7 +55,12 @@ def _utc(moment: datetime) -> datetime:
     return moment
 
 
-Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+Identifier = Annotated[str, Field(pattern=IDENTIFIER)]
+# A name that others gave: of a user, an organisation, a class, a student, a course.
+Name = Annotated[str, Field(min_length=1, max_length=NAME_LENGTH, pattern=NAME)]
+# Where a store keeps a file, such as a key of S3. It has no blank, which parts it from the essay id
+# in a line of the manifest, and a claimant that is no content from one that is.
+StorageKey = Annotated[str, Field(min_length=1, max_length=NAME_LENGTH, pattern=STORAGE_KEY)]
 
 
 def _rfc3339(value: object) -> object:
@@ -92,10 +107,10 @@ class BatchEssaysRegistered(Event):
 
     essay_ids: Annotated[list[Identifier], Field(min_length=1, max_length=100_000)]
     expected_essay_count: int
-    course_code: Annotated[str, Field(min_length=1, max_length=64)]
-    user_id: Identifier
-    org_id: Identifier | None = None
-    class_id: Identifier | None = None
+    course_code: Name
+    user_id: Name
+    org_id: Name | None = None
+    class_id: Name | None = None
     student_prompt_ref: JsonObject | None = None
     deadline_s: Annotated[float, Field(gt=0, le=10 * 366 * 86_400)] = 86_400
     on_deadline: Literal["fail", "proceed"] = "fail"
@@ -113,10 +128,10 @@ class BatchEssaysRegistered(Event):
 class Content(Wire):
     """One stored text."""
 
-    text_storage_id: Identifier
-    file_upload_id: Identifier
+    text_storage_id: StorageKey
+    file_upload_id: StorageKey
     original_file_name: FileName
-    raw_file_storage_id: Identifier | None = None
+    raw_file_storage_id: StorageKey | None = None
     file_size_bytes: FileSize
     content_md5_hash: Annotated[str, Field(min_length=1, max_length=128)] | None = None
 
@@ -134,9 +149,9 @@ class BatchContentsProvisioned(Event):
 class EssayValidationFailed(Event):
     """The file service rejected a file; it consumes a slot."""
 
-    file_upload_id: Identifier
+    file_upload_id: StorageKey
     original_file_name: FileName
-    raw_file_storage_id: Identifier | None = None
+    raw_file_storage_id: StorageKey | None = None
     validation_error_code: ErrorCode
     validation_error_detail: JsonObject | None = None
     file_size_bytes: FileSize | None = None
@@ -146,17 +161,17 @@ class Association(Wire):
     """Whose essay this is; `student_id` None means an unknown student."""
 
     essay_id: Identifier
-    student_id: Identifier | None = None
+    student_id: Name | None = None
     confidence_score: Annotated[float, Field(ge=0, le=1)]
     validation_method: Literal["human", "timeout", "auto"]
-    validated_by: Identifier | None = None
+    validated_by: Name | None = None
     validated_at: Timestamp
 
 
 class StudentAssociationsConfirmed(Event):
     """A teacher, or a timeout, settled whose essays these are."""
 
-    class_id: Identifier
+    class_id: Name
     associations: Annotated[list[Association], Field(max_length=100_000)]
     timeout_triggered: bool
 
@@ -226,25 +241,34 @@ def parse(model: type[E], task: str, raw: object, limit: int) -> tuple[E, Idempo
         stamp = canonical({key: raw[key] for key in raw if key == "timestamp"})
         text = "{" + ",".join(filter(None, (said[1:-1], stamp[1:-1]))) + "}"
         body = text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidEvent(
+            f"{task}: the event holds half of a surrogate pair, which is no character"
+        ) from error
     except (ValueError, TypeError, RecursionError) as error:
         raise InvalidEvent(f"{task}: the event is not JSON: {error}") from error
     if len(body) > limit:
         raise InvalidEvent(f"{task}: the event has {len(body)} bytes; at most {limit} are taken")
-    if "\\u0000" in text and NUL.search(text):  # the first is a hundred times as fast
-        raise InvalidEvent(f"{task}: the event holds a NUL character, which no text may")
     try:
         event = model.model_validate_json(body)
     except ValidationError as error:
         raise InvalidEvent(f"{task}: {_first_faults(error)}") from error
+    if "\\u0000" in text and NUL.search(text):  # the first is a hundred times as fast
+        raise InvalidEvent(f"{task}: the event holds a NUL character, which no text may")
     return event, Idempotency(event.event_id, task, hashlib.sha256(said.encode()).digest())
 
 
 def _first_faults(error: ValidationError, most: int = 5) -> str:
     """Name the first faults by field, without the values: they may be personal."""
-    faults = error.errors(include_url=False, include_input=False, include_context=False)
-    told = [f"{'.'.join(map(str, fault['loc'])) or 'event'}: {fault['msg']}" for fault in faults]
+    faults = error.errors(include_url=False, include_input=False)
+    told = [f"{'.'.join(map(str, fault['loc'])) or 'event'}: {_rule(fault)}" for fault in faults]
     more = f" (and {len(told) - most} more)" if len(told) > most else ""
     return "; ".join(told[:most]) + more
+
+
+def _rule(fault: ErrorDetails) -> str:
+    """Say which rule a value breaks: of a pattern in plain words."""
+    return RULES.get(fault.get("ctx", {}).get("pattern", ""), fault["msg"])
 
 
 def outgoing_id(batch_id: str, event_type: str, generation: str) -> UUID:
@@ -289,6 +313,7 @@ def manifest_sha256(essays: Iterable[Mapping[str, Any]]) -> str:  # Any: rows of
     """Compute the manifest of these essays, to be compared with the one that an event carries.
 
     The rule: a line for each assigned essay, its id, a space, its text_storage_id, a newline;
-    the lines sorted bytewise; the SHA-256 of them all, in hex. Failed slots have no line.
+    the lines sorted bytewise; the SHA-256 of them all, in hex. Failed slots have no line. A storage
+    id holds no blank and no newline, so no two lists have the same lines.
     """
     return hashlib.sha256("".join(sorted(map(manifest_line, essays))).encode()).hexdigest()

@@ -70,8 +70,8 @@ class Arrival:
 
     @property
     def claimant(self) -> str:
-        """Name who claims a slot: the content, or the rejected file (":" is in no identifier)."""
-        return self.text_storage_id or f"rejected:{self.file_upload_id}"
+        """Name who claims a slot: the content, or the rejected file (no storage id has a blank)."""
+        return self.text_storage_id or f"rejected {self.file_upload_id}"
 
 
 @dataclass(frozen=True)

@@ -288,7 +288,8 @@ class Lifecycle:
                 raise UnknownBatch(f"batch {batch_id} is not registered; register it, then replay")
             if tracker.class_id != event.class_id:
                 raise WrongBatchState(
-                    f"batch {batch_id} has class {tracker.class_id}, not {event.class_id}"
+                    f"batch {batch_id} was registered with another class_id than this one, or"
+                    " without; correct it and resend"
                 )
             students = ledger.students(conn, batch_id)
             if unknown := sorted({row["essay_id"] for row in rows} - students.keys()):

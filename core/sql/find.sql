@@ -1,6 +1,7 @@
 -- Tells where everything is that bears an id: of a batch, an essay, a text, a file, a message (its
--- event_id or its task id), an event or a correlation. Reads tables through: for people, not for
--- programs. A dead letter is searched as text, for its body may be anything.
+-- event_id or its task id), an event or a correlation. Of a user, an organisation or a class: which
+-- batches are theirs. Reads tables through: for people, not for programs. A dead letter is searched as
+-- text, for its body may be anything: the id as JSON writes it, in each of its ways.
 WITH batch AS (
     SELECT batch_id FROM batch_essay_trackers
     WHERE %(id)s IN (batch_id, correlation_id::text)
@@ -12,6 +13,11 @@ SELECT * FROM (
     FROM essay_states
     WHERE batch_id IN (SELECT * FROM batch)
        OR %(id)s IN (essay_id, text_storage_id, file_upload_id)
+    UNION ALL
+    SELECT 'batch', batch_id,
+           CASE %(id)s WHEN user_id THEN 'of this user' WHEN class_id THEN 'of this class'
+                ELSE 'of this organisation' END, status, NULL, registered_at
+    FROM batch_essay_trackers WHERE %(id)s IN (user_id, class_id, org_id)
     UNION ALL
     SELECT 'pending', batch_id, kind, 'waits for the registration',
            coalesce(text_storage_id, essay_file_id), received_at
@@ -32,7 +38,8 @@ SELECT * FROM (
     UNION ALL
     SELECT 'dead letter ' || id, batch_id, task, code, task_id, parked_at
     FROM dead_letters
-    WHERE %(id)s IN (task_id, batch_id) OR position('"' || %(id)s || '"' IN body::text) > 0
+    WHERE %(id)s IN (task_id, batch_id)
+       OR EXISTS (SELECT FROM unnest(%(quoted)s::text[]) q WHERE position(q IN body::text) > 0)
 ) found
 ORDER BY at NULLS LAST, place, batch_id, name
 LIMIT %(limit)s

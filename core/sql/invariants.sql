@@ -19,12 +19,12 @@ WHERE (%(batches)s::text[] IS NULL OR t.batch_id = ANY(%(batches)s))
 
 -- invariant: Every arrival is in exactly one place
 SELECT batch_id FROM (
-    SELECT batch_id, coalesce(text_storage_id, 'rejected:' || file_upload_id) AS claimant
+    SELECT batch_id, coalesce(text_storage_id, 'rejected ' || file_upload_id) AS claimant
     FROM essay_states WHERE file_upload_id IS NOT NULL
     UNION ALL
-    SELECT batch_id, coalesce(text_storage_id, 'rejected:' || file_upload_id) FROM excess_content
+    SELECT batch_id, coalesce(text_storage_id, 'rejected ' || file_upload_id) FROM excess_content
     UNION ALL
-    SELECT batch_id, coalesce(text_storage_id, 'rejected:' || essay_file_id)
+    SELECT batch_id, coalesce(text_storage_id, 'rejected ' || essay_file_id)
     FROM batch_pending_content
 ) place
 WHERE %(batches)s::text[] IS NULL OR batch_id = ANY(%(batches)s)

@@ -1,19 +1,22 @@
 -- Finds batches by what people have in hand, newest first: the id of a batch or a user, or its
 -- beginning; a correlation id; a file by its upload, its stored text or its name, to the letter.
 --
+-- A beginning is a range, which an index gives: from these words up to what is beyond all that begin
+-- with them, compared bytewise.
+--
 -- Files have no index of their own, which the hot path would pay for at every content: they are
 -- looked for by reading the essays through, only where %(files)s asks for it.
 WITH found AS (
     SELECT batch_id FROM batch_essay_trackers
-    WHERE batch_id >= %(words)s AND batch_id < (%(words)s::text || '~')
+    WHERE batch_id >= %(words)s AND batch_id < %(beyond)s
     UNION
     SELECT batch_id FROM batch_essay_trackers
-    WHERE user_id ~>=~ %(words)s AND user_id ~<~ (%(words)s::text || '~')
+    WHERE user_id ~>=~ %(words)s AND user_id ~<~ %(beyond)s
     UNION
     SELECT batch_id FROM batch_essay_trackers WHERE correlation_id = %(uuid)s::uuid
     UNION
     SELECT batch_id FROM batch_pending_content
-    WHERE batch_id >= %(words)s AND batch_id < (%(words)s::text || '~')
+    WHERE batch_id >= %(words)s AND batch_id < %(beyond)s
        OR %(files)s AND %(words)s IN (essay_file_id, text_storage_id, original_file_name)
     UNION
     SELECT batch_id FROM essay_states

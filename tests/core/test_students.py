@@ -192,8 +192,10 @@ def test_a_guest_batch_has_no_students_to_confirm(lifecycle, conn, batch_id, ful
 def test_another_class_is_refused(lifecycle, conn, awaiting):
     before = looks.everything(conn, awaiting)
 
-    with pytest.raises(WrongBatchState, match="class-9"):
+    with pytest.raises(WrongBatchState, match="another class_id") as caught:
         confirm(lifecycle, awaiting, STUDENTS, class_id="class-9")
+
+    assert "class-9" not in str(caught.value), "a refusal tells no names"
 
     assert looks.everything(conn, awaiting) == before
 
