@@ -19,7 +19,7 @@ GRID = 1_000  # slots of a page
 LISTED = 100  # rows of a list beside a batch, and of the lists of letters and events
 TROUBLE = "in_trouble"
 COUNTERS = ("dead_letters", "outbox")
-LONGEST_WORDS = 200
+LONGEST_WORDS = 1_024  # characters: the longest that people have in hand is the name of a file
 STUDENTS = {"student_id", "confidence_score", "validation_method", "validated_by", "validated_at"}
 Told = dict[str, Any]  # Any: what a template shows
 
@@ -29,8 +29,13 @@ class BadAddress(ValueError):
 
 
 def text_of(params: Mapping[str, str], name: str) -> str:
-    """Read a parameter of an address. Raises BadAddress for what Postgres cannot hold."""
-    text = params.get(name, "").strip()
+    """Read a parameter of an address, without the blanks around it. Raises BadAddress."""
+    return as_given(params, name).strip()
+
+
+def as_given(params: Mapping[str, str], name: str) -> str:
+    """Read a parameter to the letter. Raises BadAddress for what Postgres cannot hold."""
+    text = params.get(name, "")
     if "\0" in text or len(text) > LONGEST_WORDS:
         raise BadAddress(f"{name} holds what is in no id, or more than {LONGEST_WORDS} characters")
     return text
@@ -51,7 +56,7 @@ class Query:
     @classmethod
     def of(cls, params: Mapping[str, str]) -> "Query":
         """Read a query from an address. Raises BadAddress."""
-        query = cls(text_of(params, "state"), text_of(params, "q"), text_of(params, "after"))
+        query = cls(text_of(params, "state"), as_given(params, "q"), text_of(params, "after"))
         if query.state not in {"", TROUBLE, *STATES}:
             raise BadAddress(f"there is no state {query.state}")
         if query.after and not query.skip and query.place is None:

@@ -1,6 +1,7 @@
 """Sending events as an upstream service does, and reading what became of them."""
 
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -141,7 +142,8 @@ def _entries(text: str) -> list[object]:
     try:
         whole = json.loads(text)
     except json.JSONDecodeError as error:
-        lines = [line for line in text.splitlines() if line.strip()]
+        # Not `splitlines`, which also parts text at characters that JSON takes as they are.
+        lines = [line for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
         if len(lines) < 2:
             raise ValueError(f"no JSON: {error}") from error
         return [_line(number, line) for number, line in enumerate(lines, start=1)]

@@ -74,7 +74,9 @@ def find(
     wanted: Annotated[
         str,
         typer.Argument(
-            metavar="ID", help="Of a batch, essay, text, file, message, event or correlation"
+            metavar="ID",
+            help="Of a batch, essay, text, file, message, event, correlation, user, class or"
+            " organisation",
         ),
     ],
     limit: Limit = 1_000,

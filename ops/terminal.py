@@ -18,8 +18,8 @@ from core.ledger import Conn
 from core.settings import Settings
 from ops.stack import Endpoints, running
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+out = Console(highlight=False, emoji=False)  # `:key:` in a storage id stays what it is
+err = Console(stderr=True, highlight=False, emoji=False)
 
 Home = Annotated[
     Path | None,
