@@ -15,6 +15,7 @@ from core.metrics import HASH
 from ops.overview import ASSIGNED
 from tests import factories as make
 from tests.core import story
+from tests.names import NAMES
 from tests.ops.served import Served
 from tests.ops.test_board import SCRIPT, letter
 
@@ -323,3 +324,32 @@ def test_a_script_in_a_name_is_shown_and_never_run(served, visit):
     live(page)
 
     assert SCRIPT in page.inner_text("#slot")
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "255 letters",
+        "255 of four bytes",
+        "right to left",
+        "an override of direction",
+        "HTML",
+        "blanks around",
+        "line separator",
+    ],
+)
+def test_a_name_is_shown_found_and_no_wider_than_a_phone(served, visit, odd):
+    batch, name = make.new_batch(), NAMES[odd]
+    story.register(served.lifecycle, batch, 1, user_id=name, course_code=name)
+    page = visit(f"/batches/{batch}", PHONE)
+    narrow = page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+
+    page.locator(".about a").click()
+    page.get_by_role("link", name=batch, exact=True).wait_for()
+    narrow &= page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    shown = page.locator("#rows tr bdi").all_inner_texts()
+    page.get_by_role("searchbox").press("Enter")  # the name stands in the field
+    page.get_by_role("link", name=batch, exact=True).wait_for()
+
+    assert narrow
+    assert shown[:2] == [name, name]
