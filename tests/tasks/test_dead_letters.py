@@ -264,3 +264,20 @@ def test_one_bad_content_refuses_the_upload(send, conn, batch_id, dead_letters):
 
     assert looks.placed(conn, batch_id) == {}
     assert len(dead_letters(task_id)[0]["body"]["contents"]) == 3
+
+
+def test_no_log_line_and_no_refusal_names_a_person(send, batch_id, logged):
+    named = dict.fromkeys(["user_id", "org_id", "class_id", "course_code"], "Åsa")
+    of_asa = [association(essay_ids(1)[0], "Åsa", validated_by="Åsa")]
+    send(REGISTER, registration(batch_id, 1, **named))
+    send(ASSIGN, content(batch_id))
+
+    values = [
+        send(CONFIRM, confirmation(batch_id, of_asa, class_id="Åsa too")),
+        send(REGISTER, registration(batch_id, 1, user_id="Åsa\n")),
+        send(CONFIRM, confirmation(batch_id, of_asa, class_id="Åsa")),
+    ]
+
+    assert [value["outcome"] for value in values] == ["dead_letter", "dead_letter", "confirmed"]
+    assert "Åsa" not in repr(values)
+    assert "Åsa" not in repr(logged)
