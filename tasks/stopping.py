@@ -7,6 +7,7 @@ itself for ever (issue 121649 of CPython).
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from mmap import mmap
 from signal import SIGINT, SIGQUIT, SIGTERM
 from typing import Any
 
@@ -17,12 +18,12 @@ STOPS = (SIGTERM, SIGQUIT, SIGINT)
 
 Handler = Callable[[int, Any], None]  # Any: a frame, or None where it is left by now
 
-_asked: list[int] = []  # signals to stop since this worker began
+_asked = mmap(-1, 1)  # 1: this worker was asked to stop; shared with the processes of its pool
 
 
 def asked() -> bool:
-    """Tell whether this worker was asked to stop."""
-    return bool(_asked)
+    """Tell whether this worker was asked to stop, in any of its processes."""
+    return _asked[0] == 1
 
 
 @contextmanager
@@ -33,10 +34,10 @@ def heeded_between_turns(hub: Any) -> Iterator[None]:  # Any: Kombu's event loop
     """
     theirs: dict[int, Handler] = {n: h for n in STOPS if callable(h := signals[n])}
     waiting: list[int] = []
-    _asked.clear()
+    _asked[0] = 0
 
     def ask(number: int, _: object) -> None:
-        _asked.append(number)
+        _asked[0] = 1
         waiting.append(number)
         if len(waiting) > 1:
             act()
