@@ -12,32 +12,20 @@ from pathlib import Path
 from typing import Any, LiteralString, NamedTuple, cast
 from uuid import UUID
 
-from psycopg import Connection
-from psycopg.rows import DictRow, dict_row
+from psycopg.rows import DictRow
 from psycopg.types.json import Jsonb
 from psycopg_pool import ConnectionPool
 
+from core import connection
 from core.crash import crashpoint
 from core.events import Idempotency, Outgoing, outgoing_id
 from core.states import CLOSED, BatchStatus, ClassType, EssayStatus, ExcessReason, OnDeadline
 from core.tracing import traceparent
 
-Conn = Connection[DictRow]
+Conn = connection.Conn  # opened by `connect` and `connect_once`, which callers find here
+connect, connect_once = connection.connect, connection.connect_once
 Row = Mapping[str, Any]  # Any: a value as Postgres has it
 Bounds = tuple[str, str | None]  # of slots: from this essay id up to, not including, that one
-
-CONNECT_TIMEOUT_S = 5
-POOL_TIMEOUT_S = 10.0  # a pool without a free connection this long is an error of the server's
-RECONNECT_S = 5.0  # after so long a pool gives up connecting, until somebody asks again
-STATEMENT_TIMEOUT_MS = 60_000  # registering 100 000 slots takes a few seconds
-_OPTIONS: dict[str, Any] = {  # Any: keyword arguments of psycopg
-    "autocommit": True,
-    "row_factory": dict_row,
-    "prepare_threshold": 1,
-    "connect_timeout": CONNECT_TIMEOUT_S,
-    "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c timezone=UTC",
-    "application_name": "els",
-}
 
 
 def sql(name: str) -> LiteralString:
@@ -174,40 +162,6 @@ class Announcement:
     provisioned_count: int
     manifest_sha256: str
     events: list[Outgoing]
-
-
-def connect(
-    url: str, *, size: int = 4, checked: bool = False, by_key: bool = False
-) -> "ConnectionPool[Conn]":
-    """Make a pool of autocommitting connections; `size` bounds it. It connects when first used.
-
-    `checked` asks a connection for a sign of life before it is lent: a round trip more, and no
-    error after a restart of Postgres. `by_key` has rows looked up by a key wherever that is
-    possible: the planner, whose statistics are older than what has just been written, may believe
-    that a table is small enough to be read as a whole.
-    """
-    by_keys = {"options": f"{_OPTIONS['options']} -c enable_seqscan=off -c jit=off"}
-    return ConnectionPool(
-        _conninfo(url),
-        connection_class=Connection[DictRow],
-        kwargs=_OPTIONS | by_keys if by_key else _OPTIONS,
-        min_size=0,
-        max_size=size,
-        timeout=POOL_TIMEOUT_S,
-        reconnect_timeout=RECONNECT_S,
-        check=ConnectionPool.check_connection if checked else None,
-        open=True,
-    )
-
-
-def connect_once(url: str) -> Conn:
-    """Open one autocommitting connection, for a command. Raises psycopg.OperationalError."""
-    return Connection[DictRow].connect(_conninfo(url), **_OPTIONS)
-
-
-def _conninfo(url: str) -> str:
-    """Write a URL as libpq takes it; SQLAlchemy's form with a driver is understood."""
-    return url.replace("postgresql+psycopg://", "postgresql://", 1)
 
 
 @contextmanager

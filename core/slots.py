@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 from redis import Redis
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.commands.core import Script
-from redis.exceptions import NoScriptError
+from redis.exceptions import ConnectionError, NoScriptError  # noqa: A004 - redis-py's
 from redis.retry import Retry
 
 Call = tuple[Sequence[str], Sequence[str | int]]  # of a script: keys and arguments
@@ -22,16 +22,27 @@ CLAIM_LEASE = timedelta(minutes=3)  # longer than any redelivery within the visi
 OPEN_TTL = timedelta(days=30)  # a flush is harmless, so an early expiry is too; no key leaks
 CLOSED_TTL = timedelta(hours=1)
 CHUNK = 1_000  # claims or slots a call: 1 to 2 ms of Redis' one thread; more is not cheaper
+HEALTH_CHECK_S = 15  # of rest, after which a connection is asked for a sign of life before its use
 PIPELINED = 10  # of these calls sent at once: some 300 KB
 
 
 def connect(url: str, *, timeout_s: float = 5) -> Redis:
     """Connect to Redis; a lost reply is asked for again a few times, for half a second at most.
 
-    Every script here may be repeated, so that is safe.
+    Every script here may be repeated, so that is safe. Silence is not asked again, or it would take
+    many times `timeout_s` until it is noticed: redis.TimeoutError goes to the caller. Limits that
+    the URL names win.
     """
-    retry = Retry(ExponentialWithJitterBackoff(cap=0.2, base=0.02), 4)
-    return Redis.from_url(url, decode_responses=True, socket_timeout=timeout_s, retry=retry)
+    retry = Retry(ExponentialWithJitterBackoff(cap=0.2, base=0.02), 4, (ConnectionError,))
+    return Redis.from_url(
+        url,
+        decode_responses=True,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
+        socket_keepalive=True,
+        health_check_interval=HEALTH_CHECK_S,
+        retry=retry,
+    )
 
 
 def connect_once(url: str, *, timeout_s: float = 2) -> Redis:

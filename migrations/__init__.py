@@ -7,17 +7,18 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, create_engine
-from sqlalchemy.engine import make_url
 from sqlalchemy.pool import NullPool
+
+from core.connection import connect_to_migrate
 
 HERE = Path(__file__).parent
 
 
 def config(url: str) -> Config:
-    """Configure Alembic for a database; every `postgresql://` form means psycopg 3."""
+    """Configure Alembic for a database."""
     configured = Config()
     configured.set_main_option("script_location", str(HERE).replace("%", "%%"))
-    configured.attributes["url"] = make_url(url).set(drivername="postgresql+psycopg")
+    configured.attributes["engine"] = _engine(url)
     return configured
 
 
@@ -43,4 +44,7 @@ def head() -> str:
 
 
 def _engine(url: str) -> Engine:
-    return create_engine(config(url).attributes["url"], poolclass=NullPool)
+    """Let SQLAlchemy use connections as the service opens them, which see the same schema."""
+    return create_engine(
+        "postgresql+psycopg://", creator=lambda: connect_to_migrate(url), poolclass=NullPool
+    )

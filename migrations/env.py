@@ -1,8 +1,7 @@
-"""Alembic's entry: runs migrations on the connection it is given, or makes one from the URL."""
+"""Alembic's entry: runs migrations on the connection it is given, or makes one."""
 
 from alembic import context
-from sqlalchemy import Connection, create_engine, text
-from sqlalchemy.pool import NullPool
+from sqlalchemy import Connection, text
 
 from core.schema import metadata
 
@@ -22,6 +21,5 @@ given = context.config.attributes
 if given.get("connection") is not None:
     run(given["connection"])
 else:
-    engine = create_engine(given["url"], poolclass=NullPool)
-    with engine.connect() as fresh:
+    with given["engine"].connect() as fresh:
         run(fresh)
