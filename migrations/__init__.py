@@ -1,12 +1,15 @@
 """The schema's history, and the one way to bring a database to head."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from core.connection import connect_to_migrate
@@ -25,14 +28,14 @@ def config(url: str) -> Config:
 def upgrade(url: str, revision: str = "head") -> None:
     """Bring the schema of a database to a revision. Safe to run twice, and at once."""
     configured = config(url)
-    with _engine(url).connect() as connection:
+    with _connected(url) as connection:
         configured.attributes["connection"] = connection
         command.upgrade(configured, revision)
 
 
 def current(url: str) -> str | None:
     """Return the revision that a database is at; None for an empty one."""
-    with _engine(url).connect() as connection:
+    with _connected(url) as connection:
         return MigrationContext.configure(connection).get_current_revision()
 
 
@@ -41,6 +44,16 @@ def head() -> str:
     newest = ScriptDirectory.from_config(config("postgresql://")).get_current_head()
     assert newest is not None
     return newest
+
+
+@contextmanager
+def _connected(url: str) -> Iterator[Connection]:
+    """Connect; an error is psycopg's own, as everywhere else."""
+    try:
+        with _engine(url).connect() as connection:
+            yield connection
+    except DBAPIError as error:
+        raise (error.orig or error) from error
 
 
 def _engine(url: str) -> Engine:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import psycopg
+import redis
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -19,18 +20,21 @@ from core.errors import ELSError
 from ops import oncall
 from ops.bench import bench
 from ops.stack import Endpoints, Stack
+from ops.target import BROKER, POSTGRES, endpoints
 from ops.terminal import (
     AsJson,
     Home,
+    Yes,
     age,
     books,
-    endpoints,
     fail,
     out,
     print_json,
     read_settings,
     say,
     tell,
+    to_change,
+    to_read,
 )
 
 if TYPE_CHECKING:
@@ -96,7 +100,7 @@ def demo(
 @app.command()
 def env(home: Home = None, as_json: AsJson = False) -> None:
     """Print the URLs of the running stack as JSON (with its passwords)."""
-    print_json(asdict(endpoints(read_settings(home))))
+    print_json(asdict(endpoints(to_read(home))))
 
 
 @app.command()
@@ -107,7 +111,7 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Show how far batches are: state, slots accounted for, pending, excess, age."""
-    with books(read_settings(home)) as conn:
+    with books(to_read(home)) as conn:
         rows = desk.statuses(conn, batch, limit)
     if batch and not rows:
         fail(f"batch {batch} is not registered, and nothing waits for it", as_json)
@@ -125,6 +129,7 @@ def submit(
     home: Home = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the outcomes, show them")] = False,
     timeout_s: Annotated[float, typer.Option(min=0, help="With --wait: seconds")] = 60,
+    yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Enqueue events from a file.
@@ -133,7 +138,6 @@ def submit(
     """
     from ops import client
 
-    settings = read_settings(home)
     try:
         text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
         events = list(client.read_events(text))
@@ -143,14 +147,17 @@ def submit(
         fail(f"{file}: {error}", as_json)
     if not events:
         fail(f"{file} holds no events", as_json)
-    with client.Sender(endpoints(settings).broker_url, settings.queue) as sender:
+    needed = (POSTGRES, BROKER) if wait else (BROKER,)
+    what = f"enqueue {len(events)} events"
+    settings, found = to_change(home, what, *needed, yes=yes, as_json=as_json, gentle=True)
+    with client.Sender(found.broker_url, settings.queue) as sender:
         sent = [sender.send(task, event) for task, event in events]
     if not wait:
         tell({"enqueued": len(sent)}, f"{len(sent)} events enqueued on {settings.queue}", as_json)
         return
     with books(settings) as conn:
-        found = client.outcomes(conn, sent, timeout_s)
-    _show_outcomes(sent, found, as_json)
+        outcomes = client.outcomes(conn, sent, timeout_s)
+    _show_outcomes(sent, outcomes, as_json)
 
 
 @app.command()
@@ -158,26 +165,28 @@ def cancel(
     batch: Annotated[str, typer.Argument(help="The batch to give up")],
     reason: Annotated[str, typer.Option("--reason", help="Why; it stands in the event")],
     home: Home = None,
+    yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Give a batch up: its contents are kept, later ones are refused, BatchCancelled is sent."""
     from ops import client
 
-    settings = read_settings(home)
-    with client.Sender(endpoints(settings).broker_url, settings.queue) as sender:
+    what = f"cancel batch {batch}"
+    settings, found = to_change(home, what, POSTGRES, BROKER, yes=yes, as_json=as_json)
+    with client.Sender(found.broker_url, settings.queue) as sender:
         sent = [sender.send("els.cancel_batch", client.common(batch, reason=reason))]
     with books(settings) as conn:
-        found = client.outcomes(conn, sent, WAIT_S)
-    _show_outcomes(sent, found, as_json)
+        outcomes = client.outcomes(conn, sent, WAIT_S)
+    _show_outcomes(sent, outcomes, as_json)
 
 
 @app.command()
-def migrate(home: Home = None, as_json: AsJson = False) -> None:
+def migrate(home: Home = None, yes: Yes = False, as_json: AsJson = False) -> None:
     """Bring the schema to head. Safe to run again, and at once from several places."""
     from migrations import current, upgrade
 
-    settings = read_settings(home)
-    url = settings.database_url or endpoints(settings).database_url
+    _, found = to_change(home, "migrate the schema", POSTGRES, yes=yes, as_json=as_json)
+    url = found.database_url
     before = current(url)
     upgrade(url)
     after = current(url)
@@ -261,13 +270,24 @@ def main() -> NoReturn:
         app(prog_name="els")
     except ELSError as error:
         fail(str(error), as_json)
-    except psycopg.OperationalError as error:
-        fail(f"Postgres does not answer: {error}; is the database of ELS_DATABASE_URL up?", as_json)
     except psycopg.errors.UndefinedTable:
         fail("the database has no schema yet; run `els migrate`", as_json)
+    except psycopg.errors.InvalidSchemaName as error:
+        fail(f"{_reason(error)}; create the schema that the URL's search_path names", as_json)
+    except psycopg.Error as error:
+        if error.sqlstate:
+            fail(f"Postgres refuses: {_reason(error)}; see `curl …/readyz`", as_json)
+        told = f"Postgres does not answer: {_reason(error)}"
+        fail(f"{told}; is the database of ELS_DATABASE_URL up?", as_json)
+    except redis.RedisError as error:
+        fail(f"Redis does not answer: {error}; is the server of ELS_REDIS_URL up?", as_json)
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)
+
+
+def _reason(error: psycopg.Error) -> str:
+    return error.diag.message_primary or str(error)
 
 
 def _show_endpoints(found: Endpoints) -> None:

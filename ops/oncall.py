@@ -5,26 +5,27 @@ from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
-import redis
 import typer
 from rich.table import Table
 
 from core import desk, ledger, logs
 from core.explain import Explanation, explain
 from core.ledger import Conn
-from core.slots import Slots
+from core.slots import Slots, connect
 from ops.signs import read_signs
+from ops.target import BROKER, POSTGRES, REDIS, endpoints
 from ops.terminal import (
     AsJson,
     Home,
+    Yes,
     age,
     books,
-    endpoints,
     fail,
     out,
     print_json,
-    read_settings,
     tell,
+    to_change,
+    to_read,
     utc,
 )
 
@@ -55,9 +56,9 @@ def explain_batch(
     What it waits for, since when, what the service will do by itself; then the timeline, and
     Postgres beside Redis. Exit status 1 for a batch that nobody has seen.
     """
-    settings = read_settings(home)
+    settings = to_read(home)
     found = endpoints(settings)
-    client = _redis(found.redis_url)
+    client = connect(found.redis_url)
     with books(settings) as conn:
         told = explain(
             conn, Slots(client), batch, read_signs(client, found.broker_url, settings.queue)
@@ -87,7 +88,7 @@ def find(
 
     A message, by its event_id, is shown with its outcome. Exit status 1 if there is nothing.
     """
-    with books(read_settings(home)) as conn:
+    with books(to_read(home)) as conn:
         rows = desk.find(conn, wanted, limit)
     if not rows:
         fail(f"nothing here bears the id {wanted}", as_json)
@@ -105,6 +106,7 @@ def reconcile(
     batch: Annotated[str | None, typer.Argument(help="One batch; else all")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Find, but mend nothing")] = False,
     home: Home = None,
+    yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Run the sweep now; say what it found and mended.
@@ -116,16 +118,21 @@ def reconcile(
     from ops.client import Sender
     from tasks.delivery import deliver
 
-    settings = read_settings(home)
-    found = endpoints(settings)
+    if dry_run:
+        settings = to_read(home)
+        found = endpoints(settings)
+    else:
+        settings, found = to_change(home, "reconcile", yes=yes, as_json=as_json, gentle=True)
     logs.configure(settings)
     routed = bool(settings.routes("EssaySlotAssigned"))
     with (
         ledger.connect(found.database_url) as pool,
         Sender(found.broker_url, settings.queue) as sender,
     ):
+        client = connect(found.redis_url)
+        client.ping()  # half of the rules look there, and would find nothing
         mender = Mender(
-            Lifecycle(pool, Slots(_redis(found.redis_url)), slot_events=routed),
+            Lifecycle(pool, Slots(client), slot_events=routed),
             lambda event: deliver(sender.app, event, settings.routes(event["type"])),
         )
         swept = sweep(mender, batch, dry_run=dry_run)
@@ -154,7 +161,7 @@ def list_letters(
     as_json: AsJson = False,
 ) -> None:
     """List dead letters that wait for somebody, newest first."""
-    with books(read_settings(home)) as conn:
+    with books(to_read(home)) as conn:
         rows = desk.letters(conn, batch_id=batch, task=task, every=every, limit=limit)
     if as_json:
         print_json(rows)
@@ -170,7 +177,7 @@ def list_letters(
 @dead_letters.command("show")
 def show_letter(number: Number, home: Home = None, as_json: AsJson = False) -> None:
     """Show a dead letter with its whole body (JSON)."""
-    with books(read_settings(home)) as conn:
+    with books(to_read(home)) as conn:
         print_json(_letter(conn, number, as_json))
 
 
@@ -178,6 +185,7 @@ def show_letter(number: Number, home: Home = None, as_json: AsJson = False) -> N
 def replay(
     numbers: Annotated[list[int], typer.Argument(help="Their numbers")],
     home: Home = None,
+    yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Send dead letters again, unchanged; after their cause is mended they succeed.
@@ -186,9 +194,10 @@ def replay(
     """
     from ops.client import Sender
 
-    settings = read_settings(home)
-    broker_url = endpoints(settings).broker_url
-    with books(settings) as conn, Sender(broker_url, settings.queue) as sender:
+    what = f"replay {len(numbers)} dead letters"
+    needed = (POSTGRES, BROKER)
+    settings, found = to_change(home, what, *needed, yes=yes, as_json=as_json, gentle=True)
+    with books(settings) as conn, Sender(found.broker_url, settings.queue) as sender:
         letters = [_letter(conn, number, as_json) for number in numbers]
         for letter in letters:
             if letter["task"] == "unknown":
@@ -204,10 +213,13 @@ def replay(
 def discard(
     numbers: Annotated[list[int], typer.Argument(help="Their numbers")],
     home: Home = None,
+    yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Note that dead letters need nothing any more. They are kept until their batch is purged."""
-    with books(read_settings(home)) as conn:
+    what = f"discard {len(numbers)} dead letters"
+    settings, _ = to_change(home, what, POSTGRES, yes=yes, as_json=as_json)
+    with books(settings) as conn:
         for letter in [_letter(conn, number, as_json) for number in numbers]:
             desk.mark_discarded(conn, letter["id"])
     tell({"discarded": numbers}, f"{len(numbers)} discarded", as_json)
@@ -216,7 +228,7 @@ def discard(
 @outbox.command("list")
 def list_outbox(limit: Limit = 100, home: Home = None, as_json: AsJson = False) -> None:
     """List events that wait for delivery, with the last error of each."""
-    with books(read_settings(home)) as conn:
+    with books(to_read(home)) as conn:
         rows = desk.undelivered(conn, limit)
     if as_json:
         print_json(rows)
@@ -235,6 +247,7 @@ def republish(
     since: Annotated[str, typer.Option(help="A moment (2026-01-31T08:00:00Z) or an age (2h, 30m)")],
     batch: Annotated[str | None, typer.Option(help="Only of this batch")] = None,
     home: Home = None,
+    yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Deliver events again that were written since then. Consumers drop repeats by id."""
@@ -242,7 +255,9 @@ def republish(
         moment = _moment(since)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--since") from error
-    with books(read_settings(home)) as conn:
+    what = f"deliver the events since {moment:%Y-%m-%d %H:%M:%S} UTC again"
+    settings, _ = to_change(home, what, POSTGRES, yes=yes, as_json=as_json)
+    with books(settings) as conn:
         count = desk.republish(conn, moment, batch)
     told = f"{count} events will be delivered again by the relay, within seconds"
     tell({"republished": count, "since": moment.isoformat()}, told, as_json)
@@ -254,14 +269,21 @@ def purge(
     ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, but delete nothing")] = False,
     home: Home = None,
+    yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Delete closed batches with all that belongs to them, and pending that nobody registers.
 
     Never a batch with an undelivered event or a waiting dead letter.
     """
-    settings = read_settings(home)
-    slots = Slots(_redis(endpoints(settings).redis_url))
+    needed = (POSTGRES, REDIS)
+    if dry_run:
+        settings = to_read(home)
+        found = endpoints(settings, *needed)
+    else:
+        what = f"purge what ended {older_than:g} days ago or earlier"
+        settings, found = to_change(home, what, *needed, yes=yes, as_json=as_json)
+    slots = Slots(connect(found.redis_url))
     with books(settings) as conn:
         if dry_run:
             batches = len(desk.purgeable(conn, older_than, 1_000_000))
@@ -335,7 +357,3 @@ def _moment(text: str) -> datetime:
             raise ValueError(f"{text} ago is before all time") from error
     moment = datetime.fromisoformat(text)
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
-def _redis(url: str) -> redis.Redis:
-    return redis.Redis.from_url(url, decode_responses=True, socket_timeout=5)

@@ -13,10 +13,10 @@ import typer
 from rich.console import Console
 
 from core import ledger
-from core.errors import StackError
 from core.ledger import Conn
 from core.settings import Settings
-from ops.stack import Endpoints, running
+from ops.stack import Endpoints
+from ops.target import POSTGRES, conflict, endpoints, explicit, places
 
 out = Console(highlight=False, emoji=False)  # `:key:` in a storage id stays what it is
 err = Console(stderr=True, highlight=False, emoji=False)
@@ -26,6 +26,7 @@ Home = Annotated[
     typer.Option("--home", help="Folder of the stack's data; else ELS_HOME, else .els"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before data is changed")]
 
 
 def read_settings(home: Path | None) -> Settings:
@@ -36,30 +37,39 @@ def read_settings(home: Path | None) -> Settings:
     return Settings.from_env(environ)
 
 
-def endpoints(settings: Settings) -> Endpoints:
-    """Find the stack: the one that runs on the home, else the one the URLs name."""
-    if found := running(settings.home):
-        return found
-    if settings.database_url and settings.redis_url:
-        return Endpoints(
-            database_url=settings.database_url,
-            redis_url=settings.redis_url,
-            broker_url=settings.broker_url or settings.redis_url,
-            ops_url=f"http://{settings.ops_host}:{settings.ops_port}",
-            flower_url=f"http://{settings.flower_host}:{settings.flower_port}",
-            pid=0,
-            home=str(settings.home.absolute()),
-        )
-    raise StackError(
-        f"no stack runs on {settings.home.absolute()}; start one with `els run`,"
-        " or set ELS_DATABASE_URL and ELS_REDIS_URL"
-    )
+def to_read(home: Path | None) -> Settings:
+    """Read the settings of a command that changes nothing; note where they contradict the home."""
+    settings = read_settings(home)
+    if contradiction := conflict(settings):
+        say(f"note: {contradiction}; this shows what the URL names")
+    return settings
+
+
+def to_change(
+    home: Path | None, what: str, *needed: str, yes: bool, as_json: bool, gentle: bool = False
+) -> tuple[Settings, Endpoints]:
+    """Read the settings of a command that changes data; say where it acts, and ask a person.
+
+    `gentle`: on the stack of a home, a command that may be repeated does not ask. Exits with
+    status 2 where the settings contradict the home, and 1 where the person says no.
+    """
+    settings = read_settings(home)
+    if contradiction := conflict(settings):
+        fail(f"{contradiction}; unset the one that you do not mean", as_json, status=2)
+    found = endpoints(settings, *needed)
+    say(f"{what}: {places(found)}")
+    asks = explicit(settings) or not gentle
+    if asks and not yes and sys.stdin.isatty():
+        err.print(f"{what}? [y/N] ", end="", markup=False)
+        if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+            fail("nothing was changed; answer y, or give --yes", as_json)
+    return settings, found
 
 
 @contextmanager
 def books(settings: Settings) -> Iterator[Conn]:
     """Lend a connection to the stack's Postgres."""
-    with ledger.connect_once(endpoints(settings).database_url) as conn:
+    with ledger.connect_once(endpoints(settings, POSTGRES).database_url) as conn:
         yield conn
 
 
@@ -81,12 +91,13 @@ def print_json(value: object) -> None:
     typer.echo(json.dumps(value, indent=2, default=str, ensure_ascii=False))
 
 
-def fail(message: str, as_json: bool) -> NoReturn:
-    """Say what is wrong and exit with status 1."""
+def fail(message: str, as_json: bool, status: int = 1) -> NoReturn:
+    """Say what is wrong, in one line, and exit."""
+    message = " ".join(message.split())
     if as_json:
         typer.echo(json.dumps({"error": message}))
     err.print(f"els: {message}", markup=False, soft_wrap=True)
-    sys.exit(1)
+    sys.exit(status)
 
 
 def age(seconds: float) -> str:
