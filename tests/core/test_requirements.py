@@ -1,0 +1,203 @@
+"""What servers lack is found on real ones, each with its reason and the next step."""
+
+import os
+import time
+from contextlib import contextmanager
+from datetime import timedelta
+from urllib.parse import urlsplit
+
+import pytest
+import redis
+
+from core import ledger, requirements
+from core.requirements import check_postgres, check_redis, check_servers, missing_for_work
+from core.settings import Settings
+from migrations import head, upgrade
+from ops.embedded import Valkey, free_port
+from tests.factories import new_batch
+
+
+def severities(findings):
+    return {each.wrong: each.severity.value for each in findings}
+
+
+@pytest.fixture
+def valkey_of_its_own(tmp_path):
+    @contextmanager
+    def start(*commands):
+        server = Valkey(tmp_path / "valkey", free_port(), "password")
+        server.start()
+        with redis.Redis.from_url(server.url, decode_responses=True) as client:
+            try:
+                for command in commands:
+                    client.execute_command(*command.split())
+                yield client
+            finally:
+                server.stop()
+
+    return start
+
+
+def test_servers_as_the_stack_starts_them_lack_nothing(database_url):
+    settings = Settings(database_url=database_url, redis_url=os.environ["ELS_REDIS_URL"])
+
+    assert check_servers(settings) == []
+
+
+def test_the_newest_revision_is_known_without_alembic():
+    assert requirements.head_revision() == head()
+
+
+# --- Redis ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "policy", ["allkeys-lru", "allkeys-random", "volatile-ttl", "volatile-lfu", "allkeys-lfu"]
+)
+def test_an_evicting_broker_is_a_fault_and_evicted_slots_are_a_warning(valkey_of_its_own, policy):
+    with valkey_of_its_own(f"CONFIG SET maxmemory-policy {policy}") as client:
+        broker, slots = check_redis(client, "broker"), check_redis(client, "redis")
+
+    assert severities(broker) == {f"maxmemory-policy is {policy}": "fault"}
+    assert severities(slots) == {f"maxmemory-policy is {policy}": "warning"}
+    assert all(each.why and each.step for each in broker + slots)
+
+
+@pytest.mark.parametrize(
+    ("commands", "found"),
+    [
+        (["CONFIG SET appendonly no"], {"appendonly is off": "warning"}),
+        (["REPLICAOF 127.0.0.1 1"], {"it is a replica": "fault"}),
+        (
+            ["REPLICAOF 127.0.0.1 1", "CONFIG SET replica-read-only no"],
+            {"it is a replica": "fault"},
+        ),
+        (["CONFIG SET maxmemory 1"], {"OOM": "fault"}),
+        (["CONFIG SET min-replicas-to-write 2"], {"NOREPLICAS": "fault"}),
+        (["ACL SETUSER default -client|tracking"], {"client|tracking": "fault"}),
+        (["ACL SETUSER default -set"], {"'set' command": "fault"}),
+        (["ACL SETUSER default resetkeys ~els*"], {"No permissions": "fault"}),
+        (["ACL SETUSER default -eval"], {"'eval' command": "fault"}),
+        (["ACL SETUSER default -config"], {}),
+        (["ACL SETUSER default -info"], {"cannot be checked": "warning"}),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_what_a_broker_lacks_is_named(valkey_of_its_own, commands, found):
+    with valkey_of_its_own(*commands) as client:
+        seen = severities(check_redis(client, "broker"))
+
+    assert len(seen) == len(found), seen
+    for (told, severity), (words, meant) in zip(seen.items(), found.items(), strict=True):
+        assert words.lower() in told.lower() or "used memory" in told
+        assert severity == meant
+
+
+def test_a_redis_that_is_away_is_a_fault():
+    client = redis.Redis(port=9)
+
+    (finding,) = check_redis(client, "redis")
+
+    assert finding.severity.value == "fault"
+    assert "ELS_REDIS_URL" in finding.step
+
+
+# --- Postgres ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def database(database_url, conn):
+    """A migrated database of its own, and a role on it that may do nothing yet."""
+    name = new_batch().replace("-", "_")
+    conn.execute(f"CREATE DATABASE {name}")
+    conn.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'word'")
+    own = urlsplit(database_url)._replace(path=f"/{name}")
+    upgrade(own.geturl())
+    yield own.geturl(), own._replace(netloc=f"{name}:word@127.0.0.1:{own.port}").geturl(), name
+    conn.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    conn.execute(f"DROP ROLE {name}")
+
+
+def grant_all(url, role):
+    with ledger.connect_once(url) as owner:
+        owner.execute(f"GRANT SELECT ON alembic_version TO {role}")
+        for table, verbs in requirements.RIGHTS.items():
+            owner.execute(f"GRANT {', '.join(verbs)} ON {table} TO {role}")
+
+
+@pytest.mark.parametrize(
+    ("table", "verb"),
+    [(table, verb) for table, verbs in requirements.RIGHTS.items() for verb in verbs][::3],
+)
+def test_a_right_that_is_missing_is_named(database, table, verb):
+    url, of_role, role = database
+    grant_all(url, role)
+    with ledger.connect_once(of_role) as conn:
+        before = missing_for_work(conn)
+        with ledger.connect_once(url) as owner:
+            owner.execute(f"REVOKE {verb} ON {table} FROM {role}")
+        after = missing_for_work(conn)
+
+    assert before is None
+    assert after.severity.value == "fault"
+    assert after.step == f"GRANT {verb} ON {table} TO {role}"
+
+
+@pytest.mark.parametrize(
+    ("statement", "words", "severity"),
+    [
+        ("ALTER DATABASE NAME SET synchronous_commit = off", "synchronous_commit", "warning"),
+        ("ALTER DATABASE NAME SET default_transaction_read_only = on", "read-only", "fault"),
+        ("UPDATE alembic_version SET version_num = '0001'", "0001", "fault"),
+        ("UPDATE alembic_version SET version_num = '9999'", "9999", "warning"),
+        ("DROP TABLE repairs", "repairs", "fault"),
+        ("DROP TABLE alembic_version", "no schema", "fault"),
+    ],
+)
+def test_what_a_database_lacks_is_named(database, conn, statement, words, severity):
+    url, *_ = database
+    statement = statement.replace("NAME", urlsplit(url).path[1:])
+    with ledger.connect_once(url) as owner:
+        owner.execute(statement)
+
+    with ledger.connect_once(url) as asking:
+        (finding,) = check_postgres(asking)
+
+    assert words in finding.wrong
+    assert finding.severity.value == severity
+
+
+@pytest.mark.parametrize("shift_s", [-60, 60])
+def test_a_clock_that_is_off_is_named(conn, valkey, monkeypatch, shift_s):
+    class Shifted(requirements.datetime):
+        @classmethod
+        def now(cls, zone=None):
+            return super().now(zone) + timedelta(seconds=shift_s)
+
+    monkeypatch.setattr(requirements, "datetime", Shifted)
+
+    found = [*check_postgres(conn), *check_redis(valkey, "broker")]
+
+    word = "behind" if shift_s > 0 else "ahead of"
+    assert [word in each.wrong and each.severity.value for each in found] == ["warning"] * 2
+
+
+# --- waiting -------------------------------------------------------------------------------------
+
+
+def test_waiting_for_a_schema_ends_when_it_is_there_or_when_told(database, monkeypatch):
+    url, *_ = database
+    monkeypatch.setattr(requirements, "ASK_EVERY_S", 0.1)
+    said, signs = [], []
+    with ledger.connect_once(url) as owner:
+        owner.execute("ALTER TABLE dead_letters RENAME TO other")
+
+        stopped = requirements.wait_for_schema(
+            url, said.append, lambda: len(signs) > 20, lambda: signs.append(time.monotonic())
+        )
+        owner.execute("ALTER TABLE other RENAME TO dead_letters")
+        there = requirements.wait_for_schema(url, said.append, lambda: False)
+
+    assert (stopped, there) == (False, True)
+    assert [each.step for each in said] == ["els migrate"]
+    assert len(signs) > 20
