@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -20,16 +20,16 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from core import desk, logs
+from core import logs
 from core.errors import BadSettings
 from core.settings import Settings
-from migrations import head
 from ops.board import BadAddress
 from ops.metrics import Exposition
 from ops.overview import Sources
+from ops.readiness import Readiness
 from ops.silence import SILENCE, silence
 from ops.stream import Stream
-from ops.survey import UNANSWERED, Surveyor
+from ops.survey import Surveyor
 from ops.views import Views
 from ops.words import STATIC, renderer
 
@@ -54,29 +54,14 @@ def create_app(settings: Settings) -> Starlette:
     stream = Stream(sources, render)
     broker = Celery(broker=settings.broker_url or settings.redis_url)
 
-    def schema_at_head() -> None:
-        with sources.connection() as conn:
-            revision = desk.revision(conn)
-        if revision != head():
-            raise OSError(f"the schema is at {revision}, not {head()}; run `els migrate`")
-
-    def broker_answers() -> None:
-        with broker.connection_for_write() as connection:
-            connection.ensure_connection(max_retries=1, timeout=2)
-
-    parts: dict[str, Callable[[], object]] = {
-        "postgres": schema_at_head,
-        "redis": sources.client.ping,
-        "broker": broker_answers,
-    }
+    readiness = Readiness(sources, broker)
 
     async def healthz(request: Request) -> Response:
         return PlainTextResponse("alive\n")
 
     def readyz(request: Request) -> Response:
-        found = {name: _answer(check) for name, check in parts.items()}
-        ready = all(answer == "ok" for answer in found.values())
-        return JSONResponse({"ready": ready, **found}, status_code=200 if ready else 503)
+        found = readiness.look()
+        return JSONResponse(found, status_code=200 if found["ready"] else 503)
 
     surveyor = Surveyor(sources.pool, sources.slots)
     exposition = Exposition(surveyor, sources.client, broker, settings.queue)
@@ -132,14 +117,6 @@ def serve(settings: Settings) -> None:
         server_header=False,
         timeout_graceful_shutdown=3,  # live pages are told at once; nothing else takes long
     )
-
-
-def _answer(check: Callable[[], object]) -> str:
-    try:
-        check()
-    except UNANSWERED as error:
-        return f"{type(error).__name__}: {error}"
-    return "ok"
 
 
 def _told(request: Request, error: Exception) -> tuple[int, dict[str, str], dict[str, str]]:

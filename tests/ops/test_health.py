@@ -6,15 +6,18 @@ import os
 from contextlib import contextmanager
 
 import pytest
+import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 from core import metrics
 from core.states import BatchStatus
 from core.sweep import RULES
+from ops.embedded import Valkey, free_port
 from tests.core import story
 from tests.factories import new_batch
 from tests.live.conftest import until
 from tests.ops.conftest import answering, fetch
+from tests.ops.served import own_database
 
 NOBODY = "127.0.0.1:9"  # the discard port: connections are refused
 NO_POSTGRES = {"ELS_DATABASE_URL": f"postgresql://els:secret-word@{NOBODY}/els"}
@@ -114,6 +117,52 @@ def test_a_database_without_the_schema_is_not_ready(database_url, conn):
 
     assert status == 503
     assert "els migrate" in ready["postgres"]
+
+
+@pytest.fixture
+def broker(tmp_path):
+    server = Valkey(tmp_path / "broker", free_port(), "password")
+    server.start()
+    with redis.Redis.from_url(server.url) as client:
+        yield server.url, client
+    server.stop()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "status"),
+    [("maxmemory-policy", "allkeys-lru", 503), ("appendonly", "no", 200)],
+)
+def test_what_a_server_lacks_is_listed_with_the_next_step(
+    database_url, broker, setting, value, status
+):
+    url, client = broker
+    with serve(ELS_BROKER_URL=url) as page:
+        before = page.json("/readyz")
+        client.config_set(setting, value)
+        seen, ready = page.json("/readyz")
+
+    assert before == (200, {"ready": True, "postgres": "ok", "redis": "ok", "broker": "ok"})
+    assert seen == status
+    (finding,) = ready["findings"]
+    assert finding["server"] == "broker"
+    assert finding["severity"] == ("fault" if status == 503 else "warning")
+    assert setting in finding["wrong"]
+    assert setting in finding["step"]
+    assert finding["why"]
+    assert (ready["broker"] == "ok") == ready["ready"] == (status == 200)
+
+
+def test_a_read_only_database_is_not_ready(database_url, conn):
+    name = f"ready_{new_batch().replace('-', '_')}"
+    with own_database(database_url, name) as url, serve(ELS_DATABASE_URL=url) as page:
+        conn.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+        conn.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name]
+        )
+        status, ready = page.json("/readyz")
+
+    assert status == 503
+    assert "read-only" in ready["postgres"]
 
 
 def test_every_metric_of_the_contract_is_there_from_the_start(page):

@@ -1,0 +1,74 @@
+"""Is the service ready? What each server lacks, as `/readyz` shows it."""
+
+from collections.abc import Callable
+
+import redis
+from celery import Celery
+
+from core.requirements import (
+    REDIS_SCHEMES,
+    Finding,
+    Severity,
+    check_postgres,
+    check_redis,
+)
+from ops.overview import Sources
+from ops.signs import ask_once
+from ops.survey import UNANSWERED
+
+
+class Readiness:
+    """Asks every server each time: some ten short questions."""
+
+    def __init__(self, sources: Sources, broker: Celery) -> None:
+        url = str(broker.conf.broker_url)
+        self._sources, self._broker = sources, broker
+        self._redis_broker = ask_once(url) if url.startswith(REDIS_SCHEMES) else None
+        self._shared = url == sources.settings.redis_url
+
+    def look(self) -> dict[str, object]:
+        """Say of each part `ok` or its fault, and list all findings, if there are any.
+
+        A warning leaves the service ready.
+        """
+        parts: dict[str, Callable[[], list[Finding]]] = {
+            "postgres": self._postgres,
+            "redis": self._redis,
+            "broker": self._ask_broker,
+        }
+        findings = {name: _ask(name, check) for name, check in parts.items()}
+        answers = {name: _answer(those) for name, those in findings.items()}
+        ready = all(answer == "ok" for answer in answers.values())
+        listed = [each.as_json() for those in findings.values() for each in those]
+        return {"ready": ready, **answers, **({"findings": listed} if listed else {})}
+
+    def _postgres(self) -> list[Finding]:
+        with self._sources.connection() as conn:
+            return check_postgres(conn)
+
+    def _redis(self) -> list[Finding]:
+        if self._shared:
+            self._sources.client.ping()  # the rest is asked as of the broker
+            return []
+        return check_redis(self._sources.client, "redis")
+
+    def _ask_broker(self) -> list[Finding]:
+        if self._redis_broker:
+            return check_redis(self._redis_broker, "broker")
+        with self._broker.connection_for_write() as connection:
+            connection.ensure_connection(max_retries=1, timeout=2)
+        return []
+
+
+def _ask(name: str, check: Callable[[], list[Finding]]) -> list[Finding]:
+    try:
+        return check()
+    except (*UNANSWERED, redis.RedisError) as error:
+        told = f"{type(error).__name__}: {error}"
+        why = "nothing is carried out without it"
+        return [Finding(name, Severity.FAULT, told, why, "start it, or mend its URL")]
+
+
+def _answer(findings: list[Finding]) -> str:
+    faults = [each for each in findings if each.severity is Severity.FAULT]
+    return "; ".join(f"{each.wrong}: {each.step}" for each in faults) or "ok"
