@@ -20,6 +20,7 @@ from core.settings import Settings
 from core.slots import Slots, connect
 from tasks import broker
 from tasks.delivery import deliver
+from tasks.starting import wait_for_servers
 
 if TYPE_CHECKING:
     from tasks.tracing import Traces
@@ -183,6 +184,12 @@ def _trace(sender: Any, **_: object) -> None:  # Any: Celery's worker
         raise SystemExit(f"els: {error}") from error
     if spans:
         spans.connect()
+
+
+@signals.worker_init.connect
+def _start_when_the_servers_are_ready(sender: Any, **_: object) -> None:  # Any: Celery's worker
+    if sender.app is app:
+        wait_for_servers(settings, sender.hostname)
 
 
 @signals.worker_init.connect

@@ -2,13 +2,16 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 
 import pytest
+import redis
 
 from core import ledger
+from migrations import upgrade
 from ops.embedded import Valkey, free_port
 from tests import factories as make
 from tests.live.conftest import until
@@ -97,3 +100,68 @@ def test_the_check_loads_nothing_that_takes_long():
     )
 
     assert told.stdout.splitlines()[-1] == "[]"
+
+
+# --- the schema ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unmigrated(database_url, conn):
+    """A database without a schema."""
+    name = make.new_batch().replace("-", "_")
+    conn.execute(f"CREATE DATABASE {name}")
+    yield f"{database_url.rpartition('/')[0]}/{name}"
+    conn.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.mark.parametrize("kind", ["solo", "prefork"])
+def test_a_worker_waits_for_its_schema_and_then_goes_on_by_itself(
+    workers, health, unmigrated, kind
+):
+    batch = make.new_batch()
+    process = workers.start(
+        command=f"worker --pool {kind}",
+        ELS_HOME=str(health.home),
+        ELS_DATABASE_URL=unmigrated,
+    )
+    log = workers.logs / "0.log"
+    until(lambda: "worker_waits_to_start" in log.read_text(), 60, "it says that it waits")
+    sent = workers.send("els.register_batch", make.registration(batch, 1))
+    since = time.time() + 6
+    until(lambda: time.time() - min(health()["ages_s"].values()) > since, what="signs go on")
+
+    with redis.Redis.from_url(os.environ["ELS_REDIS_URL"]) as client:
+        waiting = client.llen(workers.queue)
+    upgrade(unmigrated)
+    value = sent.get(timeout=60)
+
+    assert waiting == 1
+    assert value["outcome"] == "registered"
+    assert log.read_text().count("worker_waits_to_start") == 1
+    assert "els migrate" in log.read_text()
+    assert process.poll() is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+def test_a_worker_that_waits_for_its_schema_ends_when_told(workers, unmigrated, number):
+    process = workers.start(ELS_DATABASE_URL=unmigrated)
+    log = workers.logs / "0.log"
+    until(lambda: "worker_waits_to_start" in log.read_text(), 60, "it says that it waits")
+
+    process.send_signal(number)
+
+    assert process.wait(15) == 0
+
+
+def test_a_worker_names_what_its_broker_lacks_and_works(workers, health, tmp_path, database_url):
+    broker = Valkey(tmp_path / "broker", free_port(), "password")
+    broker.start()
+    try:
+        with redis.Redis.from_url(broker.url) as client:
+            client.config_set("maxmemory-policy", "allkeys-lru")
+        workers.start(ELS_HOME=str(health.home), ELS_BROKER_URL=broker.url)
+        until(lambda: health()["healthy"], what="it gave a sign")
+    finally:
+        broker.stop()
+
+    assert "maxmemory-policy is allkeys-lru" in (workers.logs / "0.log").read_text()
