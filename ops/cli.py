@@ -60,10 +60,13 @@ def run(home: Home = None, as_json: AsJson = False) -> None:
     Embedded Postgres and Valkey unless ELS_DATABASE_URL and ELS_REDIS_URL are set; migrations,
     worker, beat, ops page and Flower. A second run on the same home goes on where it stopped.
     """
+    from core.requirements import check_servers
     from migrations import upgrade
 
     settings = read_settings(home)
-    with Stack(settings, echo=say, migrate=upgrade, output=sys.stderr) as stack:
+    with Stack(
+        settings, echo=say, migrate=upgrade, check=check_servers, output=sys.stderr
+    ) as stack:
         if as_json:
             print_json(asdict(stack.endpoints))
         else:

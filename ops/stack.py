@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -26,6 +26,7 @@ from honcho.colour import get_colours  # type: ignore[import-untyped] # has no t
 from honcho.environ import parse_procfile  # type: ignore[import-untyped] # has no types
 from honcho.printer import Message, Printer  # type: ignore[import-untyped] # has no types
 
+from core import alive
 from core.errors import StackError
 from core.settings import Settings
 from ops.embedded import (
@@ -39,12 +40,16 @@ from ops.embedded import (
     until,
     write_private,
 )
+from ops.health import MAX_AGE_S
 
 LAST_WORDS_S = 2  # for lines that are written but not yet read; then somebody else holds the pipe
 TERM_S = 15  # what processes get to end by themselves, as a running task should
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10  # before a restart; doubles from one failure to the next
 STEADY_S = 30  # a life this long forgets the failures before it
 QUICK_S, QUICK_FAILURES = 5, 3  # so many lives so short: it will not mend by itself
+LOOK_S = 1  # between two looks at the signs of life of a child
+ASLEEP_S = 10  # without a look this long, all of us slept: signs count from now
+HUNG_TERM_S = 3  # what a child that hangs gets to end by itself
 STOPPERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # Ends the process groups that it was told of when its input ends, as it does when we are killed.
@@ -114,10 +119,21 @@ class Child:
     due: float = 0
     pause: float = FIRST_PAUSE_S
     quick: int = 0
+    sign: float | None = None  # the time of the last sign, by the file system's clock
+    seen: float = 0  # when that sign was seen first, by ours
+    looked: float = 0
 
     def start(self) -> None:
         """Begin a life."""
         self.process, self.born = self.launch(), time.monotonic()
+        self.sign = None
+
+    def silent_s(self, sign: float | None, now: float) -> float:
+        """Tell how long the last sign has been the same; 0 before the first one of this life."""
+        if sign != self.sign or now - self.looked > ASLEEP_S:
+            self.sign, self.seen = sign, now
+        self.looked = now
+        return now - self.seen if self.sign is not None else 0
 
     def bury(self, status: int) -> str:
         """Note that a life ended, plan the next one, and say so."""
@@ -154,6 +170,7 @@ class Stack:
         *,
         echo: Callable[[str], None],
         migrate: Callable[[str], None],
+        check: Callable[[Settings], Iterable[object]] = lambda _: (),
         processes: Mapping[str, str] | None = None,
         env: Mapping[str, str] = {},
         output: TextIO | None = None,
@@ -161,6 +178,7 @@ class Stack:
         self._settings = settings
         self._echo = echo
         self._migrate = migrate
+        self._check = check
         self._commands = procfile() if processes is None else processes
         self._env = env
         self._printer = Printer(
@@ -226,9 +244,17 @@ class Stack:
         self._say(f"schema: up to date{_since(started)}")
         self.endpoints = self._choose_endpoints(database_url, redis_url)
         self.environ = self._make_environ()
+        self._name_findings()
         self._start_processes(undo)
         undo.callback((self._home / "stack.json").unlink, missing_ok=True)
         write_private(self._home / "stack.json", json.dumps(asdict(self.endpoints), indent=2))
+
+    def _name_findings(self) -> None:
+        """Say what the servers lack of what the service needs."""
+        names = ("database_url", "redis_url", "broker_url")
+        urls = {name: getattr(self.endpoints, name) for name in names}
+        for finding in self._check(self._settings.model_copy(update=urls)):
+            self._say(str(finding))
 
     def _take_home(self, undo: ExitStack) -> None:
         """Make the home and hold its lock, which the kernel drops if we are killed."""
@@ -379,6 +405,26 @@ class Stack:
         elif (status := child.process.poll()) is not None:
             self._kill_group(child.process.pid)
             self._say(child.bury(status))
+        elif child.name in self._commands and time.monotonic() - child.looked >= LOOK_S:
+            self._look_after(child, child.process)
+
+    def _look_after(self, child: Child, process: subprocess.Popen[bytes]) -> None:
+        """End a worker that lives and no longer turns; it is then started again."""
+        sign = next(
+            (at for pid, at in self._signs().items() if _group_of(pid) == process.pid), None
+        )
+        silent_s = child.silent_s(sign, time.monotonic())
+        if silent_s > MAX_AGE_S:
+            self._say(f"{child.name}: hangs, without a sign of life for {silent_s:.0f} s; ends it")
+            process.terminate()
+            until(lambda: process.poll() is not None or self._ended.is_set(), HUNG_TERM_S)
+            self._kill_group(process.pid)
+
+    def _signs(self) -> dict[int, float]:
+        try:
+            return alive.signs(self._home)
+        except OSError:  # a file went while we looked
+            return {}
 
     def _kill_group(self, pid: int) -> None:
         """Kill whatever a process started and left."""
@@ -411,6 +457,13 @@ def procfile() -> dict[str, str]:
     installed = here / "Procfile"
     text = (installed if installed.exists() else here.parent / "Procfile").read_text()
     return dict(parse_procfile(text).processes)
+
+
+def _group_of(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
 
 
 def _names_of_living(processes: Mapping[str, subprocess.Popen[bytes]]) -> list[str]:
