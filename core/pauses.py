@@ -1,4 +1,4 @@
-"""Which processes wait for a server at this moment, as they say in Redis.
+"""Servers that refuse writes, and the processes that wait for them, as these say in Redis.
 
 A process says so at each probe, every 10 s at most; what it said 30 s ago no longer counts.
 """
@@ -7,14 +7,30 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import cast
+from typing import Literal, cast
 
 from redis import Redis
 
-from core.probe import Outage
+from core.faults import safe_message, sqlstate
 
+Server = Literal["postgres", "redis", "broker"]
 PAUSES = "els:pauses"  # hash: process -> what it waits for, as JSON
 FRESH_S = 30.0  # three times the longest pause between two probes
+
+
+@dataclass(frozen=True)
+class Outage:
+    """A server that does not take writes, and its error in its own words."""
+
+    server: Server
+    error: str
+    sqlstate: str | None = None
+
+    @classmethod
+    def of(cls, server: Server, error: Exception) -> "Outage":
+        """Describe what a server answered, in one line."""
+        text = " ".join(safe_message(error).split())
+        return cls(server, f"{type(error).__name__}: {text}"[:500], sqlstate(error))
 
 
 @dataclass(frozen=True)
@@ -24,6 +40,10 @@ class Pause:
     process: str
     outage: Outage
     since: datetime
+
+    def as_json(self) -> dict[str, str | None]:
+        """Write it for programs."""
+        return {"process": self.process, **asdict(self.outage), "since": self.since.isoformat()}
 
 
 def say_paused(client: Redis, pause: Pause) -> None:

@@ -4,8 +4,6 @@ It runs the service's own statements on a batch of its own, and rolls them back;
 these writes (a read-only server, a full disk, a missing table, right or trigger) stops the probe.
 """
 
-from dataclasses import dataclass
-from typing import Literal
 from uuid import uuid4
 
 import psycopg
@@ -15,34 +13,12 @@ from psycopg.types.json import Jsonb
 
 from core import ledger
 from core.events import Idempotency, Outgoing
-from core.faults import safe_message, sqlstate
 from core.ledger import Announcement, Arrival, Conn, DeadLetter, Placing
+from core.pauses import Outage
 from core.slots import Slots
 from core.states import BatchStatus, ExcessReason
 
-Server = Literal["postgres", "redis", "broker"]
 TASK = "probe"
-
-
-@dataclass(frozen=True)
-class Outage:
-    """A server that does not take writes, and its error in its own words."""
-
-    server: Server
-    error: str
-    sqlstate: str | None = None
-
-    @classmethod
-    def of(cls, server: Server, error: Exception) -> "Outage":
-        """Describe what a server answered, in one line."""
-        text = " ".join(safe_message(error).split())
-        return cls(server, f"{type(error).__name__}: {text}"[:500], sqlstate(error))
-
-    @property
-    def words(self) -> str:
-        """Write it for a person."""
-        state = f" ({self.sqlstate})" if self.sqlstate else ""
-        return f"{self.server} refuses: {self.error}{state}"
 
 
 def probe_postgres(conn: Conn) -> Outage | None:

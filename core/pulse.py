@@ -3,11 +3,14 @@
 Their times are Redis' own, so no two hosts' clocks are compared.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import cast
 
 from redis import Redis
+
+from core.pauses import Pause, read_pauses
 
 WORKERS = "els:workers"  # sorted set: worker -> time of its last sign of life, s
 SWEPT = "els:swept_at"  # time of the last sweep, s
@@ -25,6 +28,7 @@ class Pulse:
     workers: list[str]
     swept_at: datetime | None  # by the clock of this host
     waiting: int | None  # messages in the queue; None: the broker does not answer
+    pauses: Sequence[Pause] = ()  # processes that wait for a server which refuses
 
     @property
     def silent(self) -> bool:
@@ -72,7 +76,7 @@ def read_pulse(client: Redis, waiting: int | None) -> Pulse:
     workers = cast("list[str]", client.zrangebyscore(WORKERS, now - fresh_s, now + fresh_s))
     last = cast("str | None", client.get(SWEPT))
     swept_at = datetime.now(UTC) - timedelta(seconds=now - float(last)) if last else None
-    return Pulse(workers, swept_at, waiting)
+    return Pulse(workers, swept_at, waiting, read_pauses(client))
 
 
 def _now(client: Redis) -> float:

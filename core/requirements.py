@@ -40,7 +40,7 @@ RIGHTS: Mapping[str, tuple[str, ...]] = {
     "excess_content": ("SELECT", "INSERT"),
     "idempotency_keys": ("SELECT", "INSERT"),
     "event_outbox": ("SELECT", "INSERT", "UPDATE"),
-    "dead_letters": ("SELECT", "INSERT"),
+    "dead_letters": ("SELECT", "INSERT", "UPDATE"),
     "repairs": ("SELECT", "INSERT"),
 }
 NO_RIGHT = """

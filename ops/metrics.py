@@ -1,6 +1,7 @@
 """`/metrics`: what the workers counted and what the books hold, as Prometheus reads it."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -87,6 +88,11 @@ class Exposition(Collector):
         age = (datetime.now(UTC) - seen.swept_at).total_seconds() if seen.swept_at else math.inf
         yield _one("els_workers", "Workers that gave a sign of life lately.", len(seen.workers))
         yield _one("els_sweep_age_seconds", "Time since the last sweep; +Inf: none known.", age)
+        paused = _gauge("els_paused_processes", "Processes that wait for a server.", "server")
+        waiting = Counter(pause.outage.server for pause in seen.pauses)
+        for server in ("postgres", "redis"):
+            paused.add_metric([server], waiting[server])
+        yield paused
         yield from _counted(self._client)
 
     def _messages(self) -> Iterator[Metric]:

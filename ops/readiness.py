@@ -5,6 +5,8 @@ from collections.abc import Callable
 import redis
 from celery import Celery
 
+from core.pauses import Outage, Pause, read_pauses
+from core.probe import probe_postgres, probe_redis
 from core.requirements import (
     REDIS_SCHEMES,
     Finding,
@@ -38,19 +40,28 @@ class Readiness:
         }
         findings = {name: _ask(name, check) for name, check in parts.items()}
         answers = {name: _answer(those) for name, those in findings.items()}
-        ready = all(answer == "ok" for answer in answers.values())
+        paused = self._pauses()
+        ready = not paused and all(answer == "ok" for answer in answers.values())
         listed = [each.as_json() for those in findings.values() for each in those]
-        return {"ready": ready, **answers, **({"findings": listed} if listed else {})}
+        more = {"findings": listed, "paused": [pause.as_json() for pause in paused]}
+        return {"ready": ready, **answers, **{name: each for name, each in more.items() if each}}
 
     def _postgres(self) -> list[Finding]:
         with self._sources.connection() as conn:
-            return check_postgres(conn)
+            return [*check_postgres(conn), *_refusal(probe_postgres(conn))]
 
     def _redis(self) -> list[Finding]:
+        refusal = _refusal(probe_redis(self._sources.slots))
         if self._shared:
-            self._sources.client.ping()  # the rest is asked as of the broker
+            return refusal  # the rest is asked as of the broker
+        return [*check_redis(self._sources.client, "redis"), *refusal]
+
+    def _pauses(self) -> list[Pause]:
+        """List the processes of workers that wait; none where Redis, which knows, is away."""
+        try:
+            return read_pauses(self._sources.client)
+        except redis.RedisError:
             return []
-        return check_redis(self._sources.client, "redis")
 
     def _ask_broker(self) -> list[Finding]:
         if self._redis_broker:
@@ -58,6 +69,15 @@ class Readiness:
         with self._broker.connection_for_write() as connection:
             connection.ensure_connection(max_retries=1, timeout=2)
         return []
+
+
+def _refusal(outage: Outage | None) -> list[Finding]:
+    """Say that a server refuses the writes of this service, if it does."""
+    if outage is None:
+        return []
+    why = "workers wait for it; they go on by themselves once it takes writes again"
+    step = "look at the server's disk, memory, role and rights"
+    return [Finding(outage.server, Severity.FAULT, outage.error, why, step)]
 
 
 def _ask(name: str, check: Callable[[], list[Finding]]) -> list[Finding]:

@@ -12,6 +12,7 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 
 from core import desk
 from core.ledger import Conn
+from core.pauses import Pause, read_pauses
 from core.slots import Slots
 from core.states import BatchStatus, ClassType
 from core.sweep import RULES, Finding, Look, Rule
@@ -30,6 +31,7 @@ class Survey:
     batches: dict[tuple[BatchStatus, ClassType], int]
     waiting: dict[str, float]
     stuck: list[tuple[Rule, list[Finding] | None]]
+    pauses: list[Pause]
 
     def as_json(self) -> dict[str, object]:
         """Write it as `/health/batches` shows it: `ok` only if every rule could look."""
@@ -42,8 +44,14 @@ class Survey:
             for finding in findings or []
         ]
         unchecked = [rule.code for rule, findings in self.stuck if findings is None]
-        status = "degraded" if named or unchecked else "ok"
-        return {"status": status, "batches": counts, "stuck": named, "unchecked": unchecked}
+        paused = [pause.as_json() for pause in self.pauses]
+        return {
+            "status": "degraded" if named or unchecked or paused else "ok",
+            "batches": counts,
+            "stuck": named,
+            "unchecked": unchecked,
+            "paused": paused,
+        }
 
 
 class Surveyor:
@@ -76,7 +84,14 @@ class Surveyor:
         with self._pool.connection(timeout=PATIENCE_S) as conn:
             look = Look(conn, self._slots, limit=STUCK_LIMIT)
             stuck = [(rule, findings(rule, look)) for rule in RULES]
-            return Survey(desk.counts(conn), desk.gauges(conn), stuck)
+            return Survey(desk.counts(conn), desk.gauges(conn), stuck, self._pauses())
+
+    def _pauses(self) -> list[Pause]:
+        """List the processes that wait; without Redis, `unchecked` says that something is wrong."""
+        try:
+            return read_pauses(self._slots.client)
+        except redis.RedisError:
+            return []
 
 
 def findings(rule: Rule, look: Look) -> list[Finding] | None:

@@ -23,8 +23,8 @@ from redis import Redis, RedisError
 
 from core import ledger, metrics, pauses
 from core.faults import Fault, fault, sqlstate
-from core.pauses import Pause
-from core.probe import Outage, probe_postgres, probe_redis
+from core.pauses import Outage, Pause
+from core.probe import probe_postgres, probe_redis
 from core.slots import Slots, connect_once
 from tasks import signs, stopping
 from tasks.app import settings, stores
