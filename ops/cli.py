@@ -240,21 +240,33 @@ def health(context: typer.Context) -> None:
 
 
 @app.command()
-def torture(
+def torture(  # noqa: PLR0913, PLR0917 - an option each
     minutes: Annotated[float, typer.Option(min=0.1, help="How long to do harm")] = 2,
     batches: Annotated[int, typer.Option(min=1, help="At most so many batches")] = 100_000,
     seed: Annotated[int, typer.Option(help="Makes the choices repeatable")] = 1,
+    only: Annotated[list[str] | None, typer.Option(help="Do this fault; may be repeated")] = None,
+    longest: Annotated[
+        float | None, typer.Option(min=0.5, help="No fault lasts more seconds than that")
+    ] = None,
+    logs: Annotated[Path | None, typer.Option(help="A folder that gets the logs")] = None,
+    list_faults: Annotated[bool, typer.Option("--list", help="List the faults, do none")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Do random harm to a private stack under load, then check every promise.
 
-    Workers killed at every crash point, servers restarted, connections cut, Redis flushed, old
-    messages replayed. Exit status 1 if an invariant is broken.
+    Workers killed at every crash point, servers restarted, frozen, full or read-only, connections
+    cut or swallowed, Redis flushed, old messages replayed. Exit status 1 if an invariant is broken.
     """
-    from ops.torture import show
+    from ops.torture import all_faults, show
     from ops.torture import torture as run_torture
 
-    report = run_torture(seed, minutes, batches, say)
+    if list_faults:
+        names = list(dict.fromkeys(fault.name for fault in all_faults()))
+        print_json(names) if as_json else out.print("\n".join(names), markup=False)
+        return
+    report = run_torture(
+        seed, minutes, batches, say, only=tuple(only or ()), longest_s=longest, logs=logs
+    )
     if as_json:
         print_json(report.as_json())
     else:

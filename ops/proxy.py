@@ -1,12 +1,23 @@
-"""A small TCP proxy that loses, delays and cuts what passes, for `els torture`."""
+"""A small TCP proxy that loses, delays, swallows and cuts what passes, for `els torture`."""
 
 import asyncio
 import threading
+from collections.abc import Collection
 from random import Random
 
 from ops.embedded import LOOPBACK
 
 CHUNK = 65_536
+REQUESTS, REPLIES = "requests", "replies"  # the two directions
+BOTH = frozenset({REQUESTS, REPLIES})
+
+
+class Connection:
+    """One connection: its two ends, and the directions that are swallowed."""
+
+    def __init__(self, swallowed: Collection[str]) -> None:
+        self.ends: set[asyncio.StreamWriter] = set()
+        self.swallowed = set(swallowed)
 
 
 class Proxy:
@@ -18,8 +29,11 @@ class Proxy:
         self.port = 0
         self.delay_s = 0.0
         self._lose_replies = 0
-        self._writers: set[asyncio.StreamWriter] = set()
+        self._swallowing: frozenset[str] = frozenset()
+        self._connections: set[Connection] = set()
         self._loop = asyncio.new_event_loop()
+        self._passes = asyncio.Event()  # nothing is swallowed just now
+        self._passes.set()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -41,6 +55,17 @@ class Proxy:
         """Let the server hear so many more requests whose answers never arrive."""
         self._lose_replies = count
 
+    def swallow(self, directions: Collection[str] = BOTH) -> None:
+        """Read and drop what is sent, and close nothing, as a firewall that forgot a connection.
+
+        Each connection there is, or that comes before `pass_again`, is dead from then on.
+        """
+        self._loop.call_soon_threadsafe(self._swallow, frozenset(directions))
+
+    def pass_again(self) -> None:
+        """Let new connections pass; those that were swallowed stay dead, but can be closed."""
+        self._loop.call_soon_threadsafe(self._swallow, frozenset())
+
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         server = self._loop.run_until_complete(asyncio.start_server(self._pass_on, LOOPBACK, 0))
@@ -48,42 +73,61 @@ class Proxy:
         self._ready.set()
         self._loop.run_forever()
         server.close()
+        self._swallow(frozenset())
         self._cut()
         if passing := asyncio.all_tasks(self._loop):
             self._loop.run_until_complete(asyncio.wait(passing, timeout=5))
         self._loop.close()
 
     def _cut(self) -> None:
-        for writer in list(self._writers):
-            writer.transport.abort()
+        for connection in list(self._connections):
+            for end in connection.ends:
+                end.transport.abort()
+
+    def _swallow(self, directions: frozenset[str]) -> None:
+        self._swallowing = directions
+        for connection in self._connections:
+            connection.swallowed |= directions
+        if directions:
+            self._passes.clear()
+        else:
+            self._passes.set()
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        ends = {writer}
-        self._writers |= ends
+        connection = Connection(self._swallowing)
+        connection.ends.add(writer)
+        self._connections.add(connection)
         try:
             there, back = await asyncio.open_connection(LOOPBACK, self.target_port)
-            ends.add(back)
-            self._writers |= ends
+            connection.ends.add(back)
             async with asyncio.TaskGroup() as both:
-                both.create_task(self._copy(reader, back, replies=False))
-                both.create_task(self._copy(there, writer, replies=True))
+                both.create_task(self._copy(reader, back, connection, REQUESTS))
+                both.create_task(self._copy(there, writer, connection, REPLIES))
         except* OSError:
             pass  # one side has closed, or was cut
         finally:
-            self._writers -= ends
-            for end in ends:
+            self._connections.discard(connection)
+            for end in connection.ends:
                 end.transport.abort()
 
     async def _copy(
-        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, replies: bool
+        self,
+        source: asyncio.StreamReader,
+        sink: asyncio.StreamWriter,
+        connection: Connection,
+        direction: str,
     ) -> None:
         """Pass bytes on until a side closes. Raises OSError then, to end the other way as well."""
         while data := await source.read(CHUNK):
+            if direction in connection.swallowed:
+                continue
             if self.delay_s:
                 await asyncio.sleep(self.delay_s * self.random.random())
-            if replies and self._lose_replies > 0:
+            if direction == REPLIES and self._lose_replies > 0:
                 self._lose_replies -= 1
                 raise ConnectionResetError("the reply is lost")
             sink.write(data)
             await sink.drain()
+        if direction in connection.swallowed:
+            await self._passes.wait()  # the other side does not hear of it meanwhile
         raise ConnectionResetError("one side has closed")

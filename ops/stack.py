@@ -223,6 +223,10 @@ class Stack:
                 self._tend(child)
         return 0
 
+    def watch(self, child: Child) -> None:
+        """Restart one more process whenever it exits; whoever started it ends it."""
+        self._children.append(child)
+
     def pid(self, name: str) -> int | None:
         """Return the process id of a child, or of an embedded server; None while it is down."""
         lives = {child.name: child.process for child in self._children}

@@ -1,0 +1,251 @@
+"""One session: the load, the faults, and at the end the look at what is left."""
+
+import os
+import shutil
+import sqlite3
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, closing, suppress
+from functools import partial
+from pathlib import Path
+from random import Random
+
+import psycopg
+
+from core.errors import StackError
+from core.explain import Explanation, explain
+from core.invariants import Invariant, check_ledger, check_slots
+from core.ledger import Conn
+from core.settings import Settings
+from core.slots import CLAIM_LEASE, Slots, connect
+from migrations import upgrade
+from ops.client import Sender
+from ops.demo import CONSUMER
+from ops.embedded import Valkey, free_port, make_home, until
+from ops.signs import read_signs
+from ops.stack import Child, Stack
+from ops.torture.faults import Fault, NoTicks, chosen
+from ops.torture.load import AWAITS_STUDENTS, FINAL, Load, statuses
+from ops.torture.report import Report
+from ops.torture.stage import ENVIRON, WAL_MB, SmallDisk, Stage, beat
+
+# How long the service may take to mend everything after the last fault: a claim may run out first.
+QUIET_S = CLAIM_LEASE.total_seconds() + 60
+PROBE_S = 120  # how long a probe is waited for; long before that it counts as late
+LISTENER = CONSUMER.replace("examples.consumer", "ops.listener")
+EXPLAINED = 5  # broken batches that are explained
+LONGEST_FAULT_S, SHORTEST_FAULT_S = 75.0, 3.0
+
+
+def torture(
+    seed: int,
+    minutes: float,
+    batches: int,
+    say: Callable[[str], None],
+    *,
+    only: tuple[str, ...] = (),
+    longest_s: float | None = None,
+    logs: Path | None = None,
+) -> Report:
+    """Run a private stack, send batches and do harm for so many minutes; check what is left.
+
+    `only` names the faults to do. No fault lasts longer than `longest_s`: by default an eighth of
+    the session, at least 3 s and at most 75. `logs` gets what the processes wrote.
+    Raises StackError for a fault that there is not.
+    """
+    faults = chosen(only)
+    longest_s = longest_s or min(max(minutes * 60 / 8, SHORTEST_FAULT_S), LONGEST_FAULT_S)
+    report = Report(seed, minutes, longest_s)
+    say(f"no fault lasts longer than {longest_s:g} s")
+    with ExitStack() as undo:
+        folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="els-torture-")))
+        disk = SmallDisk(folder / "disk")
+        undo.callback(disk.unmount)
+        disk.mount()
+        broker = Valkey(folder / "broker" / "valkey", free_port(), "torture")
+        undo.callback(broker.stop)
+        broker.start()
+        home = _home(folder, disk)
+        if logs:
+            undo.callback(shutil.copytree, home / "log", logs, dirs_exist_ok=True)
+        stack = undo.enter_context(_stack(home, broker, say, undo))
+        stack.watch(Child("broker", broker.launch, broker.log, broker.process))
+        stage = Stage(stack, broker, disk, Random(seed), longest_s)
+        session = Session(stage, report, faults, say)
+        thread = threading.Thread(target=session.run, args=(minutes, batches, stack.stop))
+        thread.start()
+        stack.wait()  # restarts what is killed; ended by the session, or by a signal
+        stage.ended.set()
+        thread.join()
+    if session.failure:
+        raise session.failure
+    return report
+
+
+def _home(folder: Path, disk: SmallDisk) -> Path:
+    """Make the home of the stack; the files of Postgres are on the small disk, if there is one."""
+    home = folder / "home"
+    make_home(home)
+    if disk.why_not is None:
+        (home / "postgres").symlink_to(disk.path / "postgres")
+    return home
+
+
+def _stack(home: Path, broker: Valkey, say: Callable[[str], None], undo: ExitStack) -> Stack:
+    settings = Settings(home=home, sweep_every=1, broker_url=broker.url)
+    schedule = '-q -A tasks.app beat --pidfile='
+    return Stack(
+        settings,
+        echo=say,
+        migrate=_migrate,
+        processes={
+            "beat": beat(schedule, '"$ELS_HOME/beat-clock"'),
+            "downstream": LISTENER + settings.events_queue,
+        },
+        env=ENVIRON,
+        output=undo.enter_context(open(os.devnull, "w")),
+    )
+
+
+def _migrate(url: str) -> None:
+    """Bring the schema up, and keep the write-ahead log small, as the disk may be."""
+    upgrade(url)
+    with psycopg.connect(url, autocommit=True) as conn:
+        conn.execute(f"ALTER SYSTEM SET max_wal_size = '{WAL_MB}MB'")
+        conn.execute("SELECT pg_reload_conf()")
+
+
+class Session:
+    """The load, the faults, and at the end the look at what is left."""
+
+    def __init__(
+        self, stage: Stage, report: Report, faults: list[Fault], say: Callable[[str], None]
+    ) -> None:
+        self.stage = stage
+        self.report = report
+        self.say = say
+        self.failure: Exception | None = None
+        self.silences: list[str] = []  # of beat
+        self.faults = []
+        for fault in faults:
+            if why := fault.why_not(stage):
+                report.skipped[fault.name] = why
+                say(f"skipped: {fault.name}: {why}")
+            else:
+                self.faults.append(fault)
+        sender = Sender(stage.broker_url, "els")
+        self.load = Load(sender, Random(stage.random.random()))
+        stage.replay = partial(self.load.replay, 20, stage.random)
+        self.slots = Slots(connect(stage.slots_url))
+
+    def run(self, minutes: float, batches: int, finish: Callable[[], None]) -> None:
+        """Torment for so many minutes or batches, then look; `finish` is called in any case."""
+        try:
+            with self.load.sender, self.stage.open():
+                load = threading.Thread(target=self.load.run, args=(batches, self.stage.ended))
+                load.start()
+                self._torment(time.monotonic() + minutes * 60, load)
+                self.stage.ended.set()
+                load.join()
+                self._look()
+        except Exception as error:  # noqa: BLE001 - the edge of a thread; raised by `torture`
+            self.failure = error
+        finally:
+            self.report.batches = self.load.made
+            self.report.messages = len(self.load.messages)
+            finish()
+
+    def _torment(self, until_s: float, load: threading.Thread) -> None:
+        coming: list[Fault] = []
+        while time.monotonic() < until_s and not self.stage.ended.is_set() and load.is_alive():
+            if not coming:  # each fault once, in random order, before any comes again
+                coming = list(self.faults)
+                self.stage.random.shuffle(coming)
+            if not coming:
+                raise StackError("none of the faults that were asked for can be done here")
+            self._strike(coming.pop())
+
+    def _strike(self, fault: Fault) -> None:
+        number = sum(self.report.faults.values())
+        self.report.faults[fault.name] += 1
+        self.say(fault.name)
+        try:
+            fault.strike(self.stage)
+        except NoTicks as silence:
+            self.silences.append(str(silence))
+        began = time.monotonic()
+        if ended := self.stage.staff():
+            self.report.exits[fault.name] += ended
+        seconds = self._probe(f"probe-{number:05d}", began)
+        self.report.recoveries.append((fault.name, f"probe-{number:05d}", seconds))
+
+    def _probe(self, batch_id: str, began: float) -> float:
+        """Send a batch of one; return after how many seconds it was ready, or given up for late."""
+        self.load.probe(batch_id)
+        until(lambda: self._status(batch_id) in FINAL, PROBE_S)
+        return time.monotonic() - began
+
+    # --- the look ------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """Wait for quiet, confirming students as a teacher would; then check everything."""
+        self.say("quiet: no more faults")
+        batches = sorted(self.load.batches)
+        quiet = until(lambda: self._is_quiet(batches), QUIET_S)
+        with self.stage.books() as conn:
+            checked = check_ledger(conn, batches)
+            checked.append(check_slots(conn, self.slots, batches))
+            found = statuses(conn, batches)
+            ends = [b for b in batches if found.get(b) not in FINAL]
+            checked.append(Invariant("Every batch came to its end", ends))
+            checked.append(self._check_downstream(conn, batches))
+            checked += [*self.load.check(conn), self.report.late()]
+            checked.append(Invariant("The sweep ran, whatever beat's clock", self.silences))
+            broken = sorted({b for each in checked for b in each.broken} & {*batches})
+            self.report.explanations = [self._explain(conn, b) for b in broken[:EXPLAINED]]
+        self.report.invariants = checked
+        self.say("quiet" if quiet else f"not quiet after {QUIET_S:g} s")
+
+    def _check_downstream(self, conn: Conn, batches: list[str]) -> Invariant:
+        posted, received = self._posted(conn, batches), self._received()
+        missing = posted.keys() - received
+        for event_id in missing:
+            self.say(f"not received downstream: {event_id} of {posted[event_id]}")
+        lost = sorted({posted[event_id] for event_id in missing})
+        return Invariant("Every event arrived downstream", lost)
+
+    def _is_quiet(self, batches: list[str]) -> bool:
+        with self.stage.books() as conn:
+            found = statuses(conn, batches)
+            for batch_id, status in found.items():
+                if status == AWAITS_STUDENTS:
+                    self.load.confirm_students(batch_id)
+            at_their_end = all(found.get(batch_id) in FINAL for batch_id in batches)
+            return (
+                at_their_end
+                and not self.load.unanswered(conn)
+                and self._posted(conn, batches).keys() <= self._received()
+            )
+
+    def _explain(self, conn: Conn, batch_id: str) -> Explanation:
+        signs = read_signs(self.slots.client, self.stage.broker_url, "els")
+        return explain(conn, self.slots, batch_id, signs)
+
+    def _status(self, batch_id: str) -> str | None:
+        with suppress(psycopg.Error), self.stage.books() as conn:
+            return statuses(conn, [batch_id]).get(batch_id)
+        return None
+
+    def _posted(self, conn: Conn, batches: list[str]) -> dict[str, str]:
+        """Read the ids of all events that were written, each with its batch."""
+        rows = conn.execute(
+            "SELECT id, batch_id FROM event_outbox WHERE batch_id = ANY(%s)", [batches]
+        ).fetchall()
+        return {str(row["id"]): row["batch_id"] for row in rows}
+
+    def _received(self) -> set[str]:
+        path = self.stage.home / "downstream.sqlite"
+        with closing(sqlite3.connect(path, timeout=10)) as opened:
+            return {row[0] for row in opened.execute("SELECT id FROM received_events")}
