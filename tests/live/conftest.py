@@ -27,16 +27,18 @@ def until(condition, timeout_s=30.0, what="the condition holds"):
 
 
 class Workers:
-    """Worker processes on a queue of their own, ended by pid."""
+    """Worker processes on a queue of their own, ended by pid; `settings` are those of all."""
 
-    def __init__(self, logs: Path):
+    def __init__(self, logs: Path, **settings: str):
         self.queue = f"els-{uuid4().hex[:8]}"
         self.logs = logs
+        self.settings = settings
         self.processes: list[subprocess.Popen] = []
+        environ = {**os.environ, **settings}
         self.upstream = Celery(
             "upstream",
-            broker=os.environ["ELS_REDIS_URL"],
-            backend=os.environ["ELS_REDIS_URL"],
+            broker=environ.get("ELS_BROKER_URL", environ["ELS_REDIS_URL"]),
+            backend=environ["ELS_REDIS_URL"],
         )
 
     def start(self, *more: str, command="worker --pool solo", **settings: str):
@@ -47,6 +49,7 @@ class Workers:
             "ELS_EVENTS_QUEUE": f"{self.queue}.events",
             "ELS_VISIBILITY_TIMEOUT": "5",
             "REMAP_SIGTERM": "SIGQUIT",
+            **self.settings,
             **settings,
         }
         name = [] if command == "beat" else ["-n", f"{self.queue}-{number}@test"]
