@@ -7,6 +7,8 @@ import os
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from random import Random
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import psycopg
@@ -19,6 +21,7 @@ from redis.retry import Retry
 
 from migrations import upgrade
 from ops.embedded import Valkey, free_port
+from ops.proxy import Proxy
 from ops.torture import refusals
 from tests import factories as make
 from tests.live.conftest import Workers, until
@@ -27,6 +30,7 @@ CONTENTS = 48  # of a batch: some are carried out together, some are not
 REFUSED_S = 4  # how long a refusal lasts: long enough for five tries that do not wait
 MENDED_S = 30  # how soon after it everything must be carried out
 PREFORK = "worker --pool prefork --concurrency 2"
+ONE_PROCESS = "worker --pool prefork --concurrency 1"  # no other one takes what it holds
 SOLO = "worker --pool solo"
 SQLSTATES = ["53100", "53200", "58030", "57014", "42501", "XX123", "ZZ001"]
 REDIS = {
@@ -425,6 +429,32 @@ def test_what_is_sent_beside_a_redis_that_refuses_is_carried_out(service, fault,
     service.send_contents(batch, meanwhile)
 
     service.assert_carried_out(batch)
+
+
+# --- connections that die in silence ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("server", ["DATABASE", "REDIS", "BROKER"])
+def test_connections_that_are_swallowed_are_noticed_within_thirty_seconds(others, server):
+    urls = {"DATABASE": others.url, "REDIS": others.slots.url, "BROKER": others.broker.url}
+    url = urlsplit(urls[server])
+    proxy = Proxy(url.port, Random(1))
+    proxy.start()
+    try:
+        through = url._replace(netloc=url.netloc.replace(f":{url.port}", f":{proxy.port}"))
+        others.start(ONE_PROCESS, **{f"ELS_{server}_URL": through.geturl()})
+        batch = others.a_batch(CONTENTS)
+
+        proxy.swallow()
+        others.send_contents(batch, 0, 24)
+        time.sleep(REFUSED_S)
+        proxy.pass_again()
+        others.send_contents(batch, 24)
+
+        others.assert_carried_out(batch, within_s=MENDED_S)
+    finally:
+        others.workers.stop()
+        proxy.stop()
 
 
 # --- waiting is not killing --------------------------------------------------------------------
