@@ -33,6 +33,7 @@ class Load:
     batches: dict[str, str | None] = field(default_factory=dict)  # batch -> class id
     messages: list[Message] = field(default_factory=list)
     made: int = 0  # batches of the load
+    given_up: threading.Event = field(default_factory=threading.Event)  # nothing is sent any more
     _answered: set[str] = field(default_factory=set)  # event ids
     _confirmed: set[str] = field(default_factory=set)  # batches
 
@@ -49,7 +50,7 @@ class Load:
 
     def send(self, task: str, event: Event) -> None:
         """Send until the broker takes it, as every upstream service must."""
-        while True:
+        while not self.given_up.is_set():
             try:
                 self.sender.send(task, event)
             except StackError:

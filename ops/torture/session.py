@@ -77,8 +77,11 @@ def torture(
         thread = threading.Thread(target=session.run, args=(minutes, batches, stack.stop))
         thread.start()
         stack.wait()  # restarts what is killed; ended by the session, or by a signal
-        stage.ended.set()
+        if not session.finished:
+            session.give_up()
         thread.join()
+    if not session.finished:
+        raise KeyboardInterrupt
     if session.failure:
         raise session.failure
     return report
@@ -127,6 +130,7 @@ class Session:
         self.report = report
         self.say = say
         self.failure: Exception | None = None
+        self.finished = False
         self.silences: list[str] = []  # of beat
         self.faults = []
         for fault in faults:
@@ -140,6 +144,11 @@ class Session:
         stage.replay = partial(self.load.replay, 20, stage.random)
         self.slots = Slots(connect(stage.slots_url))
 
+    def give_up(self) -> None:
+        """End at once and look at nothing, as nobody restarts what is down any more."""
+        self.load.given_up.set()
+        self.stage.ended.set()
+
     def run(self, minutes: float, batches: int, finish: Callable[[], None]) -> None:
         """Torment for so many minutes or batches, then look; `finish` is called in any case."""
         try:
@@ -149,12 +158,14 @@ class Session:
                 self._torment(time.monotonic() + minutes * 60, load)
                 self.stage.ended.set()
                 load.join()
-                self._look()
+                if not self._given_up():
+                    self._look()
         except Exception as error:  # noqa: BLE001 - the edge of a thread; raised by `torture`
             self.failure = error
         finally:
             self.report.batches = self.load.made
             self.report.messages = len(self.load.messages)
+            self.finished = not self._given_up()
             finish()
 
     def _torment(self, until_s: float, load: threading.Thread) -> None:
@@ -184,8 +195,11 @@ class Session:
     def _probe(self, batch_id: str, began: float) -> float:
         """Send a batch of one; return after how many seconds it was ready, or given up for late."""
         self.load.probe(batch_id)
-        until(lambda: self._status(batch_id) in FINAL, PROBE_S)
+        until(lambda: self._given_up() or self._status(batch_id) in FINAL, PROBE_S)
         return time.monotonic() - began
+
+    def _given_up(self) -> bool:
+        return self.load.given_up.is_set()
 
     # --- the look ------------------------------------------------------------------------------
 
@@ -193,7 +207,7 @@ class Session:
         """Wait for quiet, confirming students as a teacher would; then check everything."""
         self.say("quiet: no more faults")
         batches = sorted(self.load.batches)
-        quiet = until(lambda: self._is_quiet(batches), QUIET_S)
+        quiet = until(lambda: self._given_up() or self._is_quiet(batches), QUIET_S)
         with self.stage.books() as conn:
             checked = check_ledger(conn, batches)
             checked.append(check_slots(conn, self.slots, batches))

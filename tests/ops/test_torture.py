@@ -1,7 +1,10 @@
 """`els torture`: it does its harm, and a broken promise does not escape it."""
 
 import json
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from random import Random
 
@@ -11,7 +14,7 @@ from ops.embedded import LOOPBACK
 from ops.proxy import BOTH, REPLIES, REQUESTS, Proxy
 from ops.terminal import out
 from ops.torture import Session, show, torture
-from tests.ops.conftest import els
+from tests.ops.conftest import ROOT, els
 
 
 def test_a_short_torture_ends_with_every_invariant():
@@ -44,6 +47,21 @@ def test_a_fault_that_there_is_not_is_an_error_that_says_where_the_names_are():
     assert told.returncode == 1
     assert "a meteorite" in told.stderr
     assert "--list" in told.stderr
+
+
+def test_an_interrupted_torture_ends_though_a_server_is_down():
+    command = [sys.executable, "-m", "ops", "torture", "--only", "broker killed"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout
+        lines = iter(process.stdout.readline, "")
+        next(line for line in lines if line == "broker killed\n")
+        process.send_signal(signal.SIGINT)
+        rest = process.communicate(timeout=60)[0]
+
+    assert process.returncode == 130, rest
+    assert "quiet" not in rest
 
 
 @pytest.fixture(autouse=True)
