@@ -70,6 +70,13 @@ class Service:
         self.workers = self._staff()
         self.start(command)
 
+    def restart(self, command):
+        """Stop a worker as a deployment does, and start another one on its queue."""
+        process = self.workers.processes.pop()
+        process.terminate()
+        process.wait(20)
+        self.start(command)
+
     def is_well(self):
         batch = make.new_batch()
         self.send("els.register_batch", make.registration(batch, 1))
@@ -472,7 +479,7 @@ def test_a_content_that_waits_for_its_time_is_placed_once_and_poisons_nothing(ot
         restarted.send("els.assign_content", make.content(batch, "text-2"), countdown=40)
         time.sleep(12)
         assert len(others.open_slots(batch)[0]) == 2
-        restarted.starts_over(SOLO)
+        restarted.restart(SOLO)
 
         for each in (others, restarted):
             each.assert_carried_out(within_s=40)
