@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 
-import psycopg
 import redis
 
 from core.crash import POINTS
@@ -128,8 +127,7 @@ def _kill_at(point: str, stage: Stage) -> None:
 
 
 def _with_slots(stage: Stage, step: Callable[[redis.Redis], object]) -> None:
-    with suppress(redis.RedisError):
-        step(stage.clients["slots"])
+    refusals.insist(lambda: step(stage.clients["slots"]), (redis.RedisError,))
 
 
 def _cut(name: str, stage: Stage) -> None:
@@ -157,8 +155,7 @@ def _swallow(name: str, stage: Stage) -> None:
 
 
 def _terminate_backends(stage: Stage) -> None:
-    with suppress(psycopg.Error), refusals.owner(stage.database_url) as conn:
-        conn.execute(refusals.OTHERS)
+    refusals.end_sessions(stage.database_url)
 
 
 def _while(
@@ -178,7 +175,9 @@ def _refuse(
 ) -> None:
     with ExitStack() as undo:
         for name in names:
-            undo.enter_context(refusal(stage.clients[name]))
+            client = stage.clients[name]
+            refusals.insist(client.ping, (redis.RedisError,))
+            undo.enter_context(refusal(client))
         stage.hold(*REFUSAL_S)
 
 
@@ -238,5 +237,7 @@ def _await_ticks(stage: Stage) -> None:
 
 
 def _swept_since(stage: Stage, since: float) -> bool:
-    swept_at = read_pulse(stage.clients["slots"], None).swept_at
-    return swept_at is not None and swept_at.timestamp() > since
+    with suppress(redis.RedisError):
+        swept_at = read_pulse(stage.clients["slots"], None).swept_at
+        return swept_at is not None and swept_at.timestamp() > since
+    return False

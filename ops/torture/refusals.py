@@ -104,6 +104,11 @@ def _configure(url: str, name: LiteralString, value: str | None) -> None:
     insist(run, (psycopg.Error,))
 
 
+def end_sessions(url: str) -> None:
+    """End the sessions of everybody else."""
+    _own(url, OTHERS)
+
+
 @contextmanager
 def read_only(url: str, *, sessions_stay: bool = False) -> Iterator[None]:
     """Refuse writes with 25006, as a demoted primary does.
@@ -112,12 +117,12 @@ def read_only(url: str, *, sessions_stay: bool = False) -> Iterator[None]:
     """
     _configure(url, "default_transaction_read_only", "on")
     try:
-        _own(url, OTHERS)
+        end_sessions(url)
         yield
     finally:
         _configure(url, "default_transaction_read_only", None)
         if not sessions_stay:
-            _own(url, OTHERS)
+            end_sessions(url)
 
 
 @contextmanager
@@ -125,11 +130,11 @@ def idle_sessions_ended(url: str) -> Iterator[None]:
     """End each session that is idle for half a second, and at first those that are now."""
     _configure(url, "idle_session_timeout", "500ms")
     try:
-        _own(url, OTHERS)
+        end_sessions(url)
         yield
     finally:
         _configure(url, "idle_session_timeout", None)
-        _own(url, OTHERS)
+        end_sessions(url)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 from random import Random
 
 import psycopg
+import redis
 
 from core.errors import StackError
 from core.explain import Explanation, explain
@@ -132,6 +133,7 @@ class Session:
         self.failure: Exception | None = None
         self.finished = False
         self.silences: list[str] = []  # of beat
+        self.undone: list[str] = []  # faults that could not be begun, or not be ended
         self.faults = []
         for fault in faults:
             if why := fault.why_not(stage):
@@ -186,6 +188,8 @@ class Session:
             fault.strike(self.stage)
         except NoTicks as silence:
             self.silences.append(str(silence))
+        except (StackError, OSError, psycopg.Error, redis.RedisError) as error:
+            self.undone.append(f"{fault.name}: {error}")
         began = time.monotonic()
         if ended := self.stage.staff():
             self.report.exits[fault.name] += ended
@@ -217,6 +221,7 @@ class Session:
             checked.append(self._check_downstream(conn, batches))
             checked += [*self.load.check(conn), self.report.late()]
             checked.append(Invariant("The sweep ran, whatever beat's clock", self.silences))
+            checked.append(Invariant("Every fault could be begun and ended", self.undone))
             broken = sorted({b for each in checked for b in each.broken} & {*batches})
             self.report.explanations = [self._explain(conn, b) for b in broken[:EXPLAINED]]
         self.report.invariants = checked
@@ -231,7 +236,7 @@ class Session:
         return Invariant("Every event arrived downstream", lost)
 
     def _is_quiet(self, batches: list[str]) -> bool:
-        with self.stage.books() as conn:
+        with suppress(psycopg.OperationalError), self.stage.books() as conn:
             found = statuses(conn, batches)
             for batch_id, status in found.items():
                 if status == AWAITS_STUDENTS:
@@ -242,6 +247,7 @@ class Session:
                 and not self.load.unanswered(conn)
                 and self._posted(conn, batches).keys() <= self._received()
             )
+        return False
 
     def _explain(self, conn: Conn, batch_id: str) -> Explanation:
         signs = read_signs(self.slots.client, self.stage.broker_url, "els")

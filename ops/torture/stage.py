@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import redis
 from redis.backoff import NoBackoff
@@ -19,7 +20,7 @@ from redis.retry import Retry
 from core import ledger
 from core.errors import StackError
 from core.ledger import Conn
-from ops.embedded import Valkey, leashed
+from ops.embedded import Valkey, leashed, until
 from ops.proxy import Proxy
 from ops.stack import Stack
 
@@ -27,6 +28,7 @@ WORKERS = [["--pool", "solo"], ["--pool", "solo"], ["--pool", "prefork", "--conc
 WORKER = [sys.executable, "-m", "celery", "-q", "-A", "tasks.app", "worker"]
 DISK_MB = 768  # Postgres with a write-ahead log of `WAL_MB`, and room for the load of an hour
 WAL_MB = 128
+START_S = 30  # what a server gets to start again
 
 
 class SmallDisk:
@@ -75,10 +77,10 @@ class Stage:
         self.database_url = found.database_url
         self.slots_url, self.broker_url = found.redis_url, broker.url
         self.clients = {"slots": _admin(self.slots_url), "broker": _admin(self.broker_url)}
+        urls = {"Postgres": self.database_url, "slots": self.slots_url, "broker": self.broker_url}
         self.proxies = {
-            "Postgres": Proxy(urlsplit(self.database_url).port or 0, random),
-            "slots": Proxy(urlsplit(self.slots_url).port or 0, random),
-            "broker": Proxy(broker.port, random),
+            name: Proxy(urlsplit(url).port or 0, Random(random.random()))
+            for name, url in urls.items()
         }
         self.workers: list[tuple[list[str], subprocess.Popen[bytes]]] = []
         self.ended = threading.Event()
@@ -119,7 +121,7 @@ class Stage:
             "ELS_REDIS_URL": self._through("slots", self.slots_url),
             "ELS_BROKER_URL": self._through("broker", self.broker_url),
         }
-        name = f"torture-{self.random.randrange(10**9)}@els"
+        name = f"torture-{uuid4().hex[:9]}@els"
         with (self.home / "log" / "workers.log").open("ab") as log:
             return subprocess.Popen(  # noqa: S603 - a fixed program
                 leashed([*WORKER, *kind, "-n", name], signal.SIGKILL),
@@ -136,12 +138,12 @@ class Stage:
         end(worker)
 
     def signal(self, name: str, number: signal.Signals) -> None:
-        """Signal a process of the stack."""
-        if pid := self.stack.pid(name):
-            os.kill(pid, number)
+        """Signal a process of the stack. Raises StackError when it stays down."""
+        os.kill(self.pid(name), number)
 
     def pid(self, name: str) -> int:
-        """Return the process id of a server. Raises StackError while it is down."""
+        """Return the process id of a server. Raises StackError when it stays down."""
+        until(lambda: self.stack.pid(name) is not None, START_S)
         pid = self.stack.pid(name)
         if pid is None:
             raise StackError(f"{name} is down")
