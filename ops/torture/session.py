@@ -157,6 +157,7 @@ class Session:
             with self.load.sender, self.stage.open():
                 load = threading.Thread(target=self.load.run, args=(batches, self.stage.ended))
                 load.start()
+                self._probe("first", time.monotonic())  # workers that only start meet no fault
                 self._torment(time.monotonic() + minutes * 60, load)
                 self.stage.ended.set()
                 load.join()
