@@ -6,7 +6,7 @@ taken is remembered, so that nothing of it can get lost unseen.
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -17,6 +17,8 @@ from ops import client
 from ops.client import Event, Sender, common
 
 PACE_S = 0.02  # between two messages of the load: below what two cores can carry
+MOST_WAITING = 1_000  # at the broker: more only shows how long a backlog takes, not a recovery
+ASKED_EVERY = 25  # messages sent before the broker is asked again how many wait
 AHEAD = 60  # messages made and not sent yet: those of several batches, in any order
 FINAL = ("ready_for_pipeline_execution", "content_ingestion_failed")
 AWAITS_STUDENTS = "awaiting_student_validation"
@@ -37,10 +39,16 @@ class Load:
     _answered: set[str] = field(default_factory=set)  # event ids
     _confirmed: set[str] = field(default_factory=set)  # batches
 
-    def run(self, most: int, ended: threading.Event) -> None:
-        """Send batches, several at once, until the end; then the rest of those begun."""
+    def run(self, most: int, ended: threading.Event, at_broker: Callable[[], int]) -> None:
+        """Send batches, several at once, until the end; then the rest of those begun.
+
+        `at_broker` counts the messages that wait there: while they are many, none is added.
+        """
         waiting: list[Message] = []
         while not ended.is_set() or waiting:
+            if len(self.messages) % ASKED_EVERY == 0 and at_broker() > MOST_WAITING:
+                time.sleep(0.1)
+                continue
             if not ended.is_set() and self.made < most and len(waiting) < AHEAD:
                 waiting += self._batch(f"torture-{self.made:05d}")
                 self.random.shuffle(waiting)

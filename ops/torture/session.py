@@ -155,7 +155,8 @@ class Session:
         """Torment for so many minutes or batches, then look; `finish` is called in any case."""
         try:
             with self.load.sender, self.stage.open():
-                load = threading.Thread(target=self.load.run, args=(batches, self.stage.ended))
+                arguments = (batches, self.stage.ended, self.stage.waiting)
+                load = threading.Thread(target=self.load.run, args=arguments)
                 load.start()
                 self._probe("first", time.monotonic())  # workers that only start meet no fault
                 self._torment(time.monotonic() + minutes * 60, load)

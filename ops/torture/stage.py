@@ -149,6 +149,12 @@ class Stage:
             raise StackError(f"{name} is down")
         return pid
 
+    def waiting(self) -> int:
+        """Count the messages that wait at the broker; 0 while it does not answer."""
+        with suppress(redis.RedisError):
+            return int(str(self.clients["broker"].llen("els")))
+        return 0
+
     def hold(self, shortest_s: float, longest_s: float) -> float:
         """Let a fault last, within the bounds of this session; return for how long it did."""
         most = min(longest_s, self.longest_s)
