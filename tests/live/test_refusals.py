@@ -346,7 +346,6 @@ def test_a_worker_waits_for_the_schema_that_it_needs(tmp_path, redises):
     "right",
     [
         "INSERT ON idempotency_keys",
-        "UPDATE ON essay_states",
         "INSERT ON ALL TABLES IN SCHEMA public",
     ],
 )
