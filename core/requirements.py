@@ -31,6 +31,7 @@ PATIENCE_S = 5  # for a server of which a check asks
 ASK_EVERY_S, SIGN_EVERY_S = 3.0, 1.0  # while a worker waits for its schema
 MIGRATIONS = Path(__file__).parents[1] / "migrations" / "versions"
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+AMQP_SCHEMES = ("amqp://", "amqps://", "pyamqp://")
 AWAY = (redis.ConnectionError, redis.TimeoutError)
 # The verbs that workers use on each table; `els purge`, which a person runs, deletes more.
 RIGHTS: Mapping[str, tuple[str, ...]] = {
@@ -89,8 +90,11 @@ def check_servers(settings: Settings) -> list[Finding]:
     found = _postgres(settings.database_url)
     if not shared:
         found += _redis(settings.redis_url, "redis")
-    is_redis = broker_url.startswith(REDIS_SCHEMES)
-    return found + (_redis(broker_url, "broker") if is_redis else _listens(broker_url))
+    if broker_url.startswith(REDIS_SCHEMES):
+        found += _redis(broker_url, "broker")
+    elif broker_url.startswith(AMQP_SCHEMES):
+        found += _listens(broker_url)
+    return found
 
 
 def _postgres(url: str) -> list[Finding]:

@@ -102,6 +102,18 @@ def test_a_redis_that_is_away_is_a_fault():
     assert "ELS_REDIS_URL" in finding.step
 
 
+@pytest.mark.parametrize(
+    ("broker_url", "said"),
+    [("amqp://u:p@127.0.0.1:9//", ["broker"]), ("sentinel://h:1/0", [])],
+)
+def test_of_another_broker_only_rabbitmqs_port_is_asked(database_url, broker_url, said):
+    urls = {"database_url": database_url, "redis_url": os.environ["ELS_REDIS_URL"]}
+
+    found = check_servers(Settings(**urls, broker_url=broker_url))
+
+    assert [each.server for each in found] == said
+
+
 # --- Postgres ------------------------------------------------------------------------------------
 
 
