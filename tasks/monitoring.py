@@ -24,6 +24,7 @@ class Dispatcher(EventDispatcher):
         """Send an event, or buffer it if it is one of a task."""
         group = type.partition("-")[0]
         if args or self.groups or not self.enabled or group not in self.buffer_group:
+            fields["retry"] = False  # or a heartbeat holds the main loop until the broker takes it
             super().send(type, *args, **fields)
             return
         fields["type"] = type
