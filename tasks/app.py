@@ -88,6 +88,9 @@ if str(app.conf.broker_url).startswith("amqp"):
         worker_prefetch_multiplier=PUSHED,
         broker_transport_options={"confirm_publish": True},
     )
+else:
+    # A worker that Redis refuses what it needs to begin does not end: it connects again and waits.
+    app.conf.update(broker_channel_error_retry=True)
 
 
 @dataclass(frozen=True)

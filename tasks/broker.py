@@ -7,15 +7,23 @@ producers and stock workers may share the queues.
 A script cannot block. A worker that finds its lists empty has Redis track them (CLIENT TRACKING,
 Redis 6 or later) and is told on the same connection when one changes: nothing is lost by waiting,
 and an idle worker asks once a second.
+
+A worker renews what it holds (`tasks.renewal`), pauses while Redis refuses (`tasks.refusals`), and
+connects again when Redis is silent for some seconds.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import socket
+import sys
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from functools import cached_property
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property, partial
 from pathlib import Path
 from queue import Empty
-from time import monotonic
+from time import monotonic, sleep
 from types import UnionType
 from typing import Any, NamedTuple, cast
 
@@ -27,9 +35,11 @@ from kombu.transport import redis as stock
 from kombu.transport import virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.imports import symbol_by_name
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from core.crash import crashpoint
+from tasks.refusals import AT_CONNECT, LONGEST_PAUSE_S, Refusal, Refusals
+from tasks.renewal import Loop, Renewal
 
 TRANSPORTS = {  # by the scheme of a URL; `redis+socket` is `redis` by then
     "redis": f"{__name__}:Transport",
@@ -41,6 +51,10 @@ TRANSPORTS = {  # by the scheme of a URL; `redis+socket` is `redis` by then
 LUA = Path(__file__).parent / "lua"
 RESTORE_EVERY_S = 1  # one call; Kombu's default of 100 s would be most of a redelivery
 RESTORED_AT_ONCE = 1000  # about 0.3 s of the event loop
+NOTHING_RESTORED_S = 6  # after an outage, while the living renew what they hold: each does in 5 s
+SLOW_S = 1  # a reply that took longer is one of a Redis that stood still
+SILENCE_S = 5  # of Redis, before a connection counts as dead
+FORGOTTEN_AT_ONCE = 1000  # Lua unpacks some 8 000 values at most
 JUNK_EVERY_S = 5  # before junk that could not be kept is offered again
 JUNK_AT_ONCE = 10  # callbacks into a database, in the event loop
 BAD_SHAPE = (ValueError, TypeError, AttributeError, LookupError, RecursionError)  # of parsed junk
@@ -53,7 +67,23 @@ MESSAGE: Shape = {
     "content-type": str | None,
     "content-encoding": str | None,
 }
-DELIVERY_COUNT = "x-delivery-count"  # deliveries that led to nothing, as RabbitMQ counts them
+DELIVERY_COUNT = "x-delivery-count"  # 1 once a worker was lost that may have begun the message
+TIME_LIMITS = {  # of each connection, unless a transport option says otherwise
+    "socket_timeout": SILENCE_S,
+    "socket_connect_timeout": SILENCE_S,
+    "health_check_interval": SILENCE_S,
+    "socket_keepalive": True,
+    "socket_keepalive_options": {
+        getattr(socket, name): value
+        for name, value in {
+            "TCP_KEEPIDLE": 5,
+            "TCP_KEEPINTVL": 5,
+            "TCP_KEEPCNT": 3,
+            "TCP_USER_TIMEOUT": 15_000,  # ms
+        }.items()
+        if hasattr(socket, name)
+    },
+}
 PROPERTIES: Shape = {"delivery_tag": str | int | float, "delivery_info": dict | None}
 HEADERS: Shape = {  # those with which another type ends a worker
     "task": str,
@@ -70,6 +100,12 @@ OnJunk = Callable[[str, bytes, str], bool | None]
 Together = tuple[Sequence[str], int, int]
 ALONE: Together = ((), 1, 0)
 log = structlog.get_logger(__name__)
+_refusals = Refusals()
+
+
+def refusal() -> Refusal | None:
+    """Return what Redis refuses this worker with at present; None if it takes commands."""
+    return _refusals.current
 
 
 def install() -> None:
@@ -83,7 +119,10 @@ def install() -> None:
 
 
 def lost_workers(headers: Any) -> int:  # Any: a mapping, or a task's request, which has `get` too
-    """Count the workers that died with this message, as far as the broker knows."""
+    """Tell whether a worker was lost that may have begun this message: 1, or 0.
+
+    The Redis broker knows no more; RabbitMQ counts every delivery here.
+    """
     count = headers.get(DELIVERY_COUNT)
     return count if isinstance(count, int) else 0
 
@@ -111,6 +150,55 @@ def _check_task(message: virtual.Message) -> None:
             _check({"args": args, "kwargs": kwargs, "embed": embed}, BODY)
 
 
+def await_writes(connection: Any, every_second: Callable[[], object]) -> None:  # Any: Kombu's
+    """Wait until Redis takes writes on this new connection; another broker is not asked.
+
+    A worker that cannot declare its queues, as on a replica, would end. Raises RedisError where
+    the connection is lost meanwhile.
+    """
+    while isinstance(connection.transport, Transport):
+        while _refusals.paused:
+            every_second()
+            sleep(1)
+        try:
+            connection.default_channel.unacked.probe()
+        except ResponseError as error:
+            _refusals.note(error, while_connecting=True)
+        else:
+            _refusals.connected()
+            return
+
+
+def note_refusal(error: BaseException, *, while_connecting: bool = False) -> bool:
+    """Note that Redis refuses what a worker needs to begin; False if this is another error."""
+    refused = error if isinstance(error, AT_CONNECT) else error.__cause__
+    if not isinstance(refused, AT_CONNECT):
+        return False
+    _refusals.note(refused, while_connecting=while_connecting)
+    return True
+
+
+def _counts_as_lost(message: Mapping[str, Any], headers: Mapping[str, Any]) -> bool:  # Any: JSON
+    """Tell whether nobody knows if this overdue message was begun by the worker that held it.
+
+    One that was redelivered before is counted by those who begin it. One whose `eta` lies ahead
+    was not begun.
+    """
+    info = message["properties"].get("delivery_info")
+    before = (headers, info) if isinstance(info, dict) else (headers,)
+    return not any(place.get("redelivered") for place in before) and not _lies_ahead(
+        headers.get("eta")
+    )
+
+
+def _lies_ahead(eta: object) -> bool:
+    try:
+        at = datetime.fromisoformat(cast(str, eta))
+    except (TypeError, ValueError):
+        return False  # none, or one that Celery refuses
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)) > datetime.now(UTC)
+
+
 class Source(NamedTuple):
     """A list to take from; a queue has one for each priority."""
 
@@ -129,6 +217,8 @@ class Unacked:
         self._forget = client.register_script((LUA / "forget.lua").read_text())
         self._overdue = client.register_script((LUA / "overdue.lua").read_text())
         self._put_back = client.register_script((LUA / "put_back.lua").read_text())
+        self._renew = client.register_script((LUA / "renew.lua").read_text())
+        self._probe = client.register_script((LUA / "probe.lua").read_text())
 
     def take(self, sources: Sequence[Source]) -> list[Any] | None:
         """Take a message and note it. Returns what `take.lua` says."""
@@ -146,6 +236,14 @@ class Unacked:
     def forget(self, *tags: str) -> None:
         """Strike notes out: their messages are done with."""
         self._forget(self._keys, tags)
+
+    def renew(self, tags: Collection[str]) -> None:
+        """Note that these messages, so far as they are noted, are held by a worker that lives."""
+        self._renew(self._keys[1:], list(tags))
+
+    def probe(self) -> None:
+        """Write nothing, as a script's write. Raises what Redis refuses with."""
+        self._probe(self._keys[1:])
 
     def note(self, tag: str) -> bytes | None:
         """Read one note; None if it is gone."""
@@ -178,6 +276,32 @@ class Unacked:
         return keys, [f" {' '.join(tasks)} ", *limits, *(source.queue for source in sources)]
 
 
+@dataclass
+class Kept:
+    """What a worker owes a broker, whichever connection it has to it by now."""
+
+    done: list[str] = field(default_factory=list)  # acknowledged, to be forgotten together
+    returned: deque[tuple[str, bool]] = field(default_factory=deque)  # to be put back; as last?
+    begun: set[str] = field(default_factory=set)  # in work since before the connection was lost
+    connected: bool = False  # once at least
+    restores_from: float = float("-inf")  # on the monotonic clock
+
+    def restore_later(self) -> None:
+        """Leave what is overdue to those who hold it, who could not renew it in an outage."""
+        self.restores_from = monotonic() + NOTHING_RESTORED_S
+
+
+_kept: defaultdict[str, Kept] = defaultdict(Kept)  # by a broker's URL and key
+
+
+def _in_work() -> set[str]:
+    """List the messages that this worker's pool carries out; none if the worker stops."""
+    worker = sys.modules.get("celery.worker.state")
+    if worker is None or worker.should_stop is not None or worker.should_terminate is not None:
+        return set()
+    return {str(request.message.delivery_tag) for request in tuple(worker.active_requests)}
+
+
 class Held(stock.QoS):
     """What this worker holds. The notes are written by the script that takes.
 
@@ -185,22 +309,34 @@ class Held(stock.QoS):
     """
 
     channel: "Channel"
+    _delivered: Any  # Kombu's own: tag to message; None in its types until it is set
+    _dirty: set[str]
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:  # Any: as Kombu calls it
-        self._done: list[str] = []  # acknowledged, to be forgotten together
-        super().__init__(*args, **kwargs)
+    def __init__(self, channel: "Channel", prefetch_count: int = 0) -> None:
+        broker = cast(Any, channel.connection).client  # Kombu's connection, untyped here
+        self._kept = _kept[f"{broker.as_uri()} {channel._key(channel.unacked_key)}"]
+        self._renewal: Renewal | None = None
+        self.arriving: set[str] = set()  # taken, not delivered yet
+        super().__init__(channel, prefetch_count)
 
     def can_consume(self) -> bool:
         """Tell whether there is room for another take."""
-        held = cast("dict[str, Any]", self._delivered)
-        dirty = cast("set[str]", self._dirty)
-        taken = {message.take for tag, message in held.items() if tag not in dirty}
+        dirty = self._dirty
+        taken = {message.take for tag, message in self._delivered.items() if tag not in dirty}
         return not self.prefetch_count or len(taken) < self.prefetch_count
 
     def hold(self, message: virtual.Message, take: object = None) -> None:
         """Count a message, which is noted, against the prefetch window, once a `take`."""
         message.take = take or message  # type: ignore[attr-defined] # it is noted here
         virtual.QoS.append(self, message, str(message.delivery_tag))
+        if self._renewal is None:
+            self._renewal = self.channel.start_renewal()
+
+    def tags(self) -> set[str]:
+        """List what is held, from whatever thread: what is done counts until it is forgotten."""
+        held = set(self._delivered) - set(self._dirty)  # each a single step of the interpreter
+        returned = [tag for tag, _ in tuple(self._kept.returned)]
+        return held.union(self.arriving, self._kept.done, returned, self._kept.begun)
 
     def drop(self, message: virtual.Message) -> None:
         """Count it no more."""
@@ -208,21 +344,85 @@ class Held(stock.QoS):
 
     def ack(self, delivery_tag: str) -> None:
         """Forget the message, by one call for all of a turn of the worker's event loop."""
-        virtual.QoS.ack(self, delivery_tag)
-        self._done.append(delivery_tag)
-        if not cast(Poller, self.channel.connection.cycle).turns:
-            self.forget_done()
+        self._end(delivery_tag)
+        self.forget(delivery_tag)
 
-    def forget_done(self) -> None:
-        """Forget what is acknowledged."""
-        tags, self._done = self._done, []
-        if tags:
+    def forget(self, delivery_tag: str) -> None:
+        """Forget a message that may not be held."""
+        self._kept.done.append(delivery_tag)
+        self._settle_without_loop()
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Put the message back as the last in turn, or forget it."""
+        if not requeue:
+            self.ack(delivery_tag)
+            return
+        self._end(delivery_tag)
+        self.give_back(delivery_tag, last=True)
+        self._settle_without_loop()
+
+    def give_back(self, delivery_tag: str, *, last: bool) -> None:
+        """Put a message back, with what else is to be settled."""
+        self._kept.returned.append((delivery_tag, last))
+
+    def _end(self, delivery_tag: str) -> None:
+        virtual.QoS.ack(self, delivery_tag)
+        self._kept.begun.discard(delivery_tag)
+
+    def _settle_without_loop(self) -> None:
+        """Settle at once where no event loop will; not on a lost connection: the next one does."""
+        connection = self.channel.connection
+        if connection is not None and not cast(Poller, connection.cycle).turns:
+            self.settle()
+
+    def settle(self) -> None:
+        """Forget what is acknowledged, put back what is rejected. Redis' refusal loses neither."""
+        while tags := self._kept.done[:FORGOTTEN_AT_ONCE]:
             self.channel.unacked.forget(*tags)
+            del self._kept.done[: len(tags)]
+        while self._kept.returned:
+            tag, last = self._kept.returned[0]
+            try:
+                self.restore_by_tag(tag, leftmost=last)
+            except ResponseError:
+                self.channel.unacked.probe()  # if this raises too, it is not about this message
+                log.exception("message_not_put_back", delivery_tag=tag)
+            self._kept.returned.popleft()
 
     def restore_unacked_once(self, stderr: Any = None) -> None:  # Any: as Kombu has it
-        """Give back what is held when a channel is closed."""
-        self.forget_done()
-        super().restore_unacked_once(stderr)
+        """Give back what is held when a channel is closed, but what is in work: that goes on.
+
+        This worker's next connection gives back what this one cannot; if there is none, the
+        messages come again after the visibility timeout.
+        """
+        self.stop_renewal()
+        if self.channel.do_restore:
+            for tag in _in_work().intersection(self._delivered):
+                self._delivered.pop(tag)
+                self._kept.begun.add(tag)
+        try:
+            self.settle()
+            super().restore_unacked_once(stderr)
+        except (RedisError, OSError) as error:
+            for tag in set(self._delivered) - self._dirty:
+                self.give_back(tag, last=False)
+            log.warning("messages_not_given_back", messages=len(self.tags()), error=str(error))
+
+    def connected(self) -> None:
+        """Take over from the connection before, if this is not the first of this process."""
+        if self._kept.connected:
+            self.restore_later()
+            self._renewal = self.channel.start_renewal()
+        self._kept.connected = True
+
+    def restore_later(self) -> None:
+        """Restore nothing for a while."""
+        self._kept.restore_later()
+
+    def stop_renewal(self) -> None:
+        """Renew nothing any more."""
+        if self._renewal is not None:
+            self._renewal.stop()
 
     def restore_by_tag(self, tag: str, client: object = None, leftmost: bool = False) -> None:
         """Give back a message that this worker holds; `leftmost` makes it the last in turn."""
@@ -234,7 +434,16 @@ class Held(stock.QoS):
         self, start: int = 0, num: int | None = None, interval: int | None = None
     ) -> None:
         """Restore what dead workers held. Every call does: its timer is the only throttle."""
-        self.channel.restore_overdue(num or RESTORED_AT_ONCE)
+        if _refusals.current or monotonic() < self._kept.restores_from:
+            return
+        asked_at = monotonic()
+        overdue = self.channel.unacked.overdue(
+            self.channel.visibility_timeout, num or RESTORED_AT_ONCE
+        )
+        if monotonic() - asked_at > SLOW_S:
+            self._kept.restore_later()
+            return
+        self.channel.restore(overdue)
         self.channel.offer_old_junk()
 
 
@@ -264,6 +473,8 @@ class Channel(stock.Channel):
 
     # Kombu's own, absent from its types.
     _in_poll: Any  # the connection that owes us a reply or a word
+    _in_listen: Any
+    _qos: Any
     _brpop_sent_at: float
     _closing: bool
     _active_queues: list[str]
@@ -272,14 +483,18 @@ class Channel(stock.Channel):
     _flush_brpop_reauth: Callable[[], None]
     connection_errors: tuple[type[Exception], ...]
 
-    _waiting = False  # all lists were empty: Redis tells when one changes
+    _waiting = False  # all lists were empty: Redis says when one changes, and owes no reply
     _tracked: object = None  # the socket on which it does
     _junk_offered_at = float("-inf")
+    _listens_from = float("-inf")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # Any: as Kombu calls it
         self._consumed: dict[str, tuple[Callable[[virtual.Message], object], bool]] = {}
         self._asked: list[Source] = []
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        except ResponseError as error:  # which Kombu and Celery do not try again
+            raise redis.ConnectionError(f"the broker refuses: {error}") from error
         if not self.ack_emulation:
             raise ValueError("leave ack_emulation on: without it a killed worker loses messages")
 
@@ -301,6 +516,33 @@ class Channel(stock.Channel):
         if asynchronous:
             return cast(redis.Redis, stock.Channel._create_client(self, True))  # type: ignore[attr-defined]
         return self._shared_client
+
+    @cached_property
+    def subclient(self) -> Any:  # Any: redis-py's PubSub, maybe Kombu's own
+        """Subscribe, and wait for a second at most when reading: redis-py waits for ever."""
+        client: Any = self._create_client(asynchronous=True)
+        pubsub = client.pubsub()
+        pubsub.parse_response = partial(pubsub.parse_response, block=False, timeout=SLOW_S)
+        return pubsub
+
+    def start_renewal(self) -> Renewal:
+        """Have a thread renew what is held, on a connection of its own."""
+        keys = self._key(self.unacked_key), self._key(self.unacked_index_key)
+        client = redis.Redis(connection_pool=redis.ConnectionPool(**self._connparams()))
+        loop = cast(Poller, self.connection.cycle).loop
+        renewal = Renewal(
+            loop, self.qos.tags, Unacked(client, *keys).renew, self.visibility_timeout
+        )
+        renewal.start()
+        return renewal
+
+    def _queue_bind(self, exchange: str, *args: Any) -> None:  # Any: as Kombu calls it
+        """Bind a queue. Remote control, which is Pub/Sub, works without the table in Redis."""
+        try:
+            super()._queue_bind(exchange, *args)  # type: ignore[misc] # not in Kombu's types
+        except ResponseError:
+            if self.typeof(exchange).type != "fanout":
+                raise
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:  # Any: as Kombu's
         """Put a message at the end of its queue; in front of all if its task is to go first."""
@@ -380,6 +622,7 @@ class Channel(stock.Channel):
         finally:
             self._in_poll = None
             self._flush_brpop_reauth()
+        self.end_refusal()
         if taken is None:
             if connection._sock is self._tracked and not connection.can_read(timeout=0):
                 self._waiting, self._in_poll = True, connection
@@ -390,9 +633,20 @@ class Channel(stock.Channel):
         self._queue_cycle.rotate(queue)
         if not found:
             self.offer_junk(queue)  # the script has set it aside
-        for tag, payload in zip(found[::2], found[1::2], strict=True):
-            self._deliver(queue, tag, payload, take)
+        self.qos.arriving.update(map(bytes_to_str, found[::2]))
+        try:
+            for tag, payload in zip(found[::2], found[1::2], strict=True):
+                self._deliver(queue, tag, payload, take)
+                self.qos.arriving.discard(bytes_to_str(tag))
+        finally:
+            self.qos.arriving.clear()
         return True
+
+    def end_refusal(self) -> None:
+        """Note that Redis takes commands; restore nothing for a while if it refused before."""
+        if _refusals.current:
+            _refusals.end()
+            self.qos.restore_later()
 
     def heed(self) -> None:
         """Read what Redis tells without being asked, which is that a list changed. Raises Empty."""
@@ -419,12 +673,12 @@ class Channel(stock.Channel):
         if message is None:
             return
         if self._closing or queue not in self._active_queues:
-            self.qos.restore_by_tag(str(message.delivery_tag))
+            self.qos.give_back(str(message.delivery_tag), last=False)
             return
         callback, no_ack = self._consumed[queue]
         if no_ack:
             callback(message)
-            self.unacked.forget(str(message.delivery_tag))
+            self.qos.forget(str(message.delivery_tag))
             return
         try:
             _check_task(message)
@@ -441,9 +695,35 @@ class Channel(stock.Channel):
 
     def close(self) -> None:
         """Close; a message that was asked for and has come meanwhile goes back."""
+        if self._qos is not None:
+            self.qos.stop_renewal()
         if self._waiting:
             self._waiting, self._in_poll = False, None  # nothing is owed
         super().close()
+
+    def drop_silent_connection(self) -> None:
+        """Drop the connection that owes a reply for too long; the poller connects again."""
+        connection = self._in_poll
+        if not connection or self._waiting:
+            return
+        silent_s = monotonic() - self._brpop_sent_at
+        readable = stock._socket_readable  # type: ignore[attr-defined] # absent from its types
+        if silent_s > SILENCE_S and not readable(connection._sock):
+            log.warning("broker_silent", seconds=round(silent_s))
+            connection.disconnect()
+
+    def stop_listening(self, error: ResponseError) -> None:
+        """Go without remote control for a while: Redis refuses to subscribe."""
+        if self._listens_from < 0:
+            log.error("remote_control_refused", error=str(error))
+        self._listens_from = monotonic() + LONGEST_PAUSE_S
+        self._in_listen = None
+        self.subclient.connection.disconnect()
+
+    @property
+    def listens(self) -> bool:
+        """Whether to subscribe now."""
+        return monotonic() > self._listens_from
 
     def acknowledge(self, tags: Sequence[str]) -> None:
         """Acknowledge messages."""
@@ -452,28 +732,32 @@ class Channel(stock.Channel):
 
     # --- restoring -----------------------------------------------------------------------------
 
-    def restore_overdue(self, limit: int) -> None:
-        """Put back what was taken longer ago than the visibility timeout.
+    def restore(self, overdue: Sequence[tuple[str, bytes]]) -> None:
+        """Put back what was held longer than the visibility timeout and not renewed.
 
         Each message moves in one script, which moves it once, whoever else restores at the same
         time and wherever one of them dies. There is no lock.
         """
-        for tag, note in self.unacked.overdue(self.visibility_timeout, limit):
-            if self.put_back(tag, note, age_s=self.visibility_timeout):
-                log.warning("message_restored", delivery_tag=tag)
+        for tag, note in overdue:
+            try:
+                if self.put_back(tag, note, age_s=self.visibility_timeout):
+                    log.warning("message_restored", delivery_tag=tag)
+            except ResponseError:
+                self.unacked.probe()  # if this raises too, it is not about this message
+                log.exception("message_not_restored", delivery_tag=tag)
             crashpoint("restoring")
 
     def put_back(self, tag: str, note: bytes, *, last: bool = False, age_s: float = -1) -> bool:
         """Move a noted message back to its list, marked as redelivered and else unchanged.
 
-        An overdue one (`age_s`) has lost its worker, which is counted in the header that quorum
-        queues of RabbitMQ have for it. A note that cannot be read, which no worker writes, becomes
-        junk of the queue `unacked`.
+        An overdue one (`age_s`) has lost its worker, which a header says once. A note that cannot
+        be read, which no worker writes, becomes junk of the queue `unacked`.
         """
         try:
             message, exchange, routing_key = json.loads(bytes_to_str(note))
-            if age_s >= 0 and isinstance(headers := message.get("headers"), dict):
-                headers[DELIVERY_COUNT] = lost_workers(headers) + 1
+            headers = message.get("headers")
+            if age_s >= 0 and isinstance(headers, dict) and _counts_as_lost(message, headers):
+                headers[DELIVERY_COUNT] = 1
             for place in (message.get("headers"), message["properties"].get("delivery_info")):
                 if isinstance(place, dict):
                     place["redelivered"] = True
@@ -499,12 +783,20 @@ class Channel(stock.Channel):
         return None
 
     def _set_aside(self, queue: str, tag: bytes, payload: bytes) -> None:
-        """Move what is noted, but no message, to the junk; unless it is done."""
-        note = self.unacked.note(bytes_to_str(tag))
-        if note is not None:
+        """Move what is noted, but no message, to the junk; unless it is done.
+
+        Where Redis refuses that, the note becomes overdue, and is taken and set aside then.
+        """
+        try:
+            note = self.unacked.note(bytes_to_str(tag))
+            if note is None:
+                return
             junk = [self._junk(queue)]
             self.unacked.put_back(bytes_to_str(tag), note, payload, junk, last=True)
-            self.offer_junk(queue)
+        except ResponseError as error:
+            log.warning("junk_waits", queue=queue, error=str(error))
+            return
+        self.offer_junk(queue)
 
     def _read(self, payload: bytes, tag: str) -> virtual.Message:
         """Parse a message as far as Celery trusts it. Raises one of BAD_SHAPE, which says why."""
@@ -531,19 +823,27 @@ class Channel(stock.Channel):
         if self.on_junk is None:
             log.error("junk_waits", queue=queue, reason="there is no on_junk")
             return
-        junk = self._junk(queue)
-        for _ in range(JUNK_AT_ONCE):
-            payload = cast("bytes | None", self.unacked.client.lindex(junk, -1))
-            if payload is None:
-                return
-            try:
-                kept = symbol_by_name(cast(str, self.on_junk))(queue, payload, self._why(payload))
-            except Exception:  # whatever it is, the worker lives on and the entry stays
-                log.exception("junk_waits", queue=queue)
-                return
-            if kept is False:
-                return
-            self.unacked.client.lrem(junk, -1, cast(str, payload))
+        try:
+            for _ in range(JUNK_AT_ONCE):
+                if not self._offer_oldest_junk(queue, self._junk(queue)):
+                    return
+        except ResponseError as error:
+            log.warning("junk_waits", queue=queue, error=str(error))
+
+    def _offer_oldest_junk(self, queue: str, junk: str) -> bool:
+        """Return whether there was any and it was kept."""
+        payload = cast("bytes | None", self.unacked.client.lindex(junk, -1))
+        if payload is None:
+            return False
+        try:
+            kept = symbol_by_name(cast(str, self.on_junk))(queue, payload, self._why(payload))
+        except Exception:  # whatever it is, the worker lives on and the entry stays
+            log.exception("junk_waits", queue=queue)
+            return False
+        if kept is False:
+            return False
+        self.unacked.client.lrem(junk, -1, cast(str, payload))
+        return True
 
     def offer_old_junk(self) -> None:
         """Offer junk again that could not be kept when it came, or whose worker died."""
@@ -582,24 +882,77 @@ class Poller(stock.MultiChannelPoller):
 
     turns = False  # whether an event loop calls `on_poll_start` each time round
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = Loop()
+
     def on_poll_init(self, poller: object) -> None:
         """Get ready for an event loop."""
-        super().on_poll_init(poller)
+        for channel in self._channels:
+            channel.qos.connected()
+        with suppress(ResponseError):  # taking will say so
+            super().on_poll_init(poller)
         self.turns = True
 
     def on_poll_start(self) -> None:
-        """Forget what is done, and ask for messages where there is room for one."""
-        for channel in self._channels:
-            channel.qos.forget_done()
-            channel.ask_again()
-        super().on_poll_start()
+        """Settle what is done, and ask for messages where there is room; not while Redis refuses.
+
+        What Redis refuses is no reason to end a worker, nor to connect again.
+        """
+        self.loop.turns()
+        if _refusals.paused:
+            return
+        try:
+            for channel in self._channels:
+                channel.qos.settle()
+                channel.ask_again()
+            super().on_poll_start()
+            self._probe_where_nothing_is_taken()
+        except ResponseError as error:
+            _refusals.note(error)
+
+    def _probe_where_nothing_is_taken(self) -> None:
+        """Find out whether Redis still refuses, where no reply to a take can say so."""
+        if not _refusals.current:
+            return
+        taking = [channel for channel in self._channels if channel.active_queues]
+        if taking and not any(each.qos.can_consume() or each._in_poll for each in taking):
+            taking[0].unacked.probe()
+            taking[0].end_refusal()
+
+    def _register_LISTEN(self, channel: Channel) -> None:  # noqa: N802 - Kombu's
+        if channel.listens:
+            super()._register_LISTEN(channel)  # type: ignore[misc] # not in Kombu's types
 
     def on_readable(self, fileno: int) -> None:
         """Read a reply, or a word where nothing was asked. Raises Empty if it is no message."""
         channel, kind = self._fd_to_chan.get(fileno, (None, ""))
         if channel is not None and kind == "BRPOP" and not channel._in_poll:
             channel.heed()
-        super().on_readable(fileno)
+        try:
+            super().on_readable(fileno)
+        except ResponseError as error:
+            if channel is not None and kind == "LISTEN":
+                channel.stop_listening(error)
+            else:
+                _refusals.note(error)
+
+    def maybe_restore_messages(self) -> None:
+        """Restore what dead workers held."""
+        try:
+            super().maybe_restore_messages()
+        except ResponseError as error:
+            _refusals.note(error)
+
+    def maybe_refresh_binding_expiry(self) -> None:
+        """Refresh bindings, which last for an hour, when Redis takes writes."""
+        if not _refusals.current:
+            super().maybe_refresh_binding_expiry()  # type: ignore[misc] # not in Kombu's types
+
+    def maybe_check_brpop_health(self) -> None:
+        """Drop connections on which a reply is owed for too long: nobody else looks."""
+        for channel in self._channels:
+            channel.drop_silent_connection()
 
     def get(self, callback: Callable[..., object], timeout: float | None = None) -> None:
         """Wait for an event; return once a second, for what has no timer without an event loop."""
@@ -612,6 +965,7 @@ class Transport(stock.Transport):
     Channel = Channel
 
     def __init__(self, client: Any, **kwargs: Any) -> None:  # Any: as Kombu calls it
-        client.transport_options.setdefault("unacked_restore_interval", RESTORE_EVERY_S)
+        for option, value in {"unacked_restore_interval": RESTORE_EVERY_S, **TIME_LIMITS}.items():
+            client.transport_options.setdefault(option, value)
         super().__init__(client, **kwargs)
         self.cycle = Poller()

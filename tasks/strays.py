@@ -16,9 +16,10 @@ from celery.worker import consumer
 from kombu import Message
 
 from core import alive
-from tasks import signs
+from tasks import broker, signs
 from tasks.app import settings
 from tasks.dead_letters import keep_if_possible, letter_of_message
+from tasks.refusals import LONGEST_PAUSE_S
 from tasks.request import QuietRequest
 from tasks.stopping import heeded_between_turns
 from tasks.together import Together
@@ -66,19 +67,30 @@ class Consumer(consumer.Consumer):
             self.hub.call_later(EVENTS_EVERY_S, self._flush_events)
 
     def ensure_connected(self, conn: Any) -> Any:  # Any: Kombu's connection, untyped
-        """Connect to the broker; while it is away, show that the worker is well and waits."""
+        """Connect to the broker, however long that takes, and show that the worker is well."""
         connect = conn.ensure_connection
 
-        def patiently(errback: Any, max_retries: Any, callback: Callable[[], None]) -> Any:
+        def patiently(errback: Any, _: Any, callback: Callable[[], None]) -> Any:
             def every_second() -> None:
                 with suppress(OSError):
                     alive.show(settings.home, self.hostname)
                 callback()
 
-            return connect(errback, max_retries, callback=every_second)
+            def failed(error: Exception, interval_s: float) -> None:
+                if not broker.note_refusal(error, while_connecting=True):  # that is logged once
+                    errback(error, interval_s)
+
+            connected = connect(failed, None, 1, 1, LONGEST_PAUSE_S, callback=every_second)
+            broker.await_writes(conn, every_second)
+            return connected
 
         conn.ensure_connection = patiently
         return super().ensure_connected(conn)
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        """Connect again, after a pause where the broker is there and refuses."""
+        broker.note_refusal(exc)
+        super().on_connection_error_after_connected(exc)
 
     def on_decode_error(self, message: Message, exc: Exception) -> None:
         """Keep a message whose body cannot be decoded."""

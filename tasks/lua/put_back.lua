@@ -13,6 +13,8 @@ if tonumber(ARGV[5]) >= 0 then
     return 0
   end
 end
+-- It removes nothing; but after a write, a Redis whose memory is full lets a script go on.
+redis.call('ZREMRANGEBYRANK', KEYS[2], 1, 0)
 for i = 3, #KEYS do
   redis.call(ARGV[4], KEYS[i], ARGV[3]) -- pushed first: an error here leaves the note
 end

@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from uuid import NAMESPACE_OID, uuid4, uuid5
 
 import pytest
@@ -33,7 +33,7 @@ URL = os.environ["ELS_REDIS_URL"].removesuffix("/0") + "/5"
 
 
 def app_on(transport_name):
-    app = Celery(transport_name, broker=URL, set_as_current=False)
+    app = Celery(transport_name, broker=os.environ.get("BROKER", URL), set_as_current=False)
     app.conf.update(
         broker_transport=transport_name,
         broker_transport_options={
@@ -49,6 +49,7 @@ def app_on(transport_name):
         worker_prefetch_multiplier=1,
     )
     app.task(name="run")(run)
+    app.task(name="stay")(stay)
     return app
 
 
@@ -56,8 +57,15 @@ def run(number):
     """Write down that a message has run."""
     with redis.Redis.from_url(URL) as client:
         request = current_app.current_task.request
-        line = {"number": number, "at": time.time(), "info": request.delivery_info}
+        lost = broker.lost_workers(request)
+        line = {"number": number, "at": time.time(), "info": request.delivery_info, "lost": lost}
         client.rpush("ran", json.dumps(line))
+
+
+def stay(number, seconds):
+    """Take a while, and write down that a message has run."""
+    time.sleep(seconds)
+    run(number)
 
 
 def keep_junk(queue, payload, why):
@@ -91,12 +99,13 @@ class Place:
         self.upstream = Celery("upstream", broker=URL, set_as_current=False)
         self.upstream.conf.broker_transport = STOCK
 
-    def start(self, app="ours", **settings):
-        command = f"celery -A {__name__}:{app} worker -P solo -Q {QUEUE} -n {uuid4().hex}@broker"
+    def start(self, app="ours", pool="solo", concurrency=1, prefetch=1, url=URL, **settings):
+        command = f"celery -A {__name__}:{app} worker -P {pool} -c {concurrency} -Q {QUEUE}"
+        command += f" --prefetch-multiplier {prefetch} -n {uuid4().hex}@broker"
         with (self.logs / f"{len(self.processes)}.log").open("wb") as log:
             process = subprocess.Popen(
                 leashed([sys.executable, "-m", *command.split()], signal.SIGKILL),
-                env={**os.environ, **settings},
+                env={**os.environ, "BROKER": url, **settings},
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -135,8 +144,8 @@ class Place:
 
     def stop(self):
         for process in self.processes:
-            if process.poll() is None:
-                process.kill()
+            with suppress(ProcessLookupError):  # with its children, which outlive a killed parent
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait(10)
         self.upstream.close()
         self.client.close()
