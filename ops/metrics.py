@@ -90,7 +90,7 @@ class Exposition(Collector):
         yield _one("els_sweep_age_seconds", "Time since the last sweep; +Inf: none known.", age)
         paused = _gauge("els_paused_processes", "Processes that wait for a server.", "server")
         waiting = Counter(pause.outage.server for pause in seen.pauses)
-        for server in ("postgres", "redis"):
+        for server in ("postgres", "redis", "broker"):
             paused.add_metric([server], waiting[server])
         yield paused
         yield from _counted(self._client)

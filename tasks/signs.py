@@ -7,14 +7,16 @@ from functools import cache
 
 import redis
 
-from core import alive, pulse
+from core import alive, pauses, pulse
 from core.slots import connect_once
+from tasks import broker
 from tasks.app import settings
 
 EVERY_S = 2.0  # as Celery's heartbeat
 
 _worker: tuple[int, str] | None = None  # process id and name of the worker's main process
 _shown_at = float("-inf")
+_refused = False  # by the broker, as it was shown last
 
 
 def show(worker: str) -> None:
@@ -25,7 +27,20 @@ def show(worker: str) -> None:
         alive.show(settings.home, worker)
     if settings.redis_url:
         with suppress(redis.RedisError):  # the sign is missed, which is what it is for
-            pulse.worker_lives(brief_redis(settings.redis_url), worker)
+            client = brief_redis(settings.redis_url)
+            pulse.worker_lives(client, worker)
+            _show_refusal(client, worker)
+
+
+def _show_refusal(client: redis.Redis, worker: str) -> None:
+    """Say whether the broker refuses this worker; of the other servers its processes say so."""
+    global _refused  # noqa: PLW0603 - of the process
+    if refusal := broker.refusal():
+        outage = pauses.Outage("broker", refusal.error)
+        pauses.say_paused(client, pauses.Pause(worker, outage, refusal.since))
+    elif _refused:
+        pauses.say_resumed(client, worker)
+    _refused = refusal is not None
 
 
 def show_if_alone() -> None:

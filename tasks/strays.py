@@ -6,7 +6,6 @@ logged and dropped by Celery; here they become dead letters first.
 
 import logging
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -15,9 +14,7 @@ from celery import signals
 from celery.worker import consumer
 from kombu import Message
 
-from core import alive
 from tasks import broker, signs
-from tasks.app import settings
 from tasks.dead_letters import keep_if_possible, letter_of_message
 from tasks.refusals import LONGEST_PAUSE_S
 from tasks.request import QuietRequest
@@ -72,8 +69,7 @@ class Consumer(consumer.Consumer):
 
         def patiently(errback: Any, _: Any, callback: Callable[[], None]) -> Any:
             def every_second() -> None:
-                with suppress(OSError):
-                    alive.show(settings.home, self.hostname)
+                signs.show(self.hostname)
                 callback()
 
             def failed(error: Exception, interval_s: float) -> None:

@@ -99,7 +99,7 @@ def _home(folder: Path, disk: SmallDisk) -> Path:
 
 def _stack(home: Path, broker: Valkey, say: Callable[[str], None], undo: ExitStack) -> Stack:
     settings = Settings(home=home, sweep_every=1, broker_url=broker.url)
-    schedule = '-q -A tasks.app beat --pidfile='
+    schedule = "-q -A tasks.app beat --pidfile="
     return Stack(
         settings,
         echo=say,
