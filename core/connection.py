@@ -19,6 +19,7 @@ from psycopg.rows import DictRow, dict_row
 from psycopg_pool import ConnectionPool
 
 from core.errors import BadSettings
+from core.moments import CONTEXT
 
 Conn = Connection[DictRow]
 RV = TypeVar("RV")
@@ -43,6 +44,12 @@ OURS: Mapping[str, Any] = {  # Any: parameters of libpq
 SESSION = (
     f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={LOCK_TIMEOUT_MS} -c timezone=UTC"
 )
+OPTIONS: dict[str, Any] = {  # Any: keyword arguments of psycopg
+    "autocommit": True,
+    "row_factory": dict_row,
+    "prepare_threshold": 1,
+    "context": CONTEXT,
+}
 BY_KEY = "-c enable_seqscan=off -c jit=off"
 URL = re.compile(r"(\w+)(?:\+\w+)?(://(?:[^@/]*@)?[^?]*)(?:\?(.*))?", re.DOTALL)  # as libpq cuts it
 
@@ -132,7 +139,7 @@ def connect(
     return ConnectionPool(
         conninfo(url, f"{SESSION} {BY_KEY}" if by_key else SESSION),
         connection_class=WatchedBriefly if checked else WatchedConnection,
-        kwargs={"autocommit": True, "row_factory": dict_row, "prepare_threshold": 1},
+        kwargs=OPTIONS,
         min_size=0,
         max_size=size,
         timeout=POOL_TIMEOUT_S,
@@ -147,9 +154,7 @@ def connect_once(url: str) -> Conn:
 
     Raises psycopg.OperationalError, and BadSettings for a malformed URL.
     """
-    return WatchedConnection.connect(
-        conninfo(url), autocommit=True, row_factory=dict_row, prepare_threshold=1
-    )
+    return WatchedConnection.connect(conninfo(url), **OPTIONS)
 
 
 def connect_to_migrate(url: str) -> "Connection[Any]":  # Any: rows as SQLAlchemy wants them

@@ -145,6 +145,7 @@ def purge(conn: Conn, batch_id: str) -> None:
     """Delete a batch with all that belongs to it."""
     conn.execute("DELETE FROM idempotency_keys WHERE batch_id = %s", [batch_id])
     conn.execute("DELETE FROM repairs WHERE batch_id = %s", [batch_id])
+    conn.execute("DELETE FROM unmended WHERE batch_id = %s", [batch_id])
     conn.execute("DELETE FROM dead_letters WHERE batch_id = %s", [batch_id])
     conn.execute("DELETE FROM batch_essay_trackers WHERE batch_id = %s", [batch_id])
 

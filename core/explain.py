@@ -10,12 +10,12 @@ from typing import Any
 
 from redis import RedisError
 
-from core import desk
-from core.ledger import Conn
+from core import desk, ledger
+from core.ledger import Conn, Holder, Unmended
 from core.pulse import Pulse
 from core.slots import Slots
 from core.states import BatchStatus, OnDeadline
-from core.sweep import RULES, Look
+from core.sweep import RULES, Look, Shared
 
 NEAR = timedelta(minutes=10)  # a deadline this near is worth a word
 BACKLOG = 1_000  # waiting messages that take the worker more than a second or two
@@ -55,7 +55,10 @@ def explain(conn: Conn, slots: Slots, batch_id: str, pulse: Pulse) -> Explanatio
     if not facts and not any(cause.code == "pending_not_registered" for cause in broken):
         plain.append(_cause("unknown_batch", None, batch=batch_id))
     waits = broken or not facts or facts["status"] in OPEN
-    outages = list(service_causes(redis_side, pulse)) if waits else []
+    holder = ledger.sweep_holder(conn) if pulse.beat_silent else None
+    outages = list(service_causes(redis_side, pulse, holder)) if waits else []
+    if not broken and not plain and facts["status"] in OPEN:
+        plain.append(_cause("being_sealed", facts["full_at"], batch=batch_id))
     # What keeps every batch waiting comes first; but the signs of life may just have been flushed.
     flushed = pulse.silent and "error" not in redis_side
     first = [*broken, *outages] if flushed else [*outages, *broken]
@@ -72,13 +75,29 @@ def explain(conn: Conn, slots: Slots, batch_id: str, pulse: Pulse) -> Explanatio
 
 def _rules_broken(conn: Conn, slots: Slots, batch_id: str, redis_side: Row) -> Iterator[Cause]:
     """Ask every rule about this batch; without Redis, those that do not need it."""
+    unmended = ledger.unmended(conn, batch_id, len(RULES))
+    look = Look(conn, slots, batch_id, shared=Shared())
     for rule in RULES:
         if "error" in redis_side and rule.code == "slot_drift":
             continue
-        for finding in rule.check(Look(conn, slots, batch_id)):
+        for finding in rule.check(look):
             title = f"{rule.title} ({finding.detail})" if finding.detail else rule.title
             command = rule.command.replace("{batch}", batch_id)
-            yield Cause(rule.code, title, finding.since, rule.reason, rule.by_itself, command)
+            failed = unmended.get((batch_id, rule.code))
+            since = finding.since or (failed.since if failed else None)
+            by_itself = not_mending(failed) if failed and failed.hopeless else rule.by_itself
+            yield Cause(rule.code, title, since, rule.reason, by_itself, command)
+
+
+def not_mending(failed: Unmended) -> str:
+    """Say that the sweep cannot mend something: how often it tried, since when, the last error."""
+    tried = (
+        f"the sweep has tried {failed.failures} times since {failed.since:%Y-%m-%d %H:%M:%S} UTC"
+    )
+    return (
+        f"not mending itself: {tried}, and tries again less and less often, at the latest every 5"
+        f" minutes; last error: {failed.last_error}"
+    )
 
 
 def _redis_side(slots: Slots, batch_id: str) -> Row:
@@ -118,6 +137,12 @@ PLAIN = {
         "messages wait in the queue",
         "els run",
     ),
+    "sweep_lock_held": (
+        "Another session holds the lock of the sweep ({holder})",
+        "a worker or a command that swept hangs, or somebody took the lock by hand",
+        "the sweep goes on once that session ends or gives the lock back",
+        "els reconcile",
+    ),
     "beat_silent": (
         "The sweep has not run for a while",
         "beat is not running, or no worker takes its messages",
@@ -140,6 +165,12 @@ PLAIN = {
         "The deadline is near",
         "contents, or students, are still missing",
         "at {deadline} the batch {ending}",
+        "els status {batch}",
+    ),
+    "being_sealed": (
+        "Every slot is accounted for, and the batch is being sealed at this moment",
+        "its last content has just come",
+        "it is announced within seconds",
         "els status {batch}",
     ),
     "waiting_for_contents": (
@@ -191,7 +222,8 @@ def _plain_causes(batch_id: str, facts: Row, redis_side: Row) -> Iterator[Cause]
     if not facts:
         return
     status, told = BatchStatus(facts["status"]), _words(batch_id, facts)
-    if status in OPEN and timedelta(0) < facts["time_left"] < NEAR:
+    left = facts["time_left"]
+    if status in OPEN and left is not None and timedelta(0) < left < NEAR:
         yield _cause("deadline_near", None, **told)
     if status is BatchStatus.AWAITING_CONTENT_VALIDATION and facts["open"]:
         if set(facts["open_ids"]) & set(redis_side.get("recent_claims", ())):
@@ -213,8 +245,11 @@ def _words(batch_id: str, facts: Row) -> dict[str, object]:
     }
 
 
-def service_causes(redis_side: Row, pulse: Pulse) -> Iterator[Cause]:
-    """Name what keeps every batch waiting; `redis_side` has an "error" if Redis is away."""
+def service_causes(redis_side: Row, pulse: Pulse, holder: Holder | None = None) -> Iterator[Cause]:
+    """Name what keeps every batch waiting; `redis_side` has an "error" if Redis is away.
+
+    `holder` has the lock of the sweep, which has not run for a while.
+    """
     if "error" in redis_side:
         yield _cause("redis_unreachable", None)
         return
@@ -222,6 +257,8 @@ def service_causes(redis_side: Row, pulse: Pulse) -> Iterator[Cause]:
         yield _cause("broker_unreachable", None)
     if not pulse.workers:
         yield _cause("no_worker", None)
+    if pulse.beat_silent and holder is not None and not holder.sweeping:
+        yield _cause("sweep_lock_held", holder.since, holder=holder)
     if pulse.beat_silent:
         yield _cause("beat_silent", pulse.swept_at)
     if (pulse.waiting or 0) > BACKLOG:

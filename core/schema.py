@@ -127,6 +127,17 @@ batch_essay_trackers = Table(
         "batch_id",
         postgresql_where=text("status = 'awaiting_content_validation'"),
     ),
+    # A status that contradicts its row: only a hand writes that. `rules.sql` says the same.
+    Index(
+        "ix_batch_essay_trackers_contradicted",
+        "batch_id",
+        postgresql_where=text(
+            "completed_at IS NOT NULL AND status = 'awaiting_content_validation'"
+            " OR (closed_at IS NOT NULL) <> (status IN ('timed_out', 'cancelled'))"
+            " OR (completed_at IS NULL) <> (manifest_sha256 IS NULL)"
+            " OR status = 'awaiting_student_validation' AND class_id IS NULL"
+        ),
+    ),
     # For the board: its pages, newest first; search by user and correlation; ready today.
     Index("ix_batch_essay_trackers_newest", "registered_at", "batch_id"),
     Index(
@@ -315,4 +326,18 @@ repairs = Table(
     Column("rule", Text, nullable=False),
     _moment("repaired_at"),
     Index(None, "batch_id"),
+)
+
+# What the sweep found and could not mend; forgotten once the rule no longer finds the batch.
+unmended = Table(
+    "unmended",
+    metadata,
+    Column("batch_id", Identifier, primary_key=True),
+    Column("rule", Text, primary_key=True),
+    Column("failures", Integer, nullable=False, server_default="0"),
+    Column("last_error", Text),
+    _moment("since"),
+    Column("tried_at", Moment),
+    Column("retry_at", Moment),
+    Index(None, "rule"),
 )

@@ -135,9 +135,12 @@ def reconcile(
             Lifecycle(pool, Slots(client), slot_events=routed),
             lambda event: deliver(sender.app, event, settings.routes(event["type"])),
         )
-        swept = sweep(mender, batch, dry_run=dry_run)
+        swept = sweep(mender, batch, dry_run=dry_run, at_once=True)
+        with pool.connection() as conn:
+            holder = ledger.sweep_holder(conn)
     if swept is None:
-        fail("another sweep is at work; try again in a moment", as_json)
+        held = f" ({holder})" if holder else ""
+        fail(f"another sweep is at work{held}; try again in a moment", as_json)
     if as_json:
         print_json([asdict(each) for each in swept])
     for each in [] if as_json else swept:
@@ -145,6 +148,9 @@ def reconcile(
         detail = f" ({each.finding.detail})" if each.finding.detail else ""
         line = f"{did}  {each.rule}  {each.finding.batch_id}{detail}"
         out.print(line, markup=False, soft_wrap=True)
+        if each.error:
+            times = f"tried {each.failures} times in a row" if each.failures else "tried"
+            out.print(f"    {times}: {each.error}", markup=False, soft_wrap=True)
     if not swept and not as_json:
         out.print("Nothing found.")
     if any(not each.mended for each in swept):

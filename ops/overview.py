@@ -17,7 +17,7 @@ from core.ledger import Conn, Row
 from core.pulse import Pulse
 from core.settings import Settings
 from core.slots import Slots
-from core.sweep import PAGE, RULES, Finding, Look, Rule
+from core.sweep import PAGE, RULES, Finding, Look, Rule, Shared
 from ops.signs import ask_once, read_signs
 from ops.survey import findings
 
@@ -89,10 +89,11 @@ def look(sources: Sources, troubles: Troubles) -> Overview:
     error = _error_of(sources.client.ping)
     pulse = sources.pulse()
     with sources.connection() as conn:
+        holder = ledger.sweep_holder(conn) if pulse.beat_silent else None
         return Overview(
             counters=desk.counters(conn),
             workers=len(pulse.workers),
-            outages=list(service_causes({"error": error} if error else {}, pulse)),
+            outages=list(service_causes({"error": error} if error else {}, pulse, holder)),
             troubles=troubles,
         )
 
@@ -103,7 +104,7 @@ def find_troubles(sources: Sources) -> Troubles:
     Some 50 ms of work, and up to a second after a flush of Redis, when many batches break one.
     """
     with sources.connection() as conn:
-        look = Look(conn, sources.slots)
+        look = Look(conn, sources.slots, shared=Shared())
         return _troubles(conn, [(rule, findings(rule, look) or []) for rule in RULES])
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Lock
 
 import psycopg
@@ -10,12 +10,12 @@ import redis
 from kombu.exceptions import OperationalError
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from core import desk
-from core.ledger import Conn
+from core import desk, ledger
+from core.ledger import Conn, Unmended
 from core.pauses import Pause, read_pauses
 from core.slots import Slots
 from core.states import BatchStatus, ClassType
-from core.sweep import RULES, Finding, Look, Rule
+from core.sweep import RULES, Finding, Look, Rule, Shared
 
 STUCK_LIMIT = 100  # batches named by one rule
 FRESH_S = 1.0  # a survey is shown for so long
@@ -32,6 +32,7 @@ class Survey:
     waiting: dict[str, float]
     stuck: list[tuple[Rule, list[Finding] | None]]
     pauses: list[Pause]
+    unmended: dict[tuple[str, str], Unmended] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, object]:
         """Write it as `/health/batches` shows it: `ok` only if every rule could look."""
@@ -40,6 +41,7 @@ class Survey:
             counts[state] += number
         named = [
             {"batch_id": finding.batch_id, "reason": rule.code, "title": rule.title}
+            | self._not_mending(finding.batch_id, rule)
             for rule, findings in self.stuck
             for finding in findings or []
         ]
@@ -52,6 +54,14 @@ class Survey:
             "unchecked": unchecked,
             "paused": paused,
         }
+
+    def _not_mending(self, batch_id: str, rule: Rule) -> dict[str, object]:
+        """Tell of a repair that did not help twice in a row."""
+        failed = self.unmended.get((batch_id, rule.code))
+        if failed is None or not failed.hopeless:
+            return {}
+        told = {"failures": failed.failures, "last_error": failed.last_error}
+        return {"not_mending_itself": {**told, "since": failed.since.isoformat()}}
 
 
 class Surveyor:
@@ -82,9 +92,12 @@ class Surveyor:
 
     def _look(self) -> Survey:
         with self._pool.connection(timeout=PATIENCE_S) as conn:
-            look = Look(conn, self._slots, limit=STUCK_LIMIT)
+            look = Look(conn, self._slots, limit=STUCK_LIMIT, shared=Shared())
             stuck = [(rule, findings(rule, look)) for rule in RULES]
-            return Survey(desk.counts(conn), desk.gauges(conn), stuck, self._pauses())
+            unmended = ledger.unmended(conn, None, STUCK_LIMIT * len(RULES))
+            return Survey(
+                desk.counts(conn), desk.gauges(conn), stuck, self._pauses(), unmended
+            )
 
     def _pauses(self) -> list[Pause]:
         """List the processes that wait; without Redis, `unchecked` says that something is wrong."""

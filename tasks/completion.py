@@ -122,7 +122,10 @@ def sweep() -> dict[str, int]:
 
 
 def _sweep() -> dict[str, int]:
-    found = run_sweep(Mender(stores().lifecycle, send_event)) or []
+    found = run_sweep(Mender(stores().lifecycle, send_event))
+    if found is None:
+        log.info("sweep_skipped", reason="another session holds its lock")
+        return {}
     pulse.swept(stores().slots.client)
     mended = [each for each in found if each.mended]
     for each in mended:

@@ -14,9 +14,11 @@ WITH due AS MATERIALIZED (
         provisioned_count = d.provisioned_count,
         manifest_sha256 = d.manifest_sha256,
         ready_at = CASE WHEN d.status = 'ready_for_pipeline_execution' THEN now() END,
-        -- A teacher gets as long for the students as the contents had.
-        deadline_at = CASE WHEN d.status = 'awaiting_student_validation'
-                           THEN now() + (t.deadline_at - t.registered_at) ELSE t.deadline_at END,
+        -- A teacher gets as long for the students as the contents had; a day where that is unknown.
+        deadline_at = CASE WHEN d.status <> 'awaiting_student_validation' THEN t.deadline_at
+                           WHEN isfinite(t.deadline_at) AND isfinite(t.registered_at)
+                           THEN now() + least(t.deadline_at - t.registered_at, '3660 days')
+                           ELSE now() + interval '1 day' END,
         event_sequence = t.event_sequence + d.count
     FROM due d
     WHERE t.batch_id = d.batch_id
@@ -24,5 +26,6 @@ WITH due AS MATERIALIZED (
       AND t.completed_at IS NULL
       AND t.status = 'awaiting_content_validation'
     RETURNING t.batch_id, t.correlation_id, t.event_sequence - d.count AS sequence, d.events,
-              extract(epoch FROM t.ready_at - t.registered_at)::float8 AS seconds
+              extract(epoch FROM t.ready_at - least(greatest(t.registered_at, '0001-01-01Z'),
+                                                    t.ready_at))::float8 AS seconds
 )

@@ -1,6 +1,7 @@
 -- Tells the accounts of one batch: its row, its slots by state, what waits, what is over.
 SELECT t.batch_id, t.status, t.class_id, t.on_deadline, t.expected_count AS slots,
-       t.available_slots, t.registered_at, t.deadline_at, t.deadline_at - now() AS time_left,
+       t.available_slots, t.registered_at, t.deadline_at,
+       CASE WHEN isfinite(t.deadline_at) THEN t.deadline_at - now() END AS time_left,
        t.full_at, t.completed_at, t.ready_at,
        t.closed_at, t.closed_reason, e.open, e.assigned, e.failed, e.cancelled, e.last_arrival_at,
        coalesce(e.open_ids, '{}') AS open_ids,

@@ -4,13 +4,14 @@ SELECT (SELECT count(*) FROM batch_pending_content)::float8 AS els_pending_conte
            AS els_outbox_unpublished,
        (SELECT count(*) FROM dead_letters
         WHERE replayed_at IS NULL AND discarded_at IS NULL)::float8 AS els_dead_letters,
-       coalesce(extract(epoch FROM now() - (
+       coalesce(extract(epoch FROM now() - greatest(least((
            SELECT min(created_at) FROM event_outbox WHERE published_at IS NULL
-       )), 0)::float8 AS els_outbox_oldest_seconds,
+       ), now()), '0001-01-01Z')), 0)::float8 AS els_outbox_oldest_seconds,
        -- One index look a state: a minimum over both at once would read all open batches.
-       coalesce(extract(epoch FROM now() - least(
+       coalesce(extract(epoch FROM now() - greatest(least(
            (SELECT min(registered_at) FROM batch_essay_trackers
             WHERE status = 'awaiting_content_validation'),
            (SELECT min(registered_at) FROM batch_essay_trackers
-            WHERE status = 'awaiting_student_validation')
-       )), 0)::float8 AS els_oldest_open_batch_seconds
+            WHERE status = 'awaiting_student_validation'),
+           now()
+       ), '0001-01-01Z')), 0)::float8 AS els_oldest_open_batch_seconds

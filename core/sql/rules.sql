@@ -22,11 +22,24 @@ WHERE (SELECT true FROM batch_essay_trackers t WHERE t.batch_id = w.batch_id)
 ORDER BY since LIMIT %(limit)s OFFSET %(offset)s;
 
 -- rule: deadline_passed
+-- A full batch is announced by the rule before this one, unless its slots are wrong.
 SELECT batch_id, deadline_at AS since, 'on_deadline ' || on_deadline AS detail
-FROM batch_essay_trackers
+FROM batch_essay_trackers t
 WHERE status IN ('awaiting_content_validation', 'awaiting_student_validation')
   AND deadline_at <= now()
-  AND (full_at IS NULL OR status = 'awaiting_student_validation')
+  AND (full_at IS NULL OR status = 'awaiting_student_validation'
+       OR completed_at IS NULL
+          AND (SELECT count(*) FILTER (WHERE e.current_status <> 'cancelled') <> t.expected_count
+                      OR count(*) <> t.expected_count
+               FROM essay_states e WHERE e.batch_id = t.batch_id))
+  AND (%(batch)s::text IS NULL OR batch_id = %(batch)s)
+ORDER BY deadline_at LIMIT %(limit)s OFFSET %(offset)s;
+
+-- rule: deadline_never
+SELECT batch_id, registered_at AS since, 'deadline_at is ' || deadline_at AS detail
+FROM batch_essay_trackers
+WHERE status IN ('awaiting_content_validation', 'awaiting_student_validation')
+  AND deadline_at > now() + %(furthest)s::interval
   AND (%(batch)s::text IS NULL OR batch_id = %(batch)s)
 ORDER BY deadline_at LIMIT %(limit)s OFFSET %(offset)s;
 

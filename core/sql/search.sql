@@ -25,7 +25,10 @@ WITH found AS (
     SELECT batch_id FROM excess_content
     WHERE %(files)s AND %(words)s IN (file_upload_id, text_storage_id, original_file_name)
 ), dated AS (
-    SELECT batch_id, coalesce(t.registered_at, 'infinity'::timestamptz) AS since
+    -- A moment that Python cannot hold stands for the nearest one that the next page can name.
+    SELECT batch_id, CASE WHEN t.registered_at < '9999-12-31Z'
+                          THEN greatest(t.registered_at, '0001-01-02Z')
+                          ELSE 'infinity'::timestamptz END AS since
     FROM found LEFT JOIN batch_essay_trackers t USING (batch_id)
     WHERE %(status)s::text IS NULL OR coalesce(t.status, 'not_registered') = %(status)s
 )

@@ -1,4 +1,5 @@
--- Tells how far batches are: those registered, and those that only have waiting contents.
+-- Tells how far batches are: those registered, and those that only have waiting contents. An infinite
+-- or far moment counts as the first or the last day that Python knows, so that an age is a number.
 WITH chosen AS (
     SELECT batch_id, registered_at FROM batch_essay_trackers
     WHERE %(batch_id)s::text IS NULL OR batch_id = %(batch_id)s
@@ -12,7 +13,8 @@ WITH chosen AS (
            (SELECT count(*) FROM batch_pending_content p WHERE p.batch_id = t.batch_id) AS pending,
            (SELECT count(*) FROM excess_content x WHERE x.batch_id = t.batch_id) AS excess,
            t.registered_at, t.deadline_at, t.completed_at, t.ready_at,
-           extract(epoch FROM now() - t.registered_at)::float8 AS age_s
+           extract(epoch FROM now() - least(greatest(t.registered_at, '0001-01-01Z'), '9999-12-31Z'))::float8
+               AS age_s
     FROM chosen c JOIN batch_essay_trackers t USING (batch_id)
 ), waiting AS (
     SELECT p.batch_id, min(p.received_at) AS since, count(*) AS pending
@@ -24,6 +26,6 @@ WITH chosen AS (
 SELECT * FROM registered
 UNION ALL
 SELECT batch_id, 'not_registered', NULL, NULL, NULL, 0, 0, pending, 0, NULL, NULL, NULL, NULL,
-       extract(epoch FROM now() - since)::float8
+       extract(epoch FROM now() - least(greatest(since, '0001-01-01Z'), '9999-12-31Z'))::float8
 FROM waiting
 ORDER BY age_s

@@ -248,6 +248,45 @@ def the_counter_says_full(s):
     s.set("available_slots = 0, full_at = now()")
 
 
+def its_status_was_set_back(s):
+    s.make_ready()
+    s.set("status = 'awaiting_content_validation', ready_at = NULL")
+
+
+def a_slot_was_deleted(s):
+    s.register()
+    taken = s.assign()["essay_id"]
+    s.conn.execute(
+        "DELETE FROM essay_states WHERE batch_id = %s AND essay_id = %s", [s.batch_id, taken]
+    )
+
+
+def a_slot_was_inserted(s):
+    s.register()
+    s.conn.execute(
+        "INSERT INTO essay_states (batch_id, essay_id, current_status, validation_error_code)"
+        " VALUES (%s, 'essay-extra', 'content_ingestion_failed', 'EMPTY_CONTENT')",
+        [s.batch_id],
+    )
+
+
+def its_slots_were_cancelled(s):
+    s.fill()
+    s.set("current_status = 'cancelled'", "essay_states")
+
+
+def its_deadline_never_comes(s):
+    s.register()
+    s.set("deadline_at = 'infinity'")
+
+
+def its_readiness_event_was_deleted(s):
+    s.make_ready()
+    s.conn.execute(
+        "DELETE FROM event_outbox WHERE batch_id = %s AND type = 'BatchEssaysReady'", [s.batch_id]
+    )
+
+
 def no_worker_runs(s):
     s.register()
     s.pulse = replace(alive(), workers=[])
@@ -354,6 +393,12 @@ CAUSES = [
     (its_registration_waits_in_the_queue, ["no_worker", "pending_not_registered"]),
     (the_counter_is_too_high, ["counter_wrong", WAITING]),
     (the_counter_says_full, ["counter_wrong", "full_not_announced", WAITING]),
+    (its_status_was_set_back, ["status_wrong"]),
+    (a_slot_was_deleted, ["slot_missing", WAITING]),
+    (a_slot_was_inserted, ["slot_extra", WAITING]),
+    (its_slots_were_cancelled, ["slot_cancelled", "full_not_announced"]),
+    (its_deadline_never_comes, ["deadline_never", WAITING]),
+    (its_readiness_event_was_deleted, ["event_missing"]),
     (no_worker_runs, ["no_worker", WAITING]),
     (beat_does_not_run, ["beat_silent", WAITING]),
     (the_sweep_has_never_run, ["beat_silent", WAITING]),
@@ -390,6 +435,7 @@ def test_a_cause_is_named_and_the_first_is_first(scene, make, codes):
 
 def test_every_code_is_made_by_some_cause():
     named = {code for _, codes in CAUSES for code in codes}
+    named |= {"being_sealed", "sweep_lock_held"}  # each has a test of its own
 
     assert named == {rule.code for rule in RULES} | PLAIN.keys()
     assert not {rule.code for rule in RULES} & PLAIN.keys()

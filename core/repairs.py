@@ -1,0 +1,109 @@
+"""The repairs of the sweep, one for each rule that has one. Each is safe to run twice.
+
+A repair tells whether it changed anything. Whether that helped is for the sweep to see, which looks
+again with the rule's own check.
+"""
+
+from dataclasses import dataclass
+
+from core import ledger, outbox
+from core.errors import BrokenSeal
+from core.lifecycle import Lifecycle
+from core.seals import Sealed, announcement, essays_ready, seal_of
+from core.states import ACCOUNTED, BatchStatus, EssayStatus
+
+
+@dataclass(frozen=True)
+class Mender:
+    """What repairs work with."""
+
+    lifecycle: Lifecycle
+    send: outbox.Send
+
+
+def restore_status(mender: Mender, batch_id: str) -> bool:
+    """Put a status back that somebody changed by hand."""
+    with ledger.transaction(mender.lifecycle.pool) as conn:
+        restored = ledger.restore_status(conn, batch_id)
+    if restored:
+        reseed(mender, batch_id)
+    return restored
+
+
+def reopen_slots(mender: Mender, batch_id: str) -> bool:
+    """Undo the cancellation of single slots, and offer those that are open again."""
+    reopened = False
+    with ledger.transaction(mender.lifecycle.pool) as conn:
+        reopened = ledger.reopen_cancelled_slots(conn, batch_id)
+    if reopened:
+        reseed(mender, batch_id)
+    return reopened
+
+
+def recount(mender: Mender, batch_id: str) -> bool:
+    """Set the counter to the open slots."""
+    with ledger.transaction(mender.lifecycle.pool) as conn:
+        return ledger.recount(conn, batch_id)
+
+
+def drain(mender: Mender, batch_id: str) -> bool:
+    """Give waiting contents their slots."""
+    mender.lifecycle.drain(batch_id)
+    return True
+
+
+def announce(mender: Mender, batch_id: str) -> bool:
+    """Seal and announce a full batch."""
+    return bool(mender.lifecycle.complete(batch_id).value["outcome"] == "announced")
+
+
+def reseed(mender: Mender, batch_id: str) -> bool:
+    """Rebuild the free slots in Redis from Postgres."""
+    with mender.lifecycle.pool.connection() as conn:
+        open_slots = ledger.open_slots(conn, batch_id)
+    if open_slots:
+        mender.lifecycle.slots.seed(batch_id, open_slots)
+    else:
+        mender.lifecycle.slots.close([batch_id])
+    return True
+
+
+def bring_deadline_near(mender: Mender, batch_id: str) -> bool:
+    """Give a batch whose deadline never comes a day from now."""
+    with mender.lifecycle.pool.connection() as conn:
+        return ledger.bring_deadline_near(conn, batch_id)
+
+
+def time_out(mender: Mender, batch_id: str) -> bool:
+    """Do what a batch wants at its deadline."""
+    return bool(mender.lifecycle.time_out(batch_id).value["outcome"] != "not_due")
+
+
+def relay(mender: Mender, batch_id: str) -> bool:
+    """Deliver the events of a batch."""
+    return outbox.relay(mender.lifecycle.pool, [batch_id], mender.send) > 0
+
+
+def post_missing(mender: Mender, batch_id: str) -> bool:
+    """Write the events again that say that a batch is sealed, or ready.
+
+    Their ids follow from what they are about, so a consumer that has had one drops the repeat.
+    Raises BrokenSeal where the slots are no longer those that were sealed.
+    """
+    with ledger.transaction(mender.lifecycle.pool) as conn:
+        tracker = ledger.tracker(conn, batch_id, lock=True)
+        missing = {each for row in ledger.missing_events(conn, [batch_id]) for each in row["types"]}
+        if tracker is None or not missing:
+            return False
+        slots = ledger.essays_in(conn, batch_id, *ACCOUNTED)
+        written = announcement(tracker, slots, Sealed([seal_of("", None, slots)], books=True))
+        if written.manifest_sha256 != tracker.manifest_sha256:
+            raise BrokenSeal(f"batch {batch_id}: its slots have changed since they were sealed")
+        events = {event.type: event for event in written.events}
+        if tracker.status is BatchStatus.READY_FOR_PIPELINE_EXECUTION:
+            essays = [s for s in slots if s["current_status"] == EssayStatus.READY_FOR_PROCESSING]
+            events["BatchEssaysReady"] = essays_ready(tracker, essays, written.manifest_sha256)
+        ledger.post_again(
+            conn, batch_id, [each for each in events.values() if each.type in missing]
+        )
+    return True
