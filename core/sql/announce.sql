@@ -14,11 +14,14 @@ WITH due AS MATERIALIZED (
         provisioned_count = d.provisioned_count,
         manifest_sha256 = d.manifest_sha256,
         ready_at = CASE WHEN d.status = 'ready_for_pipeline_execution' THEN now() END,
-        -- A teacher gets as long for the students as the contents had; a day where that is unknown.
-        deadline_at = CASE WHEN d.status <> 'awaiting_student_validation' THEN t.deadline_at
-                           WHEN isfinite(t.deadline_at) AND isfinite(t.registered_at)
-                           THEN now() + least(t.deadline_at - t.registered_at, '3660 days')
-                           ELSE now() + interval '1 day' END,
+        -- A teacher gets as long for the students as the contents had; a day, the usual time, where
+        -- a hand has set one of these moments to infinity, or far away.
+        deadline_at = CASE
+            WHEN d.status <> 'awaiting_student_validation' THEN t.deadline_at
+            WHEN t.registered_at BETWEEN '2000-01-01Z' AND now()
+                 AND t.deadline_at BETWEEN t.registered_at AND now() + interval '3660 days'
+            THEN now() + (t.deadline_at - t.registered_at)
+            ELSE now() + interval '1 day' END,
         event_sequence = t.event_sequence + d.count
     FROM due d
     WHERE t.batch_id = d.batch_id

@@ -9,7 +9,7 @@ import pytest
 import redis
 from prometheus_client.parser import text_string_to_metric_families
 
-from core import metrics
+from core import ledger, metrics
 from core.states import BatchStatus
 from core.sweep import RULES
 from ops.embedded import Valkey, free_port
@@ -230,6 +230,25 @@ def test_what_waits_and_what_is_stuck_is_measured(page, conn, lifecycle):
         found for found in health["stuck"] if found["batch_id"] == stuck
     ).items()
     conn.execute("DELETE FROM batch_essay_trackers WHERE batch_id = %s", [stuck])
+
+
+def test_what_is_not_mending_itself_is_said_with_its_last_error(page, conn, lifecycle):
+    batch = new_batch()
+    story.fill(lifecycle, batch, 2)
+    for _ in range(2):
+        ledger.note_failure(conn, batch, "full_not_announced", "BrokenSeal: not as they were")
+
+    def seen():
+        stuck = page.json("/health/batches")[1]["stuck"]
+        return next((each for each in stuck if each["batch_id"] == batch), None)
+
+    found = until(seen, 60, "the batch is seen")
+
+    told = found["not_mending_itself"]
+    assert (told["failures"], told["last_error"]) == (2, "BrokenSeal: not as they were")
+    assert told["since"].endswith("+00:00")
+    conn.execute("DELETE FROM unmended WHERE batch_id = %s", [batch])
+    conn.execute("DELETE FROM batch_essay_trackers WHERE batch_id = %s", [batch])
 
 
 def test_the_counts_of_workers_are_shown_with_labels_that_only_they_know(page, valkey):

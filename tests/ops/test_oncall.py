@@ -5,6 +5,7 @@ import os
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
+import psycopg
 import pytest
 import redis
 import typer.main
@@ -417,6 +418,35 @@ def test_reconcile_tells_of_what_only_a_person_can_mend(service, tell):
 
     assert told.returncode == 1
     assert f"not mended  dead_letter_waiting  {batch} (WRONG_BATCH_STATE)" in told.stdout
+
+
+def test_reconcile_tells_of_a_repair_that_does_not_help(quiet, conn, lifecycle, batch_id):
+    story.fill(lifecycle, batch_id, 2)
+    conn.execute(
+        "INSERT INTO event_outbox (id, batch_id, type, generation, sequence, correlation_id, data,"
+        " published_at) VALUES (gen_random_uuid(), %s, 'ByHand', '1', 1, gen_random_uuid(), '{}',"
+        " now())",
+        [batch_id],
+    )
+
+    quiet("reconcile", batch_id)
+    told = quiet("reconcile", batch_id)
+    explained = quiet("explain", batch_id)
+
+    assert told.returncode == 1
+    assert f"not mended  full_not_announced  {batch_id}" in told.stdout
+    assert "tried 2 times in a row: UniqueViolation" in told.stdout
+    assert "by itself  not mending itself: the sweep has tried 2 times since" in explained.stdout
+
+
+def test_reconcile_names_the_session_that_holds_the_lock(quiet, database_url):
+    with psycopg.connect(database_url, autocommit=True, application_name="somebody") as other:
+        other.execute("SELECT pg_advisory_lock(hashtextextended('sweep', 0))")
+        pid = other.info.backend_pid
+        told = quiet("reconcile")
+
+    assert told.returncode == 1
+    assert f"another sweep is at work (pid {pid}, somebody, idle since" in told.stderr
 
 
 def test_slots_are_told_where_a_route_asks_for_it(quiet, lifecycle, conn, batch_id):

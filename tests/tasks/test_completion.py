@@ -1,9 +1,11 @@
 """The completion chord: what is full at once is sealed by one, and each batch is announced once."""
 
+import psycopg
 import pytest
 from celery.result import denied_join_result
 
 from core import lifecycle as plot
+from core import pulse
 from core.lifecycle import Lifecycle
 from tasks.app import app
 from tasks.completion import dispatch_completion
@@ -134,3 +136,19 @@ def test_monitors_see_the_batches_of_a_chord_and_no_more(batch_id):
     assert describe({"batches": [batch_id, "b-2"]}) == f"batches={batch_id},b-2"
     assert describe({"batches": {batch_id: ["", None]}}) == f"batches={batch_id}"
     assert len(describe({"batches": ["x" * 1000] * 100_000})) < 50 * 65 + len("batches=")
+
+
+def test_a_sweep_that_another_session_locks_out_does_not_count_as_one(
+    lifecycle, valkey, database_url, batch_id
+):
+    fill(lifecycle, batch_id, 2)
+
+    with psycopg.connect(database_url, autocommit=True) as other:
+        other.execute("SELECT pg_advisory_lock(hashtextextended('sweep', 0))")
+        locked_out = app.tasks["els.sweep"].apply().get()
+        noted = pulse.read_pulse(valkey, 0).swept_at
+    swept = app.tasks["els.sweep"].apply().get()
+
+    assert (locked_out, noted) == ({}, None)
+    assert swept["full_not_announced"] >= 1
+    assert pulse.read_pulse(valkey, 0).swept_at is not None
