@@ -807,6 +807,31 @@ def many(crowd, conn):
     conn.execute(f"ANALYZE {TABLES}")
 
 
+class Planned:
+    """A connection that keeps the plan of each statement."""
+
+    def __init__(self, conn):
+        self.conn, self.plans = conn, []
+
+    def execute(self, query, wanted=None):
+        rows = self.conn.execute(f"EXPLAIN {query.strip()}", wanted)
+        self.plans.append("\n".join(row["QUERY PLAN"] for row in rows))
+        return self.conn.execute(query, wanted)
+
+
+@pytest.mark.parametrize("code", [rule.code for rule in RULES if rule.paged])
+def test_a_rule_that_looks_at_pages_reads_no_table_through(crowd, conn, slots, code):
+    crowd(CROWD)
+    conn.execute(f"ANALYZE {TABLES}")
+    planned = Planned(conn)
+
+    BY_CODE[code].check(Look(planned, slots))
+
+    big = ("batch_essay_trackers", "essay_states", "event_outbox")
+    assert planned.plans
+    assert [p for p in planned.plans if any(f"Seq Scan on {t}" in p for t in big)] == []
+
+
 def test_no_rule_reads_every_batch(many, conn):
     wanted = {
         "batch": None,
