@@ -368,11 +368,13 @@ def whereabouts(conn: Conn, batch_id: str, arrivals: Sequence[Arrival]) -> dict[
 
 
 def open_slots(conn: Conn, batch_id: str) -> list[str]:
-    """List the essay ids that await content, in their order."""
+    """List the essay ids that await content, in their order; none of a batch that takes none."""
     rows = conn.execute(
         "SELECT essay_id FROM essay_states"
-        " WHERE batch_id = %s AND current_status = 'awaiting_content' ORDER BY essay_id",
-        [batch_id],
+        " WHERE batch_id = %(batch_id)s AND current_status = 'awaiting_content'"
+        " AND (SELECT status FROM batch_essay_trackers WHERE batch_id = %(batch_id)s)"
+        " = 'awaiting_content_validation' ORDER BY essay_id",
+        {"batch_id": batch_id},
     )
     return [row["essay_id"] for row in rows]
 
@@ -640,13 +642,14 @@ def wrong_statuses(conn: Conn, batches: Sequence[str]) -> list[DictRow]:
     return conn.execute(TRUE_STATUS + query, {"batches": list(batches)}).fetchall()
 
 
-def restore_status(conn: Conn, batch_id: str) -> bool:
-    """Give a batch the status that its events, its seal and its moments say; False: it has it.
+def restore_status(conn: Conn, batch_id: str) -> BatchStatus | None:
+    """Give a batch the status that its events, its seal and its moments say; None: it has it.
 
     Locked first, and judged in a second statement, which sees what others have just committed.
     """
     conn.execute("SELECT FROM batch_essay_trackers WHERE batch_id = %s FOR UPDATE", [batch_id])
-    return conn.execute(RESTORE_STATUS, {"batches": [batch_id]}).fetchone() is not None
+    row = conn.execute(RESTORE_STATUS, {"batches": [batch_id]}).fetchone()
+    return BatchStatus(row["status"]) if row else None
 
 
 def missing_events(conn: Conn, batches: Sequence[str]) -> list[DictRow]:

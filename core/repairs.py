@@ -22,12 +22,16 @@ class Mender:
 
 
 def restore_status(mender: Mender, batch_id: str) -> bool:
-    """Put a status back that somebody changed by hand."""
+    """Put a status back that somebody changed by hand; a closed batch keeps no open slot."""
     with ledger.transaction(mender.lifecycle.pool) as conn:
         restored = ledger.restore_status(conn, batch_id)
-    if restored:
+        if restored is BatchStatus.CANCELLED:
+            ledger.close_open_slots(conn, batch_id)
+        elif restored is BatchStatus.TIMED_OUT:
+            ledger.fail_open_slots(conn, batch_id)
+    if restored is not None:
         reseed(mender, batch_id)
-    return restored
+    return restored is not None
 
 
 def reopen_slots(mender: Mender, batch_id: str) -> bool:

@@ -15,4 +15,4 @@ SET status = w.true_status,
                    ELSE coalesce(t.full_at, w.completed_at, now()) END
 FROM wrong w
 WHERE t.batch_id = w.batch_id
-RETURNING t.batch_id
+RETURNING t.status

@@ -457,6 +457,35 @@ def test_a_status_changed_by_hand_is_named_and_put_back(
     assert looks.broken(conn, batch_id, slots=slots) == []
 
 
+def test_a_closed_batch_whose_slots_are_open_again_is_offered_to_no_content(
+    alone, lifecycle, conn, slots, batch_id
+):
+    a_cancelled_batch(lifecycle, batch_id)
+    conn.execute(
+        "UPDATE essay_states SET current_status = 'awaiting_content' WHERE batch_id = %s",
+        [batch_id],
+    )
+
+    found = swept(lifecycle, batch_id)
+
+    assert found == []
+    assert slots.free(batch_id) == set()
+    assert assign(lifecycle, batch_id)["outcome"] == "closed"
+
+
+def test_a_closed_batch_with_a_counter_is_closed_again(alone, lifecycle, conn, slots, batch_id):
+    a_cancelled_batch(lifecycle, batch_id)
+    edit(conn, batch_id, "available_slots = 2")
+    leave_waiting(conn, batch_id)
+
+    for _ in range(2):
+        swept(lifecycle, batch_id)
+
+    assert looks.batch(conn, batch_id)["available_slots"] == 0
+    assert looks.waiting(conn, batch_id) == []
+    assert swept(lifecycle, batch_id) == []
+
+
 # --- events that somebody deleted ----------------------------------------------------------------
 
 
