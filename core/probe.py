@@ -62,6 +62,7 @@ def _write_everything(conn: Conn, batch_id: str) -> None:
     ledger.take_unpublished(conn, [batch_id], 10)
     ledger.park(conn, DeadLetter(TASK, batch_id, batch_id, "{}", "PROBE", ""))
     ledger.note_repair(conn, batch_id, TASK)
+    ledger.note_failure(conn, batch_id, TASK, "")
 
 
 def _batch(batch_id: str) -> ledger.Row:

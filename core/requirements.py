@@ -43,6 +43,7 @@ RIGHTS: Mapping[str, tuple[str, ...]] = {
     "event_outbox": ("SELECT", "INSERT", "UPDATE"),
     "dead_letters": ("SELECT", "INSERT", "UPDATE"),
     "repairs": ("SELECT", "INSERT"),
+    "unmended": ("SELECT", "INSERT", "UPDATE", "DELETE"),
 }
 NO_RIGHT = """
     SELECT name, verb, to_regclass(name) IS NULL AS absent

@@ -95,9 +95,7 @@ class Surveyor:
             look = Look(conn, self._slots, limit=STUCK_LIMIT, shared=Shared())
             stuck = [(rule, findings(rule, look)) for rule in RULES]
             unmended = ledger.unmended(conn, None, STUCK_LIMIT * len(RULES))
-            return Survey(
-                desk.counts(conn), desk.gauges(conn), stuck, self._pauses(), unmended
-            )
+            return Survey(desk.counts(conn), desk.gauges(conn), stuck, self._pauses(), unmended)
 
     def _pauses(self) -> list[Pause]:
         """List the processes that wait; without Redis, `unchecked` says that something is wrong."""

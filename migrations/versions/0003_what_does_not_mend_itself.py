@@ -7,7 +7,7 @@ of it. Plainly built, in the transaction of the migration: writers wait for unde
 from alembic import op
 import sqlalchemy as sa
 
-revision = "0004"
+revision = "0003"
 down_revision = "0002"
 branch_labels = None
 depends_on = None
