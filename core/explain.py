@@ -3,7 +3,7 @@
 `causes` is what programs read; each code has its section in docs/runbook.md and is never renamed.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -12,6 +12,7 @@ from redis import RedisError
 
 from core import desk, ledger
 from core.ledger import Conn, Holder, Unmended
+from core.pauses import Pause
 from core.pulse import Pulse
 from core.slots import Slots
 from core.states import BatchStatus, OnDeadline
@@ -19,6 +20,7 @@ from core.sweep import RULES, Look, Shared
 
 NEAR = timedelta(minutes=10)  # a deadline this near is worth a word
 BACKLOG = 1_000  # waiting messages that take the worker more than a second or two
+SERVERS = {"postgres": "Postgres", "redis": "Redis", "broker": "The broker"}
 Row = Mapping[str, Any]  # Any: a database row
 
 
@@ -129,6 +131,12 @@ PLAIN = {
         "The broker does not answer",
         "it is down, or not reachable from here",
         "senders keep their messages, and events wait in the outbox, until it is back",
+        "els env",
+    ),
+    "server_refuses": (
+        "{server} refuses writes",
+        "{error}",
+        "workers keep their messages, ask again every 10 s at most, and go on once it takes writes",
         "els env",
     ),
     "no_worker": (
@@ -253,6 +261,7 @@ def service_causes(redis_side: Row, pulse: Pulse, holder: Holder | None = None) 
     if "error" in redis_side:
         yield _cause("redis_unreachable", None)
         return
+    yield from _refusals(pulse.pauses)
     if pulse.waiting is None:
         yield _cause("broker_unreachable", None)
     if not pulse.workers:
@@ -263,6 +272,14 @@ def service_causes(redis_side: Row, pulse: Pulse, holder: Holder | None = None) 
         yield _cause("beat_silent", pulse.swept_at)
     if (pulse.waiting or 0) > BACKLOG:
         yield _cause("queue_backlog", None)
+
+
+def _refusals(pauses: Sequence[Pause]) -> Iterator[Cause]:
+    """Name each server that processes wait for, since the first of them does."""
+    first = {pause.outage.server: pause for pause in reversed(pauses)}
+    for server, pause in first.items():
+        name = SERVERS[server]
+        yield _cause("server_refuses", pause.since, server=name, error=pause.outage.error)
 
 
 def _cause(code: str, since: datetime | None, **told: object) -> Cause:

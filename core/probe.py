@@ -19,6 +19,7 @@ from core.slots import Slots
 from core.states import BatchStatus, ExcessReason
 
 TASK = "probe"
+LOCK_TIMEOUT_S = 2  # for a lock on a whole table; nobody else locks the rows of the probe
 
 
 def probe_postgres(conn: Conn) -> Outage | None:
@@ -26,6 +27,7 @@ def probe_postgres(conn: Conn) -> Outage | None:
     batch_id = f"probe-{uuid4().hex}"
     try:
         with conn.transaction():
+            conn.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'")
             _write_everything(conn, batch_id)
             raise Rollback
     except psycopg.Error as error:

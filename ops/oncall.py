@@ -12,7 +12,7 @@ from core import desk, ledger, logs
 from core.explain import Explanation, explain
 from core.ledger import Conn
 from core.slots import Slots, connect
-from ops.signs import read_signs
+from ops.signs import read_signs, with_own_probe
 from ops.target import BROKER, POSTGRES, REDIS, endpoints
 from ops.terminal import (
     AsJson,
@@ -59,10 +59,10 @@ def explain_batch(
     settings = to_read(home)
     found = endpoints(settings)
     client = connect(found.redis_url)
+    slots = Slots(client)
+    signs = read_signs(client, found.broker_url, settings.queue)
     with books(settings) as conn:
-        told = explain(
-            conn, Slots(client), batch, read_signs(client, found.broker_url, settings.queue)
-        )
+        told = explain(conn, slots, batch, with_own_probe(signs, conn, slots))
     if as_json:
         print_json(asdict(told))
     else:

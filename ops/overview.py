@@ -16,9 +16,9 @@ from core.explain import Cause, service_causes
 from core.ledger import Conn, Row
 from core.pulse import Pulse
 from core.settings import Settings
-from core.slots import Slots
+from core.slots import Slots, connect_once
 from core.sweep import PAGE, RULES, Finding, Look, Rule, Shared
-from ops.signs import ask_once, read_signs
+from ops.signs import read_signs
 from ops.survey import findings
 
 ASSIGNED = 'els_content_assignment_total{outcome="assigned"}'
@@ -38,7 +38,7 @@ class Sources:
     @classmethod
     def of(cls, settings: Settings, database_url: str, redis_url: str) -> "Sources":
         """Connect to the servers of these settings, when they are first asked."""
-        client = ask_once(redis_url)
+        client = connect_once(redis_url)
         return cls(settings, ledger.connect(database_url, checked=True), client, Slots(client))
 
     def connection(self) -> AbstractContextManager[Conn]:

@@ -14,8 +14,8 @@ from core.requirements import (
     check_postgres,
     check_redis,
 )
+from core.slots import connect_once
 from ops.overview import Sources
-from ops.signs import ask_once
 from ops.survey import UNANSWERED
 
 
@@ -25,7 +25,7 @@ class Readiness:
     def __init__(self, sources: Sources, broker: Celery) -> None:
         url = str(broker.conf.broker_url)
         self._sources, self._broker = sources, broker
-        self._redis_broker = ask_once(url) if url.startswith(REDIS_SCHEMES) else None
+        self._redis_broker = connect_once(url) if url.startswith(REDIS_SCHEMES) else None
         self._shared = url == sources.settings.redis_url
 
     def look(self) -> dict[str, object]:

@@ -1,23 +1,17 @@
 """The signs of life of the running service, read for explanations and the board."""
 
+from dataclasses import replace
+from datetime import UTC, datetime
+
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
+from core.ledger import Conn
+from core.pauses import Pause
+from core.probe import probe_postgres, probe_redis
 from core.pulse import NO_PULSE, Pulse, read_pulse
+from core.slots import Slots, connect_once
 
-TIMEOUT_S = 2
-
-
-def ask_once(url: str) -> redis.Redis:
-    """Connect for people who wait: one try, then the answer is that nobody answers."""
-    return redis.Redis.from_url(
-        url,
-        decode_responses=True,
-        socket_timeout=TIMEOUT_S,
-        socket_connect_timeout=TIMEOUT_S,
-        retry=Retry(NoBackoff(), 0),
-    )
+NO_RIGHT = "42501"
 
 
 def read_signs(client: redis.Redis, broker_url: str, queue: str) -> Pulse:
@@ -25,7 +19,7 @@ def read_signs(client: redis.Redis, broker_url: str, queue: str) -> Pulse:
     waiting: int | None = 0
     if broker_url.startswith("redis"):
         try:
-            with ask_once(broker_url) as broker:
+            with connect_once(broker_url) as broker:
                 waiting = int(str(broker.llen(queue)))
         except redis.RedisError:
             waiting = None  # the broker does not answer, which is told
@@ -33,3 +27,15 @@ def read_signs(client: redis.Redis, broker_url: str, queue: str) -> Pulse:
         return read_pulse(client, waiting)
     except redis.RedisError:
         return NO_PULSE
+
+
+def with_own_probe(pulse: Pulse, conn: Conn, slots: Slots) -> Pulse:
+    """Add what a probe from here finds: it may be that no worker has met the refusal yet.
+
+    Without the right to write, the probe knows nothing.
+    """
+    outage = probe_postgres(conn) or probe_redis(slots)
+    if outage is None or outage.sqlstate == NO_RIGHT:
+        return pulse
+    pause = Pause("this command", outage, datetime.now(UTC))
+    return replace(pulse, pauses=[*pulse.pauses, pause])

@@ -13,6 +13,7 @@ from core import desk, ledger, pulse
 from core.explain import BACKLOG, PLAIN, explain
 from core.ledger import DeadLetter
 from core.outbox import relay
+from core.pauses import Outage, Pause
 from core.pulse import FORGOTTEN, FRESH, NO_PULSE, SWEEP_LATE, Pulse, read_pulse
 from core.slots import CLAIM_LEASE, Slots
 from core.sweep import RULES, Mender, sweep
@@ -292,6 +293,14 @@ def no_worker_runs(s):
     s.pulse = replace(alive(), workers=[])
 
 
+def servers_refuse(s):
+    s.register()
+    since = datetime.now(UTC)
+    outages = [Outage("postgres", "read-only", "25006"), Outage("broker", "OOM")]
+    pauses = [Pause(f"host:{n}", outages[n % 2], since - timedelta(hours=4 - n)) for n in range(4)]
+    s.pulse = replace(alive(), pauses=pauses)
+
+
 def beat_does_not_run(s):
     s.register()
     s.pulse = replace(alive(), swept_at=datetime.now(UTC) - SWEEP_LATE - timedelta(seconds=5))
@@ -400,6 +409,7 @@ CAUSES = [
     (its_deadline_never_comes, ["deadline_never", WAITING]),
     (its_readiness_event_was_deleted, ["event_missing"]),
     (no_worker_runs, ["no_worker", WAITING]),
+    (servers_refuse, ["server_refuses", "server_refuses", WAITING]),
     (beat_does_not_run, ["beat_silent", WAITING]),
     (the_sweep_has_never_run, ["beat_silent", WAITING]),
     (nothing_runs, ["no_worker", "beat_silent", WAITING]),
