@@ -45,10 +45,11 @@ class Load:
         `at_broker` counts the messages that wait there: while they are many, none is added.
         """
         waiting: list[Message] = []
-        while not ended.is_set() or waiting:
+        while not self.given_up.is_set() and (waiting or not ended.is_set()):
             if len(self.messages) % ASKED_EVERY == 0 and at_broker() > MOST_WAITING:
-                time.sleep(0.1)
-                continue
+                ended.wait(0.1)
+                if not ended.is_set():
+                    continue
             if not ended.is_set() and self.made < most and len(waiting) < AHEAD:
                 waiting += self._batch(f"torture-{self.made:05d}")
                 self.random.shuffle(waiting)
