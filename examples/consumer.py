@@ -40,6 +40,7 @@ app.conf.update(
     task_reject_on_worker_lost=True,
     task_ignore_result=True,
     task_default_queue="els.events",
+    task_default_queue_type="quorum",  # RabbitMQ: as the service declares it, on several nodes
     worker_prefetch_multiplier=1,
     # Seconds until the events of a dead worker come again.
     broker_transport_options={"visibility_timeout": 60},

@@ -15,6 +15,7 @@ from kombu.exceptions import OperationalError
 
 from core.errors import StackError
 from core.ledger import Conn
+from tasks import amqp, broker
 
 POLL_S = 0.1
 Event = dict[str, Any]  # Any: a message's JSON
@@ -51,6 +52,8 @@ class Sender:
         if broker_url.startswith("amqp"):  # as the workers declare it, or RabbitMQ refuses
             self.app.conf.task_default_queue_type = "quorum"
             self.app.conf.task_default_exchange_type = "topic"
+            self.app.conf.broker_transport_options = amqp.OPTIONS
+            broker.install()  # whose transport uses a queue that somebody declared otherwise
         self.queue = queue
 
     def __enter__(self) -> Self:

@@ -1,9 +1,43 @@
-"""RabbitMQ's transport: Kombu's, but what ends together is acknowledged together."""
+"""RabbitMQ's transport: Kombu's, which loses nothing that is published, declared or rejected.
 
-from collections.abc import Sequence
-from typing import Any
+It acknowledges together what ends together, waits for each publisher confirm with a deadline,
+returns an unroutable message to its publisher as an error, and uses a queue or exchange as it is
+where somebody else declared it with other arguments.
+"""
 
+import socket
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Any, ClassVar
+
+import structlog
+from amqp.exceptions import PreconditionFailed
+from billiard.process import current_process
+from kombu.exceptions import OperationalError
 from kombu.transport import pyamqp
+
+CONFIRM_S = 10  # for a confirm; RabbitMQ sends none while an alarm of memory or disk blocks us
+ANSWER_S = 15  # for any other answer, so that a frozen server is not waited for without end
+PERSISTENT = 2  # delivery mode of what must not be lost; events of monitors are transient
+CHAT = ".pidbox"  # exchanges of remote control, whose words may reach nobody
+DELIVERY_COUNT = "x-delivery-count"
+
+# A connection that a firewall drops silently ends within 20 s: the kernel probes it after 10 s, and
+# gives up on what is written and not acknowledged.
+SOCKET_SETTINGS = {
+    socket.TCP_KEEPIDLE: 10,
+    socket.TCP_KEEPINTVL: 5,
+    socket.TCP_KEEPCNT: 2,
+    socket.TCP_USER_TIMEOUT: 20_000,  # ms
+}
+OPTIONS = {
+    "confirm_publish": True,
+    "write_timeout": CONFIRM_S,
+    "socket_settings": SOCKET_SETTINGS,
+}
+HEARTBEAT_S = 10  # two missed ones end a connection, on either side
+
+log = structlog.get_logger(__name__)
 
 
 class Settled:
@@ -26,12 +60,71 @@ class Settled:
         return min(self._open, default=self._highest + 1) - 1
 
 
+class Message(pyamqp.Message):
+    """A message that is never dropped: `on_drop` of its channel's class keeps it first."""
+
+    channel: "Channel | None"
+    headers: dict[str, Any]  # Any: AMQP's
+    kept = False  # whether its dead letter is written
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # Any: as Kombu calls it
+        super().__init__(*args, **kwargs)
+        # RabbitMQ counts requeues and closed connections too, in each of which no worker died; and
+        # a message that was published again carries the old count.
+        count = self.headers.pop(DELIVERY_COUNT, 0)
+        if count and self.delivery_info.get("redelivered"):
+            self.headers[DELIVERY_COUNT] = 1
+
+    def reject(self, requeue: bool = False) -> None:
+        """Give the message back, or end it: acknowledged if kept, else handed to `on_drop`.
+
+        Where that fails, RabbitMQ gets the message back.
+        """
+        drop = type(self.channel).on_drop if self.channel else None
+        if requeue or drop is None:
+            super().reject(requeue=requeue)
+        elif self.kept or self._dropped(drop):
+            self.ack()
+        else:
+            super().reject(requeue=True)
+
+    def _dropped(self, drop: Callable[[pyamqp.Message], None]) -> bool:
+        try:
+            drop(self)
+        except (OperationalError, OSError) as error:
+            log.warning("message_not_kept_yet", error=str(error))
+            return False
+        return True
+
+
 class Channel(pyamqp.Channel):
-    """Acknowledges with one frame what it may."""
+    """Acknowledges with one frame what it may; publishes, declares and rejects without loss."""
+
+    Message = Message
+    # A worker's. Raises OperationalError or OSError.
+    on_drop: ClassVar[Callable[[pyamqp.Message], None] | None] = None
+
+    # py-amqp's own, absent from its types.
+    connection: Any
+    is_open: bool
+    _confirm_selected: bool
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # Any: as py-amqp calls it
         super().__init__(*args, **kwargs)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Start to count, as RabbitMQ does when a channel is opened."""
         self._settled = Settled()
+        self._published = self._confirmed = 0
+        self._refused = False
+        self._returned = ""
+
+    def _on_open_ok(self) -> None:
+        self._begin()
+        super()._on_open_ok()  # type: ignore[misc] # not in its types
+
+    # --- acknowledging -------------------------------------------------------------------------
 
     def basic_ack(self, delivery_tag: int, *args: Any, **kwargs: Any) -> None:  # Any: as py-amqp's
         """Acknowledge a message."""
@@ -57,11 +150,150 @@ class Channel(pyamqp.Channel):
         for tag in tags[len(through) :]:
             super().basic_ack(tag)
 
+    # --- publishing ----------------------------------------------------------------------------
+
+    def basic_publish_confirm(
+        self,
+        msg: Any,  # Any: py-amqp's message, untyped
+        exchange: str = "",
+        routing_key: str = "",
+        mandatory: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Publish; return once a queue has a persistent message for sure.
+
+        Raises OperationalError where RabbitMQ refuses it, has no queue for it, or is silent for
+        too long; then the connection is closed, since a late confirm would be taken for another's.
+        """
+        confirm_s = kwargs.pop("confirm_timeout", None) or CONFIRM_S
+        lasts = msg.properties.get("delivery_mode") == PERSISTENT and not exchange.endswith(CHAT)
+        if lasts and not self._confirm_selected:
+            self.confirm_select()
+            self._confirm_selected = True
+        self._returned, self._refused = "", False
+        self._basic_publish(msg, exchange, routing_key, mandatory or lasts, **kwargs)  # type: ignore[attr-defined]
+        if not self._confirm_selected:
+            return
+        self._published += 1
+        if not lasts:
+            return
+        self._await_confirm(self._published, confirm_s)
+        if self._returned:
+            self._forget_declarations()  # somebody deleted the queue: declare it again next time
+            raise OperationalError(f"RabbitMQ has no queue for {routing_key}: {self._returned}")
+        if self._refused:
+            raise OperationalError(f"RabbitMQ refused the message for {routing_key}")
+
+    def _await_confirm(self, number: int, confirm_s: float) -> None:
+        connection = self.connection
+        deadline = monotonic() + confirm_s
+        while self._confirmed < number:
+            try:
+                connection.drain_events(timeout=max(deadline - monotonic(), 0.001))
+            except TimeoutError as silence:
+                if monotonic() < deadline:
+                    continue
+                connection.collect()
+                raise OperationalError(
+                    f"RabbitMQ did not confirm a message within {confirm_s:g} s: an alarm of"
+                    " memory or disk blocks it, or the connection is dead"
+                ) from silence
+            if self.connection is None:
+                raise OperationalError("the connection was lost before RabbitMQ confirmed")
+
+    def _forget_declarations(self) -> None:
+        if client := getattr(self.connection, "client", None):
+            client.declared_entities.clear()
+
+    def _on_basic_ack(self, delivery_tag: int, multiple: bool) -> None:
+        self._confirmed = max(self._confirmed, delivery_tag)
+
+    def _on_basic_nack(self, delivery_tag: int, multiple: bool) -> None:
+        self._refused = True
+        self._confirmed = max(self._confirmed, delivery_tag)
+
+    def _on_basic_return(self, code: int, text: str, *_: object) -> None:
+        self._returned = text
+
+    # --- declaring -----------------------------------------------------------------------------
+
+    def queue_declare(self, queue: str = "", *args: Any, **kwargs: Any) -> Any:  # Any: py-amqp's
+        """Declare a queue; one that was declared otherwise is used as it is."""
+        if args or kwargs.get("passive") or not kwargs.get("durable"):
+            return super().queue_declare(queue, *args, **kwargs)
+        return self._declared("queue", queue, pyamqp.Channel.queue_declare, (queue,), kwargs)
+
+    def exchange_declare(self, exchange: str, type: str, *args: Any, **kwargs: Any) -> Any:  # noqa: A002 - py-amqp's
+        """Declare an exchange; one that was declared otherwise is used as it is."""
+        if args or kwargs.get("passive") or not kwargs.get("durable"):
+            return super().exchange_declare(exchange, type, *args, **kwargs)
+        declare = pyamqp.Channel.exchange_declare
+        return self._declared("exchange", exchange, declare, (exchange, type), kwargs)
+
+    def _declared(
+        self,
+        kind: str,
+        name: str,
+        declare: Callable[..., Any],  # Any: py-amqp's reply
+        args: tuple[str, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Declare on a channel of its own: RabbitMQ's refusal closes the one that asked."""
+        with self.connection.channel() as asking:
+            try:
+                return declare(asking, *args, **{**kwargs, "nowait": False})
+            except PreconditionFailed as refused:
+                _say_that_it_differs(kind, name, str(refused))
+                return declare(asking, *args, passive=True)
+
+    def wait(
+        self,
+        method: Any,  # Any: as py-amqp has it
+        callback: Callable[..., Any] | None = None,
+        timeout: float | None = None,
+        returns_tuple: bool = False,
+    ) -> Any:
+        """Wait for an answer. Raises TimeoutError where none comes."""
+        return super().wait(method, callback, timeout or ANSWER_S, returns_tuple)
+
+
+_differing: set[tuple[str, str]] = set()
+
+
+def _say_that_it_differs(kind: str, name: str, refusal: str) -> None:
+    """Log it once; the processes of a pool leave that to the worker's parent."""
+    if (kind, name) in _differing:
+        return
+    _differing.add((kind, name))
+    say = log.warning if current_process().name == "MainProcess" else log.debug
+    again = {
+        "queue": f"rabbitmqctl delete_queue {name} --if-empty",
+        "exchange": f"celery -A tasks.app amqp exchange.delete {name} false",
+    }[kind]
+    say(
+        f"{kind}_declared_otherwise",
+        **{kind: name},
+        refusal=refusal,
+        used="as it is",
+        to_change_it=f"stop all workers and senders, empty it, run `{again}`, start the workers"
+        " first; docs/tasks.md says how senders declare it",
+    )
+
 
 class Connection(pyamqp.Connection):
     """Kombu's connection with the channel above."""
 
     Channel = Channel
+
+    def wait(
+        self,
+        method: Any,  # Any: as py-amqp has it
+        callback: Callable[..., Any] | None = None,
+        timeout: float | None = None,
+        returns_tuple: bool = False,
+    ) -> Any:
+        """Wait for an answer. Raises TimeoutError where none comes."""
+        return super().wait(method, callback, timeout or ANSWER_S, returns_tuple)
 
 
 class Transport(pyamqp.Transport):

@@ -18,7 +18,7 @@ from core.lifecycle import Lifecycle
 from core.metrics import Pusher
 from core.settings import Settings
 from core.slots import Slots, connect
-from tasks import broker
+from tasks import amqp, amqp_queues, broker
 from tasks.delivery import deliver
 from tasks.starting import wait_for_servers
 
@@ -85,9 +85,14 @@ if str(app.conf.broker_url).startswith("amqp"):
     app.conf.update(
         task_default_queue_type="quorum",
         task_default_exchange_type="topic",
+        task_create_missing_queue_type="quorum",  # those of events
         worker_prefetch_multiplier=PUSHED,
-        broker_transport_options={"confirm_publish": True},
+        broker_transport_options=amqp.OPTIONS,
+        broker_heartbeat=amqp.HEARTBEAT_S,
+        broker_channel_error_retry=True,  # else a refusal of RabbitMQ's ends the worker
     )
+    app.steps["consumer"].add("tasks.amqp_queues:Queues")
+    amqp_queues.wait_at_least_a_second()
 else:
     # A worker that Redis refuses what it needs to begin does not end: it connects again and waits.
     app.conf.update(broker_channel_error_retry=True)
