@@ -1,0 +1,183 @@
+"""A real RabbitMQ node in a temporary folder, workers on it, and senders as the docs make them."""
+
+import subprocess
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from celery import Celery
+from kombu import Connection
+
+from core.invariants import check_ledger, check_slots
+from core.slots import Slots
+from tests.core import looks
+from tests.live.conftest import Workers, until
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "scripts" / "rabbitmq"
+SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+STOCK = "kombu.transport.pyamqp:Transport"  # a sender's: ours is installed in this process too
+
+
+def pytest_collection_modifyitems(items):
+    missing = pytest.mark.skip(reason="there is no rabbitmq-server (scripts/rabbitmq install)")
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.rabbitmq)
+            if not SERVER.exists():
+                item.add_marker(missing)
+
+
+class Node:
+    """A RabbitMQ node, driven by the project's script."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def do(self, command: str, *args: str) -> str:
+        argv = ["sh", SCRIPT, command, self.folder, *args]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr + done.stdout
+        return done.stdout.strip()
+
+    def start(self):
+        self.url = self.do("start")
+
+    def ctl(self, *args: str) -> str:
+        return self.do("ctl", *args)
+
+    @property
+    def pid(self) -> int:
+        return int((self.folder / "pid.beam").read_text())
+
+    def connection(self, transport: str = STOCK) -> Connection:
+        return Connection(
+            self.url, transport=transport, transport_options={"confirm_publish": True}
+        )
+
+    def drop_connections(self):
+        self.ctl("close_all_connections", "--vhost", "/", "a test")
+
+
+def sender(url: str, queue_type="quorum", exchange_type="topic") -> Celery:
+    """An upstream service with the settings of docs/tasks.md."""
+    app = Celery("upstream", broker=url, broker_transport=STOCK)
+    app.conf.task_create_missing_queue_type = queue_type
+    app.conf.task_create_missing_queue_exchange_type = exchange_type
+    app.conf.broker_transport_options = {"confirm_publish": True}
+    return app
+
+
+class RabbitWorkers(Workers):
+    """Worker processes on RabbitMQ, with a queue of their own and its policy."""
+
+    def __init__(self, logs: Path, node: Node):
+        super().__init__(logs)
+        self.node = node
+        self.upstream.close()
+        self.upstream = sender(node.url)
+
+    def start(self, *more, command="worker --pool prefork --concurrency 1", **settings):
+        return super().start(
+            *more, command=command, **{"ELS_BROKER_URL": self.node.url, **settings}
+        )
+
+    def send(self, task: str, event: dict, **options):
+        return self.upstream.send_task(
+            task, kwargs={"event": event}, queue=self.queue, ignore_result=True, **options
+        )
+
+    def send_for_sure(self, task: str, event: dict):
+        """Send as a service does that lost a connection: once more, until it is confirmed."""
+        until(lambda: self._sent(task, event), 60, "the broker takes a message")
+
+    def _sent(self, task, event):
+        try:
+            return self.send(task, event)
+        except (OSError, self.upstream.connection().OperationalError):
+            return None
+
+    def send_with_eta(self, task: str, event: dict, wait_s: float):
+        """Put a message with an eta straight into the queue, as a sender with other settings."""
+        app, task_id = self.upstream, str(uuid4())
+        eta = datetime.now(UTC) + timedelta(seconds=wait_s)
+        message = app.amqp.create_task_message(task_id, task, (), {"event": event}, eta=eta)
+        with app.producer_or_acquire() as producer:
+            app.amqp.send_task_message(producer, task, message, queue=self.queue)
+        return eta
+
+    def log(self) -> str:
+        return "\n".join(path.read_text(errors="replace") for path in self.logs.glob("*.log"))
+
+    def depth(self, name: str = "") -> int:
+        """Count the messages of a queue that wait."""
+        with self.node.connection() as connection:
+            return connection.default_channel.queue_declare(
+                f"{self.queue}{name}", passive=True
+            ).message_count
+
+
+@pytest.fixture(scope="session")
+def node(tmp_path_factory):
+    started = Node(tmp_path_factory.mktemp("rabbitmq"))
+    started.start()
+    yield started
+    started.do("stop")
+
+
+@pytest.fixture
+def workers(database_url, tmp_path, node):
+    """A place to start workers in, all ended with the test."""
+    started = RabbitWorkers(tmp_path, node)
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+def policed(workers, node):
+    """The same, where the administrator has set the policy."""
+    node.do("policy", workers.queue)
+    return workers
+
+
+@pytest.fixture
+def outcome_of(conn):
+    def find(event):
+        row = conn.execute(
+            "SELECT outcome FROM idempotency_keys WHERE key::text = %s", [event["event_id"]]
+        ).fetchone()
+        return row and row["outcome"]
+
+    return find
+
+
+@pytest.fixture
+def letters(conn):
+    """The dead letters that were written since the test began."""
+    [first] = conn.execute("SELECT coalesce(max(id), 0) AS id FROM dead_letters").fetchall()
+
+    def find():
+        return conn.execute(
+            "SELECT * FROM dead_letters WHERE id > %s ORDER BY id", [first["id"]]
+        ).fetchall()
+
+    return find
+
+
+@pytest.fixture
+def assert_invariants(conn, valkey):
+    def broken(batches):
+        return [i for i in check_ledger(conn, batches) if not i.holds]
+
+    def check(batches, timeout_s=60):
+        """Wait until the workers are done with these batches; then all must hold."""
+        until(
+            lambda: not {i.title for i in broken(batches)} & looks.AT_REST_ONLY,
+            timeout_s,
+            "all batches are announced and delivered",
+        )
+        assert broken(batches) == []
+        assert check_slots(conn, Slots(valkey), batches).holds
+
+    return check

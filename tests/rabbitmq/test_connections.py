@@ -1,0 +1,108 @@
+"""Connections that are dropped, dead in silence or blocked lose nothing, and kill nobody."""
+
+import os
+import signal
+import time
+
+import pytest
+from kombu.exceptions import OperationalError
+
+from ops.proxy import Proxy
+from tasks.amqp import CONFIRM_S, OPTIONS
+from tests import factories as make
+from tests.live.conftest import until
+from tests.rabbitmq.conftest import sender
+
+
+def test_six_dropped_connections_poison_nothing(policed, node, conn, letters, assert_invariants):
+    """Of 300 messages, up to 200 are pushed to the worker each time."""
+    batch = make.new_batch()
+    policed.start()
+    policed.ready(1)
+    policed.send("els.register_batch", make.registration(batch, 300))
+
+    for number in range(300):
+        policed.send_for_sure("els.assign_content", make.content(batch, f"text-{number}"))
+        if number % 50 == 20:
+            node.drop_connections()
+    assert_invariants([batch], 120)
+
+    assert letters() == []
+
+
+@pytest.fixture
+def proxy(node):
+    from random import Random
+
+    between = Proxy(int(node.url.rstrip("/").rpartition(":")[2]), Random(1))
+    between.start()
+    yield between
+    between.stop()
+
+
+def test_a_connection_that_is_dead_in_silence_is_replaced(workers, proxy, outcome_of):
+    broker = f"amqp://guest:guest@127.0.0.1:{proxy.port}//"
+    workers.start(ELS_BROKER_URL=broker)
+    workers.ready(1)
+    event = make.registration(make.new_batch())
+
+    proxy.delay_s = 100_000  # what the open connections say from now on
+    time.sleep(11)  # until each direction of each has said something, its heartbeat at the latest
+    proxy.delay_s = 0
+    workers.send("els.register_batch", event)
+
+    assert until(lambda: outcome_of(event), 30, "another connection is made")
+
+
+def test_a_frozen_broker_is_waited_for_with_a_deadline(node):
+    app = sender(node.url)
+    app.conf.update(broker_transport="tasks.amqp:Transport", broker_transport_options=OPTIONS)
+    app.send_task("els.events.x", queue="els-frozen")
+    os.kill(node.pid, signal.SIGSTOP)
+    begun = time.monotonic()
+    try:
+        with pytest.raises(OperationalError):
+            app.send_task("els.events.x", queue="els-frozen")
+    finally:
+        os.kill(node.pid, signal.SIGCONT)
+
+    assert time.monotonic() - begun < 3 * CONFIRM_S
+    app.send_task("els.events.x", queue="els-frozen")
+    app.close()
+
+
+@pytest.fixture
+def alarm(node):
+    """RabbitMQ takes no more messages: its memory is full."""
+    node.ctl("set_vm_memory_high_watermark", "0")
+    yield
+    node.ctl("set_vm_memory_high_watermark", "0.4")
+
+
+def test_a_blocked_broker_is_an_absent_one(node, alarm):
+    app = sender(node.url)
+    app.conf.update(broker_transport="tasks.amqp:Transport", broker_transport_options=OPTIONS)
+    begun = time.monotonic()
+
+    with pytest.raises(OperationalError, match="did not confirm"):
+        app.send_task("els.events.x", queue="els-blocked")
+
+    assert CONFIRM_S <= time.monotonic() - begun < 2 * CONFIRM_S
+    app.close()
+
+
+def test_events_wait_for_the_end_of_an_alarm(policed, node, conn, letters, assert_invariants):
+    batch = make.new_batch()
+    policed.start()
+    policed.start("--schedule", str(policed.logs / "beat"), "--pidfile=", command="beat")
+    policed.ready(1)
+    policed.send("els.register_batch", make.registration(batch, 20))
+    for number in range(20):
+        policed.send("els.assign_content", make.content(batch, f"text-{number}"))
+    node.ctl("set_vm_memory_high_watermark", "0")
+    time.sleep(5)
+    node.ctl("set_vm_memory_high_watermark", "0.4")
+
+    assert_invariants([batch], 90)
+
+    assert letters() == []

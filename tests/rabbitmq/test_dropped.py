@@ -1,0 +1,146 @@
+"""What RabbitMQ or a worker drops becomes a dead letter."""
+
+import subprocess
+from uuid import uuid4
+
+import pytest
+from kombu import Producer
+
+from tasks.amqp import Channel
+from tasks.amqp_queues import DROPPED, dead_queue, drop, policy_commands
+from tests import factories as make
+from tests.live.conftest import until
+
+OURS = "tasks.amqp:Transport"
+
+
+def test_a_message_that_expires_becomes_a_dead_letter(policed, letters):
+    event = make.content(make.new_batch())
+    policed.start()
+    policed.ready(1)
+    policed.stop()
+
+    policed.send("els.assign_content", event, expires=0.5)
+    policed.start()
+    [letter] = until(letters, what="the letter is written")
+
+    assert (letter["code"], letter["body"]) == ("EXPIRED", event)
+
+
+def test_a_tick_that_expires_leaves_no_dead_letter(policed, letters):
+    event = make.content(make.new_batch())
+    policed.start()
+    policed.ready(1)
+    policed.stop()
+
+    policed.upstream.send_task("els.sweep", queue=policed.queue, expires=0.2)
+    policed.send("els.assign_content", event, expires=0.5)
+    policed.start()
+    until(letters, what="the letter of the content is written")
+
+    assert [letter["task"] for letter in letters()] == ["els.assign_content"]
+    assert policed.depth(".dead") == 0
+
+
+def test_a_message_at_the_delivery_limit_becomes_a_dead_letter(policed, node, letters):
+    event = make.content(make.new_batch())
+    arguments = {"x-queue-type": "quorum", "x-delivery-limit": 1}
+    with node.connection() as connection:
+        channel = connection.channel()
+        channel.queue_declare(policed.queue, durable=True, auto_delete=False, arguments=arguments)
+        body = [[], {"event": event}, {}]
+        headers = {"task": "els.assign_content", "id": str(uuid4())}
+        Producer(channel).publish(
+            body, routing_key=policed.queue, serializer="json", headers=headers
+        )
+        for _ in range(2):
+            until(lambda: channel.basic_get(policed.queue)).requeue()
+
+    policed.start()
+    [letter] = until(letters, what="the letter is written")
+
+    assert (letter["code"], letter["body"]) == ("POISON_MESSAGE", event)
+
+
+@pytest.mark.parametrize(
+    ("task", "code"), [("els.assign_content", "MALFORMED_MESSAGE"), ("els.none", "UNKNOWN_TASK")]
+)
+def test_a_message_that_a_worker_rejects_becomes_a_dead_letter(
+    workers, node, letters, rejecting, task, code
+):
+    event = make.content(make.new_batch())
+    workers.start()
+    workers.ready(1)
+
+    rejecting(workers, task, event).reject()
+    [letter] = until(letters, what="the letter is written")
+
+    assert (letter["code"], letter["body"]) == (code, event)
+
+
+def test_a_rejected_message_that_cannot_be_handed_over_stays(workers, rejecting, node):
+    """There is no exchange of the dropped yet."""
+    message = rejecting(workers, "els.assign_content", make.content(make.new_batch()))
+
+    message.reject()
+
+    assert until(lambda: workers.depth() == 1, what="the message is back")
+
+
+@pytest.fixture
+def rejecting(node, monkeypatch):
+    """Takes a message as a worker does."""
+    opened = []
+
+    def take(workers, task, event):
+        aside = f"{workers.queue}.aside"
+        workers.upstream.conf.task_default_queue = workers.queue
+        monkeypatch.setattr(
+            Channel, "on_drop", staticmethod(lambda message: drop(workers.upstream, message))
+        )
+        queue = aside if workers.processes else workers.queue
+        workers.upstream.send_task(task, kwargs={"event": event}, queue=queue)
+        connection = node.connection(OURS)
+        opened.append(connection)
+        channel = connection.channel()
+        return until(lambda: channel.basic_get(queue))
+
+    yield take
+    for connection in opened:
+        connection.close()
+
+
+def test_a_worker_names_the_commands_that_set_the_policy(workers, node, tmp_path):
+    workers.start()
+    until(lambda: "broker_has_no_dead_letter_policy" in workers.log(), what="the worker warns")
+
+    script = f'rabbitmqctl() {{ sh scripts/rabbitmq ctl "{node.folder}" "$@"; }}\n'
+    subprocess.run(["sh", "-ec", script + policy_commands(workers.queue)], check=True)
+    (tmp_path / "0.log").write_text("")
+    workers.start()
+    workers.ready(2)
+
+    assert "broker_has_no_dead_letter_policy" not in (tmp_path / "1.log").read_text()
+
+
+def test_the_script_sets_the_policy_that_a_worker_names(workers, node):
+    node.do("policy", workers.queue)
+    by_script = [row for row in node.ctl("list_policies").splitlines() if workers.queue in row]
+    script = f'rabbitmqctl() {{ sh scripts/rabbitmq ctl "{node.folder}" "$@"; }}\n'
+
+    subprocess.run(["sh", "-ec", script + policy_commands(workers.queue)], check=True)
+
+    assert by_script
+    assert by_script == [
+        row for row in node.ctl("list_policies").splitlines() if workers.queue in row
+    ]
+
+
+def test_what_the_worker_drops_says_so(workers, node, rejecting):
+    with node.connection() as connection:
+        dead = dead_queue(workers.queue).bind(connection.channel())
+        dead.declare()
+        rejecting(workers, "els.assign_content", make.content(make.new_batch())).reject()
+        message = until(dead.get, what="the message is handed over")
+
+    assert message.headers[DROPPED] == "rejected"
