@@ -11,6 +11,7 @@ from time import monotonic
 from typing import Any, ClassVar
 
 import structlog
+from amqp import spec
 from amqp.exceptions import PreconditionFailed
 from billiard.process import current_process
 from kombu.exceptions import OperationalError
@@ -35,6 +36,8 @@ OPTIONS = {
     "write_timeout": CONFIRM_S,
     "socket_settings": SOCKET_SETTINGS,
 }
+FAREWELL_S = 2  # for the answer to a farewell: often the connection is dead, and there are several
+FAREWELLS = (spec.Connection.CloseOk, spec.Channel.CloseOk, spec.Basic.CancelOk)
 HEARTBEAT_S = 10  # two missed ones end a connection, on either side
 
 log = structlog.get_logger(__name__)
@@ -254,7 +257,11 @@ class Channel(pyamqp.Channel):
         returns_tuple: bool = False,
     ) -> Any:
         """Wait for an answer. Raises TimeoutError where none comes."""
-        return super().wait(method, callback, timeout or ANSWER_S, returns_tuple)
+        return super().wait(method, callback, timeout or _patience_s(method), returns_tuple)
+
+
+def _patience_s(method: Any) -> float:  # Any: one of py-amqp's, or a list
+    return FAREWELL_S if method in FAREWELLS else ANSWER_S
 
 
 _differing: set[tuple[str, str]] = set()
@@ -293,7 +300,7 @@ class Connection(pyamqp.Connection):
         returns_tuple: bool = False,
     ) -> Any:
         """Wait for an answer. Raises TimeoutError where none comes."""
-        return super().wait(method, callback, timeout or ANSWER_S, returns_tuple)
+        return super().wait(method, callback, timeout or _patience_s(method), returns_tuple)
 
 
 class Transport(pyamqp.Transport):
