@@ -4,11 +4,11 @@ SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help env demo run test torture bench check lock clean
+.PHONY: help env demo run test test-rabbitmq torture bench check lock clean
 .DEFAULT_GOAL := help
 
 help: ## list what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 env: $(VENV)/.ready ## make the Python environment
 
@@ -24,7 +24,11 @@ run: env ## run the whole service until Ctrl-C
 
 test: env ## run the tests, on embedded servers
 	@echo "== tests (nine minutes on two cores; real servers and workers)"
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --ignore tests/rabbitmq $(ARGS)
+
+test-rabbitmq: env ## run the tests on a real RabbitMQ (Debian's; six minutes)
+	@sh scripts/rabbitmq install || echo "== its tests are skipped"
+	@$(BIN)/python -m pytest -n 0 tests/rabbitmq $(ARGS)
 
 torture: env ## the long proofs: every crash point 25 times, then ten minutes of random faults
 	@echo "== every crash point 25 times (about an hour)"

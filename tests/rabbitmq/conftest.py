@@ -170,8 +170,16 @@ def assert_invariants(conn, valkey):
     def broken(batches):
         return [i for i in check_ledger(conn, batches) if not i.holds]
 
+    def ready(batches):
+        return conn.execute(
+            "SELECT count(DISTINCT batch_id) AS ready FROM event_outbox WHERE batch_id = ANY(%s)"
+            " AND type = 'BatchEssaysReady' AND published_at IS NOT NULL",
+            [batches],
+        ).fetchone()["ready"]
+
     def check(batches, timeout_s=60):
-        """Wait until the workers are done with these batches; then all must hold."""
+        """Wait until these batches are ready, and the workers done with them; then all must hold."""
+        until(lambda: ready(batches) == len(batches), timeout_s, "each batch is ready")
         until(
             lambda: not {i.title for i in broken(batches)} & looks.AT_REST_ONLY,
             timeout_s,
