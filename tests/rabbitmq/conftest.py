@@ -8,6 +8,7 @@ from uuid import uuid4
 import pytest
 from celery import Celery
 from kombu import Connection
+from kombu.exceptions import OperationalError
 
 from core.invariants import check_ledger, check_slots
 from core.slots import Slots
@@ -95,7 +96,7 @@ class RabbitWorkers(Workers):
     def _sent(self, task, event):
         try:
             return self.send(task, event)
-        except (OSError, self.upstream.connection().OperationalError):
+        except (OSError, OperationalError):
             return None
 
     def send_with_eta(self, task: str, event: dict, wait_s: float):
@@ -178,7 +179,7 @@ def assert_invariants(conn, valkey):
         ).fetchone()["ready"]
 
     def check(batches, timeout_s=60):
-        """Wait until these batches are ready, and the workers done with them; then all must hold."""
+        """Wait until these batches are ready and at rest; then all must hold."""
         until(lambda: ready(batches) == len(batches), timeout_s, "each batch is ready")
         until(
             lambda: not {i.title for i in broken(batches)} & looks.AT_REST_ONLY,

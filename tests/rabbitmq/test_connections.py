@@ -98,7 +98,7 @@ def test_events_wait_for_the_end_of_an_alarm(policed, node, conn, letters, asser
     policed.ready(1)
     policed.send("els.register_batch", make.registration(batch, 20))
     for number in range(20):
-        policed.send("els.assign_content", make.content(batch, f"text-{number}"))
+        policed.send_for_sure("els.assign_content", make.content(batch, f"text-{number}"))
     node.ctl("set_vm_memory_high_watermark", "0")
     time.sleep(5)
     node.ctl("set_vm_memory_high_watermark", "0.4")
