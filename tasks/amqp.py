@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import structlog
 from amqp import spec
-from amqp.exceptions import PreconditionFailed
+from amqp.exceptions import NotFound, PreconditionFailed
 from billiard.process import current_process
 from kombu.exceptions import OperationalError
 from kombu.transport import pyamqp
@@ -193,6 +193,9 @@ class Channel(pyamqp.Channel):
         while self._confirmed < number:
             try:
                 connection.drain_events(timeout=max(deadline - monotonic(), 0.001))
+            except NotFound as missing:
+                self._forget_declarations()
+                raise OperationalError(f"RabbitMQ has no such exchange: {missing}") from missing
             except TimeoutError as silence:
                 if monotonic() < deadline:
                     continue
@@ -201,8 +204,6 @@ class Channel(pyamqp.Channel):
                     f"RabbitMQ did not confirm a message within {confirm_s:g} s: an alarm of"
                     " memory or disk blocks it, or the connection is dead"
                 ) from silence
-            if self.connection is None:
-                raise OperationalError("the connection was lost before RabbitMQ confirmed")
 
     def _forget_declarations(self) -> None:
         if client := getattr(self.connection, "client", None):

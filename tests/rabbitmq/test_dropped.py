@@ -4,7 +4,7 @@ import subprocess
 from uuid import uuid4
 
 import pytest
-from kombu import Producer
+from kombu import Producer, Queue
 
 from tasks.amqp import Channel
 from tasks.amqp_queues import DROPPED, dead_queue, drop, policy_commands
@@ -47,6 +47,7 @@ def test_a_message_at_the_delivery_limit_becomes_a_dead_letter(policed, node, le
     arguments = {"x-queue-type": "quorum", "x-delivery-limit": 1}
     with node.connection() as connection:
         channel = connection.channel()
+        dead_queue(policed.queue).bind(channel).declare()  # else RabbitMQ tries again after minutes
         channel.queue_declare(policed.queue, durable=True, auto_delete=False, arguments=arguments)
         body = [[], {"event": event}, {}]
         headers = {"task": "els.assign_content", "id": str(uuid4())}
@@ -54,7 +55,7 @@ def test_a_message_at_the_delivery_limit_becomes_a_dead_letter(policed, node, le
             body, routing_key=policed.queue, serializer="json", headers=headers
         )
         for _ in range(2):
-            until(lambda: channel.basic_get(policed.queue)).requeue()
+            until(Queue(policed.queue).bind(channel).get).requeue()
 
     policed.start()
     [letter] = until(letters, what="the letter is written")
@@ -94,6 +95,7 @@ def rejecting(node, monkeypatch):
 
     def take(workers, task, event):
         aside = f"{workers.queue}.aside"
+        workers.upstream.conf.broker_transport = OURS
         workers.upstream.conf.task_default_queue = workers.queue
         monkeypatch.setattr(
             Channel, "on_drop", staticmethod(lambda message: drop(workers.upstream, message))
@@ -102,8 +104,7 @@ def rejecting(node, monkeypatch):
         workers.upstream.send_task(task, kwargs={"event": event}, queue=queue)
         connection = node.connection(OURS)
         opened.append(connection)
-        channel = connection.channel()
-        return until(lambda: channel.basic_get(queue))
+        return until(Queue(queue).bind(connection.channel()).get)
 
     yield take
     for connection in opened:
