@@ -71,6 +71,36 @@ def test_a_frozen_broker_is_waited_for_with_a_deadline(node):
     app.close()
 
 
+def test_a_solo_worker_that_sends_no_heartbeats_loses_nothing(
+    policed, node, pool, outcome_of, letters
+):
+    """Its event loop stands still while a task runs; RabbitMQ ends the connection after 20 s."""
+    event = make.registration(make.new_batch())
+    policed.start(command="worker --pool solo")
+    policed.ready(1)
+
+    with pool.connection() as other, other.transaction():
+        other.execute(
+            "SELECT pg_advisory_xact_lock(hashtextextended('register/' || %s, 0))",
+            [event["batch_id"]],
+        )
+        policed.send("els.register_batch", event)
+        ended = missed_heartbeats(node)
+        until(lambda: missed_heartbeats(node) > ended, 50, "RabbitMQ ends the connection")
+    after = make.registration(make.new_batch())
+    policed.send("els.register_batch", after)
+
+    assert until(lambda: outcome_of(event), 60, "it is registered")["outcome"] == "registered"
+    assert until(lambda: outcome_of(after), 60, "the next is")["outcome"] == "registered"
+    until(lambda: policed.depth() == 0, what="all is acknowledged")
+    assert letters() == []
+
+
+def missed_heartbeats(node):
+    logs = [path.read_text(errors="replace") for path in (node.folder / "log").glob("*.log")]
+    return sum(log.count("missed heartbeats from client") for log in logs)
+
+
 @pytest.fixture
 def alarm(node):
     """RabbitMQ takes no more messages: its memory is full."""
