@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 
 import structlog
 from amqp import spec
-from amqp.exceptions import NotFound, PreconditionFailed
+from amqp.exceptions import AMQPError, NotFound, PreconditionFailed
 from billiard.process import current_process
-from kombu.exceptions import OperationalError
+from kombu.exceptions import KombuError, OperationalError
 from kombu.transport import pyamqp
 
 CONFIRM_S = 10  # for a confirm; RabbitMQ sends none while an alarm of memory or disk blocks us
@@ -94,7 +94,7 @@ class Message(pyamqp.Message):
     def _dropped(self, drop: Callable[[pyamqp.Message], None]) -> bool:
         try:
             drop(self)
-        except (OperationalError, OSError) as error:
+        except (AMQPError, KombuError, OSError) as error:
             log.warning("message_not_kept_yet", error=str(error))
             return False
         return True
@@ -104,7 +104,7 @@ class Channel(pyamqp.Channel):
     """Acknowledges with one frame what it may; publishes, declares and rejects without loss."""
 
     Message = Message
-    # A worker's. Raises OperationalError or OSError.
+    # A worker's. Raises AMQPError, KombuError or OSError.
     on_drop: ClassVar[Callable[[pyamqp.Message], None] | None] = None
 
     # py-amqp's own, absent from its types.

@@ -10,7 +10,8 @@ consumes the queue bound to it, and writes dead letters. The worker checks that 
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from threading import Thread
 from time import monotonic
@@ -18,7 +19,7 @@ from typing import Any
 from uuid import uuid4
 
 import structlog
-from amqp.exceptions import AMQPError
+from amqp.exceptions import AMQPError, ChannelError
 from celery import Celery, bootsteps
 from celery.app import base
 from celery.worker.consumer.delayed_delivery import DelayedDelivery
@@ -91,6 +92,14 @@ def dead_name(queue: str) -> str:
     return f"{queue}.dead"
 
 
+@contextmanager
+def _or_without(event: str) -> Iterator[None]:
+    try:
+        yield
+    except ChannelError as refused:  # py-amqp opens the channel again
+        log.warning(event, error=str(refused))
+
+
 class Queues(bootsteps.StartStopStep):
     """Sets up delays and the queue of the dropped, each time the worker connects."""
 
@@ -102,21 +111,23 @@ class Queues(bootsteps.StartStopStep):
         super().__init__(worker, **kwargs)
 
     def start(self, worker: Any) -> None:  # Any: as above
-        """Prepare RabbitMQ, and consume what was dropped."""
+        """Prepare RabbitMQ, and consume what was dropped.
+
+        Where RabbitMQ refuses a part, for want of a right, the worker works without it.
+        """
         app: Celery = worker.app
         queue = str(app.conf.task_default_queue)
         Channel.on_drop = staticmethod(lambda message: drop(app, message))
+        handler = type(worker).create_task_handler
+        worker.create_task_handler = lambda: _sending_back_far_etas(worker, handler(worker))
         channel = worker.connection.channel()
-        for name in worker.task_consumer._active_tags or app.amqp.queues.consume_from:
-            bind_to_delays(channel, name)
-        handler: Callable[[], Callable[[Message], None]] = type(worker).create_task_handler.__get__(
-            worker
-        )
-        worker.create_task_handler = lambda: _sending_back_far_etas(worker, handler())
-        keeper = Keeper(worker)
-        self._dropped = Consumer(channel, [dead_queue(queue)], on_message=keeper.keep)
-        self._dropped.qos(prefetch_count=DROPPED_AT_ONCE)
-        self._dropped.consume()
+        with _or_without("delays_not_bound"):
+            for name in app.amqp.queues.consume_from:
+                bind_to_delays(channel, name)
+        with _or_without("dropped_messages_not_consumed"):
+            self._dropped = Consumer(channel, [dead_queue(queue)], on_message=Keeper(worker).keep)
+            self._dropped.qos(prefetch_count=DROPPED_AT_ONCE)
+            self._dropped.consume()
         if not self._policy_checked:
             self._policy_checked = True
             Thread(target=warn_without_policy, args=(app, queue), daemon=True).start()
@@ -172,9 +183,11 @@ def _seconds_ahead(eta: object) -> float:
 def _delayed(worker: Any, message: Message, wait_s: float) -> bool:  # Any: as above
     """Send a message through the delays, and acknowledge it; False if that fails."""
     queue = _queue_of(worker, message)
+    if not queue:
+        return False
     try:
         publish(worker.app, message, DELAYS, _routing_key(int(wait_s), queue), {})
-    except (OperationalError, OSError) as error:
+    except (AMQPError, KombuError, OSError) as error:
         log.warning("eta_held_by_the_worker", error=str(error))
         return False
     message.ack_log_error(log, worker.connection_errors)
@@ -220,7 +233,7 @@ def publish(
 
 
 def dead_queue(queue: str) -> Queue:
-    """Describe the queue of what was dropped, which gets all of its exchange."""
+    """Describe the queue of what was dropped: it gets whatever its exchange gets."""
     name = dead_name(queue)
     arguments = {"x-queue-type": "quorum"}
     return Queue(name, Exchange(name, type="topic"), routing_key="#", queue_arguments=arguments)
@@ -263,7 +276,11 @@ class Keeper:
         known = message.headers.get("task") in self._worker.app.tasks
         if code == "MALFORMED_MESSAGE" and not known:
             code = "UNKNOWN_TASK"
-        return keep_message(message, OperationalError(f"RabbitMQ dropped it: {reason}"), code)
+        try:
+            return keep_message(message, OperationalError(f"RabbitMQ dropped it: {reason}"), code)
+        except Exception:  # whatever it is, the worker lives on and the message stays
+            log.exception("dropped_message_waits")
+            return False
 
 
 def why_dropped(headers: Mapping[str, Any]) -> str:  # Any: AMQP's
@@ -310,7 +327,7 @@ def has_policy(connection: Connection, queue: str) -> bool:
     arguments = {"x-queue-type": "quorum", "x-expires": CHECK_EXPIRES_MS}
     checked = Queue(name, Exchange(""), name, queue_arguments=arguments).bind(channel)
     arrived: list[Message] = []
-    seen = Queue("", Exchange(dead_name(queue)), name, exclusive=True, durable=False)
+    seen = Queue(f"{name}-seen", Exchange(dead_name(queue)), name, exclusive=True, durable=False)
     seen = seen.bind(channel)
     checked.queue_declare()
     seen.queue_declare()
