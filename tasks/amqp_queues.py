@@ -310,7 +310,9 @@ def warn_without_policy(app: Celery, queue: str) -> None:
     except (AMQPError, KombuError, OSError) as error:
         log.warning("dead_letter_policy_not_checked", error=str(error))
         return
-    if not found:
+    if found:
+        log.info("broker_hands_over_what_it_drops", to=dead_name(queue))
+    else:
         log.warning(
             "broker_has_no_dead_letter_policy",
             queue=queue,

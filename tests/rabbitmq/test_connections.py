@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from contextlib import contextmanager
 
 import pytest
 from kombu.exceptions import OperationalError
@@ -71,6 +72,45 @@ def test_a_frozen_broker_is_waited_for_with_a_deadline(node):
     app.close()
 
 
+@contextmanager
+def held(pool, event):
+    """Hold the lock that a registration waits for."""
+    with pool.connection() as other, other.transaction():
+        other.execute(
+            "SELECT pg_advisory_xact_lock(hashtextextended('register/' || %s, 0))",
+            [event["batch_id"]],
+        )
+        yield
+
+
+@pytest.fixture
+def impatient(node):
+    """RabbitMQ ends a channel that holds a message for 3 s; by default it is half an hour."""
+    limits = "application:set_env(rabbit, {}, {})."
+    node.ctl("eval", limits.format("consumer_timeout", 3000))
+    node.ctl("eval", limits.format("channel_tick_interval", 1000))
+    yield node
+    node.ctl("eval", limits.format("consumer_timeout", 1_800_000))
+    node.ctl("eval", limits.format("channel_tick_interval", 60_000))
+
+
+def test_a_message_that_a_worker_holds_for_too_long_is_neither_lost_nor_poison(
+    impatient, policed, pool, outcome_of, letters
+):
+    event = make.registration(make.new_batch())
+    doomed = policed.start()
+    policed.ready(1)
+
+    with held(pool, event):
+        policed.send("els.register_batch", event)
+        until(lambda: "PRECONDITION_FAILED" in policed.log(), 40, "RabbitMQ ends the channel")
+
+    assert until(lambda: outcome_of(event), what="it is registered")["outcome"] == "registered"
+    until(lambda: policed.depth() == 0, what="all is acknowledged")
+    assert letters() == []
+    assert doomed.poll() is None
+
+
 def test_a_solo_worker_that_sends_no_heartbeats_loses_nothing(
     policed, node, pool, outcome_of, letters
 ):
@@ -79,11 +119,7 @@ def test_a_solo_worker_that_sends_no_heartbeats_loses_nothing(
     policed.start(command="worker --pool solo")
     policed.ready(1)
 
-    with pool.connection() as other, other.transaction():
-        other.execute(
-            "SELECT pg_advisory_xact_lock(hashtextextended('register/' || %s, 0))",
-            [event["batch_id"]],
-        )
+    with held(pool, event):
         policed.send("els.register_batch", event)
         ended = missed_heartbeats(node)
         until(lambda: missed_heartbeats(node) > ended, 50, "RabbitMQ ends the connection")
