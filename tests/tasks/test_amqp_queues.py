@@ -1,0 +1,98 @@
+"""What a worker makes of RabbitMQ's words."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tasks.amqp import Message
+from tasks.amqp_queues import (
+    DROPPED,
+    LONGEST_DELAY_S,
+    _routing_key,
+    pattern_of,
+    policy_commands,
+    why_dropped,
+)
+
+
+@pytest.mark.parametrize(
+    ("wait_s", "bits"), [(0, "1"), (1, "1"), (40, "101000"), (3600, "111000010000")]
+)
+def test_a_delay_takes_whole_seconds_and_one_at_least(wait_s, bits):
+    *levels, queue = _routing_key(wait_s, "els").split(".")
+
+    assert ("".join(levels).lstrip("0"), len(levels), queue) == (bits, 28, "els")
+
+
+def test_a_delay_longer_than_the_longest_is_cut():
+    assert _routing_key(2 * LONGEST_DELAY_S, "els") == _routing_key(LONGEST_DELAY_S, "els")
+
+
+DELAYED = {"queue": "celery_delayed_3", "reason": "expired"}
+WHY = {
+    "it expired": ([{"queue": "els", "reason": "expired"}], "expired"),
+    "it was delayed, then rejected": (
+        [{"queue": "els", "reason": "rejected"}, DELAYED],
+        "rejected",
+    ),
+    "it was delayed last": ([DELAYED, {"queue": "els", "reason": "rejected"}], "rejected"),
+    "it was delayed only": ([DELAYED], "unknown"),
+    "nothing is said": (None, "unknown"),
+}
+
+
+@pytest.mark.parametrize(("deaths", "reason"), WHY.values(), ids=WHY.keys())
+def test_a_delay_is_no_drop(deaths, reason):
+    assert why_dropped({"x-death": deaths}) == reason
+
+
+def test_a_message_that_a_worker_dropped_says_so_itself():
+    deaths = [{"queue": "els", "reason": "expired"}]
+
+    assert why_dropped({DROPPED: "rejected", "x-death": deaths}) == "rejected"
+
+
+@pytest.mark.parametrize(
+    ("queue", "covered"),
+    [
+        ("els", True),
+        ("els.internal", True),
+        ("els.check-1", True),
+        ("els.dead", False),
+        ("els.events", False),
+        ("els2", False),
+    ],
+)
+def test_the_policy_covers_the_queues_of_the_service(queue, covered):
+    assert bool(re.search(pattern_of("els"), queue)) is covered
+
+
+class Received:
+    """A message as py-amqp has it."""
+
+    body = b"{}"
+    delivery_tag = 1
+
+    def __init__(self, headers, redelivered):
+        self.properties = {"application_headers": headers}
+        self.delivery_info = {"redelivered": redelivered}
+
+
+@pytest.mark.parametrize(
+    ("headers", "redelivered", "lost"),
+    [
+        ({}, False, None),
+        ({"x-delivery-count": 17}, True, 1),
+        ({"x-delivery-count": 17}, False, None),  # published again with the old count
+    ],
+)
+def test_a_requeue_is_one_lost_worker_at_most(headers, redelivered, lost):
+    message = Message(Received(headers, redelivered))
+
+    assert message.headers.get("x-delivery-count") == lost
+
+
+@pytest.mark.parametrize("command", policy_commands("els").split(" && "))
+def test_the_docs_have_the_commands_that_a_worker_names(command):
+    assert command in Path("docs/tasks.md").read_text()
