@@ -68,7 +68,6 @@ class Message(pyamqp.Message):
 
     channel: "Channel | None"
     headers: dict[str, Any]  # Any: AMQP's
-    kept = False  # whether its dead letter is written
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # Any: as Kombu calls it
         super().__init__(*args, **kwargs)
@@ -79,14 +78,14 @@ class Message(pyamqp.Message):
             self.headers[DELIVERY_COUNT] = 1
 
     def reject(self, requeue: bool = False) -> None:
-        """Give the message back, or end it: acknowledged if kept, else handed to `on_drop`.
+        """Give the message back, or end it: handed to `on_drop`, and then acknowledged.
 
         Where that fails, RabbitMQ gets the message back.
         """
         drop = type(self.channel).on_drop if self.channel else None
         if requeue or drop is None:
             super().reject(requeue=requeue)
-        elif self.kept or self._dropped(drop):
+        elif self._dropped(drop):
             self.ack()
         else:
             super().reject(requeue=True)

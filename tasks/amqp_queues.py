@@ -41,7 +41,6 @@ HELD_S = (
 )
 LONGEST_DELAY_S = 2**MAX_NUMBER_OF_BITS_TO_USE - 1  # 8.5 years; the rest is another delay
 DROPPED_AT_ONCE = 10  # dropped messages that a worker holds, each written in its event loop
-KEEP_AGAIN_S = 5  # before a dropped message whose letter could not be written is tried again
 POLICY_S = 5  # that RabbitMQ gets to drop the message by which the policy is checked
 CHECK_EXPIRES_MS = 60_000  # of a queue that a check left behind
 DROPPED = "els-dropped"  # the header of what a worker dropped: why
@@ -255,32 +254,16 @@ class Keeper:
         self._ticks = {entry["task"] for entry in beat}
 
     def keep(self, message: Message) -> None:
-        """Keep a message and acknowledge it; where that fails, hold it and try again."""
-        if self._is_noise(message) or self._kept(message):
+        """Keep a message, or drop it where nobody misses it."""
+        if CHECK in message.headers or message.headers.get("task") in self._ticks:
             message.ack_log_error(log, self._worker.connection_errors)
-        else:
-            self._worker.timer.call_after(KEEP_AGAIN_S, self._again, (message,))
-
-    def _again(self, message: Message) -> None:
-        if message.channel and message.channel.is_open:  # else RabbitMQ delivers it again
-            self.keep(message)
-
-    def _is_noise(self, message: Message) -> bool:
-        return CHECK in message.headers or message.headers.get("task") in self._ticks
-
-    def _kept(self, message: Message) -> bool:
-        from tasks.strays import keep_message  # noqa: PLC0415 - it imports the app, which imports us
-
+            return
         reason = why_dropped(message.headers)
         code = CODES.get(reason, "REVOKED")
         known = message.headers.get("task") in self._worker.app.tasks
         if code == "MALFORMED_MESSAGE" and not known:
             code = "UNKNOWN_TASK"
-        try:
-            return keep_message(message, OperationalError(f"RabbitMQ dropped it: {reason}"), code)
-        except Exception:  # whatever it is, the worker lives on and the message stays
-            log.exception("dropped_message_waits")
-            return False
+        self._worker.keep(message, OperationalError(f"RabbitMQ dropped it: {reason}"), code)
 
 
 def why_dropped(headers: Mapping[str, Any]) -> str:  # Any: AMQP's

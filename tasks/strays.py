@@ -14,7 +14,8 @@ from celery import signals
 from celery.worker import consumer
 from kombu import Message
 
-from tasks import broker, signs
+from core.ledger import DeadLetter
+from tasks import broker, signs, stopping
 from tasks.dead_letters import keep_if_possible, letter_of_message
 from tasks.refusals import LONGEST_PAUSE_S
 from tasks.request import QuietRequest
@@ -22,6 +23,7 @@ from tasks.stopping import heeded_between_turns
 from tasks.together import Together
 
 EVENTS_EVERY_S = 0.2  # between two batches of task events: what monitors see is so late at most
+KEEP_AGAIN_S = 5  # before a dead letter that could not be written is tried again
 EVENTS_AT_ONCE = 1000  # task events of one message, some 400 KB; Celery's 24 cost as much again
 logger = logging.getLogger(__name__)  # Kombu writes to it
 
@@ -32,6 +34,7 @@ class Consumer(consumer.Consumer):
     # Celery's own, absent from its types.
     hub: Any
     pool: Any
+    timer: Any
     connection_errors: Any
     event_dispatcher: Any
     loop: Callable[..., None]
@@ -90,31 +93,37 @@ class Consumer(consumer.Consumer):
 
     def on_decode_error(self, message: Message, exc: Exception) -> None:
         """Keep a message whose body cannot be decoded."""
-        self._keep(message, exc, "MALFORMED_MESSAGE")
+        self.keep(message, exc, "MALFORMED_MESSAGE")
 
     def on_unknown_message(self, body: object, message: Message) -> None:
         """Keep what is no Celery message."""
-        self._keep(message, ValueError("this is no Celery message"), "MALFORMED_MESSAGE")
+        self.keep(message, ValueError("this is no Celery message"), "MALFORMED_MESSAGE")
 
     def on_unknown_task(self, body: object, message: Message, exc: Exception) -> None:
         """Keep a message of a task that this service does not have."""
-        self._keep(message, ValueError(f"there is no task {exc}"), "UNKNOWN_TASK")
+        self.keep(message, ValueError(f"there is no task {exc}"), "UNKNOWN_TASK")
 
     def on_invalid_task(self, body: object, message: Message, exc: Exception) -> None:
         """Keep a message that Celery refuses: another content type, or a malformed header."""
-        self._keep(message, exc, "MALFORMED_MESSAGE")
+        self.keep(message, exc, "MALFORMED_MESSAGE")
 
-    def _keep(self, message: Message, error: Exception, code: str) -> None:
-        """Have a process of the pool write the dead letter, which waits while Postgres refuses."""
+    def keep(self, message: Message, error: Exception, code: str) -> None:
+        """Have a process of the pool write a dead letter, and acknowledge the message then."""
         letter = letter_of_message(message, error, code)
-        release = partial(self._release, message)
+        release = partial(self._release, message, letter)
         self.pool.apply_async(keep_if_possible, args=(letter,), callback=release)
 
-    def _release(self, message: Message, kept: int | None) -> None:
-        if kept is None:
-            message.reject_log_error(logger, self.connection_errors, requeue=True)
-        else:
+    def _release(self, message: Message, letter: DeadLetter, kept: int | None) -> None:
+        """Acknowledge what is kept; hold the rest, and try again.
+
+        It is not given back: RabbitMQ drops what comes back too often.
+        """
+        if kept is not None:
             message.ack_log_error(logger, self.connection_errors)
+        elif not stopping.asked():  # else it goes back when the channel is closed
+            release = partial(self._release, message, letter)
+            again = partial(self.pool.apply_async, keep_if_possible, (letter,), callback=release)
+            self.timer.call_after(KEEP_AGAIN_S, again)
 
 
 @signals.heartbeat_sent.connect
