@@ -4,7 +4,7 @@ SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help env demo run test test-rabbitmq torture bench check lock clean
+.PHONY: help env demo run test test-outages test-rabbitmq torture bench check lock clean
 .DEFAULT_GOAL := help
 
 help: ## list what can be made
@@ -24,7 +24,10 @@ run: env ## run the whole service until Ctrl-C
 
 test: env ## run the tests, on embedded servers
 	@echo "== tests (nine minutes on two cores; real servers and workers)"
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --ignore tests/rabbitmq $(ARGS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not outage" --ignore tests/rabbitmq $(ARGS)
+
+test-outages: env ## run the tests of servers that refuse, hang or fall silent (ten minutes)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 3 -m outage tests/live $(ARGS)
 
 test-rabbitmq: env ## run the tests on a real RabbitMQ (Debian's; six minutes)
 	@sh scripts/rabbitmq install || echo "== its tests are skipped"

@@ -204,6 +204,7 @@ def load(workers, batch):
         sender.join()
 
 
+@pytest.mark.outage
 @pytest.mark.parametrize(
     ("how", "command"),
     [
@@ -242,6 +243,7 @@ def test_a_broker_that_refuses_for_a_while_costs_no_message_and_no_worker(
     assert service.upstream.control.ping(timeout=5, limit=1), "remote control works"
 
 
+@pytest.mark.outage
 @pytest.mark.parametrize("how", [how for how in FAULTS if how not in SILENT | LATER])
 def test_a_worker_that_starts_while_its_broker_refuses_waits(service, broker, how):
     with broker.refuses(how):
@@ -264,6 +266,7 @@ def test_a_worker_that_starts_while_its_broker_refuses_waits(service, broker, ho
     assert "Traceback" not in log_of(service)
 
 
+@pytest.mark.outage
 def test_a_worker_that_is_stopped_while_its_broker_refuses_ends_and_loses_nothing(
     service, broker, conn
 ):

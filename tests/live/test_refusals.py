@@ -253,6 +253,7 @@ def test_what_is_sent_while_postgres_is_read_only_is_carried_out(service, sessio
     service.assert_carried_out(batch, other)
 
 
+@pytest.mark.outage
 def test_one_process_by_itself_outlives_a_postgres_that_is_read_only(others):
     others.start(SOLO)
     batch = others.a_batch(CONTENTS)
@@ -264,6 +265,7 @@ def test_one_process_by_itself_outlives_a_postgres_that_is_read_only(others):
     others.assert_carried_out(batch)
 
 
+@pytest.mark.outage
 @pytest.mark.parametrize("sqlstate", SQLSTATES)
 def test_what_is_sent_while_every_write_fails_is_carried_out(service, sqlstate):
     batch = service.a_batch(CONTENTS)
@@ -276,6 +278,7 @@ def test_what_is_sent_while_every_write_fails_is_carried_out(service, sqlstate):
     service.assert_carried_out(batch, other)
 
 
+@pytest.mark.outage
 def test_a_table_locked_for_longer_than_anybody_waits_gives_no_dead_letter(others):
     others.url += "?options=-c%20lock_timeout%3D500ms%20-c%20statement_timeout%3D1s"
     others.starts_over(PREFORK)
@@ -288,6 +291,7 @@ def test_a_table_locked_for_longer_than_anybody_waits_gives_no_dead_letter(other
     others.assert_carried_out(batch)
 
 
+@pytest.mark.outage
 def test_statements_that_somebody_cancels_are_tried_again(service):
     batch = service.a_batch(CONTENTS)
 
@@ -302,6 +306,7 @@ def test_statements_that_somebody_cancels_are_tried_again(service):
     service.assert_carried_out(batch)
 
 
+@pytest.mark.outage
 def test_sessions_that_end_when_they_are_idle_cost_nothing(service):
     batch = service.a_batch(CONTENTS)
 
@@ -313,6 +318,7 @@ def test_sessions_that_end_when_they_are_idle_cost_nothing(service):
     service.assert_carried_out(batch)
 
 
+@pytest.mark.outage
 def test_a_postgres_that_stands_still_for_ten_seconds_costs_nothing(others):
     others.start(PREFORK)
     batch = others.a_batch(CONTENTS)
@@ -342,6 +348,7 @@ def test_a_worker_waits_for_the_schema_that_it_needs(tmp_path, redises):
         service.assert_carried_out(batch)
 
 
+@pytest.mark.outage
 @pytest.mark.parametrize(
     "right",
     [
@@ -420,6 +427,7 @@ def _refusing(fault, servers):
         yield
 
 
+@pytest.mark.outage
 @pytest.mark.parametrize("where", ["slots", "broker", "both"])
 @pytest.mark.parametrize("fault", [*REDIS, "frozen"])
 def test_what_is_sent_beside_a_redis_that_refuses_is_carried_out(service, fault, where):
@@ -437,9 +445,24 @@ def test_what_is_sent_beside_a_redis_that_refuses_is_carried_out(service, fault,
     service.assert_carried_out(batch)
 
 
+@pytest.mark.outage
+@pytest.mark.parametrize("pool", [PREFORK, SOLO, "worker --pool threads --concurrency 2"])
+def test_a_worker_that_waits_stops_when_it_is_told_and_gives_its_messages_back(others, pool):
+    others.start(pool)
+    batch = others.a_batch(CONTENTS)
+
+    with refusals.read_only(others.url):
+        others.send_contents(batch)
+        time.sleep(REFUSED_S)
+        others.restart(pool)
+
+    others.assert_carried_out(batch)
+
+
 # --- connections that die in silence ------------------------------------------------------------
 
 
+@pytest.mark.outage
 @pytest.mark.parametrize("server", ["DATABASE", "REDIS", "BROKER"])
 def test_connections_that_are_swallowed_are_noticed_within_thirty_seconds(others, server):
     urls = {"DATABASE": others.url, "REDIS": others.slots.url, "BROKER": others.broker.url}
@@ -466,6 +489,7 @@ def test_connections_that_are_swallowed_are_noticed_within_thirty_seconds(others
 # --- waiting is not killing --------------------------------------------------------------------
 
 
+@pytest.mark.outage
 def test_a_content_that_waits_for_its_time_is_placed_once_and_poisons_nothing(others):
     """Forty seconds, as that is longer than five visibility timeouts of five seconds."""
     others.start(SOLO)

@@ -33,6 +33,7 @@ COUNTDOWN_S = 10 * VISIBILITY_S
 # --- a worker that lives -----------------------------------------------------------------------
 
 
+@pytest.mark.outage
 @pytest.mark.parametrize("pool", ["solo", "prefork", "threads"])
 def test_what_a_worker_that_lives_has_begun_is_delivered_to_nobody_else(place, pool):
     place.start(pool=pool)
@@ -59,6 +60,7 @@ def test_what_waits_behind_others_stays_with_its_worker(place):
     assert place.numbers() == [0, 1, 2, 3], "by one worker, one after the other"
 
 
+@pytest.mark.outage
 def test_a_countdown_beyond_the_visibility_timeout_survives_restarts_and_runs_once(place):
     sent = time.time()
     place.send(1, countdown=COUNTDOWN_S)
@@ -121,6 +123,7 @@ def test_what_was_begun_before_the_connection_was_lost_runs_once(place):
     assert worker.poll() is None
 
 
+@pytest.mark.outage
 def test_a_message_of_a_service_waits_for_its_countdown_and_is_placed_once(
     workers, conn, events_of, assert_invariants
 ):
@@ -304,6 +307,7 @@ def swallower():
     opened.close()
 
 
+@pytest.mark.outage
 @pytest.mark.parametrize("pool", ["solo", "prefork"])
 @pytest.mark.parametrize("idle_s", [0, 3], ids=["under load", "idle"])
 def test_a_connection_that_is_swallowed_is_replaced_within_30_s(place, swallower, pool, idle_s):
