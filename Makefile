@@ -29,7 +29,7 @@ test: env ## run the tests, on embedded servers
 test-outages: env ## run the tests of servers that refuse, hang or fall silent (ten minutes)
 	@$(BIN)/python -m pytest -n auto --maxprocesses 3 -m outage tests/live $(ARGS)
 
-test-rabbitmq: env ## run the tests on a real RabbitMQ (Debian's; six minutes)
+test-rabbitmq: env ## run the tests on a real RabbitMQ (Debian's; seven minutes)
 	@sh scripts/rabbitmq install || echo "== its tests are skipped"
 	@$(BIN)/python -m pytest -n 0 tests/rabbitmq $(ARGS)
 

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 from celery import Celery
-from kombu import Connection
+from kombu import Connection, pools
 from kombu.exceptions import OperationalError
 
 from core.invariants import check_ledger, check_slots
@@ -77,6 +77,7 @@ class RabbitWorkers(Workers):
         super().__init__(logs)
         self.node = node
         self.upstream.close()
+        pools.reset()  # Kombu shares connections by URL: those of a test before may be dead
         self.upstream = sender(node.url)
 
     def start(self, *more, command="worker --pool prefork --concurrency 1", **settings):
