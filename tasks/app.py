@@ -29,6 +29,7 @@ settings = Settings.from_env()
 broker.install()  # before the first connection
 
 RESULT_EXPIRES_S = 3600  # only chord keys: results are not stored
+RESULT_ANSWER_S = 5.0  # for Redis to take a result; Celery waits for 120 s
 SOFT_SHUTDOWN_S = 3.0  # what running tasks get before their messages are handed back
 DEATHS = 5  # of processes that carried a message out; then it is the message that kills them
 AT_ONCE = 100  # messages that a process carries out together: some 40 ms of work
@@ -60,6 +61,10 @@ app.conf.update(
     task_always_eager=settings.eager,
     task_eager_propagates=False,  # else the first retry raises instead of running again
     result_expires=RESULT_EXPIRES_S,
+    redis_socket_timeout=RESULT_ANSWER_S,
+    redis_socket_connect_timeout=RESULT_ANSWER_S,
+    redis_socket_keepalive=True,
+    redis_backend_health_check_interval=RESULT_ANSWER_S,
     worker_consumer="tasks.strays:Consumer",
     worker_concurrency=settings.concurrency,
     worker_prefetch_multiplier=1,

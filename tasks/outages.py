@@ -6,6 +6,7 @@ message, which gets a few tries.
 """
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +19,7 @@ from typing import TypeVar
 
 import psycopg
 import structlog
+from billiard.process import current_process
 from celery.exceptions import Reject
 from redis import Redis, RedisError
 
@@ -117,10 +119,16 @@ def find_outage() -> Outage | None:
 
 
 def _sleep(seconds: float) -> None:
-    """Wait, and show that this worker is alive. Raises Reject if it is to stop."""
+    """Wait, and show that this worker is alive. Raises Reject if it is to stop.
+
+    A process of a pool ends at once instead, and its parent gives the messages back. Whatever it
+    wrote into its pipe now, which nobody reads while the worker stops, could block the parent.
+    """
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
         if stopping.asked():
+            if current_process().name != "MainProcess":
+                os.kill(os.getpid(), signal.SIGKILL)
             raise Reject("the worker stops while a server refuses", requeue=True)
         signs.show_if_alone()
         time.sleep(min(POLL_S, left))

@@ -16,7 +16,7 @@ from celery.exceptions import Ignore, Reject, Retry
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
-from tasks import deaths
+from tasks import deaths, stopping
 from tasks.dead_letters import KeptAsDeadLetter, keep_if_possible, letter_of, names_event
 from tasks.delivery import describe
 
@@ -64,7 +64,7 @@ class QuietRequest(Request):
         if isinstance(error, ExceptionWithTraceback):
             error = error.exc
         if isinstance(error, LOST):
-            if not self.delivery_info["redelivered"]:
+            if not self.delivery_info["redelivered"] and not stopping.asked():
                 deaths.note(self.id)
         elif self.name in self.upstream and not isinstance(error, PASSED_ON):
             log.error("message_goes_back", task=self.name, task_id=self.id, error=repr(error))
