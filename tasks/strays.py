@@ -110,6 +110,12 @@ class Consumer(consumer.Consumer):
     def keep(self, message: Message, error: Exception, code: str) -> None:
         """Have a process of the pool write a dead letter, and acknowledge the message then."""
         letter = letter_of_message(message, error, code)
+        if self.hub:
+            self.hub.call_soon(self._write, message, letter)  # the pool works once the loop turns
+        else:
+            self._write(message, letter)
+
+    def _write(self, message: Message, letter: DeadLetter) -> None:
         release = partial(self._release, message, letter)
         self.pool.apply_async(keep_if_possible, args=(letter,), callback=release)
 
@@ -121,9 +127,7 @@ class Consumer(consumer.Consumer):
         if kept is not None:
             message.ack_log_error(logger, self.connection_errors)
         elif not stopping.asked():  # else it goes back when the channel is closed
-            release = partial(self._release, message, letter)
-            again = partial(self.pool.apply_async, keep_if_possible, (letter,), callback=release)
-            self.timer.call_after(KEEP_AGAIN_S, again)
+            self.timer.call_after(KEEP_AGAIN_S, self._write, (message, letter))
 
 
 @signals.heartbeat_sent.connect
