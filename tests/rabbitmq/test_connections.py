@@ -112,9 +112,7 @@ def test_a_message_that_a_worker_holds_for_too_long_is_neither_lost_nor_poison(
     assert doomed.poll() is None
 
 
-def test_a_solo_worker_that_sends_no_heartbeats_loses_nothing(
-    policed, node, outcome_of, letters
-):
+def test_a_solo_worker_that_sends_no_heartbeats_loses_nothing(policed, node, outcome_of, letters):
     """Its event loop stands still while a task waits; RabbitMQ ends the connection after 20 s."""
     event = make.registration(make.new_batch())
     policed.start(command="worker --pool solo")
