@@ -9,7 +9,6 @@ import pytest
 from kombu.exceptions import OperationalError
 
 from ops.proxy import Proxy
-from ops.torture import refusals
 from tasks.amqp import CONFIRM_S, OPTIONS
 from tests import factories as make
 from tests.live.conftest import until
@@ -112,13 +111,27 @@ def test_a_message_that_a_worker_holds_for_too_long_is_neither_lost_nor_poison(
     assert doomed.poll() is None
 
 
-def test_a_solo_worker_that_sends_no_heartbeats_loses_nothing(policed, node, outcome_of, letters):
+@contextmanager
+def new_sessions_read_only(pool):
+    """Refuse the writes of every session that begins now."""
+    with pool.connection() as other:
+        database = other.info.dbname
+        other.execute(f"ALTER DATABASE {database} SET default_transaction_read_only = on")
+        try:
+            yield
+        finally:
+            other.execute(f"ALTER DATABASE {database} RESET default_transaction_read_only")
+
+
+def test_a_solo_worker_that_sends_no_heartbeats_loses_nothing(
+    policed, node, pool, outcome_of, letters
+):
     """Its event loop stands still while a task waits; RabbitMQ ends the connection after 20 s."""
     event = make.registration(make.new_batch())
     policed.start(command="worker --pool solo")
     policed.ready(1)
 
-    with refusals.read_only(os.environ["ELS_DATABASE_URL"], sessions_stay=True):
+    with new_sessions_read_only(pool):
         policed.send("els.register_batch", event)
         ended = missed_heartbeats(node)
         until(lambda: missed_heartbeats(node) > ended, 50, "RabbitMQ ends the connection")
