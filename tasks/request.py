@@ -76,7 +76,9 @@ class QuietRequest(Request):
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002 - as Celery calls it
         """Tell monitors of an error by its name: its text may hold what a row holds."""
         if "exception" in fields:
-            name = str(fields["exception"]).partition("(")[0]
+            name, _, text = str(fields["exception"]).partition("(")
+            if name == KeptAsDeadLetter.__name__:  # it begins with the name of the error it is for
+                name = text.strip("'\"").partition(":")[0]
             fields.update(exception=f"{name}: see the worker's log", traceback="")
         super().send_event(type, **fields)
 

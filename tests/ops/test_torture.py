@@ -107,7 +107,7 @@ def test_a_broken_invariant_is_reported_with_the_batch_explained(spoilt):
         show(report, out)
 
     assert not report.ok
-    assert report.faults == {"Postgres: connections ended": 1}
+    assert report.faults.keys() == {"Postgres: connections ended"}
     [explanation] = report.explanations
     assert f"{explanation.batch_id}: ready_for_pipeline_execution" in shown.get()
     assert "An invariant is broken." in shown.get()
