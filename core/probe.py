@@ -4,6 +4,7 @@ It runs the service's own statements on a batch of its own, and rolls them back;
 these writes (a read-only server, a full disk, a missing table, right or trigger) stops the probe.
 """
 
+from secrets import token_hex
 from uuid import uuid4
 
 import psycopg
@@ -22,13 +23,17 @@ TASK = "probe"
 LOCK_TIMEOUT_S = 2  # for a lock on a whole table; nobody else locks the rows of the probe
 
 
-def probe_postgres(conn: Conn) -> Outage | None:
-    """Write to every table that the service writes to, and roll it back; None: all is well."""
+def probe_postgres(conn: Conn, *, size: int = 0) -> Outage | None:
+    """Write to every table that the service writes to, and roll it back; None: all is well.
+
+    `size` is how many random bytes are written besides: a disk that is full has room for a row in
+    a page that is there already.
+    """
     batch_id = f"probe-{uuid4().hex}"
     try:
         with conn.transaction():
             conn.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'")
-            _write_everything(conn, batch_id)
+            _write_everything(conn, batch_id, size)
             raise Rollback
     except psycopg.Error as error:
         return Outage.of("postgres", error)
@@ -47,7 +52,7 @@ def probe_redis(slots: Slots) -> Outage | None:
     return None
 
 
-def _write_everything(conn: Conn, batch_id: str) -> None:
+def _write_everything(conn: Conn, batch_id: str, size: int) -> None:
     """Take a batch from pending contents to its announcement, by the statements of the service."""
     content = Arrival("file-1", "probe", text_storage_id="text-1")
     rejected = Arrival("file-2", "probe", validation_error_code="EMPTY_CONTENT")
@@ -62,7 +67,7 @@ def _write_everything(conn: Conn, batch_id: str) -> None:
     announcement = Announcement(BatchStatus.READY_FOR_PIPELINE_EXECUTION, 2, "", [completed])
     ledger.announce(conn, {batch_id: announcement})
     ledger.take_unpublished(conn, [batch_id], 10)
-    ledger.park(conn, DeadLetter(TASK, batch_id, batch_id, "{}", "PROBE", ""))
+    ledger.park(conn, DeadLetter(TASK, batch_id, batch_id, f'"{token_hex(size)}"', "PROBE", ""))
     ledger.note_repair(conn, batch_id, TASK)
     ledger.note_failure(conn, batch_id, TASK, "")
 

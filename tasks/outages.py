@@ -34,6 +34,8 @@ from tasks.app import settings, stores
 TRIES = 5  # of what fails while all servers are well
 FIRST_WAIT_S, WAIT_FACTOR = 0.1, 4  # between two tries: 8.5 s in all, longer than a restart
 FIRST_PROBE_S, LONGEST_PROBE_S = 1.0, 10.0
+NO_ROOM = ("53", "58")  # classes of SQLSTATE: insufficient resources, an error of the system
+PROBE_BYTES = 64 * 1024  # written after such an error: more than one page
 POLL_S = 0.2  # a wait ends so soon after the worker is asked to stop
 
 T = TypeVar("T")
@@ -58,7 +60,7 @@ def persist(
             kind = fault(error)
             if kind in {Fault.MESSAGE, Fault.CONTENTION} or isinstance(error, Reject):
                 raise
-            waited = kind is Fault.ENVIRONMENT and wait_until_well()
+            waited = kind is Fault.ENVIRONMENT and wait_until_well(error)
             tried += not waited
             if tried >= tries:
                 raise
@@ -76,13 +78,14 @@ def run_tick(step: Callable[[], T], otherwise: T) -> T:
         if fault(error) not in {Fault.ENVIRONMENT, Fault.CONTENTION}:
             raise
         log.warning("left_to_the_next_tick", error=type(error).__name__, sqlstate=sqlstate(error))
-        wait_until_well()
+        wait_until_well(error)
         return otherwise
 
 
-def wait_until_well() -> bool:
+def wait_until_well(error: Exception) -> bool:
     """Wait while a server refuses; False if none did. Raises Reject where the worker stops."""
-    outage = find_outage()
+    size = PROBE_BYTES if (sqlstate(error) or "").startswith(NO_ROOM) else 0
+    outage = find_outage(size)
     if outage is None:
         stores().pool.drain()  # its connections may have ended with the last restart
         return False
@@ -97,7 +100,7 @@ def wait_until_well() -> bool:
                 pauses.say_paused(_client(), pause)
             _sleep(wait * uniform(0.5, 1))
             wait = min(2 * wait, LONGEST_PROBE_S)
-            outage = find_outage()
+            outage = find_outage(size)
     finally:
         with suppress(RedisError):
             pauses.say_resumed(_client(), pause.process)
@@ -107,12 +110,12 @@ def wait_until_well() -> bool:
     return True
 
 
-def find_outage() -> Outage | None:
+def find_outage(size: int) -> Outage | None:
     """Probe each server by new connections; return the first that refuses writes."""
     try:
         assert settings.database_url is not None, "a worker does not start without"
         with ledger.connect_once(settings.database_url) as conn:
-            outage = probe_postgres(conn)
+            outage = probe_postgres(conn, size=size)
     except psycopg.Error as error:
         outage = Outage.of("postgres", error)
     return outage or probe_redis(Slots(_client()))

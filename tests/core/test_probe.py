@@ -40,6 +40,7 @@ def test_servers_that_are_well_take_the_probe_and_keep_nothing_of_it(conn, slots
     before = {table: count(conn, table) for table in TABLES}
 
     assert probe_postgres(conn) is None
+    assert probe_postgres(conn, size=1000) is None
     assert probe_redis(slots) is None
     assert {table: count(conn, table) for table in TABLES} == before
     assert slots.client.keys() == []
