@@ -48,8 +48,8 @@ class Pause:
 
 def say_paused(client: Redis, pause: Pause) -> None:
     """Note that a process waits. Raises redis.RedisError."""
-    told = {**asdict(pause.outage), "since": pause.since.timestamp(), "at": _now(client)}
-    client.hset(PAUSES, pause.process, json.dumps(told))
+    row = {**asdict(pause.outage), "since": pause.since.timestamp(), "at": _now(client)}
+    client.hset(PAUSES, pause.process, json.dumps(row))
 
 
 def say_resumed(client: Redis, process: str) -> None:
