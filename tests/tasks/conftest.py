@@ -2,7 +2,8 @@
 
 import base64
 import json
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from uuid import uuid4
 
 import pytest
@@ -12,6 +13,7 @@ from structlog.testing import capture_logs
 from tasks import intake
 from tasks.app import app, stores
 from tasks.together import Call
+from tests.core.crowd import until
 from tests.factories import new_batch
 
 ASSIGN = "els.assign_content"
@@ -74,6 +76,27 @@ def send():
 def logged():
     with capture_logs() as lines:
         yield lines
+
+
+@pytest.fixture
+def claimed_by_another(logged):
+    """Let another message hold the slot of a batch until a task was tried again."""
+
+    @contextmanager
+    def hold(batch_id):
+        slots = stores().slots
+        claims = slots.claim(batch_id, ["text-of-another"])
+
+        def release_after_a_retry():
+            until(lambda: [line for line in logged if line["event"] == "retried"])
+            slots.release(batch_id, claims, still_open=True)
+
+        with ThreadPoolExecutor(1) as crowd:
+            releasing = crowd.submit(release_after_a_retry)
+            yield
+            releasing.result()
+
+    return hold
 
 
 @pytest.fixture

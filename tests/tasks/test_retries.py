@@ -1,6 +1,5 @@
 """What may pass is tried again, for as long as the settings say; then it is kept."""
 
-from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
 
 import psycopg
@@ -9,7 +8,6 @@ import pytest
 from core.faults import LONGEST_WAIT, nominal_wait_s, sqlstate, wait_s, waited_s
 from tasks.app import stores
 from tests.core import looks
-from tests.core.crowd import until
 from tests.core.story import texts
 from tests.factories import cancellation, content, contents, registration, rejection
 
@@ -47,19 +45,11 @@ def test_a_broken_connection_is_replaced_in_place(send, batch_id, break_connecti
     assert [(line["log_level"], line["sqlstate"]) for line in again] == [("warning", "57P01")]
 
 
-def test_slots_that_others_are_claiming_are_waited_for(send, conn, batch_id, logged):
+def test_slots_that_others_are_claiming_are_waited_for(send, conn, batch_id, claimed_by_another):
     send(REGISTER, registration(batch_id, 1))
-    slots = stores().slots
-    others = slots.claim(batch_id, ["text-of-another"])
 
-    def release_after_a_retry():
-        until(lambda: [line for line in logged if line["event"] == "retried"])
-        slots.release(batch_id, others, still_open=True)
-
-    with ThreadPoolExecutor(1) as crowd:
-        releasing = crowd.submit(release_after_a_retry)
+    with claimed_by_another(batch_id):
         value = send(ASSIGN, content(batch_id))
-        releasing.result()
 
     assert value["outcome"] == "assigned"
     assert looks.batch(conn, batch_id)["status"] == "ready_for_pipeline_execution"

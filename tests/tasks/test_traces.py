@@ -1,7 +1,6 @@
 """Spans of the tasks: what they hang together by, and what they never tell."""
 
 import logging
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import structlog
@@ -15,7 +14,6 @@ from tasks import app as program
 from tasks.app import app, stores
 from tasks.tracing import Collector, Traces, statement_name
 from tests.core import looks
-from tests.core.crowd import until
 from tests.core.story import fill, texts
 from tests.factories import content, contents, new_batch, registration
 
@@ -194,19 +192,11 @@ def test_no_span_tells_what_is_in_a_file_or_what_an_error_says(spans, send, batc
     assert "Svensson" not in told
 
 
-def test_a_retry_is_in_the_trace_of_what_is_retried(spans, send, batch_id, logged):
+def test_a_retry_is_in_the_trace_of_what_is_retried(spans, send, batch_id, claimed_by_another):
     send(REGISTER, registration(batch_id, 1))
-    slots = stores().slots
-    others = slots.claim(batch_id, ["text-of-another"])
 
-    def release_after_a_retry():
-        until(lambda: [line for line in logged if line["event"] == "retried"])
-        slots.release(batch_id, others, still_open=True)
-
-    with ThreadPoolExecutor(1) as crowd:
-        releasing = crowd.submit(release_after_a_retry)
+    with claimed_by_another(batch_id):
         value = send(ASSIGN, content(batch_id), headers=UPSTREAM)
-        releasing.result()
 
     assert value["outcome"] == "assigned"
     states = [s.attributes["celery.state"] for s in spans.of_upstream() if s.name == ASSIGN]
