@@ -262,7 +262,10 @@ def test_a_worker_that_starts_while_its_broker_refuses_waits(service, broker, ho
 
     assert value.get(timeout=30)["outcome"] == "registered"
     assert worker.poll() is None
-    assert log_of(service).count("broker_refuses") == (how not in TAKES_ON)
+    said = log_of(service).count("broker_refuses")
+    assert (
+        said <= 1 if how in TAKES_ON else said == 1
+    )  # a full one refuses some commands of a start
     assert "Traceback" not in log_of(service)
 
 
