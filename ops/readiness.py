@@ -48,13 +48,12 @@ class Readiness:
 
     def _postgres(self) -> list[Finding]:
         with self._sources.connection() as conn:
-            return [*check_postgres(conn), *_refusal(probe_postgres(conn))]
+            return _or_refusal(check_postgres(conn), lambda: probe_postgres(conn))
 
     def _redis(self) -> list[Finding]:
-        refusal = _refusal(probe_redis(self._sources.slots))
-        if self._shared:
-            return refusal  # the rest is asked as of the broker
-        return [*check_redis(self._sources.client, "redis"), *refusal]
+        # A Redis that is the broker too is asked for the rest as the broker.
+        found = [] if self._shared else check_redis(self._sources.client, "redis")
+        return _or_refusal(found, lambda: probe_redis(self._sources.slots))
 
     def _pauses(self) -> list[Pause]:
         """List the processes of workers that wait; none where Redis, which knows, is away."""
@@ -71,13 +70,13 @@ class Readiness:
         return []
 
 
-def _refusal(outage: Outage | None) -> list[Finding]:
-    """Say that a server refuses the writes of this service, if it does."""
-    if outage is None:
-        return []
+def _or_refusal(found: list[Finding], probe: Callable[[], Outage | None]) -> list[Finding]:
+    """Add that a server refuses the writes of this service, unless a fault says why already."""
+    if any(each.severity is Severity.FAULT for each in found) or (outage := probe()) is None:
+        return found
     why = "workers wait for it; they go on by themselves once it takes writes again"
     step = "look at the server's disk, memory, role and rights"
-    return [Finding(outage.server, Severity.FAULT, outage.error, why, step)]
+    return [*found, Finding(outage.server, Severity.FAULT, outage.error, why, step)]
 
 
 def _ask(name: str, check: Callable[[], list[Finding]]) -> list[Finding]:
