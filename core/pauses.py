@@ -48,7 +48,7 @@ class Pause:
 
 def say_paused(client: Redis, pause: Pause) -> None:
     """Note that a process waits. Raises redis.RedisError."""
-    row = {**asdict(pause.outage), "since": pause.since.timestamp(), "at": _now(client)}
+    row = {**asdict(pause.outage), "since": pause.since.timestamp(), "at": server_time(client)}
     client.hset(PAUSES, pause.process, json.dumps(row))
 
 
@@ -62,7 +62,7 @@ def read_pauses(client: Redis) -> list[Pause]:
     said = cast("Mapping[str, str]", client.hgetall(PAUSES))
     if not said:
         return []
-    now = _now(client)
+    now = server_time(client)
     pauses = []
     for process, text in said.items():
         row = json.loads(text)
@@ -74,6 +74,7 @@ def read_pauses(client: Redis) -> list[Pause]:
     return sorted(pauses, key=lambda pause: pause.since)
 
 
-def _now(client: Redis) -> float:
+def server_time(client: Redis) -> float:
+    """Return the time by Redis' clock, in seconds. Raises redis.RedisError."""
     seconds, microseconds = client.time()
     return seconds + microseconds / 1_000_000

@@ -10,7 +10,7 @@ from typing import cast
 
 from redis import Redis
 
-from core.pauses import Pause, read_pauses
+from core.pauses import Pause, read_pauses, server_time
 
 WORKERS = "els:workers"  # sorted set: worker -> time of its last sign of life, s
 SWEPT = "els:swept_at"  # time of the last sweep, s
@@ -46,14 +46,14 @@ NO_PULSE = Pulse([], None, 0)
 
 def worker_lives(client: Redis, name: str) -> None:
     """Note that a worker is alive; forget those that have long been gone."""
-    now = _now(client)
+    now = server_time(client)
     client.zadd(WORKERS, {name: now})
     client.zremrangebyscore(WORKERS, 0, now - FORGOTTEN.total_seconds())
 
 
 def swept(client: Redis) -> None:
     """Note that the sweep has run."""
-    client.set(SWEPT, _now(client))
+    client.set(SWEPT, server_time(client))
 
 
 def may_send_tick(client: Redis, queue: str, task: str) -> bool:
@@ -72,13 +72,8 @@ def read_pulse(client: Redis, waiting: int | None) -> Pulse:
 
     A time far in the future was written before Redis' clock was set back. It counts as old.
     """
-    now, fresh_s = _now(client), FRESH.total_seconds()
+    now, fresh_s = server_time(client), FRESH.total_seconds()
     workers = cast("list[str]", client.zrangebyscore(WORKERS, now - fresh_s, now + fresh_s))
     last = cast("str | None", client.get(SWEPT))
     swept_at = datetime.now(UTC) - timedelta(seconds=now - float(last)) if last else None
     return Pulse(workers, swept_at, waiting, read_pauses(client))
-
-
-def _now(client: Redis) -> float:
-    seconds, microseconds = client.time()
-    return seconds + microseconds / 1e6

@@ -73,6 +73,7 @@ app.conf.update(
     worker_send_task_events=True,  # what Flower shows
     worker_hijack_root_logger=False,
     broker_connection_retry_on_startup=True,
+    broker_channel_error_retry=True,  # a broker that refuses what a worker needs does not end it
     broker_transport_options={
         "visibility_timeout": settings.visibility_timeout,
         "socket_keepalive": True,
@@ -94,13 +95,9 @@ if str(app.conf.broker_url).startswith("amqp"):
         worker_prefetch_multiplier=PUSHED,
         broker_transport_options=amqp.OPTIONS,
         broker_heartbeat=amqp.HEARTBEAT_S,
-        broker_channel_error_retry=True,  # else a refusal of RabbitMQ's ends the worker
     )
     app.steps["consumer"].add("tasks.amqp_queues:Queues")
     amqp_queues.wait_at_least_a_second()
-else:
-    # A worker that Redis refuses what it needs to begin does not end: it connects again and waits.
-    app.conf.update(broker_channel_error_retry=True)
 
 
 @dataclass(frozen=True)

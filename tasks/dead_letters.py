@@ -114,6 +114,11 @@ def names_event(args: Sequence[object], kwargs: Mapping[str, object]) -> bool:
     return not args and kwargs.keys() == {"event"}
 
 
+def body_of(args: Sequence[object], kwargs: Mapping[str, object]) -> object:
+    """Return what a call announces: its event, or all of it if it is not called as it is to be."""
+    return kwargs["event"] if names_event(args, kwargs) else {"args": args, "kwargs": kwargs}
+
+
 def as_json(body: object) -> str:
     """Write a body as JSON, whatever it is: to the letter where JSON can hold it."""
     try:
@@ -129,8 +134,7 @@ def _body(message: Message) -> object:
     except (ValueError, TypeError, RecursionError):
         raw = message.body if isinstance(message.body, bytes) else str(message.body).encode()
         return {"content_type": message.content_type, "base64": base64.b64encode(raw).decode()}
-    named = isinstance(kwargs, dict) and names_event(args, kwargs)
-    return kwargs["event"] if named else {"args": args, "kwargs": kwargs}
+    return body_of(args, kwargs) if isinstance(kwargs, dict) else {"args": args, "kwargs": kwargs}
 
 
 def _shown(body: object) -> str:

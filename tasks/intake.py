@@ -39,7 +39,7 @@ from core.outcomes import Done, Value
 from tasks import deaths
 from tasks.app import DEATHS, app, settings, shown, stores
 from tasks.completion import again, follow_up
-from tasks.dead_letters import KeptAsDeadLetter, keep, letter_of, names_event
+from tasks.dead_letters import KeptAsDeadLetter, body_of, keep, letter_of, names_event
 from tasks.outages import persist
 from tasks.request import QuietRequest
 
@@ -203,8 +203,7 @@ def carry_out(
     """
     clear_contextvars()
     bind_contextvars(task=task.name, task_id=task.request.id)
-    named = names_event(args, kwargs)
-    body = kwargs["event"] if named else {"args": args, "kwargs": kwargs}
+    body = body_of(args, kwargs)
     if (died := deaths.count(task.request)) >= DEATHS:
         error = WorkerLostError("its worker died at each delivery")
         return _refuse(task, body, error, "POISON_MESSAGE", died)
@@ -212,7 +211,9 @@ def carry_out(
     started = settled.started if settled else time.monotonic()
     try:
         event, idem = (
-            settled[:2] if settled else parse(model, task.name, body if named else None, limit)
+            settled[:2]
+            if settled
+            else parse(model, task.name, body if names_event(args, kwargs) else None, limit)
         )
         bind_contextvars(batch_id=event.batch_id, correlation_id=str(event.correlation_id))
 

@@ -17,7 +17,7 @@ from celery.worker.request import Request
 from celery.worker.state import task_ready
 
 from tasks import deaths, stopping
-from tasks.dead_letters import KeptAsDeadLetter, keep_if_possible, letter_of, names_event
+from tasks.dead_letters import KeptAsDeadLetter, body_of, keep_if_possible, letter_of
 from tasks.delivery import describe
 
 PASSED_ON = (KeptAsDeadLetter, Reject, Retry, Ignore, Terminated)  # Celery's way with them is right
@@ -93,8 +93,7 @@ class QuietRequest(Request):
         self._already_revoked = True
         code = "EXPIRED" if expired else "REVOKED"
         why = f"expired at {self.expires}" if expired else f"was {reason} by remote control"
-        args, kwargs = self.args or (), self.kwargs or {}
-        body = kwargs["event"] if names_event(args, kwargs) else {"args": args, "kwargs": kwargs}
+        body = body_of(self.args or (), self.kwargs or {})
         letter = letter_of(self.name, self.id, body, ValueError(f"the message {why}"), code)
         acknowledge = partial(announce, reason, terminated, signum, expired)
         release = partial(self._release, acknowledge)
