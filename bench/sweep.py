@@ -19,7 +19,7 @@ from core.ledger import Conn
 from core.lifecycle import Lifecycle
 from core.settings import Settings
 from core.slots import Slots, connect
-from core.sweep import RULES, Look, Mender, sweep
+from core.sweep import RULES, CheckContext, RepairContext, sweep
 from migrations import upgrade
 from ops.embedded import Postgres, Valkey, free_port
 
@@ -59,7 +59,10 @@ def main() -> None:
         with ledger.connect(postgres.url, by_key=True) as pool, pool.connection() as conn:
             slots = Slots(connect(valkey.url))
             _fill(conn, slots, options)
-            _report(Mender(Lifecycle(pool, slots, slot_events=False), lambda event: None), options)
+            _report(
+                RepairContext(Lifecycle(pool, slots, slot_events=False), lambda event: None),
+                options,
+            )
     finally:
         valkey.stop()
         postgres.stop()
@@ -76,7 +79,7 @@ def _fill(conn: Conn, slots: Slots, options: argparse.Namespace) -> None:
             slots.seed(f"batch-{number}", free)
 
 
-def _report(mender: Mender, options: argparse.Namespace) -> None:
+def _report(mender: RepairContext, options: argparse.Namespace) -> None:
     rounds, mended = [], 0
     for _ in range(options.rounds):
         started = time.perf_counter()
@@ -89,12 +92,12 @@ def _report(mender: Mender, options: argparse.Namespace) -> None:
     print(f"  quiet   {_times(quiet)}")
     print(f"  mending {_times(busy)}, {mended} batches mended")
     with mender.lifecycle.pool.connection() as conn:
-        look = Look(conn, mender.lifecycle.slots)
+        look = CheckContext(conn, mender.lifecycle.slots)
         for rule in RULES:
             print(f"    {rule.code:26} {_times([_timed(rule.check, look) for _ in range(9)])}")
 
 
-def _timed(check: Callable[[Look], object], look: Look) -> float:
+def _timed(check: Callable[[CheckContext], object], look: CheckContext) -> float:
     started = time.perf_counter()
     check(look)
     return time.perf_counter() - started

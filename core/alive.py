@@ -1,7 +1,7 @@
 """A file that a worker touches as long as its main loop turns, for supervisors. It holds its pid.
 
-It stands apart from `core.pulse`, which asks Redis: a broker that is away must not look like a dead
-worker, or an outage becomes a storm of restarts. Imports little, because it is read often.
+It stands apart from `core.heartbeat`, which asks Redis: a broker that is away must not look like
+a dead worker, or an outage becomes a storm of restarts. Imports little, because it is read often.
 """
 
 import os

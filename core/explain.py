@@ -11,12 +11,12 @@ from typing import Any
 from redis import RedisError
 
 from core import desk, ledger
+from core.heartbeat import Pulse
 from core.ledger import Conn, Holder, Unmended
 from core.pauses import Pause
-from core.pulse import Pulse
 from core.slots import Slots
 from core.states import BatchStatus, OnDeadline
-from core.sweep import RULES, Look, Shared
+from core.sweep import RULES, CheckContext, Shared
 
 NEAR = timedelta(minutes=10)  # a deadline this near is worth a word
 BACKLOG = 1_000  # waiting messages that take the worker more than a second or two
@@ -78,7 +78,7 @@ def explain(conn: Conn, slots: Slots, batch_id: str, pulse: Pulse) -> Explanatio
 def _rules_broken(conn: Conn, slots: Slots, batch_id: str, redis_side: Row) -> Iterator[Cause]:
     """Ask every rule about this batch; without Redis, those that do not need it."""
     unmended = ledger.unmended(conn, batch_id, len(RULES))
-    look = Look(conn, slots, batch_id, shared=Shared())
+    look = CheckContext(conn, slots, batch_id, shared=Shared())
     for rule in RULES:
         if "error" in redis_side and rule.code == "slot_drift":
             continue

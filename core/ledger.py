@@ -55,7 +55,7 @@ OVERDUE = sql("overdue")
 
 
 @dataclass(frozen=True)
-class Arrival:
+class Submission:
     """A stored text (without `validation_error_code`) or a rejected file (with it)."""
 
     file_upload_id: str
@@ -108,7 +108,7 @@ class Tracker:
 
     @property
     def excess_reason(self) -> ExcessReason:
-        """Why an arrival without a slot gets none."""
+        """Why a submission without a slot gets none."""
         return CLOSED.get(self.status, ExcessReason.NO_AVAILABLE_SLOT)
 
 
@@ -168,7 +168,7 @@ class Stored:
     full: bool
 
 
-class Whereabouts(NamedTuple):  # as `Claim`
+class Location(NamedTuple):  # as `Claim`
     """Where a claimant is already: in a slot, or in excess for a reason."""
 
     essay_id: str | None
@@ -176,9 +176,9 @@ class Whereabouts(NamedTuple):  # as `Claim`
 
 
 class Placing(NamedTuple):  # as `Claim`
-    """An arrival, the slot it is to get, and the event that this settles, with its outcome."""
+    """A submission, the slot it is to get, and the event that this settles, with its outcome."""
 
-    arrival: Arrival
+    submission: Submission
     essay_id: str
     idem: Idempotency | None = None
     outcome: Row | None = None
@@ -272,7 +272,7 @@ def trackers(conn: Conn, batches: Sequence[str], *, lock: bool = False) -> dict[
     }
 
 
-def register(conn: Conn, batch: Row, essay_ids: Sequence[str]) -> tuple[int, int, list[Arrival]]:
+def register(conn: Conn, batch: Row, essay_ids: Sequence[str]) -> tuple[int, int, list[Submission]]:
     """Write tracker and slots, and give the first slots to what waited.
 
     Returns the open slots left, the contents that were assigned, and what is over.
@@ -280,13 +280,13 @@ def register(conn: Conn, batch: Row, essay_ids: Sequence[str]) -> tuple[int, int
     slots = {"essay_ids": "\n".join(essay_ids), "expected_count": len(essay_ids)}
     row = conn.execute(REGISTER, {**batch, **slots}).fetchone()
     assert row is not None
-    over = [Arrival(**arrival) for arrival in row["over"]]
+    over = [Submission(**submission) for submission in row["over"]]
     return row["available_slots"], row["pending_assigned"], over
 
 
-def park_pending(conn: Conn, batch_id: str, arrivals: Sequence[Arrival]) -> None:
-    """Keep arrivals until their batch is registered; one that waits already stays as it is."""
-    conn.execute(PARK_PENDING, {"batch_id": batch_id, "arrivals": _recordset(arrivals)})
+def park_pending(conn: Conn, batch_id: str, submissions: Sequence[Submission]) -> None:
+    """Keep submissions until their batch is registered; one that waits already stays as it is."""
+    conn.execute(PARK_PENDING, {"batch_id": batch_id, "submissions": _recordset(submissions)})
 
 
 # --- slots -------------------------------------------------------------------------------------
@@ -295,14 +295,14 @@ def park_pending(conn: Conn, batch_id: str, arrivals: Sequence[Arrival]) -> None
 def place(
     conn: Conn, batches: Mapping[str, Sequence[Placing]], *, routed: bool
 ) -> dict[str, Placed]:
-    """Put arrivals of some batches into the slots named beside them; write their events' keys.
+    """Put submissions of some batches into the slots named beside them; write their events' keys.
 
     A batch none of whose slots was open is left out. With keys it is all or nothing: fewer open
-    slots than arrivals raise NotNullViolation. Raises UniqueViolation when a key, or a slot of one
-    of these contents, is there already. `routed` writes an `EssaySlotAssigned` for each content.
+    slots than submissions raise NotNullViolation. Raises UniqueViolation when a key, or a slot of
+    one of these contents, is there already. `routed` writes an `EssaySlotAssigned` for each.
     """
     told = [
-        {"batch_id": batch_id, "arrivals": [_placing_row(batch_id, p, routed) for p in placings]}
+        {"batch_id": batch_id, "submissions": [_placing_row(batch_id, p, routed) for p in placings]}
         for batch_id, placings in batches.items()
     ]
     rows = conn.execute(PLACE, {"batches": Jsonb(told), "traceparent": traceparent.get()})
@@ -314,10 +314,10 @@ def place(
 
 def _placing_row(batch_id: str, placing: Placing, routed: bool) -> Row:
     return {
-        **vars(placing.arrival),
+        **vars(placing.submission),
         **_key_row(placing),
         "essay_id": placing.essay_id,
-        "event_id": _content_event_id(batch_id, "EssaySlotAssigned", placing.arrival, routed),
+        "event_id": _content_event_id(batch_id, "EssaySlotAssigned", placing.submission, routed),
     }
 
 
@@ -333,22 +333,22 @@ def _key_row(placing: Placing) -> Row:
 
 
 def record_excess(
-    conn: Conn, batch_id: str, arrivals: Sequence[Arrival], reason: ExcessReason
+    conn: Conn, batch_id: str, submissions: Sequence[Submission], reason: ExcessReason
 ) -> bool:
-    """Write arrivals down as excess, with their events; False when a slot is open after all."""
+    """Write submissions down as excess, with their events; False when a slot is open after all."""
     told = reason is ExcessReason.NO_AVAILABLE_SLOT
     rows = [
         {
-            **vars(arrival),
-            "event_id": _content_event_id(batch_id, "ExcessContentProvisioned", arrival, told),
+            **vars(submission),
+            "event_id": _content_event_id(batch_id, "ExcessContentProvisioned", submission, told),
         }
-        for arrival in arrivals
+        for submission in submissions
     ]
     row = conn.execute(
         RECORD_EXCESS,
         {
             "batch_id": batch_id,
-            "arrivals": Jsonb(rows),
+            "submissions": Jsonb(rows),
             "reason": reason.value,
             "traceparent": traceparent.get(),
         },
@@ -356,11 +356,13 @@ def record_excess(
     return row is not None
 
 
-def whereabouts(conn: Conn, batch_id: str, arrivals: Sequence[Arrival]) -> dict[str, Whereabouts]:
+def whereabouts(
+    conn: Conn, batch_id: str, submissions: Sequence[Submission]
+) -> dict[str, Location]:
     """Tell which of these claimants have a place in a registered batch already."""
-    rows = conn.execute(WHEREABOUTS, {"batch_id": batch_id, "arrivals": _recordset(arrivals)})
+    rows = conn.execute(WHEREABOUTS, {"batch_id": batch_id, "submissions": _recordset(submissions)})
     return {
-        row["claimant"]: Whereabouts(
+        row["claimant"]: Location(
             row["essay_id"], row["excess_reason"] and ExcessReason(row["excess_reason"])
         )
         for row in rows
@@ -719,7 +721,7 @@ def recount(conn: Conn, batch_id: str) -> bool:
     """Set a batch's counter to what is open; False when it was right, or its slots are wrong.
 
     A count of wrong slots says nothing: the batch would count as full, and could not be sealed.
-    The tracker is locked first, and counted in a second statement: an arrival that has its slot
+    The tracker is locked first, and counted in a second statement: a submission that has its slot
     but waits for the tracker still counts as open here, and then counts itself down.
     """
     conn.execute("SELECT FROM batch_essay_trackers WHERE batch_id = %s FOR UPDATE", [batch_id])
@@ -794,8 +796,8 @@ def forget_unmended(conn: Conn, batch_id: str, rule: str) -> None:
     conn.execute("DELETE FROM unmended WHERE batch_id = %s AND rule = %s", [batch_id, rule])
 
 
-def pending(conn: Conn, batch_id: str) -> list[tuple[int, Arrival]]:
-    """Read what waits for a batch, in its order: the row's id and the arrival."""
+def pending(conn: Conn, batch_id: str) -> list[tuple[int, Submission]]:
+    """Read what waits for a batch, in its order: the row's id and the submission."""
     rows = conn.execute(
         "SELECT id, essay_file_id AS file_upload_id, original_file_name, text_storage_id,"
         " raw_file_storage_id, file_size_bytes, content_md5_hash, validation_error_code,"
@@ -803,7 +805,7 @@ def pending(conn: Conn, batch_id: str) -> list[tuple[int, Arrival]]:
         " ORDER BY received_at, id",
         [batch_id],
     )
-    return [(row.pop("id"), Arrival(**row)) for row in rows]
+    return [(row.pop("id"), Submission(**row)) for row in rows]
 
 
 def unpark(conn: Conn, row_id: int) -> None:
@@ -974,12 +976,16 @@ def park(conn: Conn, letter: DeadLetter) -> int:
     return cast(int, row["id"])
 
 
-def _recordset(arrivals: Sequence[Arrival]) -> Jsonb:
-    return Jsonb([{**vars(arrival), "claimant": arrival.claimant} for arrival in arrivals])
+def _recordset(submissions: Sequence[Submission]) -> Jsonb:
+    return Jsonb(
+        [{**vars(submission), "claimant": submission.claimant} for submission in submissions]
+    )
 
 
-def _content_event_id(batch_id: str, event_type: str, arrival: Arrival, told: bool) -> str | None:
+def _content_event_id(
+    batch_id: str, event_type: str, submission: Submission, told: bool
+) -> str | None:
     """Name the event of a content; None for a rejected file, or where nobody is told."""
-    if not told or arrival.text_storage_id is None:
+    if not told or submission.text_storage_id is None:
         return None
-    return str(outgoing_id(batch_id, event_type, arrival.text_storage_id))
+    return str(outgoing_id(batch_id, event_type, submission.text_storage_id))

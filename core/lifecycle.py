@@ -1,7 +1,7 @@
 """The story: a batch is registered, its slots are filled, it is sealed and announced, once.
 
 Every method is one idempotent step. Its effect, its key and its events commit together; Redis is
-told afterwards, and may forget at any time. `Done` says what follows outside of the transaction.
+told afterwards, and may forget at any time. `StepResult` says what follows the commit.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from psycopg import Rollback
 from psycopg_pool import ConnectionPool
 
 from core import ledger, metrics
-from core.arrivals import Arrivals, Delivery
+from core.assignment import Assignment, Delivery
 from core.crash import crashpoint
 from core.errors import (
     RegistrationConflict,
@@ -32,14 +32,16 @@ from core.events import (
     Outgoing,
     StudentAssociationsConfirmed,
 )
-from core.ledger import Arrival, Bounds, Conn, Tracker
-from core.outcomes import Done, outcome, replayed, unless_overtaken
+from core.ledger import Bounds, Conn, Submission, Tracker
+from core.outcomes import StepResult, outcome, replayed, retry_on_conflict
 from core.seals import Seal, Sealed, announcement, essays_ready, seal_of, timeout_event
 from core.slots import Slots
 from core.states import ACCOUNTED, BatchStatus, EssayStatus, ExcessReason, OnDeadline, sources
 
-Arriving = EssayContentProvisioned | BatchContentsProvisioned | EssayValidationFailed
-DRAINED = UUID("2f5a0e9c-7f0e-5e0b-9a53-5d3a1f0c8a11")  # namespace of the keys of drained rows
+SubmittingEvent = EssayContentProvisioned | BatchContentsProvisioned | EssayValidationFailed
+DRAIN_NAMESPACE = UUID(
+    "2f5a0e9c-7f0e-5e0b-9a53-5d3a1f0c8a11"
+)  # namespace of the keys of drained rows
 RANGE = 2_500  # slots sealed by one header of the completion chord, which itself costs 3 ms
 WHOLE: Bounds = ("", None)
 
@@ -56,21 +58,21 @@ class Lifecycle:
         self.pool = pool
         self.slots = slots
         self.slot_events = slot_events
-        self.arrivals = Arrivals(pool, slots, slot_events=slot_events)
+        self.submissions = Assignment(pool, slots, slot_events=slot_events)
 
     # --- a batch is registered -----------------------------------------------------------------
 
-    def register_batch(self, event: BatchEssaysRegistered, idem: Idempotency) -> Done:
+    def register_batch(self, event: BatchEssaysRegistered, idem: Idempotency) -> StepResult:
         """Write the batch, all of its slots, and what waited for it: all or nothing.
 
         Raises RegistrationConflict when it is registered with other essays.
         """
         essay_ids = sorted(event.essay_ids)  # the order of slots, ranges and manifest
-        return unless_overtaken(lambda: self._register(event, essay_ids, idem))
+        return retry_on_conflict(lambda: self._register(event, essay_ids, idem))
 
     def _register(
         self, event: BatchEssaysRegistered, essay_ids: list[str], idem: Idempotency
-    ) -> Done:
+    ) -> StepResult:
         batch_id, digest = event.batch_id, hashlib.sha256("\n".join(essay_ids).encode()).digest()
         with ledger.transaction(self.pool) as conn:
             ledger.hold_registration_lock(conn, batch_id)
@@ -98,28 +100,32 @@ class Lifecycle:
             ledger.write_key(conn, idem, batch_id, value)
         crashpoint("registered_before_seed")
         self.slots.seed(batch_id, essay_ids[len(essay_ids) - left :])
-        return Done(value, full=left == 0, posted=bool(over) or (self.slot_events and assigned > 0))
+        return StepResult(
+            value, full=left == 0, posted=bool(over) or (self.slot_events and assigned > 0)
+        )
 
     # --- contents and rejected files arrive ------------------------------------------------------
 
-    def assign_content(self, event: EssayContentProvisioned, idem: Idempotency) -> Done:
+    def assign_content(self, event: EssayContentProvisioned, idem: Idempotency) -> StepResult:
         """Give one stored text a slot, or say why it has none (yet)."""
-        return self.arrivals.take(_delivery(event, idem))
+        return self.submissions.take(_delivery(event, idem))
 
-    def assign_together(self, events: Sequence[tuple[Arriving, Idempotency]]) -> list[Done | None]:
+    def assign_together(
+        self, events: Sequence[tuple[SubmittingEvent, Idempotency]]
+    ) -> list[StepResult | None]:
         """Give what several messages announce its slots, by one trip to Redis and one commit.
 
         None: this one, such as a repeat, is to be taken by itself.
         """
-        return self.arrivals.take_together([_delivery(event, idem) for event, idem in events])
+        return self.submissions.take_together([_delivery(event, idem) for event, idem in events])
 
-    def assign_contents(self, event: BatchContentsProvisioned, idem: Idempotency) -> Done:
+    def assign_contents(self, event: BatchContentsProvisioned, idem: Idempotency) -> StepResult:
         """Give each text of an upload a slot, all in one transaction."""
-        return self.arrivals.take(_delivery(event, idem))
+        return self.submissions.take(_delivery(event, idem))
 
-    def reject_content(self, event: EssayValidationFailed, idem: Idempotency) -> Done:
+    def reject_content(self, event: EssayValidationFailed, idem: Idempotency) -> StepResult:
         """Let a rejected file consume a slot."""
-        return self.arrivals.take(_delivery(event, idem))
+        return self.submissions.take(_delivery(event, idem))
 
     # --- a full batch is sealed and announced ----------------------------------------------------
 
@@ -174,14 +180,14 @@ class Lifecycle:
             for batch_id, b in books.items()
         }
 
-    def announce_ready(self, sealed: Mapping[str, Sealed]) -> dict[str, Done]:
+    def announce_ready(self, sealed: Mapping[str, Sealed]) -> dict[str, StepResult]:
         """Say once that all slots are accounted for and, of a guest batch, that it is ready.
 
         The update of the trackers decides who speaks; whoever comes later finds nothing to do.
         Raises BrokenSeal, and announces none, when a batch is not what its seals say.
         """
         batches = sorted(sealed)
-        done = {b: Done(outcome("nothing_to_announce", b), posted=True) for b in batches}
+        done = {b: StepResult(outcome("nothing_to_announce", b), posted=True) for b in batches}
         with self.pool.connection() as conn:
             slots = ledger.essays_of(conn, batches, *ACCOUNTED)
             trackers = ledger.trackers(conn, batches)  # last: full still, so the slots are theirs
@@ -207,10 +213,10 @@ class Lifecycle:
                 essays=essays,
                 failed=trackers[batch_id].expected_count - essays,
             )
-            done[batch_id] = Done(outcome("announced", batch_id, status=status), posted=True)
+            done[batch_id] = StepResult(outcome("announced", batch_id, status=status), posted=True)
         return done
 
-    def complete(self, batch_id: str) -> Done:
+    def complete(self, batch_id: str) -> StepResult:
         """Seal and announce a full batch here and now, as the chord does with many hands."""
         seals = [self.seal_slots({batch_id: each})[batch_id] for each in self.ranges(batch_id)]
         books = self.seal_books([batch_id])
@@ -220,20 +226,20 @@ class Lifecycle:
         """Give contents their slots that wait although their batch is registered."""
         with self.pool.connection() as conn:
             waiting = ledger.pending(conn, batch_id)
-        for row_id, arrival in waiting:  # no connection is held: taking a slot needs one as well
-            key = Idempotency(uuid5(DRAINED, f"{batch_id}/{row_id}"), "drain", b"")
-            self.arrivals.take(Delivery(key, batch_id, [arrival]))
+        for row_id, submission in waiting:  # no connection is held: taking a slot needs one as well
+            key = Idempotency(uuid5(DRAIN_NAMESPACE, f"{batch_id}/{row_id}"), "drain", b"")
+            self.submissions.take(Delivery(key, batch_id, [submission]))
             with self.pool.connection() as conn:
                 ledger.unpark(conn, row_id)
 
     # --- the deadline passes -------------------------------------------------------------------
 
-    def time_out(self, batch_id: str) -> Done:
+    def time_out(self, batch_id: str) -> StepResult:
         """Do what a batch wants at its deadline: close it, or proceed with what is there.
 
         Nothing happens before the deadline, in the database's clock, or a second time.
         """
-        done, seconds = Done(outcome("not_due", batch_id)), None
+        done, seconds = StepResult(outcome("not_due", batch_id)), None
         with ledger.transaction(self.pool) as conn:
             missing = ledger.fail_open_slots(conn, batch_id)  # slots before tracker, as always
             batch = ledger.overdue(conn, batch_id)
@@ -255,7 +261,7 @@ class Lifecycle:
                 told.append(essays_ready(batch.tracker, essays, batch.tracker.manifest_sha256))
             ledger.post(conn, batch_id, told)
             full = proceeds and batch.tracker.manifest_sha256 is None
-            done = Done(outcome("timed_out", batch_id), full=full, posted=True)
+            done = StepResult(outcome("timed_out", batch_id), full=full, posted=True)
         if done.posted:
             metrics.ready(seconds)
             log.warning("deadline_passed", batch_id=batch_id, missing=len(missing))
@@ -264,7 +270,9 @@ class Lifecycle:
 
     # --- students are confirmed, or the batch is given up ----------------------------------------
 
-    def confirm_students(self, event: StudentAssociationsConfirmed, idem: Idempotency) -> Done:
+    def confirm_students(
+        self, event: StudentAssociationsConfirmed, idem: Idempotency
+    ) -> StepResult:
         """Store whose essays they are, and make a regular batch ready.
 
         A batch that is full but not announced yet is announced first. Raises UnknownBatch,
@@ -274,9 +282,9 @@ class Lifecycle:
             tracker = ledger.tracker(conn, event.batch_id)
         if tracker and tracker.full:
             self.complete(event.batch_id)
-        return unless_overtaken(lambda: self._confirm(event, idem))
+        return retry_on_conflict(lambda: self._confirm(event, idem))
 
-    def _confirm(self, event: StudentAssociationsConfirmed, idem: Idempotency) -> Done:
+    def _confirm(self, event: StudentAssociationsConfirmed, idem: Idempotency) -> StepResult:
         batch_id = event.batch_id
         rows = [association.model_dump(mode="json") for association in event.associations]
         value = outcome("confirmed", batch_id, associated=len(rows))
@@ -299,7 +307,7 @@ class Lifecycle:
                 students[row["essay_id"]] == row["student_id"] for row in rows
             ):
                 ledger.write_key(conn, idem, batch_id, value)
-                return Done(value)
+                return StepResult(value)
             if tracker.status is not BatchStatus.AWAITING_STUDENT_VALIDATION:
                 raise WrongBatchState(
                     f"batch {batch_id} is {tracker.status}; students are confirmed while it is"
@@ -312,15 +320,15 @@ class Lifecycle:
             ledger.post(conn, batch_id, [essays_ready(tracker, essays, tracker.manifest_sha256)])
             ledger.write_key(conn, idem, batch_id, value)
         metrics.ready(seconds)
-        return Done(value, posted=True)
+        return StepResult(value, posted=True)
 
-    def cancel_batch(self, event: BatchCancelled, idem: Idempotency) -> Done:
+    def cancel_batch(self, event: BatchCancelled, idem: Idempotency) -> StepResult:
         """Close a batch before it is ready. Raises UnknownBatch, WrongBatchState."""
-        done = unless_overtaken(lambda: self._cancel(event, idem))
+        done = retry_on_conflict(lambda: self._cancel(event, idem))
         self.slots.close([event.batch_id])
         return done
 
-    def _cancel(self, event: BatchCancelled, idem: Idempotency) -> Done:
+    def _cancel(self, event: BatchCancelled, idem: Idempotency) -> StepResult:
         batch_id = event.batch_id
         value = outcome("cancelled", batch_id)
         with ledger.transaction(self.pool) as conn:
@@ -340,20 +348,22 @@ class Lifecycle:
                         f"batch {batch_id} is {tracker.status} already; it cannot be cancelled"
                     )
             ledger.write_key(conn, idem, batch_id, value)
-        return Done(value, posted=cancelled)
+        return StepResult(value, posted=cancelled)
 
 
-def _already_registered(conn: Conn, tracker: Tracker, digest: bytes, idem: Idempotency) -> Done:
+def _already_registered(
+    conn: Conn, tracker: Tracker, digest: bytes, idem: Idempotency
+) -> StepResult:
     if tracker.essay_ids_sha256 != digest:
         raise RegistrationConflict(
             f"batch {tracker.batch_id} is registered with other essay ids; it keeps those"
         )
     value = outcome("already_registered", tracker.batch_id)
     ledger.write_key(conn, idem, tracker.batch_id, value)
-    return Done(value, full=tracker.full)
+    return StepResult(value, full=tracker.full)
 
 
-def _delivery(event: Arriving, idem: Idempotency) -> Delivery:
+def _delivery(event: SubmittingEvent, idem: Idempotency) -> Delivery:
     """List what a message announces; a text that an upload names twice arrives once."""
     match event:
         case BatchContentsProvisioned():
@@ -365,8 +375,8 @@ def _delivery(event: Arriving, idem: Idempotency) -> Delivery:
             return Delivery(idem, event.batch_id, [_content(event)])
 
 
-def _rejection(event: EssayValidationFailed) -> Arrival:
-    return Arrival(
+def _rejection(event: EssayValidationFailed) -> Submission:
+    return Submission(
         file_upload_id=event.file_upload_id,
         original_file_name=event.original_file_name,
         raw_file_storage_id=event.raw_file_storage_id,
@@ -376,8 +386,8 @@ def _rejection(event: EssayValidationFailed) -> Arrival:
     )
 
 
-def _content(content: Content) -> Arrival:
-    return Arrival(
+def _content(content: Content) -> Submission:
+    return Submission(
         file_upload_id=content.file_upload_id,
         original_file_name=content.original_file_name,
         text_storage_id=content.text_storage_id,

@@ -16,7 +16,7 @@ Value = dict[str, Any]  # Any: what a task returns, JSON
 
 
 @dataclass(frozen=True)
-class Done:
+class StepResult:
     """What a step led to: the value its task returns, and what should follow its commit."""
 
     value: Value
@@ -31,7 +31,7 @@ def outcome(name: str, batch_id: str, **more: object) -> Value:
     return {"outcome": name, "batch_id": batch_id, **more}
 
 
-def replayed(conn: Conn, idem: Idempotency) -> Done | None:
+def replayed(conn: Conn, idem: Idempotency) -> StepResult | None:
     """Return the stored outcome of a repeat; None for a new event. Raises IdempotencyConflict."""
     stored = ledger.stored_outcome(conn, idem.key)
     if stored is None:
@@ -41,10 +41,10 @@ def replayed(conn: Conn, idem: Idempotency) -> Done | None:
             f"event {idem.key} was seen before with another body ({stored.task});"
             " send it with an event_id of its own"
         )
-    return Done(stored.outcome, full=stored.full, posted=True)
+    return StepResult(stored.outcome, full=stored.full, posted=True)
 
 
-def unless_overtaken(step: Callable[[], T]) -> T:
+def retry_on_conflict(step: Callable[[], T]) -> T:
     """Run a step again when another delivery of its event committed in between."""
     try:
         return step()

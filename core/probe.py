@@ -14,7 +14,7 @@ from psycopg.types.json import Jsonb
 
 from core import ledger
 from core.events import Idempotency, Outgoing
-from core.ledger import Announcement, Arrival, Conn, DeadLetter, Placing
+from core.ledger import Announcement, Conn, DeadLetter, Placing, Submission
 from core.pauses import Outage
 from core.slots import Slots
 from core.states import BatchStatus, ExcessReason
@@ -54,10 +54,10 @@ def probe_redis(slots: Slots) -> Outage | None:
 
 def _write_everything(conn: Conn, batch_id: str, size: int) -> None:
     """Take a batch from pending contents to its announcement, by the statements of the service."""
-    content = Arrival("file-1", "probe", text_storage_id="text-1")
-    rejected = Arrival("file-2", "probe", validation_error_code="EMPTY_CONTENT")
-    late = Arrival("file-3", "probe", text_storage_id="text-3")
-    more = Arrival("file-4", "probe", text_storage_id="text-4")
+    content = Submission("file-1", "probe", text_storage_id="text-1")
+    rejected = Submission("file-2", "probe", validation_error_code="EMPTY_CONTENT")
+    late = Submission("file-3", "probe", text_storage_id="text-3")
+    more = Submission("file-4", "probe", text_storage_id="text-4")
     key = Idempotency(uuid4(), TASK, b"")
     ledger.park_pending(conn, batch_id, [content, rejected])
     ledger.register(conn, _batch(batch_id), ["essay-1", "essay-2", "essay-3"])

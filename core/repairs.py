@@ -14,14 +14,14 @@ from core.states import ACCOUNTED, BatchStatus, EssayStatus
 
 
 @dataclass(frozen=True)
-class Mender:
+class RepairContext:
     """What repairs work with."""
 
     lifecycle: Lifecycle
     send: outbox.Send
 
 
-def restore_status(mender: Mender, batch_id: str) -> bool:
+def restore_status(mender: RepairContext, batch_id: str) -> bool:
     """Put a status back that somebody changed by hand; a closed batch keeps no open slot."""
     with ledger.transaction(mender.lifecycle.pool) as conn:
         restored = ledger.restore_status(conn, batch_id)
@@ -34,7 +34,7 @@ def restore_status(mender: Mender, batch_id: str) -> bool:
     return restored is not None
 
 
-def reopen_slots(mender: Mender, batch_id: str) -> bool:
+def reopen_slots(mender: RepairContext, batch_id: str) -> bool:
     """Undo the cancellation of single slots, and offer those that are open again."""
     reopened = False
     with ledger.transaction(mender.lifecycle.pool) as conn:
@@ -44,24 +44,24 @@ def reopen_slots(mender: Mender, batch_id: str) -> bool:
     return reopened
 
 
-def recount(mender: Mender, batch_id: str) -> bool:
+def recount(mender: RepairContext, batch_id: str) -> bool:
     """Set the counter to the open slots."""
     with ledger.transaction(mender.lifecycle.pool) as conn:
         return ledger.recount(conn, batch_id)
 
 
-def drain(mender: Mender, batch_id: str) -> bool:
+def drain(mender: RepairContext, batch_id: str) -> bool:
     """Give waiting contents their slots."""
     mender.lifecycle.drain(batch_id)
     return True
 
 
-def announce(mender: Mender, batch_id: str) -> bool:
+def announce(mender: RepairContext, batch_id: str) -> bool:
     """Seal and announce a full batch."""
     return bool(mender.lifecycle.complete(batch_id).value["outcome"] == "announced")
 
 
-def reseed(mender: Mender, batch_id: str) -> bool:
+def reseed(mender: RepairContext, batch_id: str) -> bool:
     """Rebuild the free slots in Redis from Postgres."""
     with mender.lifecycle.pool.connection() as conn:
         open_slots = ledger.open_slots(conn, batch_id)
@@ -72,23 +72,23 @@ def reseed(mender: Mender, batch_id: str) -> bool:
     return True
 
 
-def bring_deadline_near(mender: Mender, batch_id: str) -> bool:
+def bring_deadline_near(mender: RepairContext, batch_id: str) -> bool:
     """Give a batch whose deadline never comes a day from now."""
     with mender.lifecycle.pool.connection() as conn:
         return ledger.bring_deadline_near(conn, batch_id)
 
 
-def time_out(mender: Mender, batch_id: str) -> bool:
+def time_out(mender: RepairContext, batch_id: str) -> bool:
     """Do what a batch wants at its deadline."""
     return bool(mender.lifecycle.time_out(batch_id).value["outcome"] != "not_due")
 
 
-def relay(mender: Mender, batch_id: str) -> bool:
+def relay(mender: RepairContext, batch_id: str) -> bool:
     """Deliver the events of a batch."""
     return outbox.relay(mender.lifecycle.pool, [batch_id], mender.send) > 0
 
 
-def post_missing(mender: Mender, batch_id: str) -> bool:
+def post_missing(mender: RepairContext, batch_id: str) -> bool:
     """Write the events again that say that a batch is sealed, or ready.
 
     Their ids follow from what they are about, so a consumer that has had one drops the repeat.

@@ -26,7 +26,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSON, JSONB
 from sqlalchemy.schema import SchemaItem
 
-from core.states import ArrivalKind, BatchStatus, EssayStatus, ExcessReason, OnDeadline
+from core.states import BatchStatus, EssayStatus, ExcessReason, OnDeadline, SubmissionKind
 
 metadata = MetaData(
     naming_convention={
@@ -201,7 +201,7 @@ batch_pending_content = Table(
     Column("essay_file_id", Identifier, nullable=False),
     *[c for c in _arrival_columns() if getattr(c, "name", None) != "file_upload_id"],
     _moment("received_at"),
-    _one_of("kind", ArrivalKind),
+    _one_of("kind", SubmissionKind),
     Index(None, "received_at"),
     Index(
         "uq_batch_pending_content_content",
@@ -228,7 +228,7 @@ excess_content = Table(
     *_arrival_columns(),
     Column("reason", Text, nullable=False),
     _moment("received_at"),
-    _one_of("kind", ArrivalKind),
+    _one_of("kind", SubmissionKind),
     _one_of("reason", ExcessReason),
     ForeignKeyConstraint(["batch_id"], ["batch_essay_trackers.batch_id"], ondelete="CASCADE"),
     Index(

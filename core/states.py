@@ -38,7 +38,7 @@ class ClassType(StrEnum):
         return cls.GUEST if class_id is None else cls.REGULAR
 
 
-class ArrivalKind(StrEnum):
+class SubmissionKind(StrEnum):
     """What the file service announced: a stored text, or a file that it rejected."""
 
     CONTENT = "content"
@@ -46,7 +46,7 @@ class ArrivalKind(StrEnum):
 
 
 class ExcessReason(StrEnum):
-    """Why an arrival got no slot."""
+    """Why a submission got no slot."""
 
     NO_AVAILABLE_SLOT = "NO_AVAILABLE_SLOT"
     BATCH_CANCELLED = "BATCH_CANCELLED"

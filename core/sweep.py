@@ -23,11 +23,20 @@ from core import ledger, repairs, tracing
 from core.crash import crashpoint
 from core.errors import ELSError
 from core.ledger import HOPELESS, Conn, Unmended
-from core.repairs import Mender
+from core.repairs import RepairContext
 from core.slots import Slots
 from core.states import BatchStatus
 
-__all__ = ["RULES", "Finding", "Found", "Look", "Mender", "Rule", "Shared", "sweep"]
+__all__ = [
+    "RULES",
+    "CheckContext",
+    "Finding",
+    "RepairContext",
+    "Rule",
+    "Shared",
+    "SweepResult",
+    "sweep",
+]
 
 PAGE = 200  # batches mended for one rule by one sweep
 DRIFT_PAGE = 2_000  # open batches looked at closely by one sweep; the next one goes on from there
@@ -76,7 +85,7 @@ class Shared:
 
 
 @dataclass(frozen=True)
-class Look:
+class CheckContext:
     """Where a rule looks. `batch` None: at all of them, at most `limit` findings.
 
     `moves_on` lets the next look at all of them start where this one ended; the sweep does so.
@@ -105,13 +114,13 @@ class Rule:
     reason: str
     by_itself: str
     command: str
-    check: Callable[[Look], list[Finding]]
-    repair: Callable[[Mender, str], bool] | None = None
+    check: Callable[[CheckContext], list[Finding]]
+    repair: Callable[[RepairContext, str], bool] | None = None
     paged: bool = False  # looks at some batches at a time; known findings are remembered
 
 
 @dataclass(frozen=True)
-class Found:
+class SweepResult:
     """What one sweep found: by which rule, whether it was mended, and else the last error."""
 
     rule: str
@@ -121,10 +130,10 @@ class Found:
     failures: int = 0
 
 
-def _in_ledger(name: str) -> Callable[[Look], list[Finding]]:
+def _in_ledger(name: str) -> Callable[[CheckContext], list[Finding]]:
     """Make the check of a rule that Postgres alone can answer."""
 
-    def check(look: Look) -> list[Finding]:
+    def check(look: CheckContext) -> list[Finding]:
         wanted = {
             "batch": look.batch,
             "limit": look.limit,
@@ -138,7 +147,7 @@ def _in_ledger(name: str) -> Callable[[Look], list[Finding]]:
     return check
 
 
-def _page(look: Look, key: str, choose: Callable[[str], list[str]]) -> list[str]:
+def _page(look: CheckContext, key: str, choose: Callable[[str], list[str]]) -> list[str]:
     """Choose the next batches to look at, after those that the last sweep looked at."""
     client = look.slots.client
     page = choose(cast("str | None", client.get(key)) or "")
@@ -147,7 +156,7 @@ def _page(look: Look, key: str, choose: Callable[[str], list[str]]) -> list[str]
     return page
 
 
-def _counted(look: Look, shared: Shared) -> list[str]:
+def _counted(look: CheckContext, shared: Shared) -> list[str]:
     """Choose the batches whose slots are counted; without Redis, the first ones."""
     if shared.counted is None:
 
@@ -161,7 +170,7 @@ def _counted(look: Look, shared: Shared) -> list[str]:
     return shared.counted
 
 
-def _audited(look: Look, shared: Shared) -> list[str]:
+def _audited(look: CheckContext, shared: Shared) -> list[str]:
     """Choose the batches that are held against their events; without Redis, the first ones."""
     if shared.audited is None:
 
@@ -175,7 +184,7 @@ def _audited(look: Look, shared: Shared) -> list[str]:
     return shared.audited
 
 
-def _books(look: Look, rule: str, shared: Shared) -> list[DictRow]:
+def _books(look: CheckContext, rule: str, shared: Shared) -> list[DictRow]:
     """Read the accounts of one open batch, or of a page of those that await contents.
 
     Also of those that this rule found before, and that a rule before this one has just mended.
@@ -189,7 +198,7 @@ def _books(look: Look, rule: str, shared: Shared) -> list[DictRow]:
     return [each for each in read if each is not None and each["status"] in OPEN]
 
 
-def counter_wrong(look: Look) -> list[Finding]:
+def counter_wrong(look: CheckContext) -> list[Finding]:
     """Hold the counter of one batch, or of a page of open ones, against its open slots.
 
     Not where the slots are wrong themselves, which other rules find: such a count says nothing.
@@ -209,7 +218,7 @@ def counter_wrong(look: Look) -> list[Finding]:
     ]
 
 
-def slot_missing(look: Look) -> list[Finding]:
+def slot_missing(look: CheckContext) -> list[Finding]:
     """Find batches with fewer slots than essays were registered."""
     return [
         Finding(b["batch_id"], None, f"{b['slots']} of {b['expected_count']} slots are there")
@@ -218,7 +227,7 @@ def slot_missing(look: Look) -> list[Finding]:
     ]
 
 
-def slot_extra(look: Look) -> list[Finding]:
+def slot_extra(look: CheckContext) -> list[Finding]:
     """Find batches with more slots than essays were registered."""
     return [
         Finding(b["batch_id"], None, f"{b['slots']} slots for {b['expected_count']} essays")
@@ -227,7 +236,7 @@ def slot_extra(look: Look) -> list[Finding]:
     ]
 
 
-def slot_cancelled(look: Look) -> list[Finding]:
+def slot_cancelled(look: CheckContext) -> list[Finding]:
     """Find open batches of which single slots are cancelled."""
     return [
         Finding(b["batch_id"], None, f"{b['cancelled']} of {b['slots']} slots are cancelled")
@@ -236,7 +245,7 @@ def slot_cancelled(look: Look) -> list[Finding]:
     ]
 
 
-def _suspects(look: Look, rule: str) -> list[str]:
+def _suspects(look: CheckContext, rule: str) -> list[str]:
     """Name one batch, or a page of all, and those that this rule found before."""
     if look.batch is not None:
         return [look.batch]
@@ -245,7 +254,7 @@ def _suspects(look: Look, rule: str) -> list[str]:
     return sorted({*_audited(look, shared), *shared.mended, *known})
 
 
-def status_wrong(look: Look) -> list[Finding]:
+def status_wrong(look: CheckContext) -> list[Finding]:
     """Find batches whose status is not what their events, their seal and their moments say."""
     suspects = _suspects(look, "status_wrong")
     if look.batch is None:
@@ -263,7 +272,7 @@ def _wrong_status(row: DictRow) -> str:
     return f"it is {status}, but its moments, its seal or its counter say otherwise"
 
 
-def event_missing(look: Look) -> list[Finding]:
+def event_missing(look: CheckContext) -> list[Finding]:
     """Find batches that are sealed, or ready, without the event that says so."""
     return [
         Finding(row["batch_id"], row["since"], ", ".join(row["types"]))
@@ -271,7 +280,7 @@ def event_missing(look: Look) -> list[Finding]:
     ]
 
 
-def slot_drift(look: Look) -> list[Finding]:
+def slot_drift(look: CheckContext) -> list[Finding]:
     """Hold the free slots in Redis against the open ones in Postgres.
 
     One batch is looked at closely, whatever its state. All batches are a page of `DRIFT_PAGE` open
@@ -301,7 +310,7 @@ def slot_drift(look: Look) -> list[Finding]:
     return findings
 
 
-def _difference(look: Look, batch_id: str) -> str | None:
+def _difference(look: CheckContext, batch_id: str) -> str | None:
     """Name what Redis lacks and what it offers wrongly; claims on their way are no difference."""
     free, claimed = look.slots.free(batch_id), look.slots.recent_claims(batch_id)
     is_open = set(ledger.open_slots(look.conn, batch_id))
@@ -449,7 +458,7 @@ class _Round:
     """One sweep under way."""
 
     conn: Conn
-    mender: Mender
+    mender: RepairContext
     known: dict[tuple[str, str], Unmended]
     dry_run: bool
     at_once: bool
@@ -458,8 +467,8 @@ class _Round:
 
 
 def sweep(
-    mender: Mender, batch: str | None = None, *, dry_run: bool = False, at_once: bool = False
-) -> list[Found] | None:
+    mender: RepairContext, batch: str | None = None, *, dry_run: bool = False, at_once: bool = False
+) -> list[SweepResult] | None:
     """Find what breaks a rule, in one batch or in all, and mend it; None: another sweep is at it.
 
     A batch that cannot be mended hinders no other one: what did not help twice is tried less and
@@ -477,7 +486,7 @@ def sweep(
         found = []
         for rule in RULES:
             offset = offsets.get(rule.code, 0)
-            look = Look(conn, lifecycle.slots, batch, PAGE, moves_on, offset, round_.shared)
+            look = CheckContext(conn, lifecycle.slots, batch, PAGE, moves_on, offset, round_.shared)
             page = [_deal_with(round_, rule, finding) for finding in _check(rule, look)]
             _forget_mended(round_, rule, page)
             found += page
@@ -504,7 +513,7 @@ def _keep_offsets(slots: Slots, offsets: dict[str, int]) -> None:
         slots.client.hset(OFFSETS, mapping=dict(offsets.items()))
 
 
-def _check(rule: Rule, look: Look) -> list[Finding]:
+def _check(rule: Rule, look: CheckContext) -> list[Finding]:
     """Look for what breaks a rule; without Redis, the rules that do not need it go on."""
     try:
         return rule.check(look)
@@ -513,12 +522,12 @@ def _check(rule: Rule, look: Look) -> list[Finding]:
         return []
 
 
-def _deal_with(round_: _Round, rule: Rule, finding: Finding) -> Found:
+def _deal_with(round_: _Round, rule: Rule, finding: Finding) -> SweepResult:
     """Mend a finding if that can help now; remember what a person must mend."""
     known = round_.known.get((finding.batch_id, rule.code))
-    left = Found(rule.code, finding, mended=False)
+    left = SweepResult(rule.code, finding, mended=False)
     if known is not None:
-        left = Found(rule.code, finding, False, known.last_error, known.failures)
+        left = SweepResult(rule.code, finding, False, known.last_error, known.failures)
     if round_.dry_run:
         return left
     if rule.repair is None:
@@ -531,7 +540,7 @@ def _deal_with(round_: _Round, rule: Rule, finding: Finding) -> Found:
     return _mend(round_, rule, finding)
 
 
-def _mend(round_: _Round, rule: Rule, finding: Finding) -> Found:
+def _mend(round_: _Round, rule: Rule, finding: Finding) -> SweepResult:
     """Mend one finding, and look whether that helped; False also where another hand was faster."""
     batch_id = finding.batch_id
     assert rule.repair is not None
@@ -545,28 +554,28 @@ def _mend(round_: _Round, rule: Rule, finding: Finding) -> Found:
     if error is not None:
         return _did_not_help(round_, rule, finding, error)
     if not changed:
-        return Found(rule.code, finding, mended=False)
+        return SweepResult(rule.code, finding, mended=False)
     ledger.note_repair(round_.conn, batch_id, rule.code)
     log.warning("repaired", rule=rule.code, batch_id=batch_id, detail=finding.detail)
-    return Found(rule.code, finding, mended=True)
+    return SweepResult(rule.code, finding, mended=True)
 
 
 def _still_broken(round_: _Round, rule: Rule, batch_id: str) -> str | None:
     """Look again after a repair; say what is still wrong."""
-    findings = rule.check(Look(round_.conn, round_.mender.lifecycle.slots, batch_id))
+    findings = rule.check(CheckContext(round_.conn, round_.mender.lifecycle.slots, batch_id))
     if not findings:
         return None
     return f"after the repair: {findings[0].detail or rule.title}"
 
 
-def _repair_failed(round_: _Round, rule: Rule, finding: Finding, raised: Exception) -> Found:
+def _repair_failed(round_: _Round, rule: Rule, finding: Finding, raised: Exception) -> SweepResult:
     """Tell an error of the servers, which will pass, from one that lies in the batch or in us."""
     text = f"{type(raised).__name__}: {raised}"
     if isinstance(raised, RedisError) or (
         isinstance(raised, PostgresError) and (raised.sqlstate or "")[:2] not in OF_THE_BATCH
     ):
         log.exception("repair_failed", rule=rule.code, batch_id=finding.batch_id)
-        return Found(rule.code, finding, False, text)
+        return SweepResult(rule.code, finding, False, text)
     if not isinstance(raised, (PostgresError, ELSError)):
         round_.bugs.append(raised)
     return _did_not_help(round_, rule, finding, text, raised)
@@ -574,7 +583,7 @@ def _repair_failed(round_: _Round, rule: Rule, finding: Finding, raised: Excepti
 
 def _did_not_help(
     round_: _Round, rule: Rule, finding: Finding, error: str, raised: Exception | None = None
-) -> Found:
+) -> SweepResult:
     """Remember a repair that did not help; log it the first time, and when it is hopeless."""
     batch_id = finding.batch_id
     failures = ledger.note_failure(round_.conn, batch_id, rule.code, error)
@@ -583,17 +592,17 @@ def _did_not_help(
         log.warning("repair_failed", **told, exc_info=raised)
     elif failures == HOPELESS:
         log.error("not_mending_itself", **told, failures=failures)
-    return Found(rule.code, finding, False, error, failures)
+    return SweepResult(rule.code, finding, False, error, failures)
 
 
-def _forget_mended(round_: _Round, rule: Rule, page: list[Found]) -> None:
+def _forget_mended(round_: _Round, rule: Rule, page: list[SweepResult]) -> None:
     """Forget what could not be mended once, and no longer breaks the rule."""
     if round_.dry_run:
         return
     broken = {each.finding.batch_id for each in page if not each.mended}
     for batch_id, code in round_.known:
         if code == rule.code and batch_id not in broken:
-            look = Look(round_.conn, round_.mender.lifecycle.slots, batch_id)
+            look = CheckContext(round_.conn, round_.mender.lifecycle.slots, batch_id)
             with suppress(RedisError):
                 if not rule.check(look):
                     ledger.forget_unmended(round_.conn, batch_id, code)

@@ -17,11 +17,9 @@ from rich.table import Table
 
 from core import desk
 from core.errors import ELSError
-from ops import oncall
+from ops import operations
 from ops.bench import bench
-from ops.stack import Endpoints, Stack
-from ops.target import BROKER, POSTGRES, endpoints
-from ops.terminal import (
+from ops.output import (
     AsJson,
     Home,
     Yes,
@@ -36,6 +34,8 @@ from ops.terminal import (
     to_change,
     to_read,
 )
+from ops.stack import Endpoints, Stack
+from ops.target import BROKER, POSTGRES, endpoints
 
 if TYPE_CHECKING:
     from ops.client import Sent
@@ -275,7 +275,7 @@ def torture(  # noqa: PLR0913, PLR0917 - an option each
 
 
 app.command()(bench)
-oncall.add_to(app)
+operations.add_to(app)
 
 
 def main() -> NoReturn:

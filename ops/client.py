@@ -15,7 +15,8 @@ from kombu.exceptions import OperationalError
 
 from core.errors import StackError
 from core.ledger import Conn
-from tasks import amqp, broker
+from tasks import broker
+from tasks.worker import amqp
 
 POLL_S = 0.1
 Event = dict[str, Any]  # Any: a message's JSON

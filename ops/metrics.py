@@ -14,7 +14,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from core import metrics, pulse
+from core import heartbeat, metrics
 from core.states import BatchStatus, ClassType
 from core.sweep import RULES
 from ops.survey import STUCK_LIMIT, UNANSWERED, Surveyor
@@ -84,7 +84,7 @@ class Exposition(Collector):
             yield _one(name, meaning, survey.waiting[name])
 
     def _workers(self) -> Iterator[Metric]:
-        seen = pulse.read_pulse(self._client, None)
+        seen = heartbeat.read_pulse(self._client, None)
         age = (datetime.now(UTC) - seen.swept_at).total_seconds() if seen.swept_at else math.inf
         yield _one("els_workers", "Workers that gave a sign of life lately.", len(seen.workers))
         yield _one("els_sweep_age_seconds", "Time since the last sweep; +Inf: none known.", age)

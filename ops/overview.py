@@ -13,11 +13,11 @@ from psycopg_pool import ConnectionPool
 
 from core import desk, ledger, metrics
 from core.explain import Cause, service_causes
+from core.heartbeat import Pulse
 from core.ledger import Conn, Row
-from core.pulse import Pulse
 from core.settings import Settings
 from core.slots import Slots, connect_once
-from core.sweep import PAGE, RULES, Finding, Look, Rule, Shared
+from core.sweep import PAGE, RULES, CheckContext, Finding, Rule, Shared
 from ops.signs import read_signs
 from ops.survey import findings
 
@@ -104,7 +104,7 @@ def find_troubles(sources: Sources) -> Troubles:
     Some 50 ms of work, and up to a second after a flush of Redis, when many batches break one.
     """
     with sources.connection() as conn:
-        look = Look(conn, sources.slots, shared=Shared())
+        look = CheckContext(conn, sources.slots, shared=Shared())
         return _troubles(conn, [(rule, findings(rule, look) or []) for rule in RULES])
 
 

@@ -24,6 +24,7 @@ from core import logs
 from core.errors import BadSettings
 from core.settings import Settings
 from ops.board import BadAddress
+from ops.formatting import STATIC, renderer
 from ops.metrics import Exposition
 from ops.overview import Sources
 from ops.readiness import Readiness
@@ -31,7 +32,6 @@ from ops.silence import SILENCE, silence
 from ops.stream import Stream
 from ops.survey import Surveyor
 from ops.views import Views
-from ops.words import STATIC, renderer
 
 FOR_PROGRAMS = ("/readyz", "/health/", "/metrics")  # answer in JSON or text, errors too
 HEADERS = {

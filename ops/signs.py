@@ -5,10 +5,10 @@ from datetime import UTC, datetime
 
 import redis
 
+from core.heartbeat import NO_PULSE, Pulse, read_pulse
 from core.ledger import Conn
 from core.pauses import Pause
 from core.probe import probe_postgres, probe_redis
-from core.pulse import NO_PULSE, Pulse, read_pulse
 from core.slots import Slots, connect_once
 
 NO_RIGHT = "42501"

@@ -15,7 +15,7 @@ from core.ledger import Conn, Unmended
 from core.pauses import Pause, read_pauses
 from core.slots import Slots
 from core.states import BatchStatus, ClassType
-from core.sweep import RULES, Finding, Look, Rule, Shared
+from core.sweep import RULES, CheckContext, Finding, Rule, Shared
 
 STUCK_LIMIT = 100  # batches named by one rule
 FRESH_S = 1.0  # a survey is shown for so long
@@ -92,7 +92,7 @@ class Surveyor:
 
     def _look(self) -> Survey:
         with self._pool.connection(timeout=PATIENCE_S) as conn:
-            look = Look(conn, self._slots, limit=STUCK_LIMIT, shared=Shared())
+            look = CheckContext(conn, self._slots, limit=STUCK_LIMIT, shared=Shared())
             stuck = [(rule, findings(rule, look)) for rule in RULES]
             unmended = ledger.unmended(conn, None, STUCK_LIMIT * len(RULES))
             return Survey(desk.counts(conn), desk.gauges(conn), stuck, self._pauses(), unmended)
@@ -105,7 +105,7 @@ class Surveyor:
             return []
 
 
-def findings(rule: Rule, look: Look) -> list[Finding] | None:
+def findings(rule: Rule, look: CheckContext) -> list[Finding] | None:
     """Ask a rule; None: it cannot look without Redis, which others can."""
     try:
         return rule.check(look)

@@ -10,9 +10,9 @@ from starlette.routing import Route
 
 from ops import board
 from ops.board import BadAddress, Query
+from ops.formatting import Render
 from ops.overview import Overview, Sources
 from ops.stream import Stream, Watch
-from ops.words import Render
 
 
 class Views:

@@ -1,29 +1,20 @@
 """The Celery app, and what each worker process opens once: Postgres, Redis, the lifecycle."""
 
-import atexit
 import gc
-from dataclasses import dataclass
-from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery, signals
 from celery.app import trace
-from psycopg_pool import ConnectionPool
 
-from core import ledger, logs
+from core import logs
 from core.crash import crashpoint
-from core.errors import BadSettings
-from core.ledger import Conn
-from core.lifecycle import Lifecycle
-from core.metrics import Pusher
 from core.settings import Settings
-from core.slots import Slots, connect
-from tasks import amqp, amqp_queues, broker
-from tasks.delivery import deliver
-from tasks.starting import wait_for_servers
+from tasks import broker
+from tasks.worker import amqp, amqp_queues
+from tasks.worker.starting import wait_for_servers
 
 if TYPE_CHECKING:
-    from tasks.tracing import Traces
+    pass
 
 settings = Settings.from_env()
 broker.install()  # before the first connection
@@ -46,8 +37,8 @@ ONCE = {"retry": False}  # of publishing a tick: beat itself tries again
 PUSHED = 2 * AT_ONCE  # messages a process on RabbitMQ, which pushes them: in work and next
 GARBAGE = (10_000, 50, 50)  # allocations a collection; Python's 700 are those of two messages
 
-app = Celery("els", include=["tasks.intake", "tasks.completion"])
-app.loader.override_backends = dict.fromkeys(("redis", "rediss"), "tasks.results:Backend")
+app = Celery("els", include=["tasks.upstream", "tasks.completion", "tasks.maintenance"])
+app.loader.override_backends = dict.fromkeys(("redis", "rediss"), "tasks.worker.results:Backend")
 app.conf.update(
     broker_url=settings.broker_url or settings.redis_url or "memory://",
     result_backend=settings.redis_url or "cache+memory://",
@@ -65,7 +56,7 @@ app.conf.update(
     redis_socket_connect_timeout=RESULT_ANSWER_S,
     redis_socket_keepalive=True,
     redis_backend_health_check_interval=RESULT_ANSWER_S,
-    worker_consumer="tasks.strays:Consumer",
+    worker_consumer="tasks.worker.consumer:Consumer",
     worker_concurrency=settings.concurrency,
     worker_prefetch_multiplier=1,
     worker_deduplicate_successful_tasks=False,  # loses chord callbacks
@@ -81,7 +72,7 @@ app.conf.update(
         "take_together": (QUICK, AT_ONCE, BYTES_AT_ONCE),
         "go_first": FIRST,
     },
-    beat_scheduler="tasks.beat:Scheduler",
+    beat_scheduler="tasks.worker.beat:Scheduler",
     beat_schedule={  # no `expires`: beat would set it by its clock, a worker judge it by another
         "sweep": {"task": "els.sweep", "schedule": settings.sweep_every, "options": ONCE},
         "relay": {"task": "els.relay", "schedule": settings.relay_every, "options": ONCE},
@@ -96,60 +87,12 @@ if str(app.conf.broker_url).startswith("amqp"):
         broker_transport_options=amqp.OPTIONS,
         broker_heartbeat=amqp.HEARTBEAT_S,
     )
-    app.steps["consumer"].add("tasks.amqp_queues:Queues")
+    app.steps["consumer"].add("tasks.worker.amqp_queues:Queues")
     amqp_queues.wait_at_least_a_second()
 
 
-@dataclass(frozen=True)
-class Stores:
-    """What this process has open."""
-
-    pool: "ConnectionPool[Conn]"
-    slots: Slots
-    lifecycle: Lifecycle
-    pusher: Pusher
-
-
-@cache
-def traces() -> "Traces | None":
-    """Import what spans need, only where a worker is asked for them. Raises BadSettings."""
-    if settings.traces_endpoint is None:
-        return None
-    try:
-        from tasks.tracing import Collector, Traces  # noqa: PLC0415 - 0.3 s, for those who ask
-    except ModuleNotFoundError as error:
-        raise BadSettings(
-            f"ELS_TRACES_ENDPOINT is set, but {error.name} is not installed;"
-            " run: pip install 'essay-lifecycle-service[tracing]'"
-        ) from error
-    ticks = frozenset(entry["task"] for entry in app.conf.beat_schedule.values())
-    return Traces(partial(Collector, settings.traces_endpoint), ticks)
-
-
-@cache
-def stores() -> Stores:
-    """Open Postgres and Redis, once a process and after the fork. Raises BadSettings."""
-    if not settings.database_url or not settings.redis_url:
-        raise BadSettings("ELS_DATABASE_URL and ELS_REDIS_URL must be set; `els run` sets them")
-    pool = ledger.connect(settings.database_url, size=settings.concurrency + 2, by_key=True)
-    slots = Slots(connect(settings.redis_url))
-    if spans := traces():
-        spans.watch(pool, slots.client)
-    routed = bool(settings.routes("EssaySlotAssigned"))
-    pusher = Pusher(connect(settings.redis_url, timeout_s=1))  # ending waits for it
-    if not app.conf.task_always_eager:
-        pusher.start()
-        atexit.register(pusher.stop)  # a child of prefork ends without, but says so
-    return Stores(pool, slots, Lifecycle(pool, slots, slot_events=routed), pusher)
-
-
-def send_event(event: dict[str, Any]) -> None:  # Any: a CloudEvent, JSON
-    """Hand an event to the broker, once for each of its routes. Raises OSError."""
-    deliver(app, event, settings.routes(event["type"]))
-
-
-app.Task.Request = "tasks.request:QuietRequest"
-app.events.dispatcher_cls = "tasks.monitoring:Dispatcher"
+app.Task.Request = "tasks.worker.request:QuietRequest"
+app.events.dispatcher_cls = "tasks.worker.monitoring:Dispatcher"
 
 
 def shown(result: object, most: int) -> str:
@@ -185,18 +128,6 @@ def _refuse_to_work_without_servers(sender: Any, **_: object) -> None:  # Any: C
 
 
 @signals.worker_init.connect
-def _trace(sender: Any, **_: object) -> None:  # Any: Celery's worker
-    if sender.app is not app:
-        return
-    try:
-        spans = traces()
-    except BadSettings as error:
-        raise SystemExit(f"els: {error}") from error
-    if spans:
-        spans.connect()
-
-
-@signals.worker_init.connect
 def _start_when_the_servers_are_ready(sender: Any, **_: object) -> None:  # Any: Celery's worker
     if sender.app is app:
         wait_for_servers(settings, sender.hostname)
@@ -205,14 +136,3 @@ def _start_when_the_servers_are_ready(sender: Any, **_: object) -> None:  # Any:
 @signals.worker_init.connect
 def _collect_garbage_less_often(**_: object) -> None:
     gc.set_threshold(*GARBAGE)  # its processes inherit it
-
-
-@signals.worker_process_init.connect
-def _forget_the_parents_stores(**_: object) -> None:
-    stores.cache_clear()
-
-
-@signals.worker_process_shutdown.connect
-def _push_the_last_counts(**_: object) -> None:
-    if stores.cache_info().currsize:
-        stores().pusher.stop()

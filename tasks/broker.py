@@ -44,9 +44,9 @@ from tasks.renewal import Loop, Renewal
 TRANSPORTS = {  # by the scheme of a URL; `redis+socket` is `redis` by then
     "redis": f"{__name__}:Transport",
     "rediss": f"{__name__}:Transport",
-    "amqp": "tasks.amqp:Transport",
-    "pyamqp": "tasks.amqp:Transport",
-    "amqps": "tasks.amqp:SSLTransport",
+    "amqp": "tasks.worker.amqp:Transport",
+    "pyamqp": "tasks.worker.amqp:Transport",
+    "amqps": "tasks.worker.amqp:SSLTransport",
 }
 LUA = Path(__file__).parent / "lua"
 RESTORE_EVERY_S = 1  # one call; Kombu's default of 100 s would be most of a redelivery

@@ -6,9 +6,7 @@ or get lost: the first does nothing, the last is found by the sweep.
 
 import math
 import sys
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, TypeVar
 
 import structlog
@@ -18,18 +16,16 @@ from kombu.exceptions import OperationalError
 from redis import RedisError
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
-from core import metrics, outbox, pulse
+from core import outbox
 from core.crash import crashpoint
 from core.faults import Fault, fault, wait_s
-from core.outcomes import Done, Value
+from core.outcomes import StepResult, Value
 from core.seals import Seal, Sealed
-from core.sweep import Mender
-from core.sweep import sweep as run_sweep
-from tasks import deaths
-from tasks.app import DEATHS, app, send_event, settings, stores
+from tasks.app import DEATHS, app
 from tasks.delivery import describe
-from tasks.outages import persist, run_tick
-from tasks.signs import brief_redis
+from tasks.outages import persist
+from tasks.resources import resources, send_event
+from tasks.worker import deaths
 
 AnyTask = Task[Any, Any]  # Any: as celery-types has it
 T = TypeVar("T")
@@ -40,7 +36,7 @@ RETRIES = 8  # of a step of the chord that meets others at the same rows; some 8
 log = structlog.get_logger(__name__)
 
 
-def follow_up(batches: Mapping[str, Done]) -> None:
+def after_commit(batches: Mapping[str, StepResult]) -> None:
     """Dispatch the completion of those batches that are full, and relay the events of all.
 
     A broker that does not answer fails nothing: the sweep and the relay of beat come after.
@@ -50,7 +46,7 @@ def follow_up(batches: Mapping[str, Done]) -> None:
         if full := {batch_id: done.slots for batch_id, done in batches.items() if done.full}:
             dispatch_completion(full)
         if posted := [batch_id for batch_id, done in batches.items() if done.posted]:
-            outbox.relay(stores().pool, posted, send_event)
+            outbox.relay(resources().pool, posted, send_event)
     except (OperationalError, RedisError):
         log.warning("left_to_the_sweep", batches=list(batches), exc_info=True)
 
@@ -60,7 +56,7 @@ def dispatch_completion(batches: Mapping[str, int | None]) -> None:
 
     `batches` has the number of slots of each, where that is known.
     """
-    for ranges in stores().lifecycle.headers(batches):
+    for ranges in resources().lifecycle.headers(batches):
         names = list(dict.fromkeys(batch_id for each in ranges for batch_id in each))
         headers = [*(_call(seal_slots, each) for each in ranges), _call(seal_books, names)]
         announce = _call(announce_ready, names).on_error(seal_failed.s(names))
@@ -79,7 +75,7 @@ def _call(task: AnyTask, batches: Collection[str]) -> Signature:
 def seal_slots(self: AnyTask, /, batches: Mapping[str, tuple[str, str | None]]) -> dict[str, Seal]:
     """Check and digest one range of the slots of each batch."""
     crashpoint("sealing")
-    seal = stores().lifecycle.seal_slots
+    seal = resources().lifecycle.seal_slots
     seals = _of_all(self, list(batches), lambda those: seal({b: batches[b] for b in those}))
     crashpoint("sealed")
     return seals
@@ -88,7 +84,7 @@ def seal_slots(self: AnyTask, /, batches: Mapping[str, tuple[str, str | None]]) 
 @app.task(bind=True, name="els.seal_books")
 def seal_books(self: AnyTask, /, batches: Sequence[str]) -> dict[str, bool]:
     """Check the accounts of each batch."""
-    return _of_all(self, batches, stores().lifecycle.seal_books)
+    return _of_all(self, batches, resources().lifecycle.seal_books)
 
 
 @app.task(bind=True, name="els.announce_ready")
@@ -101,8 +97,8 @@ def announce_ready(
 
     def announce(those: Sequence[str]) -> dict[str, Value]:
         sealed = {b: Sealed([h[b] for h in headers if b in h], books.get(b) is True) for b in those}
-        done = stores().lifecycle.announce_ready(sealed)
-        follow_up(done)
+        done = resources().lifecycle.announce_ready(sealed)
+        after_commit(done)
         return {batch_id: each.value for batch_id, each in done.items()}
 
     return _of_all(self, batches, announce)
@@ -112,40 +108,6 @@ def announce_ready(
 def seal_failed(request: object, error: object, traceback: object, batches: object) -> None:
     """Say that a completion chord failed. The sweep seals and announces its batches."""
     log.error("completion_failed", batches=batches, error=repr(error))
-
-
-@app.task(name="els.sweep")
-def sweep() -> dict[str, int]:
-    """Find what must not stay as it is, and mend it; return how many batches by rule."""
-    _begin_tick("els.sweep")
-    return run_tick(_sweep, {})
-
-
-def _sweep() -> dict[str, int]:
-    found = run_sweep(Mender(stores().lifecycle, send_event))
-    if found is None:
-        log.info("sweep_skipped", reason="another session holds its lock")
-        return {}
-    pulse.swept(stores().slots.client)
-    mended = [each for each in found if each.mended]
-    for each in mended:
-        metrics.REPAIRS.labels(each.rule).inc()
-    follow_up({each.finding.batch_id: Done({}, posted=True) for each in mended})
-    return dict(Counter(each.rule for each in mended))
-
-
-@app.task(name="els.relay")
-def relay() -> int:
-    """Send every event that the relay right after a commit did not."""
-    _begin_tick("els.relay")
-    return run_tick(lambda: outbox.relay_all(stores().pool, send_event), 0)
-
-
-def _begin_tick(task: str) -> None:
-    """Let beat send the next tick. Where Redis does not answer, beat sends it a little later."""
-    if settings.redis_url:
-        with suppress(RedisError):
-            pulse.tick_begun(brief_redis(settings.redis_url), settings.queue, task)
 
 
 def again(task: AnyTask, error: Exception) -> Exception:

@@ -21,8 +21,9 @@ from core.errors import ELSError
 from core.events import canonical
 from core.faults import safe_message, sqlstate
 from core.ledger import DeadLetter
-from tasks.app import settings, stores
+from tasks.app import settings
 from tasks.outages import persist
+from tasks.resources import resources
 
 UNKNOWN = "unknown"  # the task of what was no message: it cannot be replayed
 IDENTIFIER = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -66,7 +67,7 @@ def keep(letter: DeadLetter) -> int:
     """
 
     def write() -> int:
-        with stores().pool.connection() as conn:
+        with resources().pool.connection() as conn:
             return ledger.park(conn, letter)
 
     number = persist(write)

@@ -28,8 +28,9 @@ from core.faults import Fault, fault, sqlstate
 from core.pauses import Outage, Pause
 from core.probe import probe_postgres, probe_redis
 from core.slots import Slots, connect_once
-from tasks import signs, stopping
-from tasks.app import settings, stores
+from tasks.app import settings
+from tasks.resources import resources
+from tasks.worker import heartbeat, stopping
 
 TRIES = 5  # of what fails while all servers are well
 FIRST_WAIT_S, WAIT_FACTOR = 0.1, 4  # between two tries: 8.5 s in all, longer than a restart
@@ -87,7 +88,7 @@ def wait_until_well(error: Exception) -> bool:
     size = PROBE_BYTES if (sqlstate(error) or "").startswith(NO_ROOM) else 0
     outage = find_outage(size)
     if outage is None:
-        stores().pool.drain()  # its connections may have ended with the last restart
+        resources().pool.drain()  # its connections may have ended with the last restart
         return False
     pause = Pause(_process(), outage, datetime.now(UTC))
     metrics.paused(outage.server, outage.sqlstate)
@@ -104,7 +105,7 @@ def wait_until_well(error: Exception) -> bool:
     finally:
         with suppress(RedisError):
             pauses.say_resumed(_client(), pause.process)
-    stores().pool.drain()
+    resources().pool.drain()
     waited = datetime.now(UTC) - pause.since
     log.warning("resumed", server=pause.outage.server, paused_s=round(waited.total_seconds(), 1))
     return True
@@ -133,7 +134,7 @@ def _sleep(seconds: float) -> None:
             if current_process().name != "MainProcess":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise Reject("the worker stops while a server refuses", requeue=True)
-        signs.show_if_alone()
+        heartbeat.show_if_alone()
         time.sleep(min(POLL_S, left))
 
 

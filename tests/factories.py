@@ -119,6 +119,6 @@ def cancellation(batch_id: str, reason: str = "teacher asked") -> dict:
 
 
 def take(lifecycle, task: str, event: dict):
-    """Validate an event and take its step, as the task does; return `Done`."""
+    """Validate an event and take its step, as the task does; return `StepResult`."""
     parsed, idem = parse(MODELS[task], task, event, LIMIT)
     return getattr(lifecycle, task.removeprefix("els."))(parsed, idem)

@@ -17,7 +17,7 @@ WHERE (%(batches)s::text[] IS NULL OR t.batch_id = ANY(%(batches)s))
   AND t.available_slots <> (SELECT count(*) FROM essay_states e WHERE e.batch_id = t.batch_id
                             AND e.current_status = 'awaiting_content');
 
--- invariant: Every arrival is in exactly one place
+-- invariant: Every submission is in exactly one place
 SELECT batch_id FROM (
     SELECT batch_id, coalesce(text_storage_id, 'rejected ' || file_upload_id) AS claimant
     FROM essay_states WHERE file_upload_id IS NOT NULL

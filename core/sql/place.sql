@@ -1,18 +1,18 @@
--- Decides whether these arrivals get these slots: all of a batch, or nothing happens.
+-- Decides whether these submissions get these slots: all of a batch, or nothing happens.
 --
 -- A slot is taken only if it is still open, the counter of its batch goes down by as many, and the
--- idempotency keys (those that stand beside an arrival) are written with them. Fewer slots than
--- arrivals of a batch make the outcomes NULL, which undoes the statement; so does a duplicate key, or
+-- idempotency keys (those that stand beside a submission) are written with them. Fewer slots than
+-- submissions of a batch make the outcomes NULL, which undoes the statement; so does a duplicate key, or
 -- a content that holds a slot already. No row for a batch: not one of its slots was open.
 --
 -- Rows of several batches are locked in the order of their ids, so that two calls do not wait for
 -- each other. The planner is made to think that there is but one of all (both conditions are always
 -- true): so it looks each slot up by its key, whatever the statistics say, and plans but once.
 -- Otherwise it may read a whole batch for one content.
-WITH arrival AS MATERIALIZED (
-    SELECT b.batch_id, jsonb_array_length(b.arrivals) AS due, a.*
-    FROM jsonb_to_recordset(%(batches)s) AS b (batch_id text, arrivals jsonb),
-         jsonb_to_recordset(b.arrivals) AS a (
+WITH submission AS MATERIALIZED (
+    SELECT b.batch_id, jsonb_array_length(b.submissions) AS due, a.*
+    FROM jsonb_to_recordset(%(batches)s) AS b (batch_id text, submissions jsonb),
+         jsonb_to_recordset(b.submissions) AS a (
         essay_id text, text_storage_id text, file_upload_id text, original_file_name text,
         raw_file_storage_id text, file_size_bytes bigint, content_md5_hash text,
         validation_error_code text, validation_error_detail jsonb, event_id uuid,
@@ -33,7 +33,7 @@ WITH arrival AS MATERIALIZED (
         validation_error_code = a.validation_error_code,
         validation_error_detail = a.validation_error_detail,
         assigned_at = now()
-    FROM arrival a
+    FROM submission a
     WHERE e.batch_id = a.batch_id
       AND e.essay_id = a.essay_id
       AND e.current_status = 'awaiting_content'
@@ -54,7 +54,7 @@ WITH arrival AS MATERIALIZED (
 ), key AS (
     INSERT INTO idempotency_keys (key, task, fingerprint, outcome, batch_id)
     SELECT a.key, a.task, a.fingerprint, CASE WHEN t.slots = a.due THEN a.outcome END, a.batch_id
-    FROM tracker t JOIN arrival a USING (batch_id)
+    FROM tracker t JOIN submission a USING (batch_id)
     WHERE a.key IS NOT NULL
 ), event AS (
     INSERT INTO event_outbox (

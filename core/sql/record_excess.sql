@@ -1,10 +1,10 @@
--- Decides that these arrivals have no slot, which is so only while the batch has no open one.
+-- Decides that these submissions have no slot, which is so only while the batch has no open one.
 --
 -- Writes each down with its reason and, for a content that found a batch full, the event.
 -- No row: the batch has open slots after all, or is not registered.
-WITH arrival AS MATERIALIZED (
+WITH submission AS MATERIALIZED (
     SELECT a.*
-    FROM ROWS FROM (jsonb_to_recordset(%(arrivals)s) AS (
+    FROM ROWS FROM (jsonb_to_recordset(%(submissions)s) AS (
         text_storage_id text, file_upload_id text, original_file_name text,
         raw_file_storage_id text, file_size_bytes bigint, content_md5_hash text,
         validation_error_code text, validation_error_detail jsonb, event_id uuid
@@ -14,9 +14,9 @@ WITH arrival AS MATERIALIZED (
     )
 ), tracker AS (
     UPDATE batch_essay_trackers t
-    SET event_sequence = t.event_sequence + (SELECT count(event_id) FROM arrival)
+    SET event_sequence = t.event_sequence + (SELECT count(event_id) FROM submission)
     WHERE t.batch_id = %(batch_id)s AND t.available_slots = 0
-    RETURNING t.correlation_id, t.event_sequence - (SELECT count(event_id) FROM arrival) AS sequence
+    RETURNING t.correlation_id, t.event_sequence - (SELECT count(event_id) FROM submission) AS sequence
 ), excess AS (
     INSERT INTO excess_content (
         batch_id, kind, reason, text_storage_id, file_upload_id, original_file_name,
@@ -27,7 +27,7 @@ WITH arrival AS MATERIALIZED (
            %(reason)s, a.text_storage_id, a.file_upload_id, a.original_file_name,
            a.raw_file_storage_id, a.file_size_bytes, a.content_md5_hash, a.validation_error_code,
            a.validation_error_detail
-    FROM arrival a, tracker
+    FROM submission a, tracker
 ), event AS (
     INSERT INTO event_outbox (
         id, batch_id, type, generation, sequence, correlation_id, traceparent, data
@@ -38,7 +38,7 @@ WITH arrival AS MATERIALIZED (
            jsonb_build_object('batch_id', %(batch_id)s::text,
                'text_storage_id', a.text_storage_id, 'file_upload_id', a.file_upload_id,
                'original_file_name', a.original_file_name, 'reason', %(reason)s::text)
-    FROM arrival a, tracker t
+    FROM submission a, tracker t
     WHERE a.event_id IS NOT NULL
 )
 SELECT 1 FROM tracker

@@ -1,4 +1,4 @@
--- Tells what happened to a batch, in order, the newest if it is much; arrivals of a second are one
+-- Tells what happened to a batch, in order, the newest if it is much; submissions of a second are one
 -- line. What one transaction did has one time: `rank` and `n` have it in the order of the story.
 SELECT at, what FROM (
     SELECT * FROM (

@@ -1,6 +1,6 @@
 -- Tells where these claimants are already: in a slot, in excess, or waiting. No row: nowhere.
 WITH claimant AS (
-    SELECT * FROM jsonb_to_recordset(%(arrivals)s) AS a (
+    SELECT * FROM jsonb_to_recordset(%(submissions)s) AS a (
         claimant text, text_storage_id text, file_upload_id text, validation_error_code text
     )
 )

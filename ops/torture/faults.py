@@ -12,7 +12,7 @@ import redis
 
 from core.crash import POINTS
 from core.errors import StackError
-from core.pulse import read_pulse
+from core.heartbeat import read_pulse
 from ops.embedded import until
 from ops.proxy import BOTH, REPLIES, REQUESTS
 from ops.torture import refusals

@@ -114,14 +114,14 @@ class Load:
 
     def _homeless(self, conn: Conn) -> list[str]:
         """List the contents and rejected files that are nowhere, dead letters aside."""
-        sent = {arrival for message in list(self.messages) for arrival in _arrivals(message)}
+        sent = {each for message in list(self.messages) for each in _submissions(message)}
         names = sorted({batch for batch, _ in sent})
         rows = conn.execute(KEPT, {"batches": names}).fetchall()
         kept = {(row["batch_id"], row["claimant"]) for row in rows}
         given_up = conn.execute(
             "SELECT body FROM dead_letters WHERE batch_id = ANY(%s)", [names]
         ).fetchall()
-        kept |= {arrival for row in given_up for arrival in _arrivals(("", row["body"]))}
+        kept |= {submission for row in given_up for submission in _submissions(("", row["body"]))}
         return sorted(f"{batch}: {claimant}" for batch, claimant in sent - kept)
 
     def _batch(self, batch_id: str) -> list[Message]:
@@ -182,7 +182,7 @@ def _given_up(conn: Conn, code: str, title: str) -> Invariant:
     return Invariant(title, [told.format(**row) for row in rows])
 
 
-def _arrivals(message: Message) -> list[tuple[str, str]]:
+def _submissions(message: Message) -> list[tuple[str, str]]:
     """List whatever wants a slot in a message: a batch, and a text or a rejected file."""
     _, event = message
     if not isinstance(event, dict):

@@ -10,7 +10,7 @@ from rich.console import Console
 from core.explain import Explanation
 from core.invariants import Invariant
 from ops.demo import show_invariants
-from ops.oncall import show_explanation
+from ops.operations import show_explanation
 
 RECOVERY_S = 30  # how soon after a fault's end a new batch must be ready
 

@@ -35,7 +35,7 @@ from ops.torture.stage import ENVIRON, WAL_MB, SmallDisk, Stage, beat
 # How long the service may take to mend everything after the last fault: a claim may run out first.
 QUIET_S = CLAIM_LEASE.total_seconds() + 60
 PROBE_S = 120  # how long a probe is waited for; long before that it counts as late
-LISTENER = CONSUMER.replace("examples.consumer", "ops.listener")
+LISTENER = CONSUMER.replace("examples.consumer", "ops.event_consumer")
 EXPLAINED = 5  # broken batches that are explained
 LONGEST_FAULT_S, SHORTEST_FAULT_S = 75.0, 3.0
 

@@ -10,7 +10,7 @@ from core.errors import BrokenSeal
 from core.events import EVENT_IDS, EVENT_LIMIT, canonical, manifest_sha256
 from core.lifecycle import RANGE
 from core.seals import Sealed
-from core.sweep import Mender, sweep
+from core.sweep import RepairContext, sweep
 from tests.core import looks
 from tests.core.crowd import at_once, until
 from tests.core.story import assign, cancel, confirm, fill, register, reject, texts, upload
@@ -471,7 +471,7 @@ def test_the_id_of_an_event_follows_from_what_it_is_about(lifecycle, conn, batch
 
 def swept(lifecycle, batch_id=None):
     """Sweep one batch, or all; return the rules by which something was mended."""
-    found = sweep(Mender(lifecycle, lambda event: None), batch_id) or []
+    found = sweep(RepairContext(lifecycle, lambda event: None), batch_id) or []
     return [each.rule for each in found if each.mended]
 
 

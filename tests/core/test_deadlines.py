@@ -6,7 +6,7 @@ import pytest
 
 from core.errors import Refusal
 from core.outbox import relay
-from core.sweep import Mender, sweep
+from core.sweep import RepairContext, sweep
 from tests.core import looks
 from tests.core.crowd import at_once, persist
 from tests.core.story import (
@@ -232,7 +232,7 @@ def test_a_death_before_the_announcement_is_made_up_for(
         with pytest.raises(ZeroDivisionError):
             lifecycle.time_out(batch_id)
 
-    sweep(Mender(lifecycle, lambda event: None), batch_id)
+    sweep(RepairContext(lifecycle, lambda event: None), batch_id)
 
     assert looks.types(conn, batch_id) == [TIMEOUT, COMPLETED, ERRORS, READY]
     assert looks.broken(conn, batch_id) == []
@@ -283,7 +283,7 @@ def test_a_full_batch_that_waits_for_its_announcement_is_announced_instead(
     set_deadline(conn, batch_id)
 
     outcome = time_out(lifecycle, batch_id)
-    found = sweep(Mender(lifecycle, lambda event: None), batch_id)
+    found = sweep(RepairContext(lifecycle, lambda event: None), batch_id)
 
     assert outcome == "not_due"
     assert [each.rule for each in found] == ["full_not_announced"]

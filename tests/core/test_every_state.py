@@ -17,9 +17,9 @@ from psycopg.types.json import Jsonb
 from structlog.testing import capture_logs
 
 from core.explain import explain
-from core.pulse import Pulse
+from core.heartbeat import Pulse
 from core.states import BatchStatus, EssayStatus
-from core.sweep import Mender, sweep
+from core.sweep import RepairContext, sweep
 from tests.core import looks
 from tests.core.test_sweep import TABLES
 from tests.factories import new_batch
@@ -201,7 +201,7 @@ def test_every_state_has_a_cause_and_no_repair_makes_it_worse(
     assert [made[batch_id] for batch_id in unexplained(conn, slots, made)] == []
 
     with capture_logs():
-        rounds = [sweep(Mender(lifecycle, lambda event: None)) for _ in range(5)]
+        rounds = [sweep(RepairContext(lifecycle, lambda event: None)) for _ in range(5)]
 
     repaired = [Counter(each.rule for each in found if each.mended) for found in rounds]
     last = {each.finding.batch_id: each.rule for each in rounds[-1] if each.mended}

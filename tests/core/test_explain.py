@@ -9,14 +9,14 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from core import desk, ledger, pulse
+from core import desk, heartbeat, ledger
 from core.explain import BACKLOG, PLAIN, explain
+from core.heartbeat import FORGOTTEN, FRESH, NO_PULSE, SWEEP_LATE, Pulse, read_pulse
 from core.ledger import DeadLetter
 from core.outbox import relay
 from core.pauses import Outage, Pause
-from core.pulse import FORGOTTEN, FRESH, NO_PULSE, SWEEP_LATE, Pulse, read_pulse
 from core.slots import CLAIM_LEASE, Slots
-from core.sweep import RULES, Mender, sweep
+from core.sweep import RULES, RepairContext, sweep
 from tests.core import looks
 from tests.core.story import assign, cancel, fill, register, reject, texts, upload
 
@@ -72,7 +72,7 @@ class Scene:
         relay(self.lifecycle.pool, [self.batch_id], send)
 
     def sweep(self):
-        sweep(Mender(self.lifecycle, lambda event: None), self.batch_id)
+        sweep(RepairContext(self.lifecycle, lambda event: None), self.batch_id)
 
     def park(self, code="VALIDATION_ERROR", task="els.assign_content"):
         letter = DeadLetter(task, f"{self.batch_id}-{code}", self.batch_id, "{}", code, "why")
@@ -643,10 +643,10 @@ def move(scene, seconds, *columns):
 
 
 def test_the_timeline_tells_the_whole_story_in_order(scene):
-    arrivals = ("essay_states", "assigned_at")
+    submissions = ("essay_states", "assigned_at")
     scene.assign("early")
     scene.register(4, class_id="class-1")
-    move(scene, 90, ("batch_essay_trackers", "registered_at"), arrivals)
+    move(scene, 90, ("batch_essay_trackers", "registered_at"), submissions)
     upload(scene.lifecycle, scene.batch_id, texts(2))
     scene.reject()
     scene.assign("late")
@@ -752,8 +752,8 @@ def test_of_a_long_story_the_newest_part_is_told(scene):
 
 
 def test_the_pulse_knows_who_lives_and_when_the_sweep_ran(slots, valkey):
-    pulse.worker_lives(valkey, "worker@one")
-    pulse.swept(valkey)
+    heartbeat.worker_lives(valkey, "worker@one")
+    heartbeat.swept(valkey)
 
     seen = read_pulse(valkey, 7)
 
@@ -766,13 +766,13 @@ def test_the_pulse_knows_who_lives_and_when_the_sweep_ran(slots, valkey):
     ids=["lately", "long ago"],
 )
 def test_a_worker_without_a_sign_is_not_counted(slots, valkey, silent_for, kept):
-    pulse.worker_lives(valkey, "worker@gone")
-    valkey.zincrby(pulse.WORKERS, -silent_for.total_seconds(), "worker@gone")
+    heartbeat.worker_lives(valkey, "worker@gone")
+    valkey.zincrby(heartbeat.WORKERS, -silent_for.total_seconds(), "worker@gone")
 
-    pulse.worker_lives(valkey, "worker@one")
+    heartbeat.worker_lives(valkey, "worker@one")
 
     assert read_pulse(valkey, 0).workers == ["worker@one"]
-    assert (valkey.zscore(pulse.WORKERS, "worker@gone") is not None) == kept
+    assert (valkey.zscore(heartbeat.WORKERS, "worker@gone") is not None) == kept
 
 
 def test_a_flushed_pulse_is_silent(slots, valkey):

@@ -17,7 +17,7 @@ from core.errors import IdempotencyConflict, Refusal
 from core.faults import Fault, fault
 from core.lifecycle import Lifecycle
 from core.outbox import relay
-from core.sweep import Mender, sweep
+from core.sweep import RepairContext, sweep
 from tests.core import looks
 from tests.core.crowd import persist
 from tests.factories import (
@@ -174,7 +174,7 @@ class OneBatch(RuleBasedStateMachine):
         if not looks_registered(self):
             self.register()
         self.slots.client.delete(self.key("claims"))  # as if their lease were over
-        sweep(Mender(self.lifecycle, self.sent.append), self.batch_id)
+        sweep(RepairContext(self.lifecycle, self.sent.append), self.batch_id)
         self.relay()
         with self.pool.connection() as conn:
             broken = looks.broken(conn, self.batch_id, at_rest=True, slots=self.slots)

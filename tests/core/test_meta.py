@@ -190,11 +190,11 @@ def a_batch_is_registered_while_a_content_is_parked(stage):
 
     with ThreadPoolExecutor(2) as crowd:
         with parking_held(stage, batch_id) as holder:
-            arrival = crowd.submit(heard, assigning(stage, content(batch_id, "text-1")))
+            submission = crowd.submit(heard, assigning(stage, content(batch_id, "text-1")))
             until(lambda: blocked_by(stage.conn, holder))
             batch = crowd.submit(heard, lambda: register(stage.lifecycle, batch_id, 2))
             until(lambda: batch.done() or waiting_to_register(stage.conn, batch_id))
-        told = [arrival.result(), batch.result()]
+        told = [submission.result(), batch.result()]
 
     return ending(stage, batch_id, told)
 

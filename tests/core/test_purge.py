@@ -5,7 +5,7 @@ import pytest
 from core import desk, ledger
 from core.ledger import DeadLetter
 from core.outbox import relay
-from core.sweep import Mender, sweep
+from core.sweep import RepairContext, sweep
 from tests.core import looks
 from tests.core.story import assign, cancel, confirm, fill, register, reject
 from tests.factories import essay_ids, new_batch
@@ -160,7 +160,7 @@ def test_no_more_are_listed_than_asked_for(story, conn):
 
 def test_a_purged_batch_leaves_nothing_behind(story, conn, slots):
     batch_id = story.end("full")
-    sweep(Mender(story.lifecycle, lambda event: None), batch_id)
+    sweep(RepairContext(story.lifecycle, lambda event: None), batch_id)
     assign(story.lifecycle, batch_id, "one-too-many")
     relay(story.lifecycle.pool, [batch_id], lambda event: None)
     desk.mark_discarded(conn, story.park(batch_id))

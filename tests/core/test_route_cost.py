@@ -220,7 +220,7 @@ def test_each_step_costs_a_known_number_of_calls(costs, name):
 
 
 def plan_of_placing(conn, batch_id):
-    batches = [{"batch_id": batch_id, "arrivals": [{"essay_id": "essay-1"}]}]
+    batches = [{"batch_id": batch_id, "submissions": [{"essay_id": "essay-1"}]}]
     one = {"batches": Jsonb(batches), "traceparent": None}
     told = conn.execute("EXPLAIN " + ledger.PLACE, one).fetchall()
     return "\n".join(line["QUERY PLAN"] for line in told)

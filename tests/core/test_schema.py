@@ -20,12 +20,12 @@ from core.schema import metadata
 from core.states import (
     CLOSED,
     NEXT,
-    ArrivalKind,
     BatchStatus,
     ClassType,
     EssayStatus,
     ExcessReason,
     OnDeadline,
+    SubmissionKind,
     completed_status,
     sources,
 )
@@ -95,8 +95,8 @@ VALUES = [
     ("batch_essay_trackers", "status", BatchStatus),
     ("batch_essay_trackers", "on_deadline", OnDeadline),
     ("essay_states", "current_status", EssayStatus),
-    ("batch_pending_content", "kind", ArrivalKind),
-    ("excess_content", "kind", ArrivalKind),
+    ("batch_pending_content", "kind", SubmissionKind),
+    ("excess_content", "kind", SubmissionKind),
     ("excess_content", "reason", ExcessReason),
 ]
 

@@ -19,8 +19,8 @@ from core.sweep import (
     PENDING_PATIENCE,
     QUERIES,
     RULES,
-    Look,
-    Mender,
+    CheckContext,
+    RepairContext,
     counter_wrong,
     slot_drift,
     sweep,
@@ -81,7 +81,7 @@ def away(event):
 
 def swept(lifecycle, batch_id=None, send=ignored, **how):
     """Sweep; return rule, batch and whether it was mended, of each finding."""
-    found = sweep(Mender(lifecycle, send), batch_id, **how)
+    found = sweep(RepairContext(lifecycle, send), batch_id, **how)
     assert found is not None, "another sweep is at work"
     return [(each.rule, each.finding.batch_id, each.mended) for each in found]
 
@@ -503,7 +503,7 @@ def test_a_look_takes_no_more_than_its_limit_and_skips_none(alone, lifecycle, sl
     batches = sorted(new_batch() for _ in range(5))
     for batch_id in batches:
         break_slot_drift(lifecycle, conn, batch_id)
-    look = Look(conn, slots, limit=2, moves_on=True)
+    look = CheckContext(conn, slots, limit=2, moves_on=True)
 
     rounds = [[finding.batch_id for finding in slot_drift(look)] for _ in range(4)]
 
@@ -513,7 +513,7 @@ def test_a_look_takes_no_more_than_its_limit_and_skips_none(alone, lifecycle, sl
 def test_a_look_that_does_not_move_on_leaves_the_sweep_where_it_is(alone, slots, conn, lifecycle):
     break_slot_drift(lifecycle, conn, new_batch())
 
-    slot_drift(Look(conn, slots))
+    slot_drift(CheckContext(conn, slots))
 
     assert slots.client.get(CURSOR) is None
 
@@ -552,7 +552,9 @@ def test_a_count_amid_contents_is_exact(alone, lifecycle, conn, slots, batch_id,
         "UPDATE batch_essay_trackers SET available_slots = 11 WHERE batch_id = %s", [batch_id]
     )
     steps = [lambda t=t: assign(lifecycle, batch_id, t) for t in texts(8)]
-    steps[round_ * 2 : round_ * 2] = [lambda: sweep(Mender(lifecycle, ignored), batch_id)] * 2
+    steps[round_ * 2 : round_ * 2] = [
+        lambda: sweep(RepairContext(lifecycle, ignored), batch_id)
+    ] * 2
 
     at_once(*steps)
     swept(lifecycle, batch_id)
@@ -567,7 +569,7 @@ def test_the_count_goes_on_where_it_ended_and_begins_anew(
     batches = sorted(new_batch() for _ in range(5))
     for batch_id in batches:
         break_counter_wrong(lifecycle, conn, batch_id)
-    look = Look(conn, slots, moves_on=True)
+    look = CheckContext(conn, slots, moves_on=True)
 
     rounds = [[finding.batch_id for finding in counter_wrong(look)] for _ in range(5)]
 
@@ -614,7 +616,7 @@ def test_a_broker_that_is_away_is_noted_on_the_event_and_is_no_repair(
     assert noted(conn, batch_id) == []
     first, _ = looks.events(conn, batch_id)
     assert (first["attempts"], first["last_error"]) == (2, "ConnectionError: the broker is away")
-    (finding,) = BY_CODE["event_not_delivered"].check(Look(conn, lifecycle.slots))
+    (finding,) = BY_CODE["event_not_delivered"].check(CheckContext(conn, lifecycle.slots))
     assert finding.detail == "2 events; ConnectionError: the broker is away"
 
 
@@ -711,7 +713,7 @@ def test_of_two_sweeps_at_once_one_gives_way(alone, lifecycle, conn, batch_id):
     with ThreadPoolExecutor(1) as other:
         first = other.submit(swept, lifecycle, None, slow)
         assert began.wait(DEADLINE_S)
-        second = sweep(Mender(lifecycle, ignored))
+        second = sweep(RepairContext(lifecycle, ignored))
         may_go_on.set()
 
         assert second is None
@@ -724,7 +726,7 @@ def test_many_sweeps_at_once_mend_everything_once(alone, lifecycle, conn):
     for code, batch_id in broken.items():
         break_rule(code, lifecycle, conn, batch_id)
 
-    at_once(*[lambda: sweep(Mender(lifecycle, ignored))] * 5)
+    at_once(*[lambda: sweep(RepairContext(lifecycle, ignored))] * 5)
 
     assert {code: noted(conn, batch_id) for code, batch_id in broken.items()} == {
         code: [code] for code in MENDED
@@ -752,7 +754,7 @@ def test_sweeps_amid_contents_leave_every_one_in_its_place(
     steps = [lambda t=t: assign(lifecycle, batch_id, t) for t in texts(6)]
     steps += [lambda: upload(lifecycle, batch_id, texts(4, start=6))]
     steps += [lambda: reject(lifecycle, batch_id)]
-    steps[round_:round_] = [lambda: sweep(Mender(lifecycle, ignored), batch_id)] * 3
+    steps[round_:round_] = [lambda: sweep(RepairContext(lifecycle, ignored), batch_id)] * 3
 
     at_once(*steps)
     swept(lifecycle, batch_id)
@@ -825,7 +827,7 @@ def test_a_rule_that_looks_at_pages_reads_no_table_through(crowd, conn, slots, c
     conn.execute(f"ANALYZE {TABLES}")
     planned = Planned(conn)
 
-    BY_CODE[code].check(Look(planned, slots))
+    BY_CODE[code].check(CheckContext(planned, slots))
 
     big = ("batch_essay_trackers", "essay_states", "event_outbox")
     assert planned.plans

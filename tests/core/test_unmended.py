@@ -6,12 +6,12 @@ import psycopg
 import pytest
 from structlog.testing import capture_logs
 
-from core import ledger, pulse
+from core import heartbeat, ledger
 from core.explain import explain
+from core.heartbeat import Pulse
 from core.lifecycle import Lifecycle
-from core.pulse import Pulse
 from core.slots import Slots
-from core.sweep import Mender, sweep
+from core.sweep import RepairContext, sweep
 from tests.core import looks
 from tests.core.story import assign, cancel, confirm, fill, register, reject, texts, upload
 from tests.core.test_sweep import (
@@ -561,7 +561,7 @@ def elsewhere(database_url):
 
 
 def late():
-    return Pulse(["worker@one"], datetime.now(UTC) - pulse.SWEEP_LATE * 2, 0)
+    return Pulse(["worker@one"], datetime.now(UTC) - heartbeat.SWEEP_LATE * 2, 0)
 
 
 def test_who_holds_the_lock_of_the_sweep_is_named(lifecycle, conn, slots, batch_id, elsewhere):
@@ -573,7 +573,7 @@ def test_who_holds_the_lock_of_the_sweep_is_named(lifecycle, conn, slots, batch_
     assert f"pid {elsewhere}, somebody, idle since" in cause.title
     assert cause.since is not None
     assert "sweep_lock_held" not in causes(conn, slots, batch_id)
-    assert sweep(Mender(lifecycle, ignored)) is None
+    assert sweep(RepairContext(lifecycle, ignored)) is None
 
 
 def test_a_sweep_at_work_is_no_reason(lifecycle, conn, slots, batch_id, database_url):

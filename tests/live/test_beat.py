@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from core import pulse
+from core import heartbeat
 from ops.embedded import Valkey, free_port
 from tests.live.conftest import until
 
@@ -58,7 +58,7 @@ def begun(workers):
         tasks = []
         while raw := client.rpop(workers.queue):
             tasks.append(json.loads(raw)["headers"]["task"])
-            pulse.tick_begun(client, workers.queue, tasks[-1])
+            heartbeat.tick_begun(client, workers.queue, tasks[-1])
         return tasks
 
     return begin
@@ -126,7 +126,7 @@ def test_a_worker_carries_out_the_ticks_of_a_beat_whose_clock_is_wrong(
     clock.set(-behind_s)
     beat(**clock.env)
 
-    until(lambda: valkey.get(pulse.SWEPT), what="the sweep has run")
+    until(lambda: valkey.get(heartbeat.SWEPT), what="the sweep has run")
 
 
 def test_ticks_do_not_pile_up_while_no_worker_begins_them(beat, workers, valkey):
@@ -225,12 +225,12 @@ def test_beat_ticks_where_redis_refuses_to_note_it(beat, begun, own_valkey):
 SIGNS = """
 import os, sys
 import redis
-from core import pulse
+from core import heartbeat
 client = redis.Redis.from_url(os.environ["ELS_REDIS_URL"], decode_responses=True)
 if sys.argv[1] == "give":
-    pulse.worker_lives(client, "worker@skewed")
-    pulse.swept(client)
-seen = pulse.read_pulse(client, 0)
+    heartbeat.worker_lives(client, "worker@skewed")
+    heartbeat.swept(client)
+seen = heartbeat.read_pulse(client, 0)
 print(seen.workers, seen.beat_silent, flush=True)
 """
 

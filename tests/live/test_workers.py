@@ -10,7 +10,7 @@ from random import Random
 import pytest
 import redis
 
-from tasks.strays import EVENTS_EVERY_S
+from tasks.worker.consumer import EVENTS_EVERY_S
 from tests import factories as make
 from tests.live.conftest import until
 

@@ -14,8 +14,8 @@ import redis
 import uvicorn
 
 from core import ledger
+from core.heartbeat import swept, worker_lives
 from core.lifecycle import Lifecycle
-from core.pulse import swept, worker_lives
 from core.settings import Settings
 from core.slots import Slots
 from migrations import upgrade

@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from core.explain import explain
-from core.pulse import Pulse
+from core.heartbeat import Pulse
 from core.slots import Slots
 from tests import factories as make
 from tests.core import story

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from core import ledger
 from core.ledger import DeadLetter
-from core.sweep import Mender, sweep
+from core.sweep import RepairContext, sweep
 from ops.cli import app
 from tests import factories as make
 from tests.core import looks, story
@@ -156,7 +156,7 @@ def test_the_sweep_goes_on_among_such_batches(far):
     story.fill(page.lifecycle, late, 2)
 
     for _ in range(3):
-        sweep(Mender(page.lifecycle, lambda event: None))
+        sweep(RepairContext(page.lifecycle, lambda event: None))
 
     with page.pool.connection() as conn:
         assert looks.batch(conn, late)["status"] == "ready_for_pipeline_execution"

@@ -12,8 +12,8 @@ import typer.main
 from typer.testing import CliRunner
 
 from core import desk, ledger
+from core.heartbeat import read_pulse
 from core.outbox import relay
-from core.pulse import read_pulse
 from ops.cli import app
 from ops.client import Sender, outcomes
 from tests import factories as make

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from migrations import upgrade
 from ops.embedded import Postgres, Valkey, free_port
+from ops.formatting import row_id
 from ops.stream import TICK_S
-from ops.words import row_id
 from tests import factories as make
 from tests.core import story
 from tests.live.conftest import until

@@ -11,8 +11,8 @@ from random import Random
 import pytest
 
 from ops.embedded import LOOPBACK
+from ops.output import out
 from ops.proxy import BOTH, REPLIES, REQUESTS, Proxy
-from ops.terminal import out
 from ops.torture import Session, show, torture
 from tests.ops.conftest import ROOT, els
 

@@ -9,7 +9,7 @@ import pytest
 from kombu.exceptions import OperationalError
 
 from ops.proxy import Proxy
-from tasks.amqp import CONFIRM_S, OPTIONS
+from tasks.worker.amqp import CONFIRM_S, OPTIONS
 from tests import factories as make
 from tests.live.conftest import until
 from tests.rabbitmq.conftest import sender
@@ -57,7 +57,9 @@ def test_a_connection_that_is_dead_in_silence_is_replaced(workers, proxy, outcom
 
 def test_a_frozen_broker_is_waited_for_with_a_deadline(node):
     app = sender(node.url)
-    app.conf.update(broker_transport="tasks.amqp:Transport", broker_transport_options=OPTIONS)
+    app.conf.update(
+        broker_transport="tasks.worker.amqp:Transport", broker_transport_options=OPTIONS
+    )
     app.send_task("els.events.x", queue="els-frozen")
     os.kill(node.pid, signal.SIGSTOP)
     begun = time.monotonic()
@@ -159,7 +161,9 @@ def alarm(node):
 
 def test_a_blocked_broker_is_an_absent_one(node, alarm):
     app = sender(node.url)
-    app.conf.update(broker_transport="tasks.amqp:Transport", broker_transport_options=OPTIONS)
+    app.conf.update(
+        broker_transport="tasks.worker.amqp:Transport", broker_transport_options=OPTIONS
+    )
     begun = time.monotonic()
 
     with pytest.raises(OperationalError, match="did not confirm"):

@@ -4,7 +4,7 @@ import pytest
 from kombu import Exchange, Producer, Queue
 from kombu.exceptions import OperationalError
 
-from tasks.amqp import OPTIONS
+from tasks.worker.amqp import OPTIONS
 from tests import factories as make
 from tests.live.conftest import until
 from tests.rabbitmq.conftest import sender
@@ -124,7 +124,9 @@ def test_events_go_to_the_classic_queue_that_a_receiver_declared(workers, node, 
 def test_an_event_that_no_queue_takes_stays_in_the_outbox(node):
     """A queue that vanished since it was declared is declared again by the next message."""
     app = sender(node.url)
-    app.conf.update(broker_transport="tasks.amqp:Transport", broker_transport_options=OPTIONS)
+    app.conf.update(
+        broker_transport="tasks.worker.amqp:Transport", broker_transport_options=OPTIONS
+    )
     app.send_task("els.events.x", queue="els-vanishing")
     with node.connection() as connection:
         connection.channel().queue_delete("els-vanishing")

@@ -6,12 +6,12 @@ from uuid import uuid4
 import pytest
 from kombu import Producer, Queue
 
-from tasks.amqp import Channel
-from tasks.amqp_queues import DROPPED, dead_queue, drop, policy_commands
+from tasks.worker.amqp import Channel
+from tasks.worker.amqp_queues import DROPPED, dead_queue, drop, policy_commands
 from tests import factories as make
 from tests.live.conftest import until
 
-OURS = "tasks.amqp:Transport"
+OURS = "tasks.worker.amqp:Transport"
 
 
 def test_a_message_that_expires_becomes_a_dead_letter(policed, letters):

@@ -10,9 +10,11 @@ import pytest
 from kombu.asynchronous import Hub
 from structlog.testing import capture_logs
 
-from tasks import intake
-from tasks.app import app, stores
-from tasks.together import Call
+from tasks import maintenance as _registered  # noqa: F401 - its tasks
+from tasks import upstream
+from tasks.app import app
+from tasks.resources import resources
+from tasks.worker.batching import Call
 from tests.core.crowd import until
 from tests.factories import new_batch
 
@@ -40,8 +42,8 @@ def _eager(database_url):
     app.conf.task_always_eager = True
     yield
     app.conf.task_always_eager = before
-    stores().pool.close()
-    stores.cache_clear()
+    resources().pool.close()
+    resources.cache_clear()
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +86,7 @@ def claimed_by_another(logged):
 
     @contextmanager
     def hold(batch_id):
-        slots = stores().slots
+        slots = resources().slots
         claims = slots.claim(batch_id, ["text-of-another"])
 
         def release_after_a_retry():
@@ -127,8 +129,8 @@ def messages(valkey):
 @pytest.fixture
 def impatient(monkeypatch):
     """Let retries be over after a few."""
-    brief = intake.settings.model_copy(update={"retry_for": 1.0})
-    monkeypatch.setattr(intake, "settings", brief)
+    brief = upstream.settings.model_copy(update={"retry_for": 1.0})
+    monkeypatch.setattr(upstream, "settings", brief)
 
 
 @pytest.fixture
@@ -136,7 +138,7 @@ def break_connections(conn):
     """End every connection that the tasks hold, on the server's side."""
 
     def end():
-        pool = stores().pool
+        pool = resources().pool
         with ExitStack() as held:
             count = max(1, pool.get_stats().get("pool_size", 0))
             taken = [held.enter_context(pool.connection()) for _ in range(count)]

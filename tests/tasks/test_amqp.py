@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.amqp import Channel, Connection, Settled
+from tasks.worker.amqp import Channel, Connection, Settled
 
 
 @given(st.permutations(range(1, 30)), st.integers(0, 29))

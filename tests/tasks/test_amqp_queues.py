@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.amqp import Message
-from tasks.amqp_queues import (
+from tasks.worker.amqp import Message
+from tasks.worker.amqp_queues import (
     DROPPED,
     LONGEST_DELAY_S,
     _routing_key,

@@ -2,9 +2,9 @@
 
 import pytest
 
-from core import pulse
-from tasks import beat
+from core import heartbeat
 from tasks.app import app, settings
+from tasks.worker import beat
 
 RELAY, SWEEP = "els.relay", "els.sweep"
 
@@ -45,7 +45,7 @@ def begin(valkey):
 
     def begun():
         for task in (RELAY, SWEEP):
-            pulse.tick_begun(valkey, settings.queue, task)
+            heartbeat.tick_begun(valkey, settings.queue, task)
         count = valkey.llen(settings.queue)
         valkey.delete(settings.queue)
         return count
@@ -122,9 +122,9 @@ def test_a_new_beat_ticks_at_once_whatever_the_one_before_has_noted(pass_time, s
 
 @pytest.mark.parametrize("task", [SWEEP, RELAY])
 def test_a_task_lets_beat_send_its_next_tick(valkey, task):
-    assert pulse.may_send_tick(valkey, settings.queue, task)
-    assert not pulse.may_send_tick(valkey, settings.queue, task)
+    assert heartbeat.may_send_tick(valkey, settings.queue, task)
+    assert not heartbeat.may_send_tick(valkey, settings.queue, task)
 
     app.tasks[task].apply().get()
 
-    assert pulse.may_send_tick(valkey, settings.queue, task)
+    assert heartbeat.may_send_tick(valkey, settings.queue, task)

@@ -4,13 +4,13 @@ import psycopg
 import pytest
 from celery.result import denied_join_result
 
+from core import heartbeat
 from core import lifecycle as plot
-from core import pulse
 from core.lifecycle import Lifecycle
 from tasks.app import app
 from tasks.completion import dispatch_completion
 from tasks.delivery import describe
-from tasks.together import run_together
+from tasks.worker.batching import run_together
 from tests.core import looks
 from tests.core.story import fill, register, texts
 from tests.factories import content, contents, new_batch, registration
@@ -146,9 +146,9 @@ def test_a_sweep_that_another_session_locks_out_does_not_count_as_one(
     with psycopg.connect(database_url, autocommit=True) as other:
         other.execute("SELECT pg_advisory_lock(hashtextextended('sweep', 0))")
         locked_out = app.tasks["els.sweep"].apply().get()
-        noted = pulse.read_pulse(valkey, 0).swept_at
+        noted = heartbeat.read_pulse(valkey, 0).swept_at
     swept = app.tasks["els.sweep"].apply().get()
 
     assert (locked_out, noted) == ({}, None)
     assert swept["full_not_announced"] >= 1
-    assert pulse.read_pulse(valkey, 0).swept_at is not None
+    assert heartbeat.read_pulse(valkey, 0).swept_at is not None

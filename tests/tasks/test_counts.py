@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from core.metrics import counted
-from tasks.completion import sweep
+from tasks.maintenance import sweep
 from tasks.outages import TRIES
 from tests.core import conftest as core
 from tests.core.story import register

@@ -8,16 +8,16 @@ from uuid import uuid4
 
 import pytest
 
-from core import pulse
-from tasks import deaths
-from tasks.together import run_together
+from core import heartbeat
+from tasks.worker import deaths
+from tasks.worker.batching import run_together
 from tests.factories import content, registration
 from tests.tasks.conftest import call
 
 DIE = """
 import os, sys
 from types import SimpleNamespace
-from tasks import deaths
+from tasks.worker import deaths
 request = SimpleNamespace(id=sys.argv[1], hostname="w@host", delivery_info={"redelivered": True})
 with deaths.marked(request):
     os._exit(0)
@@ -81,7 +81,7 @@ def test_a_worker_elsewhere_is_alive_while_it_gives_signs(again, valkey):
     valkey.sadd(key, "worker@there|another-host|17|1.00")
 
     gone = deaths.count(again)
-    pulse.worker_lives(valkey, "worker@there")
+    heartbeat.worker_lives(valkey, "worker@there")
 
     assert (gone, deaths.count(again)) == (1, 0)
 

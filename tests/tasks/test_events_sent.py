@@ -6,8 +6,8 @@ from celery.utils.saferepr import saferepr
 
 from core.lifecycle import Lifecycle
 from core.settings import Route
-from tasks import app as program
-from tasks.app import stores
+from tasks import resources as program
+from tasks.resources import resources
 from tests.core import looks
 from tests.core.crowd import until
 from tests.core.story import fill, texts
@@ -97,13 +97,13 @@ def test_a_type_may_go_nowhere_and_counts_as_delivered(send, conn, batch_id, mes
 
 def test_slots_are_told_where_a_route_asks(send, batch_id, messages, route):
     route(EssaySlotAssigned=[("els.events.slot", "slots")])
-    stores.cache_clear()
+    resources.cache_clear()
     try:
         send(REGISTER, registration(batch_id, 2))
         send(ASSIGN, content(batch_id))
     finally:
-        stores().pool.close()
-        stores.cache_clear()
+        resources().pool.close()
+        resources.cache_clear()
 
     (told,) = messages("slots")
     assert told["kwargs"]["event"]["data"]["text_storage_id"] == "text-1"

@@ -8,8 +8,8 @@ from kombu import Message
 from structlog.testing import capture_logs
 
 from tasks.app import app
-from tasks.request import QuietRequest
-from tasks.together import Job
+from tasks.worker.batching import Job
+from tasks.worker.request import QuietRequest
 from tests.tasks.conftest import ASSIGN
 
 DONE = (0, "what the task returned", 0.001)

@@ -4,7 +4,7 @@ import pytest
 from celery.events import EventDispatcher
 
 from tasks.app import app
-from tasks.monitoring import Dispatcher
+from tasks.worker.monitoring import Dispatcher
 
 FIELDS = {"uuid": "some-id", "name": "els.relay", "retries": 0, "eta": None}
 

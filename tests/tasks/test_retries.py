@@ -6,7 +6,7 @@ import psycopg
 import pytest
 
 from core.faults import LONGEST_WAIT, nominal_wait_s, sqlstate, wait_s, waited_s
-from tasks.app import stores
+from tasks.resources import resources
 from tests.core import looks
 from tests.core.story import texts
 from tests.factories import cancellation, content, contents, registration, rejection
@@ -57,7 +57,7 @@ def test_slots_that_others_are_claiming_are_waited_for(send, conn, batch_id, cla
 
 def test_a_redis_connection_that_was_ended_is_made_anew(send, batch_id, valkey):
     send(REGISTER, registration(batch_id))
-    ours = stores().slots.client.client_id()
+    ours = resources().slots.client.client_id()
 
     ended = valkey.client_kill_filter(_id=ours)
     value = send(ASSIGN, content(batch_id))
@@ -70,7 +70,7 @@ def test_a_message_whose_time_is_over_is_kept(
     send, conn, batch_id, dead_letters, impatient, logged
 ):
     send(REGISTER, registration(batch_id, 1))
-    stores().slots.claim(batch_id, ["text-of-another"])
+    resources().slots.claim(batch_id, ["text-of-another"])
     event, task_id = content(batch_id), str(uuid4())
 
     value = send(ASSIGN, event, task_id=task_id)
@@ -85,10 +85,10 @@ def test_a_message_whose_time_is_over_is_kept(
 
 def test_a_refused_content_is_assigned_when_it_is_sent_again(send, conn, batch_id, impatient):
     send(REGISTER, registration(batch_id, 1))
-    others = stores().slots.claim(batch_id, ["text-of-another"])
+    others = resources().slots.claim(batch_id, ["text-of-another"])
     event = content(batch_id)
     send(ASSIGN, event)
-    stores().slots.release(batch_id, others, still_open=True)
+    resources().slots.release(batch_id, others, still_open=True)
 
     assert send(ASSIGN, event)["outcome"] == "assigned"
 

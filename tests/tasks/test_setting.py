@@ -9,7 +9,7 @@ from tests import factories as make
 
 PROGRAM = """
 import json, sys
-from tasks.intake import assign_contents, register_batch
+from tasks.upstream import assign_contents, register_batch
 for task, event in zip((register_batch, assign_contents), json.load(sys.stdin)):
     print(json.dumps(task.delay(event=event).get()))
 """

@@ -7,7 +7,7 @@ import pytest
 from celery.exceptions import WorkerShutdown
 from celery.worker import state
 
-from tasks.stopping import heeded_between_turns
+from tasks.worker.stopping import heeded_between_turns
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
 from core.metrics import counted
-from tasks import completion, intake
+from tasks import completion, upstream
 from tasks.app import app
-from tasks.together import run_together
+from tasks.worker.batching import run_together
 from tests.core import looks
 from tests.core.story import texts
 from tests.factories import cancellation, content, new_batch, registration
@@ -77,12 +77,12 @@ def test_what_could_not_follow_for_all_together_follows_for_each(
 ):
     lost = [psycopg.OperationalError("the connection is lost")]
 
-    def follow_up(batches):
+    def after_commit(batches):
         if lost:
             raise lost.pop()
-        completion.follow_up(batches)
+        completion.after_commit(batches)
 
-    monkeypatch.setattr(intake, "follow_up", follow_up)
+    monkeypatch.setattr(upstream, "after_commit", after_commit)
 
     run_together([call(event) for event in events])
 

@@ -10,8 +10,9 @@ from psycopg.errors import CheckViolation
 from core import logs, tracing
 from core.lifecycle import Lifecycle
 from core.settings import Settings
-from tasks import app as program
-from tasks.app import app, stores
+from tasks import resources as program
+from tasks.app import app
+from tasks.resources import resources
 from tasks.tracing import Collector, Traces, statement_name
 from tests.core import looks
 from tests.core.story import fill, texts
@@ -41,9 +42,9 @@ def span_id(span):
 
 
 def forget_stores():
-    if stores.cache_info().currsize:
-        stores().pool.close()
-        stores.cache_clear()
+    if resources.cache_info().currsize:
+        resources().pool.close()
+        resources.cache_clear()
 
 
 @pytest.fixture
@@ -178,7 +179,7 @@ def test_no_span_tells_what_is_in_a_file_or_what_an_error_says(spans, send, batc
     with (
         tracing.span("part"),
         pytest.raises(CheckViolation, match="Anna"),
-        stores().pool.connection() as connection,
+        resources().pool.connection() as connection,
     ):
         connection.execute(refused, [batch_id])
     send(ASSIGN, content(batch_id, "text-2", **private, surprise="Anna"))
@@ -224,7 +225,7 @@ def test_statements_are_prepared_as_before(spans, send, batch_id):
     for text in texts(4):
         send(ASSIGN, content(batch_id, text))
 
-    with stores().pool.connection() as traced:
+    with resources().pool.connection() as traced:
         prepared = traced.execute("SELECT statement FROM pg_prepared_statements").fetchall()
 
     assert any("essay_states" in row["statement"] for row in prepared)
@@ -255,7 +256,7 @@ def test_without_an_endpoint_nothing_is_traced(send, conn, batch_id, messages):
 
     assert {row["traceparent"] for row in looks.events(conn, batch_id)} == {None}
     assert not [m for m in messages() if "traceparent" in m["headers"]]
-    with stores().pool.connection() as connection:
+    with resources().pool.connection() as connection:
         assert type(connection.cursor()).__name__ == "Cursor"
 
 

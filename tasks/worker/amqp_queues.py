@@ -34,7 +34,7 @@ from kombu.transport.native_delayed_delivery import (
     level_name,
 )
 
-from tasks.amqp import PERSISTENT, Channel
+from tasks.worker.amqp import PERSISTENT, Channel
 
 HELD_S = (
     2  # until its eta, a message is held by the worker; a delayed one comes less than 1 s early

@@ -22,8 +22,8 @@ from core import ledger
 from core.crash import crashpoint
 from core.errors import IdempotencyConflict, SlotsInFlight
 from core.events import Idempotency
-from core.ledger import Arrival, Conn, Placed, Placing, Whereabouts
-from core.outcomes import Done, Value, outcome, replayed
+from core.ledger import Conn, Location, Placed, Placing, Submission
+from core.outcomes import StepResult, Value, outcome, replayed
 from core.slots import Claim, Slots
 from core.states import ExcessReason
 
@@ -35,43 +35,43 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, eq=False)  # two are never the same, whatever they say
 class Delivery:
-    """One message and the arrivals that it announces. `sent` counts those of a bulk message."""
+    """One message and the submissions that it announces. `sent` counts those of a bulk message."""
 
     idem: Idempotency
     batch_id: str
-    arrivals: list[Arrival]
+    submissions: list[Submission]
     sent: int | None = None
 
     @property
     def claimants(self) -> list[str]:
         """Who claims a slot."""
-        return [arrival.claimant for arrival in self.arrivals]
+        return [submission.claimant for submission in self.submissions]
 
     @property
     def first(self) -> str:
         """Who of them stands for the message."""
-        return self.arrivals[0].claimant
+        return self.submissions[0].claimant
 
-    def value(self, place: Whereabouts | None) -> Value:
-        """Tell the sender where its arrival is; None: parked. A bulk message is just accepted."""
+    def value(self, place: Location | None) -> Value:
+        """Tell the sender where its submission is; None: parked. A bulk message is accepted."""
         if self.sent is not None:
             return outcome("accepted", self.batch_id, contents=self.sent)
         held = {"essay_id": place.essay_id} if place and place.essay_id else {}
-        return outcome(_became(self.arrivals[0], place), self.batch_id, **held)
+        return outcome(_became(self.submissions[0], place), self.batch_id, **held)
 
 
 @dataclass(frozen=True)
 class Claimed:
-    """Messages of one batch, and the slots that their arrivals claimed."""
+    """Messages of one batch, and the slots that their submissions claimed."""
 
     batch_id: str
     deliveries: Sequence[Delivery]
     claims: Sequence[Claim]
 
     @cached_property
-    def places(self) -> dict[str, Whereabouts]:
-        """Where each arrival is once it is placed."""
-        return {claim.claimant: Whereabouts(claim.essay_id, None) for claim in self.claims}
+    def places(self) -> dict[str, Location]:
+        """Where each submission is once it is placed."""
+        return {claim.claimant: Location(claim.essay_id, None) for claim in self.claims}
 
     @cached_property
     def values(self) -> list[Value]:
@@ -79,19 +79,21 @@ class Claimed:
         return [delivery.value(self.places[delivery.first]) for delivery in self.deliveries]
 
     def placings(self) -> list[Placing]:
-        """Put each arrival beside its slot; the key of an event stands with its first arrival."""
+        """Put each submission beside its slot; the key of an event stands with its first one."""
         each = zip(self.deliveries, self.values, strict=True)
         keys = {delivery.first: (delivery.idem, value) for delivery, value in each}
-        arrivals = [arrival for delivery in self.deliveries for arrival in delivery.arrivals]
+        submissions = [
+            submission for delivery in self.deliveries for submission in delivery.submissions
+        ]
         return [
-            Placing(arrival, essay_id, *keys.get(arrival.claimant, ()))
-            for arrival, essay_id in _pairs(arrivals, self.claims)
+            Placing(submission, essay_id, *keys.get(submission.claimant, ()))
+            for submission, essay_id in _pairs(submissions, self.claims)
         ]
 
-    def done(self, placed: Placed, *, posted: bool) -> list[Done]:
+    def done(self, placed: Placed, *, posted: bool) -> list[StepResult]:
         """Say what came of each message; the last one finds the batch full if no slot is left."""
         done = [
-            Done(value, posted=posted, became=_tally(delivery.arrivals, self.places))
+            StepResult(value, posted=posted, became=_tally(delivery.submissions, self.places))
             for delivery, value in zip(self.deliveries, self.values, strict=True)
         ]
         return [*done[:-1], replace(done[-1], full=placed.left == 0, slots=placed.slots)]
@@ -101,16 +103,16 @@ class StaleSlots(Exception):
     """What Redis said of this batch's slots is not so in Postgres: reseed and look again."""
 
 
-class Arrivals:
-    """Gives arrivals their slots, on one Postgres and one Redis."""
+class Assignment:
+    """Gives submissions their slots, on one Postgres and one Redis."""
 
     def __init__(self, pool: "ConnectionPool[Conn]", slots: Slots, *, slot_events: bool) -> None:
         self.pool = pool
         self.slots = slots
         self.slot_events = slot_events
 
-    def take(self, delivery: Delivery) -> Done:
-        """Give every arrival of a message its slot, or say where it is instead.
+    def take(self, delivery: Delivery) -> StepResult:
+        """Give every submission of a message its slot, or say where it is instead.
 
         Raises IdempotencyConflict; SlotsInFlight (retry) when slots are open but others are
         claiming them just now.
@@ -123,10 +125,10 @@ class Arrivals:
                 return done[0]
         return self._settle(delivery, claims or [])
 
-    def take_together(self, deliveries: Sequence[Delivery]) -> list[Done | None]:
-        """Give the arrivals of several messages their slots, by one trip to Redis and one commit.
+    def take_together(self, deliveries: Sequence[Delivery]) -> list[StepResult | None]:
+        """Give the submissions of several messages their slots by one claim and one commit.
 
-        Each message has a key and an outcome of its own. None: its arrivals did not simply get free
+        Each message has a key and an outcome of its own. None: its submissions did not get free
         slots, and it is to be taken by itself.
         """
         batches: dict[str, list[Delivery]] = {}
@@ -141,7 +143,7 @@ class Arrivals:
             self._give_back(batch_id, others, {})
             if simple.deliveries:
                 claimed.append(simple)
-        placed: dict[Delivery, Done] = {}
+        placed: dict[Delivery, StepResult] = {}
         if claimed:
             for batch, done in zip(claimed, self._place_with_keys(claimed), strict=True):
                 if done is None:
@@ -150,8 +152,8 @@ class Arrivals:
                     placed |= zip(batch.deliveries, done, strict=True)
         return [placed.get(delivery) for delivery in deliveries]
 
-    def _place_with_keys(self, batches: Sequence[Claimed]) -> list[list[Done] | None]:
-        """Place all arrivals of these messages where they claimed, by one statement if that works.
+    def _place_with_keys(self, batches: Sequence[Claimed]) -> list[list[StepResult] | None]:
+        """Place all submissions where they claimed, by one statement if that works.
 
         None of a batch: not every claim held, or an event or a content was here before.
         """
@@ -170,7 +172,7 @@ class Arrivals:
             for batch in batches
         ]
 
-    def _settle(self, delivery: Delivery, claims: list[Claim]) -> Done:
+    def _settle(self, delivery: Delivery, claims: list[Claim]) -> StepResult:
         """Look closer until Postgres has decided; then give back what was claimed in vain."""
         for round_ in range(ROUNDS):
             try:
@@ -192,43 +194,43 @@ class Arrivals:
 
     def _decide(
         self, conn: Conn, delivery: Delivery, claims: list[Claim]
-    ) -> tuple[Done, dict[str, Whereabouts]]:
-        """Place, park or record every arrival and write the key; also return where each is.
+    ) -> tuple[StepResult, dict[str, Location]]:
+        """Place, park or record every submission and write the key; also return where each is.
 
         Raises StaleSlots where that needs another claim, and UniqueViolation where another
         delivery was faster.
         """
         batch_id = delivery.batch_id
         if done := replayed(conn, delivery.idem):
-            return done, ledger.whereabouts(conn, batch_id, delivery.arrivals)
+            return done, ledger.whereabouts(conn, batch_id, delivery.submissions)
         tracker = ledger.tracker(conn, batch_id)
         if tracker is None:
             return self._park(conn, delivery), {}
-        places = ledger.whereabouts(conn, batch_id, delivery.arrivals)
-        rest = [a for a in delivery.arrivals if a.claimant not in places]
+        places = ledger.whereabouts(conn, batch_id, delivery.submissions)
+        rest = [a for a in delivery.submissions if a.claimant not in places]
         claimed = _pairs(rest, claims) if tracker.available_slots > 0 else []
         left = self._place(conn, batch_id, claimed) if claimed else tracker.available_slots
-        places |= {a.claimant: Whereabouts(essay_id, None) for a, essay_id in claimed}
+        places |= {a.claimant: Location(essay_id, None) for a, essay_id in claimed}
         homeless = [a for a in rest if a.claimant not in places]
         if homeless:
             reason = self._record_excess(conn, batch_id, homeless)
-            places |= {a.claimant: Whereabouts(None, reason) for a in homeless}
+            places |= {a.claimant: Location(None, reason) for a in homeless}
         value = delivery.value(places[delivery.first])
         ledger.write_key(conn, delivery.idem, batch_id, value)
         full = left == 0 if claimed else tracker.full and not rest  # a repeat completes again
         posted = bool(homeless) or self.slot_events
-        return Done(value, full, posted, _tally(rest, places)), places
+        return StepResult(value, full, posted, _tally(rest, places)), places
 
-    def _place(self, conn: Conn, batch_id: str, pairs: list[tuple[Arrival, str]]) -> int:
-        """Place arrivals without a key; return the open slots left. Raises StaleSlots."""
-        placings = [Placing(arrival, essay_id) for arrival, essay_id in pairs]
+    def _place(self, conn: Conn, batch_id: str, pairs: list[tuple[Submission, str]]) -> int:
+        """Place submissions without a key; return the open slots left. Raises StaleSlots."""
+        placings = [Placing(submission, essay_id) for submission, essay_id in pairs]
         placed = ledger.place(conn, {batch_id: placings}, routed=self.slot_events).get(batch_id)
         if placed is None or placed.taken < len(pairs):
             raise StaleSlots
         return placed.left
 
-    def _record_excess(self, conn: Conn, batch_id: str, homeless: list[Arrival]) -> ExcessReason:
-        """Write arrivals down as excess; return the reason. Raises StaleSlots.
+    def _record_excess(self, conn: Conn, batch_id: str, homeless: list[Submission]) -> ExcessReason:
+        """Write submissions down as excess; return the reason. Raises StaleSlots.
 
         Under the lock of the tracker, which every placing takes, look once more: another delivery
         of one of them may have taken the last slot since.
@@ -240,26 +242,26 @@ class Arrivals:
             raise StaleSlots
         return tracker.excess_reason
 
-    def _park(self, conn: Conn, delivery: Delivery) -> Done:
-        """Keep arrivals until their batch is registered. Raises StaleSlots if it is by now.
+    def _park(self, conn: Conn, delivery: Delivery) -> StepResult:
+        """Keep submissions until their batch is registered. Raises StaleSlots if it is by now.
 
-        The lock is shared with other arrivals and excludes a registration, so that none falls
+        The lock is shared with other submissions and excludes a registration, so that none falls
         between "not registered" and "what waited has been taken".
         """
         ledger.share_registration_lock(conn, delivery.batch_id)
         if ledger.tracker(conn, delivery.batch_id):
             raise StaleSlots
-        ledger.park_pending(conn, delivery.batch_id, delivery.arrivals)
+        ledger.park_pending(conn, delivery.batch_id, delivery.submissions)
         value = delivery.value(None)
         ledger.write_key(conn, delivery.idem, delivery.batch_id, value)
-        return Done(value, became=_tally(delivery.arrivals, {}))
+        return StepResult(value, became=_tally(delivery.submissions, {}))
 
     def _claim_anew(self, delivery: Delivery, claims: list[Claim]) -> list[Claim]:
         """Rebuild the batch's free slots from Postgres; claim for those that have no place yet."""
         batch_id = delivery.batch_id
         with self.pool.connection() as conn:
             open_slots = ledger.open_slots(conn, batch_id)
-            places = ledger.whereabouts(conn, batch_id, delivery.arrivals)
+            places = ledger.whereabouts(conn, batch_id, delivery.submissions)
         is_open = set(open_slots)
         wrong = [
             claim
@@ -274,7 +276,7 @@ class Arrivals:
         return (self.slots.claim(batch_id, rest) if rest else None) or []
 
     def _give_back(
-        self, batch_id: str, claims: Sequence[Claim], places: dict[str, Whereabouts]
+        self, batch_id: str, claims: Sequence[Claim], places: dict[str, Location]
     ) -> None:
         """Take back the claims that led to nothing: made just now, or by who has another place."""
         spare = [
@@ -297,13 +299,13 @@ class Arrivals:
 def _sort_out(
     batch_id: str, deliveries: Iterable[Delivery], claims: Iterable[Claim]
 ) -> tuple[Claimed, list[Claim]]:
-    """Take the messages all of whose arrivals got a free slot; also return the others' claims."""
+    """Take the messages whose submissions all got a free slot, and the others' claims."""
     rest = iter(claims)
     simple: list[Delivery] = []
     held: list[Claim] = []
     others: list[Claim] = []
     for delivery in deliveries:
-        its = [*islice(rest, len(delivery.arrivals))]
+        its = [*islice(rest, len(delivery.submissions))]
         if its and all(claim.new for claim in its):
             simple.append(delivery)
             held += its
@@ -312,26 +314,28 @@ def _sort_out(
     return Claimed(batch_id, simple, held), others
 
 
-def _became(arrival: Arrival, place: Whereabouts | None) -> str:
-    """Name what became of an arrival; `place` None: it waits for its batch."""
+def _became(submission: Submission, place: Location | None) -> str:
+    """Name what became of a submission; `place` None: it waits for its batch."""
     if place is None:
         return "pending"
     if place.essay_id is not None:
-        return "assigned" if arrival.validation_error_code is None else "failed_slot"
+        return "assigned" if submission.validation_error_code is None else "failed_slot"
     return "excess" if place.excess_reason is ExcessReason.NO_AVAILABLE_SLOT else "closed"
 
 
-def _tally(arrivals: Iterable[Arrival], places: Mapping[str, Whereabouts]) -> Counter[str]:
-    return Counter(_became(arrival, places.get(arrival.claimant)) for arrival in arrivals)
+def _tally(submissions: Iterable[Submission], places: Mapping[str, Location]) -> Counter[str]:
+    return Counter(
+        _became(submission, places.get(submission.claimant)) for submission in submissions
+    )
 
 
-def _pairs(arrivals: list[Arrival], claims: Sequence[Claim]) -> list[tuple[Arrival, str]]:
-    """Put each arrival beside the slot that it claimed; those without one are left out."""
+def _pairs(submissions: list[Submission], claims: Sequence[Claim]) -> list[tuple[Submission, str]]:
+    """Put each submission beside the slot that it claimed; those without one are left out."""
     slot_of = {claim.claimant: claim.essay_id for claim in claims if claim.essay_id}
-    return [(a, slot_of[a.claimant]) for a in arrivals if a.claimant in slot_of]
+    return [(a, slot_of[a.claimant]) for a in submissions if a.claimant in slot_of]
 
 
-def _holds(claim: Claim, places: dict[str, Whereabouts]) -> bool:
+def _holds(claim: Claim, places: dict[str, Location]) -> bool:
     """Tell whether the claimed slot is the one that the claimant has."""
     place = places.get(claim.claimant)
     return place is not None and place.essay_id == claim.essay_id

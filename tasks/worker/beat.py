@@ -14,9 +14,9 @@ from celery import beat
 from celery.schedules import schedstate
 from kombu import Connection
 
-from core import pulse
+from core import heartbeat
 from tasks.app import settings
-from tasks.signs import brief_redis
+from tasks.worker.heartbeat import brief_redis
 
 ANSWER_S = 2.0  # for a broker to answer; meanwhile beat sends nothing
 WAIT_S = 20.0  # for a tick that no worker begins, before another is sent: the first may be lost
@@ -164,7 +164,7 @@ def _begun(task: str) -> bool | None:
     if settings.redis_url is None:
         return None
     try:
-        return pulse.may_send_tick(brief_redis(settings.redis_url), settings.queue, task)
+        return heartbeat.may_send_tick(brief_redis(settings.redis_url), settings.queue, task)
     except redis.RedisError:
         return None
 

@@ -18,7 +18,7 @@ from uuid import uuid4
 import psutil
 import redis
 
-from core import pulse
+from core import heartbeat
 from core.slots import connect_once
 from tasks.app import settings
 from tasks.broker import lost_workers
@@ -90,7 +90,7 @@ def _lives(mark: str) -> bool:
             return f"{psutil.Process(int(pid)).create_time():.2f}" == start
         return False
     try:
-        return worker in pulse.read_pulse(_client(), None).workers
+        return worker in heartbeat.read_pulse(_client(), None).workers
     except redis.RedisError:
         return True
 

@@ -16,9 +16,9 @@ from celery.exceptions import Ignore, Reject, Retry
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
-from tasks import deaths, stopping
 from tasks.dead_letters import KeptAsDeadLetter, body_of, keep_if_possible, letter_of
 from tasks.delivery import describe
+from tasks.worker import deaths, stopping
 
 PASSED_ON = (KeptAsDeadLetter, Reject, Retry, Ignore, Terminated)  # Celery's way with them is right
 LOST = (WorkerLostError, SystemExit, KeyboardInterrupt)

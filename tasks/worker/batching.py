@@ -18,8 +18,8 @@ from celery.exceptions import TaskRevokedError
 from celery.worker.state import task_ready
 
 from tasks.app import AT_ONCE, BYTES_AT_ONCE, QUICK, app, settings
-from tasks.intake import ARRIVALS, Call, ended, place_together
-from tasks.request import QuietRequest
+from tasks.upstream import ARRIVALS, Call, ended, place_together
+from tasks.worker.request import QuietRequest
 
 log = structlog.get_logger(__name__)
 
@@ -144,9 +144,9 @@ class Job:
 
 def run_together(calls: Sequence[Call]) -> list[Any]:  # Any: of Celery's tracer
     """Place the contents of all messages, run the other tasks; return what Celery's tracer does."""
-    arrivals = [call for call in calls if call.task in ARRIVALS]
-    if len(arrivals) > 1:
-        place_together(arrivals)
+    submissions = [call for call in calls if call.task in ARRIVALS]
+    if len(submissions) > 1:
+        place_together(submissions)
     fast: bool = app.use_fast_trace_task  # type: ignore[attr-defined] # absent from its types
     trace = fast_trace_task if fast else trace_task_ret
     return [

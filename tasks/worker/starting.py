@@ -11,7 +11,7 @@ import structlog
 from core import alive
 from core.requirements import Finding, Severity, check_servers, wait_for_schema
 from core.settings import Settings
-from tasks.stopping import STOPS
+from tasks.worker.stopping import STOPS
 
 log = structlog.get_logger(__name__)
 

@@ -15,12 +15,13 @@ from celery.worker import consumer
 from kombu import Message
 
 from core.ledger import DeadLetter
-from tasks import broker, signs, stopping
+from tasks import broker
 from tasks.dead_letters import keep_if_possible, letter_of_message
 from tasks.refusals import LONGEST_PAUSE_S
-from tasks.request import QuietRequest
-from tasks.stopping import heeded_between_turns
-from tasks.together import Together
+from tasks.worker import heartbeat, stopping
+from tasks.worker.batching import Together
+from tasks.worker.request import QuietRequest
+from tasks.worker.stopping import heeded_between_turns
 
 EVENTS_EVERY_S = 0.2  # between two batches of task events: what monitors see is so late at most
 KEEP_AGAIN_S = 5  # before a dead letter that could not be written is tried again
@@ -72,7 +73,7 @@ class Consumer(consumer.Consumer):
 
         def patiently(errback: Any, _: Any, callback: Callable[[], None]) -> Any:
             def every_second() -> None:
-                signs.show(self.hostname)
+                heartbeat.show(self.hostname)
                 callback()
 
             def failed(error: Exception, interval_s: float) -> None:
@@ -132,4 +133,4 @@ class Consumer(consumer.Consumer):
 
 @signals.heartbeat_sent.connect
 def _show_life(sender: Any, **_: object) -> None:  # Any: Celery's heart, untyped
-    signs.show(sender.eventer.hostname)
+    heartbeat.show(sender.eventer.hostname)

@@ -34,17 +34,18 @@ from core.events import (
     parse,
 )
 from core.faults import Fault, fault, safe_message, sqlstate, waited_s
-from core.lifecycle import Arriving
-from core.outcomes import Done, Value
-from tasks import deaths
-from tasks.app import DEATHS, app, settings, shown, stores
-from tasks.completion import again, follow_up
+from core.lifecycle import SubmittingEvent
+from core.outcomes import StepResult, Value
+from tasks.app import DEATHS, app, settings, shown
+from tasks.completion import after_commit, again
 from tasks.dead_letters import KeptAsDeadLetter, body_of, keep, letter_of, names_event
 from tasks.outages import persist
-from tasks.request import QuietRequest
+from tasks.resources import resources
+from tasks.worker import deaths
+from tasks.worker.request import QuietRequest
 
 E = TypeVar("E", bound=Event)
-Step = Callable[[E, Idempotency], Done]
+Step = Callable[[E, Idempotency], StepResult]
 AnyTask = Task[Any, Any]  # Any: as celery-types has it
 TOLD = (signals.task_prerun, signals.task_success, signals.task_postrun)
 log = structlog.get_logger(__name__)
@@ -64,7 +65,7 @@ class Settled(NamedTuple, Generic[E]):
 
     event: E
     idem: Idempotency
-    done: Done
+    done: StepResult
     started: float  # by the monotonic clock
 
 
@@ -75,42 +76,42 @@ _settled: ContextVar[dict[str, Settled[Any]]] = ContextVar("settled")  # Any: as
 @app.task(bind=True, name="els.register_batch", typing=False)
 def register_batch(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     """Announce a batch and the essays that it expects."""
-    step = stores().lifecycle.register_batch
-    return carry_out(self, BatchEssaysRegistered, step, args, kwargs, BULK_LIMIT)
+    step = resources().lifecycle.register_batch
+    return execute(self, BatchEssaysRegistered, step, args, kwargs, BULK_LIMIT)
 
 
 @app.task(bind=True, name="els.assign_content", typing=False)
 def assign_content(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     """Announce one stored text."""
-    step = stores().lifecycle.assign_content
-    return carry_out(self, EssayContentProvisioned, step, args, kwargs)
+    step = resources().lifecycle.assign_content
+    return execute(self, EssayContentProvisioned, step, args, kwargs)
 
 
 @app.task(bind=True, name="els.assign_contents", typing=False)
 def assign_contents(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     """Announce the stored texts of one upload."""
-    step = stores().lifecycle.assign_contents
-    return carry_out(self, BatchContentsProvisioned, step, args, kwargs, BULK_LIMIT)
+    step = resources().lifecycle.assign_contents
+    return execute(self, BatchContentsProvisioned, step, args, kwargs, BULK_LIMIT)
 
 
 @app.task(bind=True, name="els.reject_content", typing=False)
 def reject_content(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     """Announce a file that failed validation."""
-    step = stores().lifecycle.reject_content
-    return carry_out(self, EssayValidationFailed, step, args, kwargs)
+    step = resources().lifecycle.reject_content
+    return execute(self, EssayValidationFailed, step, args, kwargs)
 
 
 @app.task(bind=True, name="els.confirm_students", typing=False)
 def confirm_students(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     """Announce whose essays they are."""
-    step = stores().lifecycle.confirm_students
-    return carry_out(self, StudentAssociationsConfirmed, step, args, kwargs, BULK_LIMIT)
+    step = resources().lifecycle.confirm_students
+    return execute(self, StudentAssociationsConfirmed, step, args, kwargs, BULK_LIMIT)
 
 
 @app.task(bind=True, name="els.cancel_batch", typing=False)
 def cancel_batch(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     """Give a batch up."""
-    return carry_out(self, BatchCancelled, stores().lifecycle.cancel_batch, args, kwargs)
+    return execute(self, BatchCancelled, resources().lifecycle.cancel_batch, args, kwargs)
 
 
 INTAKE = frozenset(
@@ -127,7 +128,7 @@ INTAKE = frozenset(
 QuietRequest.upstream = INTAKE
 
 
-ARRIVALS: dict[str, tuple[type[Arriving], int]] = {  # the model and the limit of each
+ARRIVALS: dict[str, tuple[type[SubmittingEvent], int]] = {  # the model and the limit of each
     assign_content.name: (EssayContentProvisioned, SINGLE_LIMIT),
     assign_contents.name: (BatchContentsProvisioned, BULK_LIMIT),
     reject_content.name: (EssayValidationFailed, SINGLE_LIMIT),
@@ -141,10 +142,10 @@ def place_together(calls: Iterable[Call]) -> None:
     the task.
     """
     clear_contextvars()
-    settled: dict[str, Settled[Arriving]] = {}
+    settled: dict[str, Settled[SubmittingEvent]] = {}
     _settled.set(settled)
     started = time.monotonic()
-    parsed: dict[str, tuple[Arriving, Idempotency]] = {}
+    parsed: dict[str, tuple[SubmittingEvent, Idempotency]] = {}
     for call in calls:
         model, limit = ARRIVALS[call.task]
         args, kwargs, _ = call.payload
@@ -152,12 +153,12 @@ def place_together(calls: Iterable[Call]) -> None:
             raw = kwargs["event"] if names_event(args, kwargs) else None
             parsed[call.task_id] = parse(model, call.task, raw, limit)
     try:
-        assign = stores().lifecycle.assign_together
+        assign = resources().lifecycle.assign_together
         results = persist(lambda: assign([*parsed.values()]), tries=2)
         for (task_id, (event, idem)), done in zip(parsed.items(), results, strict=True):
             if done:
                 settled[task_id] = Settled(event, idem, done, started)
-        follow_up({each.event.batch_id: each.done for each in settled.values()})
+        after_commit({each.event.batch_id: each.done for each in settled.values()})
         for task_id, each in settled.items():
             settled[task_id] = each._replace(done=replace(each.done, full=False, posted=False))
     except Exception:  # whatever it is, each task meets it again, and deals with it
@@ -179,7 +180,7 @@ def ended(call: Call) -> tuple[int, str, float] | None:
     return 0, shown(each.done.value, app.Task.resultrepr_maxsize), seconds
 
 
-def _has_more_to_come(call: Call, done: Done) -> bool:
+def _has_more_to_come(call: Call, done: StepResult) -> bool:
     embed = call.payload[2]
     linked = isinstance(embed, Mapping) and any(embed.values())
     kept = call.request.get("ignore_result") is False
@@ -187,7 +188,7 @@ def _has_more_to_come(call: Call, done: Done) -> bool:
     return left or linked or kept or any(signal.receivers for signal in TOLD)
 
 
-def carry_out(
+def execute(
     task: AnyTask,
     model: type[E],
     step: Step[E],
@@ -217,10 +218,10 @@ def carry_out(
         )
         bind_contextvars(batch_id=event.batch_id, correlation_id=str(event.correlation_id))
 
-        def attempt() -> Done:
+        def attempt() -> StepResult:
             with deaths.marked(task.request):
                 done = settled.done if settled else step(event, idem)
-                follow_up({event.batch_id: done})
+                after_commit({event.batch_id: done})
             return done
 
         done = persist(attempt, failed=partial(_count_retry, task))
@@ -253,7 +254,7 @@ def _count_retry(task: AnyTask, error: Exception) -> None:
     metrics.retried(task.name, sqlstate(error))
 
 
-def _tell(task: str, task_id: str, event: Event, done: Done, started: float) -> float:
+def _tell(task: str, task_id: str, event: Event, done: StepResult, started: float) -> float:
     """Count and log what a message led to; return how many seconds that took."""
     seconds = time.monotonic() - started
     metrics.carried_out(task, done.value["outcome"], done.became, seconds)

@@ -7,7 +7,7 @@ from functools import cache
 
 import redis
 
-from core import alive, pauses, pulse
+from core import alive, heartbeat, pauses
 from core.slots import connect_once
 from tasks import broker
 from tasks.app import settings
@@ -28,7 +28,7 @@ def show(worker: str) -> None:
     if settings.redis_url:
         with suppress(redis.RedisError):  # the sign is missed, which is what it is for
             client = brief_redis(settings.redis_url)
-            pulse.worker_lives(client, worker)
+            heartbeat.worker_lives(client, worker)
             _show_refusal(client, worker)
 
 

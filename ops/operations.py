@@ -12,9 +12,7 @@ from core import desk, ledger, logs
 from core.explain import Explanation, explain
 from core.ledger import Conn
 from core.slots import Slots, connect
-from ops.signs import read_signs, with_own_probe
-from ops.target import BROKER, POSTGRES, REDIS, endpoints
-from ops.terminal import (
+from ops.output import (
     AsJson,
     Home,
     Yes,
@@ -28,6 +26,8 @@ from ops.terminal import (
     to_read,
     utc,
 )
+from ops.signs import read_signs, with_own_probe
+from ops.target import BROKER, POSTGRES, REDIS, endpoints
 
 PURGE_CHUNK = 50  # batches deleted by one transaction
 dead_letters = typer.Typer(help="Messages that could not be carried out.", no_args_is_help=True)
@@ -114,7 +114,7 @@ def reconcile(
     Exit status 1 if something is left as it was found: what only a person can mend, or a dry run.
     """
     from core.lifecycle import Lifecycle
-    from core.sweep import Mender, sweep
+    from core.sweep import RepairContext, sweep
     from ops.client import Sender
     from tasks.delivery import deliver
 
@@ -131,7 +131,7 @@ def reconcile(
     ):
         client = connect(found.redis_url)
         client.ping()  # half of the rules look there, and would find nothing
-        mender = Mender(
+        mender = RepairContext(
             Lifecycle(pool, Slots(client), slot_events=routed),
             lambda event: deliver(sender.app, event, settings.routes(event["type"])),
         )

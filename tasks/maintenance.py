@@ -1,0 +1,53 @@
+"""What beat asks for: the sweep, which mends what is stuck, and the relay of events."""
+
+from collections import Counter
+from contextlib import suppress
+
+import structlog
+from redis import RedisError
+
+from core import heartbeat, metrics, outbox
+from core.outcomes import StepResult
+from core.sweep import RepairContext
+from core.sweep import sweep as run_sweep
+from tasks.app import app, settings
+from tasks.completion import after_commit
+from tasks.outages import run_tick
+from tasks.resources import resources, send_event
+from tasks.worker.heartbeat import brief_redis
+
+log = structlog.get_logger(__name__)
+
+
+@app.task(name="els.sweep")
+def sweep() -> dict[str, int]:
+    """Find what must not stay as it is, and mend it; return how many batches by rule."""
+    _begin_tick("els.sweep")
+    return run_tick(_sweep, {})
+
+
+def _sweep() -> dict[str, int]:
+    found = run_sweep(RepairContext(resources().lifecycle, send_event))
+    if found is None:
+        log.info("sweep_skipped", reason="another session holds its lock")
+        return {}
+    heartbeat.swept(resources().slots.client)
+    mended = [each for each in found if each.mended]
+    for each in mended:
+        metrics.REPAIRS.labels(each.rule).inc()
+    after_commit({each.finding.batch_id: StepResult({}, posted=True) for each in mended})
+    return dict(Counter(each.rule for each in mended))
+
+
+@app.task(name="els.relay")
+def relay() -> int:
+    """Send every event that the relay right after a commit did not."""
+    _begin_tick("els.relay")
+    return run_tick(lambda: outbox.relay_all(resources().pool, send_event), 0)
+
+
+def _begin_tick(task: str) -> None:
+    """Let beat send the next tick. Where Redis does not answer, beat sends it a little later."""
+    if settings.redis_url:
+        with suppress(RedisError):
+            heartbeat.tick_begun(brief_redis(settings.redis_url), settings.queue, task)

@@ -1,0 +1,92 @@
+"""What each worker process opens once: Postgres, Redis, the lifecycle, the counts, spans."""
+
+import atexit
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
+
+from celery import signals
+from psycopg_pool import ConnectionPool
+
+from core import ledger
+from core.errors import BadSettings
+from core.ledger import Conn
+from core.lifecycle import Lifecycle
+from core.metrics import Pusher
+from core.slots import Slots, connect
+from tasks.app import app, settings
+from tasks.delivery import deliver
+
+if TYPE_CHECKING:
+    from tasks.tracing import Traces
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What this process has open."""
+
+    pool: "ConnectionPool[Conn]"
+    slots: Slots
+    lifecycle: Lifecycle
+    pusher: Pusher
+
+
+@cache
+def traces() -> "Traces | None":
+    """Import what spans need, only where a worker is asked for them. Raises BadSettings."""
+    if settings.traces_endpoint is None:
+        return None
+    try:
+        from tasks.tracing import Collector, Traces  # noqa: PLC0415 - 0.3 s, for those who ask
+    except ModuleNotFoundError as error:
+        raise BadSettings(
+            f"ELS_TRACES_ENDPOINT is set, but {error.name} is not installed;"
+            " run: pip install 'essay-lifecycle-service[tracing]'"
+        ) from error
+    ticks = frozenset(entry["task"] for entry in app.conf.beat_schedule.values())
+    return Traces(partial(Collector, settings.traces_endpoint), ticks)
+
+
+@cache
+def resources() -> Resources:
+    """Open Postgres and Redis, once a process and after the fork. Raises BadSettings."""
+    if not settings.database_url or not settings.redis_url:
+        raise BadSettings("ELS_DATABASE_URL and ELS_REDIS_URL must be set; `els run` sets them")
+    pool = ledger.connect(settings.database_url, size=settings.concurrency + 2, by_key=True)
+    slots = Slots(connect(settings.redis_url))
+    if spans := traces():
+        spans.watch(pool, slots.client)
+    routed = bool(settings.routes("EssaySlotAssigned"))
+    pusher = Pusher(connect(settings.redis_url, timeout_s=1))  # ending waits for it
+    if not app.conf.task_always_eager:
+        pusher.start()
+        atexit.register(pusher.stop)  # a child of prefork ends without, but says so
+    return Resources(pool, slots, Lifecycle(pool, slots, slot_events=routed), pusher)
+
+
+def send_event(event: dict[str, Any]) -> None:  # Any: a CloudEvent, JSON
+    """Hand an event to the broker, once for each of its routes. Raises OSError."""
+    deliver(app, event, settings.routes(event["type"]))
+
+
+@signals.worker_init.connect
+def _trace(sender: Any, **_: object) -> None:  # Any: Celery's worker
+    if sender.app is not app:
+        return
+    try:
+        spans = traces()
+    except BadSettings as error:
+        raise SystemExit(f"els: {error}") from error
+    if spans:
+        spans.connect()
+
+
+@signals.worker_process_init.connect
+def _forget_the_parents_stores(**_: object) -> None:
+    resources.cache_clear()
+
+
+@signals.worker_process_shutdown.connect
+def _push_the_last_counts(**_: object) -> None:
+    if resources.cache_info().currsize:
+        resources().pusher.stop()
