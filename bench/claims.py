@@ -51,7 +51,7 @@ def by_script(stand: Stand, amount: int) -> Drained:
     stand.slots.seed(batch, essays)
 
     def claim(claimant: str) -> str | None:
-        [made] = stand.slots.claim(batch, [claimant]) or []
+        [made] = stand.slots.claim({batch: [claimant]})[batch]
         return made.essay_id
 
     return _race(claim, amount)

@@ -1,17 +1,13 @@
-"""How a stored text or a rejected file gets its slot.
+"""How a stored text or a rejected file gets its slot: one route, for one message or a hundred.
 
-The hot path is one claim in Redis and one statement in Postgres. What does not simply hold (a
-repeat, a stale or flushed Redis, a batch full, closed or not registered) is settled by Postgres
-alone, in one transaction.
+One claim in Redis and one statement in Postgres place everything that is new. Whatever does not
+fit (a repeat, a claim that does not hold, a batch that is full, closed or not registered) is
+settled message by message, each in a transaction of its own: there Postgres alone decides.
 """
 
 import time
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from itertools import islice
-from operator import attrgetter
 from random import uniform
 
 import structlog
@@ -21,86 +17,22 @@ from psycopg_pool import ConnectionPool
 from core import ledger
 from core.crash import crashpoint
 from core.errors import IdempotencyConflict, SlotsInFlight
-from core.events import Idempotency
-from core.ledger import Conn, Location, Placed, Placing, Submission
-from core.outcomes import StepResult, Value, outcome, replayed
+from core.idempotency import is_repeat, replayed
+from core.ledger import Conn, Row
+from core.model import Location, Message, StepResult, Submission
 from core.slots import Claim, Slots
 from core.states import ExcessReason
 
-ROUNDS = 4  # looks at a claim that Postgres did not confirm, before the task is retried
+ROUNDS = 4  # claims that Postgres does not confirm, before the task is retried
 ROUND_WAIT_S = 0.02  # doubled each round: the time that a claim in flight needs to commit
+KEYLESS = "outcome"  # the column that `place.sql` leaves empty when a claim did not hold
 
+Result = StepResult | IdempotencyConflict | SlotsInFlight
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, eq=False)  # two are never the same, whatever they say
-class Delivery:
-    """One message and the submissions that it announces. `sent` counts those of a bulk message."""
-
-    idem: Idempotency
-    batch_id: str
-    submissions: list[Submission]
-    sent: int | None = None
-
-    @property
-    def claimants(self) -> list[str]:
-        """Who claims a slot."""
-        return [submission.claimant for submission in self.submissions]
-
-    @property
-    def first(self) -> str:
-        """Who of them stands for the message."""
-        return self.submissions[0].claimant
-
-    def value(self, place: Location | None) -> Value:
-        """Tell the sender where its submission is; None: parked. A bulk message is accepted."""
-        if self.sent is not None:
-            return outcome("accepted", self.batch_id, contents=self.sent)
-        held = {"essay_id": place.essay_id} if place and place.essay_id else {}
-        return outcome(_became(self.submissions[0], place), self.batch_id, **held)
-
-
-@dataclass(frozen=True)
-class Claimed:
-    """Messages of one batch, and the slots that their submissions claimed."""
-
-    batch_id: str
-    deliveries: Sequence[Delivery]
-    claims: Sequence[Claim]
-
-    @cached_property
-    def places(self) -> dict[str, Location]:
-        """Where each submission is once it is placed."""
-        return {claim.claimant: Location(claim.essay_id, None) for claim in self.claims}
-
-    @cached_property
-    def values(self) -> list[Value]:
-        """What to tell each sender then."""
-        return [delivery.value(self.places[delivery.first]) for delivery in self.deliveries]
-
-    def placings(self) -> list[Placing]:
-        """Put each submission beside its slot; the key of an event stands with its first one."""
-        each = zip(self.deliveries, self.values, strict=True)
-        keys = {delivery.first: (delivery.idem, value) for delivery, value in each}
-        submissions = [
-            submission for delivery in self.deliveries for submission in delivery.submissions
-        ]
-        return [
-            Placing(submission, essay_id, *keys.get(submission.claimant, ()))
-            for submission, essay_id in _pairs(submissions, self.claims)
-        ]
-
-    def done(self, placed: Placed, *, posted: bool) -> list[StepResult]:
-        """Say what came of each message; the last one finds the batch full if no slot is left."""
-        done = [
-            StepResult(value, posted=posted, became=_tally(delivery.submissions, self.places))
-            for delivery, value in zip(self.deliveries, self.values, strict=True)
-        ]
-        return [*done[:-1], replace(done[-1], full=placed.left == 0, slots=placed.slots)]
-
-
 class StaleSlots(Exception):
-    """What Redis said of this batch's slots is not so in Postgres: reseed and look again."""
+    """Redis and Postgres disagree on the slots of a batch: reseed, claim again, decide again."""
 
 
 class Assignment:
@@ -111,178 +43,170 @@ class Assignment:
         self.slots = slots
         self.slot_events = slot_events
 
-    def take(self, delivery: Delivery) -> StepResult:
-        """Give every submission of a message its slot, or say where it is instead.
+    def assign(self, messages: Sequence[Message]) -> list[Result]:
+        """Give every submission of each message its slot, or say where it is instead.
 
-        Raises IdempotencyConflict; SlotsInFlight (retry) when slots are open but others are
-        claiming them just now.
+        Each message has a result of its own. IdempotencyConflict and SlotsInFlight (retry: others
+        are claiming the open slots just now) concern that message alone, so they are returned.
+        Raises errors of the servers (retry: what has a place by then keeps it).
         """
-        claims = self.slots.claim(delivery.batch_id, delivery.claimants)
+        claims = self._claim(messages)
         crashpoint("claimed")
-        if claims and all(claim.essay_id for claim in claims):
-            [done] = self._place_with_keys([Claimed(delivery.batch_id, [delivery], claims)])
-            if done is not None:
-                return done[0]
-        return self._settle(delivery, claims or [])
-
-    def take_together(self, deliveries: Sequence[Delivery]) -> list[StepResult | None]:
-        """Give the submissions of several messages their slots by one claim and one commit.
-
-        Each message has a key and an outcome of its own. None: its submissions did not get free
-        slots, and it is to be taken by itself.
-        """
-        batches: dict[str, list[Delivery]] = {}
-        for delivery in sorted(deliveries, key=attrgetter("batch_id")):
-            batches.setdefault(delivery.batch_id, []).append(delivery)
-        claimants = {b: [c for d in those for c in d.claimants] for b, those in batches.items()}
-        claims = self.slots.claim_in_each(claimants)
-        crashpoint("claimed")
-        claimed = []
-        for (batch_id, those), made in zip(batches.items(), claims, strict=True):
-            simple, others = _sort_out(batch_id, those, made or [])
-            self._give_back(batch_id, others, {})
-            if simple.deliveries:
-                claimed.append(simple)
-        placed: dict[Delivery, StepResult] = {}
-        if claimed:
-            for batch, done in zip(claimed, self._place_with_keys(claimed), strict=True):
-                if done is None:
-                    self._give_back(batch.batch_id, batch.claims, {})
-                else:
-                    placed |= zip(batch.deliveries, done, strict=True)
-        return [placed.get(delivery) for delivery in deliveries]
-
-    def _place_with_keys(self, batches: Sequence[Claimed]) -> list[list[StepResult] | None]:
-        """Place all submissions where they claimed, by one statement if that works.
-
-        None of a batch: not every claim held, or an event or a content was here before.
-        """
-        placings = {batch.batch_id: batch.placings() for batch in batches}
-        with self.pool.connection() as conn:
-            try:
-                placed = ledger.place(conn, placings, routed=self.slot_events)
-            except (pg.UniqueViolation, pg.NotNullViolation):
-                placed = {}
-        if not placed and len(batches) > 1:
-            return [each for batch in batches for each in self._place_with_keys([batch])]
+        new = {m: _slot_of(claims[m]) for m in messages if claims[m] and all(_new(claims[m]))}
+        placed: Mapping[str, Row] = {}
+        if new:
+            with self.pool.connection() as conn:
+                try:
+                    placed = ledger.place(conn, new, with_keys=True, slot_events=self.slot_events)
+                except (pg.UniqueViolation, pg.NotNullViolation) as error:
+                    if not (is_repeat(error) or error.diag.column_name == KEYLESS):
+                        raise
         return [
-            batch.done(mine, posted=self.slot_events)
-            if (mine := placed.get(batch.batch_id))
-            else None
-            for batch in batches
+            self._placed(message, new[message], placed[message.batch_id])
+            if message in new and message.batch_id in placed
+            else self._settled(message, claims[message])
+            for message in messages
         ]
 
-    def _settle(self, delivery: Delivery, claims: list[Claim]) -> StepResult:
-        """Look closer until Postgres has decided; then give back what was claimed in vain."""
+    def _claim(self, messages: Sequence[Message]) -> dict[Message, list[Claim]]:
+        """Claim for all messages at once; none where Redis knows nothing of the batch."""
+        claimants: dict[str, list[str]] = {}
+        for message in messages:
+            claimants.setdefault(message.batch_id, []).extend(message.claimants)
+        claims = {batch: iter(made) for batch, made in self.slots.claim(claimants).items()}
+        return {
+            message: [*islice(claims[message.batch_id], len(message.submissions))]
+            for message in messages
+        }
+
+    def _placed(self, message: Message, slot_of: Mapping[str, str], batch: Row) -> StepResult:
+        return message.result(
+            {claimant: Location(essay_id) for claimant, essay_id in slot_of.items()},
+            full=batch["available_slots"] == 0,
+            posted=self.slot_events,
+            slots=batch["expected_count"],
+        )
+
+    def _settled(self, message: Message, claims: Sequence[Claim]) -> Result:
+        """Decide until Postgres confirms the claims; give back those that it did not need."""
         for round_ in range(ROUNDS):
             try:
                 with ledger.transaction(self.pool) as conn:
-                    done, places = self._decide(conn, delivery, claims)
-            except (StaleSlots, pg.UniqueViolation):
+                    result, locations = self._decide(conn, message, claims)
+            except IdempotencyConflict as conflict:
+                self._give_back(message.batch_id, claims, {})
+                return conflict
+            except (StaleSlots, pg.UniqueViolation) as error:
+                if isinstance(error, pg.UniqueViolation) and not is_repeat(error):
+                    raise
                 time.sleep(uniform(0, ROUND_WAIT_S * 2**round_) if round_ else 0)
-                claims = self._claim_anew(delivery, claims)
-            except IdempotencyConflict:
-                self._give_back(delivery.batch_id, claims, {})
-                raise
+                claims = self._claim_again(message, claims)
             else:
-                self._give_back(delivery.batch_id, claims, places)
-                return done
-        self._give_back(delivery.batch_id, claims, {})
-        raise SlotsInFlight(
-            f"batch {delivery.batch_id} has open slots, but others are claiming them; try again"
+                self._give_back(message.batch_id, claims, locations)
+                return result
+        self._give_back(message.batch_id, claims, {})
+        return SlotsInFlight(
+            f"batch {message.batch_id} has open slots, but others are claiming them; try again"
         )
 
     def _decide(
-        self, conn: Conn, delivery: Delivery, claims: list[Claim]
+        self, conn: Conn, message: Message, claims: Sequence[Claim]
     ) -> tuple[StepResult, dict[str, Location]]:
-        """Place, park or record every submission and write the key; also return where each is.
+        """Place, park or record every submission and write the key; also return the locations.
 
         Raises StaleSlots where that needs another claim, and UniqueViolation where another
         delivery was faster.
         """
-        batch_id = delivery.batch_id
-        if done := replayed(conn, delivery.idem):
-            return done, ledger.whereabouts(conn, batch_id, delivery.submissions)
+        batch_id, submissions = message.batch_id, message.submissions
+        if result := replayed(conn, message.idem):
+            return result, ledger.locations(conn, batch_id, submissions)
         tracker = ledger.tracker(conn, batch_id)
         if tracker is None:
-            return self._park(conn, delivery), {}
-        places = ledger.whereabouts(conn, batch_id, delivery.submissions)
-        rest = [a for a in delivery.submissions if a.claimant not in places]
-        claimed = _pairs(rest, claims) if tracker.available_slots > 0 else []
-        left = self._place(conn, batch_id, claimed) if claimed else tracker.available_slots
-        places |= {a.claimant: Location(essay_id, None) for a, essay_id in claimed}
-        homeless = [a for a in rest if a.claimant not in places]
+            return self._park(conn, message), {}
+        repeats = ledger.locations(conn, batch_id, submissions)
+        rest = [each for each in submissions if each.claimant not in repeats]
+        left, slot_of = tracker.available_slots, {}
+        if left and (slot_of := _slot_of(claims, but=repeats)):
+            left = self._place(conn, message, slot_of)
+        found = repeats | {claimant: Location(essay) for claimant, essay in slot_of.items()}
+        homeless = [each for each in rest if each.claimant not in found]
         if homeless:
             reason = self._record_excess(conn, batch_id, homeless)
-            places |= {a.claimant: Location(None, reason) for a in homeless}
-        value = delivery.value(places[delivery.first])
-        ledger.write_key(conn, delivery.idem, batch_id, value)
-        full = left == 0 if claimed else tracker.full and not rest  # a repeat completes again
-        posted = bool(homeless) or self.slot_events
-        return StepResult(value, full, posted, _tally(rest, places)), places
+            found |= {each.claimant: Location(None, reason) for each in homeless}
+        result = message.result(
+            found,
+            repeats=repeats,
+            full=left == 0 if slot_of else tracker.full and not rest,  # a repeat completes again
+            posted=bool(homeless) or self.slot_events,
+        )
+        ledger.write_key(conn, message.idem, batch_id, result.value)
+        return result, found
 
-    def _place(self, conn: Conn, batch_id: str, pairs: list[tuple[Submission, str]]) -> int:
-        """Place submissions without a key; return the open slots left. Raises StaleSlots."""
-        placings = [Placing(submission, essay_id) for submission, essay_id in pairs]
-        placed = ledger.place(conn, {batch_id: placings}, routed=self.slot_events).get(batch_id)
-        if placed is None or placed.taken < len(pairs):
+    def _place(self, conn: Conn, message: Message, slot_of: Mapping[str, str]) -> int:
+        """Place what claimed a slot; return the open slots left. Raises StaleSlots."""
+        placed = ledger.place(
+            conn, {message: slot_of}, with_keys=False, slot_events=self.slot_events
+        ).get(message.batch_id)
+        if placed is None or placed["slots"] < len(slot_of):
             raise StaleSlots
-        return placed.left
+        return int(placed["available_slots"])
 
-    def _record_excess(self, conn: Conn, batch_id: str, homeless: list[Submission]) -> ExcessReason:
+    def _record_excess(
+        self, conn: Conn, batch_id: str, homeless: Sequence[Submission]
+    ) -> ExcessReason:
         """Write submissions down as excess; return the reason. Raises StaleSlots.
 
-        Under the lock of the tracker, which every placing takes, look once more: another delivery
-        of one of them may have taken the last slot since.
+        Another delivery of one of them may have taken the last slot since: so look once more,
+        under the lock of the tracker, which every placement takes.
         """
         tracker = ledger.tracker(conn, batch_id, lock=True)
-        if tracker is None or ledger.whereabouts(conn, batch_id, homeless):
+        if tracker is None or ledger.locations(conn, batch_id, homeless):
             raise StaleSlots
         if not ledger.record_excess(conn, batch_id, homeless, tracker.excess_reason):
             raise StaleSlots
         return tracker.excess_reason
 
-    def _park(self, conn: Conn, delivery: Delivery) -> StepResult:
+    def _park(self, conn: Conn, message: Message) -> StepResult:
         """Keep submissions until their batch is registered. Raises StaleSlots if it is by now.
 
-        The lock is shared with other submissions and excludes a registration, so that none falls
-        between "not registered" and "what waited has been taken".
+        Other submissions share the lock and a registration excludes them, so no submission falls
+        between "not registered" and "the pending ones have their slots".
         """
-        ledger.share_registration_lock(conn, delivery.batch_id)
-        if ledger.tracker(conn, delivery.batch_id):
+        ledger.share_registration_lock(conn, message.batch_id)
+        if ledger.tracker(conn, message.batch_id):
             raise StaleSlots
-        ledger.park_pending(conn, delivery.batch_id, delivery.submissions)
-        value = delivery.value(None)
-        ledger.write_key(conn, delivery.idem, delivery.batch_id, value)
-        return StepResult(value, became=_tally(delivery.submissions, {}))
+        ledger.park_pending(conn, message.batch_id, message.submissions)
+        result = message.result({})
+        ledger.write_key(conn, message.idem, message.batch_id, result.value)
+        return result
 
-    def _claim_anew(self, delivery: Delivery, claims: list[Claim]) -> list[Claim]:
-        """Rebuild the batch's free slots from Postgres; claim for those that have no place yet."""
-        batch_id = delivery.batch_id
+    def _claim_again(self, message: Message, claims: Sequence[Claim]) -> list[Claim]:
+        """Rebuild the batch's free slots from Postgres; claim for what has no place yet."""
+        batch_id = message.batch_id
         with self.pool.connection() as conn:
             open_slots = ledger.open_slots(conn, batch_id)
-            places = ledger.whereabouts(conn, batch_id, delivery.submissions)
+            locations = ledger.locations(conn, batch_id, message.submissions)
         is_open = set(open_slots)
         wrong = [
             claim
             for claim in claims
-            if not _holds(claim, places)
-            and (claim.claimant in places or claim.essay_id not in is_open)
+            if not _holds(claim, locations)
+            and (claim.claimant in locations or claim.essay_id not in is_open)
         ]
         self.slots.release(batch_id, wrong, still_open=False)
         seeded = self.slots.seed(batch_id, open_slots)
         log.warning("slots_reseeded", batch_id=batch_id, open=len(open_slots), seeded=seeded)
-        rest = [claimant for claimant in delivery.claimants if claimant not in places]
-        return (self.slots.claim(batch_id, rest) if rest else None) or []
+        rest = [claimant for claimant in message.claimants if claimant not in locations]
+        return self.slots.claim({batch_id: rest})[batch_id] if rest else []
 
     def _give_back(
-        self, batch_id: str, claims: Sequence[Claim], places: dict[str, Location]
+        self, batch_id: str, claims: Sequence[Claim], locations: Mapping[str, Location]
     ) -> None:
-        """Take back the claims that led to nothing: made just now, or by who has another place."""
+        """Release claims that placed nothing: the new ones, and those of who is elsewhere."""
         spare = [
             claim
             for claim in claims
-            if not _holds(claim, places) and (claim.new or claim.claimant in places)
+            if not _holds(claim, locations) and (claim.new or claim.claimant in locations)
         ]
         if not spare:
             return
@@ -296,46 +220,16 @@ class Assignment:
             self.slots.seed(batch_id, open_slots)
 
 
-def _sort_out(
-    batch_id: str, deliveries: Iterable[Delivery], claims: Iterable[Claim]
-) -> tuple[Claimed, list[Claim]]:
-    """Take the messages whose submissions all got a free slot, and the others' claims."""
-    rest = iter(claims)
-    simple: list[Delivery] = []
-    held: list[Claim] = []
-    others: list[Claim] = []
-    for delivery in deliveries:
-        its = [*islice(rest, len(delivery.submissions))]
-        if its and all(claim.new for claim in its):
-            simple.append(delivery)
-            held += its
-        else:
-            others += its
-    return Claimed(batch_id, simple, held), others
+def _new(claims: Sequence[Claim]) -> list[bool]:
+    return [claim.new for claim in claims]
 
 
-def _became(submission: Submission, place: Location | None) -> str:
-    """Name what became of a submission; `place` None: it waits for its batch."""
-    if place is None:
-        return "pending"
-    if place.essay_id is not None:
-        return "assigned" if submission.validation_error_code is None else "failed_slot"
-    return "excess" if place.excess_reason is ExcessReason.NO_AVAILABLE_SLOT else "closed"
+def _slot_of(claims: Sequence[Claim], but: Mapping[str, object] | None = None) -> dict[str, str]:
+    """Map claimants to the slots that they claimed; those of `but` have their place already."""
+    return {c.claimant: c.essay_id for c in claims if c.essay_id and c.claimant not in (but or {})}
 
 
-def _tally(submissions: Iterable[Submission], places: Mapping[str, Location]) -> Counter[str]:
-    return Counter(
-        _became(submission, places.get(submission.claimant)) for submission in submissions
-    )
-
-
-def _pairs(submissions: list[Submission], claims: Sequence[Claim]) -> list[tuple[Submission, str]]:
-    """Put each submission beside the slot that it claimed; those without one are left out."""
-    slot_of = {claim.claimant: claim.essay_id for claim in claims if claim.essay_id}
-    return [(a, slot_of[a.claimant]) for a in submissions if a.claimant in slot_of]
-
-
-def _holds(claim: Claim, places: dict[str, Location]) -> bool:
-    """Tell whether the claimed slot is the one that the claimant has."""
-    place = places.get(claim.claimant)
-    return place is not None and place.essay_id == claim.essay_id
+def _holds(claim: Claim, locations: Mapping[str, Location]) -> bool:
+    """Tell whether a claimant has the slot that it claimed."""
+    location = locations.get(claim.claimant)
+    return location is not None and location.essay_id == claim.essay_id

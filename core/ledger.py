@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, LiteralString, NamedTuple, cast
+from typing import Any, LiteralString, cast
 from uuid import UUID
 
 from psycopg import Rollback
@@ -20,6 +20,7 @@ from psycopg_pool import ConnectionPool
 from core import connection
 from core.crash import crashpoint
 from core.events import Idempotency, Outgoing, outgoing_id
+from core.model import Location, Message, Submission
 from core.states import CLOSED, BatchStatus, ClassType, EssayStatus, ExcessReason, OnDeadline
 from core.tracing import traceparent
 
@@ -43,7 +44,7 @@ PLACE = sql("place")
 RECORD_EXCESS = sql("record_excess")
 REGISTER = sql("register")
 PARK_PENDING = sql("park_pending")
-WHEREABOUTS = sql("whereabouts")
+LOCATIONS = sql("locations")
 ANNOUNCE = f"{sql('announce')} {sql('post')}"
 POST = f"WITH told AS ({sql('number_events')}) {sql('post')}"
 TAKE_UNPUBLISHED = sql("take_unpublished")
@@ -52,25 +53,6 @@ RESTORE_STATUS = f"{TRUE_STATUS} {sql('restore_status')}"
 RECOUNT = sql("recount")
 POST_AGAIN = sql("post_again")
 OVERDUE = sql("overdue")
-
-
-@dataclass(frozen=True)
-class Submission:
-    """A stored text (without `validation_error_code`) or a rejected file (with it)."""
-
-    file_upload_id: str
-    original_file_name: str
-    text_storage_id: str | None = None
-    raw_file_storage_id: str | None = None
-    file_size_bytes: int | None = None
-    content_md5_hash: str | None = None
-    validation_error_code: str | None = None
-    validation_error_detail: Mapping[str, Any] | None = None  # Any: the sender's JSON
-
-    @property
-    def claimant(self) -> str:
-        """Name who claims a slot: the content, or the rejected file (no storage id has a blank)."""
-        return self.text_storage_id or f"rejected {self.file_upload_id}"
 
 
 @dataclass(frozen=True)
@@ -166,31 +148,6 @@ class Stored:
     fingerprint: bytes
     outcome: dict[str, Any]  # Any: JSON
     full: bool
-
-
-class Location(NamedTuple):  # as `Claim`
-    """Where a claimant is already: in a slot, or in excess for a reason."""
-
-    essay_id: str | None
-    excess_reason: ExcessReason | None
-
-
-class Placing(NamedTuple):  # as `Claim`
-    """A submission, the slot it is to get, and the event that this settles, with its outcome."""
-
-    submission: Submission
-    essay_id: str
-    idem: Idempotency | None = None
-    outcome: Row | None = None
-
-
-@dataclass(frozen=True)
-class Placed:
-    """How many slots a statement took, how many the batch has left, and has in all."""
-
-    taken: int
-    left: int
-    slots: int
 
 
 @dataclass(frozen=True)
@@ -293,42 +250,52 @@ def park_pending(conn: Conn, batch_id: str, submissions: Sequence[Submission]) -
 
 
 def place(
-    conn: Conn, batches: Mapping[str, Sequence[Placing]], *, routed: bool
-) -> dict[str, Placed]:
-    """Put submissions of some batches into the slots named beside them; write their events' keys.
+    conn: Conn,
+    slots: Mapping[Message, Mapping[str, str]],
+    *,
+    with_keys: bool,
+    slot_events: bool,
+) -> dict[str, DictRow]:
+    """Put submissions of some messages into slots, by claimant; write the messages' keys.
 
-    A batch none of whose slots was open is left out. With keys it is all or nothing: fewer open
+    Returns for each batch the `slots` taken, the `available_slots` left and the `expected_count`;
+    a batch none of whose slots was open is left out. With keys it is all or nothing: fewer open
     slots than submissions raise NotNullViolation. Raises UniqueViolation when a key, or a slot of
-    one of these contents, is there already. `routed` writes an `EssaySlotAssigned` for each.
+    one of these contents, is there already. `slot_events` posts an `EssaySlotAssigned` for each.
     """
-    told = [
-        {"batch_id": batch_id, "submissions": [_placing_row(batch_id, p, routed) for p in placings]}
-        for batch_id, placings in batches.items()
+    batches: dict[str, list[Row]] = {}
+    for message, slot_of in slots.items():
+        slot_rows = _slot_rows(message, slot_of, slot_events)
+        if with_keys:
+            first = Location(slot_rows[0]["essay_id"])
+            slot_rows[0] |= _key_row(message.idem, message.value(first))
+        batches.setdefault(message.batch_id, []).extend(slot_rows)
+    recordset = [{"batch_id": batch_id, "submissions": rows} for batch_id, rows in batches.items()]
+    rows = conn.execute(PLACE, {"batches": Jsonb(recordset), "traceparent": traceparent.get()})
+    return {row["batch_id"]: row for row in rows}
+
+
+def _slot_rows(
+    message: Message, slot_of: Mapping[str, str], slot_events: bool
+) -> list[dict[str, Any]]:
+    event = "EssaySlotAssigned" if slot_events else None
+    return [
+        {
+            **vars(submission),
+            "essay_id": slot_of[submission.claimant],
+            "event_id": _content_event_id(message.batch_id, event, submission),
+        }
+        for submission in message.submissions
+        if submission.claimant in slot_of
     ]
-    rows = conn.execute(PLACE, {"batches": Jsonb(told), "traceparent": traceparent.get()})
+
+
+def _key_row(idem: Idempotency, outcome: Row) -> Row:
     return {
-        row["batch_id"]: Placed(row["slots"], row["available_slots"], row["expected_count"])
-        for row in rows
-    }
-
-
-def _placing_row(batch_id: str, placing: Placing, routed: bool) -> Row:
-    return {
-        **vars(placing.submission),
-        **_key_row(placing),
-        "essay_id": placing.essay_id,
-        "event_id": _content_event_id(batch_id, "EssaySlotAssigned", placing.submission, routed),
-    }
-
-
-def _key_row(placing: Placing) -> Row:
-    if placing.idem is None:
-        return {}
-    return {
-        "key": str(placing.idem.key),
-        "task": placing.idem.task,
-        "fingerprint": f"\\x{placing.idem.fingerprint.hex()}",
-        "outcome": placing.outcome,
+        "key": str(idem.key),
+        "task": idem.task,
+        "fingerprint": f"\\x{idem.fingerprint.hex()}",
+        "outcome": outcome,
     }
 
 
@@ -336,31 +303,22 @@ def record_excess(
     conn: Conn, batch_id: str, submissions: Sequence[Submission], reason: ExcessReason
 ) -> bool:
     """Write submissions down as excess, with their events; False when a slot is open after all."""
-    told = reason is ExcessReason.NO_AVAILABLE_SLOT
+    event = "ExcessContentProvisioned" if reason is ExcessReason.NO_AVAILABLE_SLOT else None
     rows = [
-        {
-            **vars(submission),
-            "event_id": _content_event_id(batch_id, "ExcessContentProvisioned", submission, told),
-        }
-        for submission in submissions
+        {**vars(each), "event_id": _content_event_id(batch_id, event, each)} for each in submissions
     ]
-    row = conn.execute(
-        RECORD_EXCESS,
-        {
-            "batch_id": batch_id,
-            "submissions": Jsonb(rows),
-            "reason": reason.value,
-            "traceparent": traceparent.get(),
-        },
-    ).fetchone()
-    return row is not None
+    values = {
+        "batch_id": batch_id,
+        "submissions": Jsonb(rows),
+        "reason": reason.value,
+        "traceparent": traceparent.get(),
+    }
+    return conn.execute(RECORD_EXCESS, values).fetchone() is not None
 
 
-def whereabouts(
-    conn: Conn, batch_id: str, submissions: Sequence[Submission]
-) -> dict[str, Location]:
-    """Tell which of these claimants have a place in a registered batch already."""
-    rows = conn.execute(WHEREABOUTS, {"batch_id": batch_id, "submissions": _recordset(submissions)})
+def locations(conn: Conn, batch_id: str, submissions: Sequence[Submission]) -> dict[str, Location]:
+    """Find which of these claimants have a place in a registered batch already."""
+    rows = conn.execute(LOCATIONS, {"batch_id": batch_id, "submissions": _recordset(submissions)})
     return {
         row["claimant"]: Location(
             row["essay_id"], row["excess_reason"] and ExcessReason(row["excess_reason"])
@@ -982,10 +940,8 @@ def _recordset(submissions: Sequence[Submission]) -> Jsonb:
     )
 
 
-def _content_event_id(
-    batch_id: str, event_type: str, submission: Submission, told: bool
-) -> str | None:
-    """Name the event of a content; None for a rejected file, or where nobody is told."""
-    if not told or submission.text_storage_id is None:
+def _content_event_id(batch_id: str, event: str | None, submission: Submission) -> str | None:
+    """Name the event of a content; None for a rejected file, or where no event is written."""
+    if event is None or submission.text_storage_id is None:
         return None
-    return str(outgoing_id(batch_id, event_type, submission.text_storage_id))
+    return str(outgoing_id(batch_id, event, submission.text_storage_id))

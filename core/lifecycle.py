@@ -13,7 +13,7 @@ from psycopg import Rollback
 from psycopg_pool import ConnectionPool
 
 from core import ledger, metrics
-from core.assignment import Assignment, Delivery
+from core.assignment import Assignment
 from core.crash import crashpoint
 from core.errors import (
     RegistrationConflict,
@@ -23,27 +23,21 @@ from core.errors import (
 )
 from core.events import (
     BatchCancelled,
-    BatchContentsProvisioned,
     BatchEssaysRegistered,
-    Content,
-    EssayContentProvisioned,
-    EssayValidationFailed,
     Idempotency,
     Outgoing,
     StudentAssociationsConfirmed,
 )
-from core.ledger import Bounds, Conn, Submission, Tracker
-from core.outcomes import StepResult, outcome, replayed, retry_on_conflict
+from core.idempotency import replayed, retry_on_conflict
+from core.ledger import Bounds, Conn, Tracker
+from core.model import Message, StepResult, outcome
 from core.seals import Seal, Sealed, announcement, essays_ready, seal_of, timeout_event
 from core.slots import Slots
 from core.states import ACCOUNTED, BatchStatus, EssayStatus, ExcessReason, OnDeadline, sources
 
-SubmittingEvent = EssayContentProvisioned | BatchContentsProvisioned | EssayValidationFailed
-DRAIN_NAMESPACE = UUID(
-    "2f5a0e9c-7f0e-5e0b-9a53-5d3a1f0c8a11"
-)  # namespace of the keys of drained rows
-RANGE = 2_500  # slots sealed by one header of the completion chord, which itself costs 3 ms
-WHOLE: Bounds = ("", None)
+DRAIN_NAMESPACE = UUID("2f5a0e9c-7f0e-5e0b-9a53-5d3a1f0c8a11")  # of the keys of drained rows
+SLOTS_PER_HEADER = 2_500  # of the completion chord, which itself costs 3 ms
+WHOLE_BATCH: Bounds = ("", None)
 
 log = structlog.get_logger(__name__)
 
@@ -58,7 +52,7 @@ class Lifecycle:
         self.pool = pool
         self.slots = slots
         self.slot_events = slot_events
-        self.submissions = Assignment(pool, slots, slot_events=slot_events)
+        self.assign = Assignment(pool, slots, slot_events=slot_events).assign
 
     # --- a batch is registered -----------------------------------------------------------------
 
@@ -104,55 +98,47 @@ class Lifecycle:
             value, full=left == 0, posted=bool(over) or (self.slot_events and assigned > 0)
         )
 
-    # --- contents and rejected files arrive ------------------------------------------------------
+    # --- contents and rejected files arrive: see `core/assignment.py` ---------------------------
 
-    def assign_content(self, event: EssayContentProvisioned, idem: Idempotency) -> StepResult:
-        """Give one stored text a slot, or say why it has none (yet)."""
-        return self.submissions.take(_delivery(event, idem))
-
-    def assign_together(
-        self, events: Sequence[tuple[SubmittingEvent, Idempotency]]
-    ) -> list[StepResult | None]:
-        """Give what several messages announce its slots, by one trip to Redis and one commit.
-
-        None: this one, such as a repeat, is to be taken by itself.
-        """
-        return self.submissions.take_together([_delivery(event, idem) for event, idem in events])
-
-    def assign_contents(self, event: BatchContentsProvisioned, idem: Idempotency) -> StepResult:
-        """Give each text of an upload a slot, all in one transaction."""
-        return self.submissions.take(_delivery(event, idem))
-
-    def reject_content(self, event: EssayValidationFailed, idem: Idempotency) -> StepResult:
-        """Let a rejected file consume a slot."""
-        return self.submissions.take(_delivery(event, idem))
+    def drain(self, batch_id: str) -> None:
+        """Give contents their slots that wait although their batch is registered."""
+        with self.pool.connection() as conn:
+            waiting = ledger.pending(conn, batch_id)
+        for row_id, submission in waiting:  # no connection is held: assigning needs one as well
+            key = Idempotency(uuid5(DRAIN_NAMESPACE, f"{batch_id}/{row_id}"), "drain", b"")
+            [result] = self.assign([Message(key, batch_id, [submission])])
+            if not isinstance(result, StepResult):
+                raise result
+            with self.pool.connection() as conn:
+                ledger.unpark(conn, row_id)
 
     # --- a full batch is sealed and announced ----------------------------------------------------
 
     def headers(self, batches: Mapping[str, int | None]) -> Iterator[list[dict[str, Bounds]]]:
         """Say for each completion chord which range of which batches each of its headers seals.
 
-        `batches` has the number of slots of each, where that is known. Batches of `RANGE` slots
-        together share a chord of one header; a larger one has its own, and a header for each range.
+        `batches` has the number of slots of each, where that is known. Batches of
+        `SLOTS_PER_HEADER` slots together share a chord of one header; a larger one has its own,
+        and a header for each range.
         """
         shared: dict[str, Bounds] = {}
-        room = RANGE
+        room = SLOTS_PER_HEADER
         for batch_id, slots in batches.items():
-            if slots is None or slots > RANGE:
+            if slots is None or slots > SLOTS_PER_HEADER:
                 yield [{batch_id: bounds} for bounds in self.ranges(batch_id)]
                 continue
             if slots > room:
                 yield [shared]
-                shared, room = {}, RANGE
-            shared[batch_id] = WHOLE
+                shared, room = {}, SLOTS_PER_HEADER
+            shared[batch_id] = WHOLE_BATCH
             room -= slots
         if shared:
             yield [shared]
 
     def ranges(self, batch_id: str) -> list[Bounds]:
-        """Cut the slots of a batch into ranges of at most `RANGE`."""
+        """Cut the slots of a batch into ranges of at most `SLOTS_PER_HEADER`."""
         with self.pool.connection() as conn:
-            starts = ledger.range_starts(conn, batch_id, RANGE)
+            starts = ledger.range_starts(conn, batch_id, SLOTS_PER_HEADER)
         return list(zip(starts, [*starts[1:], None], strict=False))
 
     def seal_slots(self, ranges: Mapping[str, Bounds]) -> dict[str, Seal]:
@@ -221,16 +207,6 @@ class Lifecycle:
         seals = [self.seal_slots({batch_id: each})[batch_id] for each in self.ranges(batch_id)]
         books = self.seal_books([batch_id])
         return self.announce_ready({batch_id: Sealed(seals, books.get(batch_id, False))})[batch_id]
-
-    def drain(self, batch_id: str) -> None:
-        """Give contents their slots that wait although their batch is registered."""
-        with self.pool.connection() as conn:
-            waiting = ledger.pending(conn, batch_id)
-        for row_id, submission in waiting:  # no connection is held: taking a slot needs one as well
-            key = Idempotency(uuid5(DRAIN_NAMESPACE, f"{batch_id}/{row_id}"), "drain", b"")
-            self.submissions.take(Delivery(key, batch_id, [submission]))
-            with self.pool.connection() as conn:
-                ledger.unpark(conn, row_id)
 
     # --- the deadline passes -------------------------------------------------------------------
 
@@ -361,37 +337,3 @@ def _already_registered(
     value = outcome("already_registered", tracker.batch_id)
     ledger.write_key(conn, idem, tracker.batch_id, value)
     return StepResult(value, full=tracker.full)
-
-
-def _delivery(event: SubmittingEvent, idem: Idempotency) -> Delivery:
-    """List what a message announces; a text that an upload names twice arrives once."""
-    match event:
-        case BatchContentsProvisioned():
-            distinct = {content.text_storage_id: _content(content) for content in event.contents}
-            return Delivery(idem, event.batch_id, [*distinct.values()], len(event.contents))
-        case EssayValidationFailed():
-            return Delivery(idem, event.batch_id, [_rejection(event)])
-        case EssayContentProvisioned():
-            return Delivery(idem, event.batch_id, [_content(event)])
-
-
-def _rejection(event: EssayValidationFailed) -> Submission:
-    return Submission(
-        file_upload_id=event.file_upload_id,
-        original_file_name=event.original_file_name,
-        raw_file_storage_id=event.raw_file_storage_id,
-        file_size_bytes=event.file_size_bytes,
-        validation_error_code=event.validation_error_code,
-        validation_error_detail=event.validation_error_detail,
-    )
-
-
-def _content(content: Content) -> Submission:
-    return Submission(
-        file_upload_id=content.file_upload_id,
-        original_file_name=content.original_file_name,
-        text_storage_id=content.text_storage_id,
-        raw_file_storage_id=content.raw_file_storage_id,
-        file_size_bytes=content.file_size_bytes,
-        content_md5_hash=content.content_md5_hash,
-    )

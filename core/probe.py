@@ -14,7 +14,8 @@ from psycopg.types.json import Jsonb
 
 from core import ledger
 from core.events import Idempotency, Outgoing
-from core.ledger import Announcement, Conn, DeadLetter, Placing, Submission
+from core.ledger import Announcement, Conn, DeadLetter
+from core.model import Message, Submission
 from core.pauses import Outage
 from core.slots import Slots
 from core.states import BatchStatus, ExcessReason
@@ -45,7 +46,7 @@ def probe_redis(slots: Slots) -> Outage | None:
     batch_id = f"probe-{uuid4().hex}"
     try:
         slots.seed(batch_id, ["essay"])
-        slots.claim(batch_id, ["text"])
+        slots.claim({batch_id: ["text"]})
         slots.forget([batch_id])
     except redis.RedisError as error:
         return Outage.of("redis", error)
@@ -58,10 +59,11 @@ def _write_everything(conn: Conn, batch_id: str, size: int) -> None:
     rejected = Submission("file-2", "probe", validation_error_code="EMPTY_CONTENT")
     late = Submission("file-3", "probe", text_storage_id="text-3")
     more = Submission("file-4", "probe", text_storage_id="text-4")
-    key = Idempotency(uuid4(), TASK, b"")
+    message = Message(Idempotency(uuid4(), TASK, b""), batch_id, [late])
     ledger.park_pending(conn, batch_id, [content, rejected])
     ledger.register(conn, _batch(batch_id), ["essay-1", "essay-2", "essay-3"])
-    ledger.place(conn, {batch_id: [Placing(late, "essay-3", key, {})]}, routed=True)
+    slot_of = {late.claimant: "essay-3"}
+    ledger.place(conn, {message: slot_of}, with_keys=True, slot_events=True)
     ledger.record_excess(conn, batch_id, [more], ExcessReason.NO_AVAILABLE_SLOT)
     completed = Outgoing("BatchContentProvisioningCompleted", {})
     announcement = Announcement(BatchStatus.READY_FOR_PIPELINE_EXECUTION, 2, "", [completed])

@@ -1,4 +1,4 @@
-"""Slots in Redis: fast claims on what Postgres says is open. The only user of Redis in core.
+"""Slots in Redis: fast claims on what Postgres says is open.
 
 Nothing here decides: a claim is a hint which slot to try, and every key can be rebuilt.
 """
@@ -23,7 +23,7 @@ OPEN_TTL = timedelta(days=30)  # a flush is harmless, so an early expiry is too;
 CLOSED_TTL = timedelta(hours=1)
 CHUNK = 1_000  # claims or slots a call: 1 to 2 ms of Redis' one thread; more is not cheaper
 HEALTH_CHECK_S = 15  # of rest, after which a connection is asked for a sign of life before its use
-PIPELINED = 10  # of these calls sent at once: some 300 KB
+PIPELINED = 10  # seed calls of a round trip: some 300 KB
 
 
 def connect(url: str, *, timeout_s: float = 5) -> Redis:
@@ -74,29 +74,19 @@ class Slots:
         self._free_counts = client.register_script((LUA / "free_counts.lua").read_text())
         self._seed = client.register_script((LUA / "seed.lua").read_text())
 
-    def claim(self, batch_id: str, claimants: Sequence[str]) -> list[Claim] | None:
-        """Give each claimant the slot it already holds, or the next free one.
+    def claim(self, claimants: Mapping[str, Sequence[str]]) -> dict[str, list[Claim]]:
+        """Give each claimant of each batch the slot it already holds, or the next free one.
 
-        One round trip for each `CHUNK`. A claim without a slot means that the free set is
-        empty or lost; only Postgres knows which. None: Redis knows nothing of this batch. Safe to
-        repeat, which the client does by itself when a reply is lost. Raises
-        redis.ConnectionError (retry).
+        One round trip. A claim without a slot means that the free set is empty or lost; only
+        Postgres knows which. A batch that Redis does not know gets no claims. Safe to repeat; the
+        client does so by itself when a reply is lost. Raises redis.ConnectionError (retry).
         """
-        claims: list[Claim] = []
-        for chunk in _chunks(claimants):
-            found = _claims(chunk, self._claim(keys=_keys(batch_id), args=chunk))
-            if found is None:
-                return None
-            claims += found
+        chunks = [(batch_id, c) for batch_id, those in claimants.items() for c in _chunks(those)]
+        claims: dict[str, list[Claim]] = {batch_id: [] for batch_id in claimants}
+        answers = self._pipelined(self._claim, [(_keys(batch_id), c) for batch_id, c in chunks])
+        for (batch_id, chunk), answer in zip(chunks, answers, strict=True):
+            claims[batch_id] += _claims(chunk, answer)
         return claims
-
-    def claim_in_each(self, claimants: Mapping[str, Sequence[str]]) -> list[list[Claim] | None]:
-        """Do as `claim` for the claimants of each of several batches, in one round trip.
-
-        Under 4 000 of a batch, as `claim.lua` has it.
-        """
-        calls = [(_keys(batch_id), those) for batch_id, those in claimants.items()]
-        return [*map(_claims, claimants.values(), self._pipelined(self._claim, calls))]
 
     def _pipelined(self, script: Script, calls: Sequence[Call]) -> list[Any]:  # Any: its answers
         """Call a script so often in one round trip; one by one if Redis does not know it yet."""
@@ -174,9 +164,9 @@ class Slots:
             pipe.execute()
 
 
-def _claims(claimants: Sequence[str], answer: Any) -> list[Claim] | None:  # Any: of `claim.lua`
+def _claims(claimants: Sequence[str], answer: Any) -> list[Claim]:  # Any: of `claim.lua`
     if answer == -1:
-        return None
+        return []
     slots, new = answer
     return [*map(Claim, claimants, (slot or None for slot in slots), map(bool, new))]
 

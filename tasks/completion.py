@@ -19,11 +19,11 @@ from structlog.contextvars import bind_contextvars, clear_contextvars
 from core import outbox
 from core.crash import crashpoint
 from core.faults import Fault, fault, wait_s
-from core.outcomes import StepResult, Value
+from core.model import StepResult, Value
 from core.seals import Seal, Sealed
 from tasks.app import DEATHS, app
+from tasks.attempts import attempts
 from tasks.delivery import describe
-from tasks.outages import persist
 from tasks.resources import resources, send_event
 from tasks.worker import deaths
 
@@ -36,19 +36,21 @@ RETRIES = 8  # of a step of the chord that meets others at the same rows; some 8
 log = structlog.get_logger(__name__)
 
 
-def after_commit(batches: Mapping[str, StepResult]) -> None:
-    """Dispatch the completion of those batches that are full, and relay the events of all.
+def after_commit(results: Collection[StepResult]) -> None:
+    """Dispatch the completion of the batches that are full, and relay the events of all.
 
     A broker that does not answer fails nothing: the sweep and the relay of beat come after.
     """
     crashpoint("committed")
+    batches = {result.value["batch_id"]: result.slots for result in results if result.full}
+    posted = list(dict.fromkeys(result.value["batch_id"] for result in results if result.posted))
     try:
-        if full := {batch_id: done.slots for batch_id, done in batches.items() if done.full}:
-            dispatch_completion(full)
-        if posted := [batch_id for batch_id, done in batches.items() if done.posted]:
+        if batches:
+            dispatch_completion(batches)
+        if posted:
             outbox.relay(resources().pool, posted, send_event)
     except (OperationalError, RedisError):
-        log.warning("left_to_the_sweep", batches=list(batches), exc_info=True)
+        log.warning("left_to_the_sweep", batches=[*batches, *posted], exc_info=True)
 
 
 def dispatch_completion(batches: Mapping[str, int | None]) -> None:
@@ -97,9 +99,9 @@ def announce_ready(
 
     def announce(those: Sequence[str]) -> dict[str, Value]:
         sealed = {b: Sealed([h[b] for h in headers if b in h], books.get(b) is True) for b in those}
-        done = resources().lifecycle.announce_ready(sealed)
-        after_commit(done)
-        return {batch_id: each.value for batch_id, each in done.items()}
+        results = resources().lifecycle.announce_ready(sealed)
+        after_commit(results.values())
+        return {batch_id: result.value for batch_id, result in results.items()}
 
     return _of_all(self, batches, announce)
 
@@ -136,12 +138,10 @@ def _of_all(
         log.error("left_to_the_sweep", batches=list(batches), reason="its worker died each time")
         return {}
 
-    def attempt() -> dict[str, T]:
-        with deaths.marked(task.request):
-            return step(batches)
-
     try:
-        return persist(attempt, TRIES)
+        for attempt in attempts(TRIES):
+            with attempt, deaths.marked(task.request):
+                result = step(batches)
     except Exception as error:
         if isinstance(error, Reject):
             raise
@@ -150,4 +150,7 @@ def _of_all(
         if len(batches) == 1:
             log.exception("left_to_the_sweep", batch_id=batches[0])
             return {}
+    else:
+        crashpoint("before_ack")
+        return result
     return {b: taken for each in batches for b, taken in _of_all(task, [each], step).items()}

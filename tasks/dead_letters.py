@@ -22,7 +22,7 @@ from core.events import canonical
 from core.faults import safe_message, sqlstate
 from core.ledger import DeadLetter
 from tasks.app import settings
-from tasks.outages import persist
+from tasks.attempts import attempts
 from tasks.resources import resources
 
 UNKNOWN = "unknown"  # the task of what was no message: it cannot be replayed
@@ -66,11 +66,9 @@ def keep(letter: DeadLetter) -> int:
     stops.
     """
 
-    def write() -> int:
-        with resources().pool.connection() as conn:
-            return ledger.park(conn, letter)
-
-    number = persist(write)
+    for attempt in attempts():
+        with attempt, resources().pool.connection() as conn:
+            number = ledger.park(conn, letter)
     log.error(
         "dead_letter",
         code=letter.code,

@@ -7,7 +7,7 @@ import structlog
 from redis import RedisError
 
 from core import heartbeat, metrics, outbox
-from core.outcomes import StepResult
+from core.model import StepResult, outcome
 from core.sweep import RepairContext
 from core.sweep import sweep as run_sweep
 from tasks.app import app, settings
@@ -35,7 +35,7 @@ def _sweep() -> dict[str, int]:
     mended = [each for each in found if each.mended]
     for each in mended:
         metrics.REPAIRS.labels(each.rule).inc()
-    after_commit({each.finding.batch_id: StepResult({}, posted=True) for each in mended})
+    after_commit([StepResult(outcome("mended", e.finding.batch_id), posted=True) for e in mended])
     return dict(Counter(each.rule for each in mended))
 
 

@@ -32,8 +32,6 @@ from tasks.app import settings
 from tasks.resources import resources
 from tasks.worker import heartbeat, stopping
 
-TRIES = 5  # of what fails while all servers are well
-FIRST_WAIT_S, WAIT_FACTOR = 0.1, 4  # between two tries: 8.5 s in all, longer than a restart
 FIRST_PROBE_S, LONGEST_PROBE_S = 1.0, 10.0
 NO_ROOM = ("53", "58")  # classes of SQLSTATE: insufficient resources, an error of the system
 PROBE_BYTES = 64 * 1024  # written after such an error: more than one page
@@ -41,34 +39,6 @@ POLL_S = 0.2  # a wait ends so soon after the worker is asked to stop
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
-
-
-def persist(
-    step: Callable[[], T],
-    tries: int = TRIES,
-    failed: Callable[[Exception], None] = lambda _: None,
-) -> T:
-    """Run a step until it ends; wait while a server refuses it.
-
-    `failed` hears of each error that leads to another run. Raises the error of the message or of
-    contention at once, any other one after so many tries; and Reject where the worker stops.
-    """
-    tried = 0
-    while True:
-        try:
-            return step()
-        except Exception as error:
-            kind = fault(error)
-            if kind in {Fault.MESSAGE, Fault.CONTENTION} or isinstance(error, Reject):
-                raise
-            waited = kind is Fault.ENVIRONMENT and wait_until_well(error)
-            tried += not waited
-            if tried >= tries:
-                raise
-            failed(error)
-            if not waited:
-                log.warning("tried_again", error=type(error).__name__, sqlstate=sqlstate(error))
-                _sleep(FIRST_WAIT_S * WAIT_FACTOR ** (tried - 1) * uniform(0.5, 1))
 
 
 def run_tick(step: Callable[[], T], otherwise: T) -> T:
@@ -99,7 +69,7 @@ def wait_until_well(error: Exception) -> bool:
             pause = replace(pause, outage=outage)
             with suppress(RedisError):  # it may be the one that refuses
                 pauses.say_paused(_client(), pause)
-            _sleep(wait * uniform(0.5, 1))
+            sleep(wait * uniform(0.5, 1))
             wait = min(2 * wait, LONGEST_PROBE_S)
             outage = find_outage(size)
     finally:
@@ -122,7 +92,7 @@ def find_outage(size: int) -> Outage | None:
     return outage or probe_redis(Slots(_client()))
 
 
-def _sleep(seconds: float) -> None:
+def sleep(seconds: float) -> None:
     """Wait, and show that this worker is alive. Raises Reject if it is to stop.
 
     A process of a pool ends at once instead, and its parent gives the messages back. Whatever it

@@ -1,24 +1,23 @@
 """The six tasks that upstream services enqueue.
 
-Each validates its message, calls one step of the lifecycle and returns its value. What cannot be
-carried out is kept as a dead letter.
+Each validates its message, takes one step of the lifecycle and returns its value. A message that
+the service cannot execute becomes a dead letter.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from contextvars import ContextVar
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any
 
 import structlog
 from billiard.exceptions import WorkerLostError
-from celery import Task, signals
+from celery import Task
 from celery.exceptions import Reject
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from core import metrics
+from core.assignment import Result
+from core.crash import crashpoint
 from core.errors import InvalidEvent, Refusal
 from core.events import (
     BULK_LIMIT,
@@ -34,202 +33,150 @@ from core.events import (
     parse,
 )
 from core.faults import Fault, fault, safe_message, sqlstate, waited_s
-from core.lifecycle import SubmittingEvent
-from core.outcomes import StepResult, Value
-from tasks.app import DEATHS, app, settings, shown
+from core.model import Message, StepResult, Value
+from tasks.app import DEATHS, app, settings
+from tasks.attempts import attempts
 from tasks.completion import after_commit, again
 from tasks.dead_letters import KeptAsDeadLetter, body_of, keep, letter_of, names_event
-from tasks.outages import persist
 from tasks.resources import resources
 from tasks.worker import deaths
+from tasks.worker.batching import Call
 from tasks.worker.request import QuietRequest
 
-E = TypeVar("E", bound=Event)
-Step = Callable[[E, Idempotency], StepResult]
+Parsed = tuple[Any, Idempotency]  # Any: an event of the task's model
+Step = Callable[[Any, Idempotency], StepResult]  # Any: likewise
 AnyTask = Task[Any, Any]  # Any: as celery-types has it
-TOLD = (signals.task_prerun, signals.task_success, signals.task_postrun)
 log = structlog.get_logger(__name__)
 
 
-class Call(NamedTuple):
-    """A message as a process of the pool gets it."""
+def execute(
+    task: AnyTask,
+    args: Sequence[object],
+    kwargs: Mapping[str, object],
+    step: Step | None = None,
+) -> Value:
+    """Validate a message, take its step, do what follows the commit; return the task's value.
 
-    task: str
-    task_id: str
-    request: dict[str, Any]  # Any: Celery's headers
-    payload: tuple[Sequence[object], Mapping[str, object], object]  # args, kwargs, embed
+    `step` None: the message submits contents. `core.faults` decides what an error leads to: a dead
+    letter (the value then has the outcome `dead_letter`), another delivery after a while, or a wait
+    in place while a server refuses.
+    """
+    clear_contextvars()
+    bind_contextvars(task=task.name, task_id=task.request.id)
+    if (died := deaths.count(task.request)) >= DEATHS:
+        error = WorkerLostError("its worker died at each delivery")
+        return _refuse(task, body_of(args, kwargs), error, "POISON_MESSAGE", died)
+    started = time.monotonic()
+    try:
+        event, idem = _parse(task.name, args, kwargs)
+        bind_contextvars(batch_id=event.batch_id, correlation_id=str(event.correlation_id))
+        for attempt in attempts(failed=partial(_count_retry, task)):
+            with attempt, deaths.marked(task.request):
+                if step is None:
+                    [assigned] = resources().lifecycle.assign([Message.of(event, idem)])
+                    result = _raise_or_return(assigned)
+                else:
+                    result = step(event, idem)
+                after_commit([result])
+    except Exception as error:  # noqa: BLE001 - the edge of a task
+        return _deal_with(task, body_of(args, kwargs), error)
+    deaths.forget(task.request)
+    _report(task.name, str(task.request.id), event, result, started)
+    crashpoint("before_ack")
+    return result.value
 
 
-class Settled(NamedTuple, Generic[E]):
-    """An event whose step was taken with those of others, before its task."""
+def execute_batch(calls: Sequence[Call]) -> list[Value | None]:
+    """Execute several messages that submit contents, by one claim and one commit.
 
-    event: E
-    idem: Idempotency
-    done: StepResult
-    started: float  # by the monotonic clock
-
-
-# By task id, of the job at hand: a pool of threads has several.
-_settled: ContextVar[dict[str, Settled[Any]]] = ContextVar("settled")  # Any: as the task has it
+    None: this message failed. Its own task is to execute it, and to deal with the error.
+    """
+    clear_contextvars()
+    started = time.monotonic()
+    parsed = [_parsed(call) for call in calls]
+    try:
+        for attempt in attempts(tries=2):
+            with attempt:
+                messages = [Message.of(*each) for each in parsed if each]
+                results = resources().lifecycle.assign(messages)
+                after_commit([each for each in results if isinstance(each, StepResult)])
+    except Exception:  # whatever it is, each task meets it again, and deals with it
+        log.warning("left_to_each_task", messages=len(calls), exc_info=True)
+        return [None] * len(calls)
+    each_result = iter(results)
+    values: list[Value | None] = []
+    for call, each in zip(calls, parsed, strict=True):
+        result = next(each_result) if each else None
+        if each and isinstance(result, StepResult):
+            _report(call.task, call.task_id, each[0], result, started)
+        values.append(result.value if isinstance(result, StepResult) else None)
+    return values
 
 
 @app.task(bind=True, name="els.register_batch", typing=False)
 def register_batch(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     """Announce a batch and the essays that it expects."""
-    step = resources().lifecycle.register_batch
-    return execute(self, BatchEssaysRegistered, step, args, kwargs, BULK_LIMIT)
+    return execute(self, args, kwargs, resources().lifecycle.register_batch)
 
 
-@app.task(bind=True, name="els.assign_content", typing=False)
+@app.task(bind=True, name="els.assign_content", typing=False, execute_batch=execute_batch)
 def assign_content(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     """Announce one stored text."""
-    step = resources().lifecycle.assign_content
-    return execute(self, EssayContentProvisioned, step, args, kwargs)
+    return execute(self, args, kwargs)
 
 
-@app.task(bind=True, name="els.assign_contents", typing=False)
+@app.task(bind=True, name="els.assign_contents", typing=False, execute_batch=execute_batch)
 def assign_contents(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     """Announce the stored texts of one upload."""
-    step = resources().lifecycle.assign_contents
-    return execute(self, BatchContentsProvisioned, step, args, kwargs, BULK_LIMIT)
+    return execute(self, args, kwargs)
 
 
-@app.task(bind=True, name="els.reject_content", typing=False)
+@app.task(bind=True, name="els.reject_content", typing=False, execute_batch=execute_batch)
 def reject_content(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     """Announce a file that failed validation."""
-    step = resources().lifecycle.reject_content
-    return execute(self, EssayValidationFailed, step, args, kwargs)
+    return execute(self, args, kwargs)
 
 
 @app.task(bind=True, name="els.confirm_students", typing=False)
 def confirm_students(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     """Announce whose essays they are."""
-    step = resources().lifecycle.confirm_students
-    return execute(self, StudentAssociationsConfirmed, step, args, kwargs, BULK_LIMIT)
+    return execute(self, args, kwargs, resources().lifecycle.confirm_students)
 
 
 @app.task(bind=True, name="els.cancel_batch", typing=False)
 def cancel_batch(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     """Give a batch up."""
-    return execute(self, BatchCancelled, resources().lifecycle.cancel_batch, args, kwargs)
+    return execute(self, args, kwargs, resources().lifecycle.cancel_batch)
 
 
-INTAKE = frozenset(
-    task.name
-    for task in (
-        register_batch,
-        assign_content,
-        assign_contents,
-        reject_content,
-        confirm_students,
-        cancel_batch,
-    )
-)
-QuietRequest.upstream = INTAKE
-
-
-ARRIVALS: dict[str, tuple[type[SubmittingEvent], int]] = {  # the model and the limit of each
+UPSTREAM = {
+    register_batch.name: (BatchEssaysRegistered, BULK_LIMIT),
     assign_content.name: (EssayContentProvisioned, SINGLE_LIMIT),
     assign_contents.name: (BatchContentsProvisioned, BULK_LIMIT),
     reject_content.name: (EssayValidationFailed, SINGLE_LIMIT),
+    confirm_students.name: (StudentAssociationsConfirmed, BULK_LIMIT),
+    cancel_batch.name: (BatchCancelled, SINGLE_LIMIT),
 }
+QuietRequest.upstream = frozenset(UPSTREAM)
 
 
-def place_together(calls: Iterable[Call]) -> None:
-    """Give what several messages announce its slots before their tasks, of `ARRIVALS`, run.
+def _raise_or_return(result: Result) -> StepResult:
+    if isinstance(result, Exception):
+        raise result
+    return result
 
-    The batches that are full then are completed together. Whatever does not simply work is left to
-    the task.
-    """
-    clear_contextvars()
-    settled: dict[str, Settled[SubmittingEvent]] = {}
-    _settled.set(settled)
-    started = time.monotonic()
-    parsed: dict[str, tuple[SubmittingEvent, Idempotency]] = {}
-    for call in calls:
-        model, limit = ARRIVALS[call.task]
-        args, kwargs, _ = call.payload
-        with suppress(InvalidEvent):
-            raw = kwargs["event"] if names_event(args, kwargs) else None
-            parsed[call.task_id] = parse(model, call.task, raw, limit)
+
+def _parse(task: str, args: Sequence[object], kwargs: Mapping[str, object]) -> Parsed:
+    model, limit = UPSTREAM[task]
+    return parse(model, task, kwargs["event"] if names_event(args, kwargs) else None, limit)
+
+
+def _parsed(call: Call) -> Parsed | None:
+    args, kwargs, _ = call.payload
     try:
-        assign = resources().lifecycle.assign_together
-        results = persist(lambda: assign([*parsed.values()]), tries=2)
-        for (task_id, (event, idem)), done in zip(parsed.items(), results, strict=True):
-            if done:
-                settled[task_id] = Settled(event, idem, done, started)
-        after_commit({each.event.batch_id: each.done for each in settled.values()})
-        for task_id, each in settled.items():
-            settled[task_id] = each._replace(done=replace(each.done, full=False, posted=False))
-    except Exception:  # whatever it is, each task meets it again, and deals with it
-        log.warning("left_to_each_task", messages=len(parsed), exc_info=True)
-
-
-def ended(call: Call) -> tuple[int, str, float] | None:
-    """End a task that was settled with others; return what Celery's tracer does, None to run it.
-
-    The tracer takes longer than the statement that placed the content, and has nothing to do for a
-    task whose result nobody keeps, which nothing follows, and of which no signal tells.
-    """
-    settled = _settled.get({})
-    each = settled.get(call.task_id)
-    if each is None or _has_more_to_come(call, each.done):
+        return _parse(call.task, args, kwargs)
+    except InvalidEvent:
         return None
-    del settled[call.task_id]  # a copy of the message is a repeat
-    seconds = _tell(call.task, call.task_id, each.event, each.done, each.started)
-    return 0, shown(each.done.value, app.Task.resultrepr_maxsize), seconds
-
-
-def _has_more_to_come(call: Call, done: StepResult) -> bool:
-    embed = call.payload[2]
-    linked = isinstance(embed, Mapping) and any(embed.values())
-    kept = call.request.get("ignore_result") is False
-    left = done.full or done.posted  # what follows the commit failed for all together
-    return left or linked or kept or any(signal.receivers for signal in TOLD)
-
-
-def execute(
-    task: AnyTask,
-    model: type[E],
-    step: Step[E],
-    args: Sequence[object],
-    kwargs: Mapping[str, object],
-    limit: int = SINGLE_LIMIT,
-) -> Value:
-    """Validate a message, take one step, do what follows its commit, return the step's value.
-
-    The first two are done already where it was settled with other messages. What an error leads
-    to, `core.faults` decides: a dead letter (its value is the outcome `dead_letter`), another
-    delivery after a while, or a wait in place until the server that refuses is well.
-    """
-    clear_contextvars()
-    bind_contextvars(task=task.name, task_id=task.request.id)
-    body = body_of(args, kwargs)
-    if (died := deaths.count(task.request)) >= DEATHS:
-        error = WorkerLostError("its worker died at each delivery")
-        return _refuse(task, body, error, "POISON_MESSAGE", died)
-    settled: Settled[E] | None = _settled.get({}).pop(str(task.request.id), None)
-    started = settled.started if settled else time.monotonic()
-    try:
-        event, idem = (
-            settled[:2]
-            if settled
-            else parse(model, task.name, body if names_event(args, kwargs) else None, limit)
-        )
-        bind_contextvars(batch_id=event.batch_id, correlation_id=str(event.correlation_id))
-
-        def attempt() -> StepResult:
-            with deaths.marked(task.request):
-                done = settled.done if settled else step(event, idem)
-                after_commit({event.batch_id: done})
-            return done
-
-        done = persist(attempt, failed=partial(_count_retry, task))
-    except Exception as error:  # noqa: BLE001 - the edge of a task
-        return _deal_with(task, body, error)
-    deaths.forget(task.request)
-    _tell(task.name, str(task.request.id), event, done, started)
-    return done.value
 
 
 def _deal_with(task: AnyTask, body: object, error: Exception) -> Value:
@@ -254,19 +201,18 @@ def _count_retry(task: AnyTask, error: Exception) -> None:
     metrics.retried(task.name, sqlstate(error))
 
 
-def _tell(task: str, task_id: str, event: Event, done: StepResult, started: float) -> float:
-    """Count and log what a message led to; return how many seconds that took."""
-    seconds = time.monotonic() - started
-    metrics.carried_out(task, done.value["outcome"], done.became, seconds)
+def _report(task: str, task_id: str, event: Event, result: StepResult, started: float) -> None:
+    """Count and log what a message led to."""
+    value = result.value
+    metrics.carried_out(task, value["outcome"], result.became, time.monotonic() - started)
     log.info(
-        done.value["outcome"],
+        value["outcome"],
         task=task,
         task_id=task_id,
         batch_id=event.batch_id,
         correlation_id=str(event.correlation_id),
-        **{name: value for name, value in done.value.items() if name == "essay_id"},
+        **{name: value[name] for name in ("essay_id",) if name in value},
     )
-    return seconds
 
 
 def _refuse(task: AnyTask, body: object, error: Exception, code: str, deliveries: int = 1) -> Value:

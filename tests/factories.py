@@ -12,6 +12,7 @@ from core.events import (
     StudentAssociationsConfirmed,
     parse,
 )
+from core.model import Message, SubmittingEvent
 
 LIMIT = 8 * 1024 * 1024
 MODELS = {
@@ -121,4 +122,9 @@ def cancellation(batch_id: str, reason: str = "teacher asked") -> dict:
 def take(lifecycle, task: str, event: dict):
     """Validate an event and take its step, as the task does; return `StepResult`."""
     parsed, idem = parse(MODELS[task], task, event, LIMIT)
-    return getattr(lifecycle, task.removeprefix("els."))(parsed, idem)
+    if not isinstance(parsed, SubmittingEvent):
+        return getattr(lifecycle, task.removeprefix("els."))(parsed, idem)
+    [result] = lifecycle.assign([Message.of(parsed, idem)])
+    if isinstance(result, Exception):
+        raise result
+    return result

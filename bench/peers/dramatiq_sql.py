@@ -8,6 +8,7 @@ from bench.queues import Json
 from core import ledger
 from core.events import SINGLE_LIMIT, EssayContentProvisioned, parse
 from core.lifecycle import Lifecycle
+from core.model import Message, StepResult
 from core.slots import Slots, connect
 from ops.client import common
 
@@ -19,7 +20,8 @@ lifecycle = Lifecycle(ledger.connect(DATABASE_URL, size=10, by_key=True), Slots(
 def assign(event: Json) -> None:
     """Give a content a slot; whoever took the last one announces."""
     content, idem = parse(EssayContentProvisioned, "els.assign_content", event, SINGLE_LIMIT)
-    if lifecycle.assign_content(content, idem).full:
+    [result] = lifecycle.assign([Message.of(content, idem)])
+    if isinstance(result, StepResult) and result.full:
         announce.send(content.batch_id)
 
 

@@ -1,30 +1,42 @@
-"""What waits is carried out together: one hop for many messages, one claim and commit for contents.
+"""Batching: a worker that is behind sends many messages to a process of its pool as one job.
 
-A worker that is behind takes several messages of quick tasks at once and hands them to a process of
-its pool as one job. The job gives all contents their slots, which ends most messages; then it runs
-the other tasks as Celery would: a repeat, or what belongs to an unknown or full batch, goes its way
-as if it had come alone. A message that was delivered before does come alone, so one that kills its
-process takes others with it only once.
+A task that has an `execute_batch` function gets its messages of a job together: the function takes
+the calls and returns the value of each, or None for one that its task is to execute by itself, as
+if it had come alone. The other tasks of the job run one by one. A redelivered message always comes
+alone, so a message that kills its process takes others with it only once.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from time import monotonic
+from typing import Any, NamedTuple
 
 import structlog
 from billiard.exceptions import WorkerLostError
+from celery import signals
+from celery.app.task import Context
 from celery.app.trace import fast_trace_task, trace_task_ret
 from celery.exceptions import TaskRevokedError
 from celery.worker.state import task_ready
 
-from tasks.app import AT_ONCE, BYTES_AT_ONCE, QUICK, app, settings
-from tasks.upstream import ARRIVALS, Call, ended, place_together
+from core.crash import crashpoint
+from tasks.app import AT_ONCE, BYTES_AT_ONCE, QUICK, app, result_repr, settings
 from tasks.worker.request import QuietRequest
 
+TASK_SIGNALS = (signals.task_prerun, signals.task_success, signals.task_postrun)
 log = structlog.get_logger(__name__)
 
 
-class Together:
+class Call(NamedTuple):
+    """A message as a process of the pool gets it."""
+
+    task: str
+    task_id: str
+    request: dict[str, Any]  # Any: Celery's headers
+    payload: tuple[Sequence[object], Mapping[str, object], Mapping[str, object] | None]
+
+
+class Batcher:
     """The messages of quick tasks that this worker holds and no process has begun.
 
     To Celery this is a request: it asks for a process of the pool once, however many wait.
@@ -64,7 +76,7 @@ class Together:
             case [request]:
                 request.execute_using_pool(pool)
             case requests:
-                Job(requests, self._hub).start(pool)
+                BatchJob(requests, self._hub).start(pool)
 
     def _next(self) -> list[QuietRequest]:
         """Take the requests of one job out of those that wait: one, whatever its size, or more."""
@@ -89,7 +101,7 @@ def _is_plain(request: QuietRequest) -> bool:
     )
 
 
-class Job:
+class BatchJob:
     """Requests that one process of the pool carries out."""
 
     def __init__(self, requests: Sequence[QuietRequest], hub: Any) -> None:  # Any: untyped
@@ -100,7 +112,7 @@ class Job:
         """Send the messages to the pool."""
         calls = [Call(r.task.name, r.id, r.request_dict, r.message.payload) for r in self._requests]
         pool.apply_async(
-            run_together,
+            run_batch,
             args=(calls,),
             accept_callback=self.accepted,
             callback=self.succeeded,
@@ -142,14 +154,43 @@ class Job:
         log.error("job_failed", messages=len(self._requests), error=repr(info.exception))
 
 
-def run_together(calls: Sequence[Call]) -> list[Any]:  # Any: of Celery's tracer
-    """Place the contents of all messages, run the other tasks; return what Celery's tracer does."""
-    submissions = [call for call in calls if call.task in ARRIVALS]
-    if len(submissions) > 1:
-        place_together(submissions)
+def run_batch(calls: Sequence[Call]) -> list[Any]:  # Any: of Celery's tracer
+    """Execute several messages in a process of the pool; return what Celery's tracer does.
+
+    The tracer takes longer than the statement that places a content. So it runs a task only where
+    it has something to do: what the batch did not settle, what a signal or a link waits for.
+    """
+    started = monotonic()
+    values = _execute_batches(calls)
     fast: bool = app.use_fast_trace_task  # type: ignore[attr-defined] # absent from its types
     trace = fast_trace_task if fast else trace_task_ret
     return [
-        ended(call) or trace(call.task, call.task_id, call.request, call.payload, None, None)
-        for call in calls
+        trace(call.task, call.task_id, call.request, call.payload, None, None)
+        if value is None
+        else _succeeded(call, value, monotonic() - started)
+        for call, value in zip(calls, values, strict=True)
     ]
+
+
+def _execute_batches(calls: Sequence[Call]) -> list[object]:
+    """Return the value of each message that was executed with others; None: its task must run."""
+    values: list[object] = [None] * len(calls)
+    if any(signal.receivers for signal in TASK_SIGNALS):
+        return values
+    batches: dict[Callable[[Sequence[Call]], Sequence[object]], list[int]] = {}
+    for index, call in enumerate(calls):
+        execute = getattr(app.tasks[call.task], "execute_batch", None)
+        if execute and not any((call.payload[2] or {}).values()):  # nothing is linked to it
+            batches.setdefault(execute, []).append(index)
+    for execute, indexes in batches.items():
+        if len(indexes) > 1:
+            for index, value in zip(indexes, execute([calls[i] for i in indexes]), strict=True):
+                values[index] = value
+    return values
+
+
+def _succeeded(call: Call, value: object, seconds: float) -> tuple[int, str, float]:
+    if call.request.get("ignore_result") is False:
+        app.backend.mark_as_done(call.task_id, value, Context(call.request))
+    crashpoint("before_ack")
+    return 0, result_repr(value, app.Task.resultrepr_maxsize), seconds

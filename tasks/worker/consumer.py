@@ -19,7 +19,7 @@ from tasks import broker
 from tasks.dead_letters import keep_if_possible, letter_of_message
 from tasks.refusals import LONGEST_PAUSE_S
 from tasks.worker import heartbeat, stopping
-from tasks.worker.batching import Together
+from tasks.worker.batching import Batcher
 from tasks.worker.request import QuietRequest
 from tasks.worker.stopping import heeded_between_turns
 
@@ -46,15 +46,15 @@ class Consumer(consumer.Consumer):
     def __init__(self, process: Callable[[Any], object], *args: Any, **kwargs: Any) -> None:
         super().__init__(process, *args, **kwargs)
         QuietRequest.pool = self.pool
-        self.together = Together(self.hub, process)
-        self.on_task_request = self.together.add
+        self.batcher = Batcher(self.hub, process)
+        self.on_task_request = self.batcher.add
         if self.hub:
             self.loop = heeded_between_turns(self.hub)(self.loop)
 
     def on_close(self) -> None:
         """Forget what no process has begun: its broker's connection is lost."""
         super().on_close()
-        self.together.forget()
+        self.batcher.forget()
 
     def on_send_event_buffered(self) -> Any:  # Any: nothing, but Celery's types want something
         """Publish task events a few times a second; Celery does at each turn of its event loop.

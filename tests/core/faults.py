@@ -15,6 +15,7 @@ from psycopg_pool import ConnectionPool
 from core import ledger
 from core.ledger import Conn
 from core.lifecycle import Lifecycle
+from core.model import Location
 from core.slots import LUA, Slots
 
 LOOK_FOR_A_CLAIM = "redis.call('HMGET', KEYS[2], unpack(ARGV))"
@@ -138,13 +139,11 @@ def key_before_the_work(stage):
     """The key is committed first; the work follows in a transaction of its own."""
     place = ledger.place
 
-    def key_then_place(conn, batches, *, routed):
-        for batch_id, placings in batches.items():
-            for placing in placings:
-                if placing.idem:
-                    ledger.write_key(conn, placing.idem, batch_id, placing.outcome)
-        keyless = {b: [p._replace(idem=None) for p in those] for b, those in batches.items()}
-        return place(conn, keyless, routed=routed)
+    def key_then_place(conn, slots, *, with_keys, slot_events):
+        for message, slot_of in slots.items():
+            first = Location(slot_of[message.claimants[0]])
+            ledger.write_key(conn, message.idem, message.batch_id, message.value(first))
+        return place(conn, slots, with_keys=False, slot_events=slot_events)
 
     return _put(ledger, place=key_then_place)
 

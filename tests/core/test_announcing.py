@@ -8,7 +8,7 @@ import pytest
 
 from core.errors import BrokenSeal
 from core.events import EVENT_IDS, EVENT_LIMIT, canonical, manifest_sha256
-from core.lifecycle import RANGE
+from core.lifecycle import SLOTS_PER_HEADER
 from core.seals import Sealed
 from core.sweep import RepairContext, sweep
 from tests.core import looks
@@ -264,14 +264,17 @@ def test_a_counter_that_lies_is_noticed_before_anything_is_told(lifecycle, conn,
 
 
 @pytest.mark.parametrize("known", [True, False])
-@pytest.mark.parametrize("count", [1, RANGE - 1, RANGE, RANGE + 1, 2 * RANGE + 300])
+@pytest.mark.parametrize(
+    "count",
+    [1, SLOTS_PER_HEADER - 1, SLOTS_PER_HEADER, SLOTS_PER_HEADER + 1, 2 * SLOTS_PER_HEADER + 300],
+)
 def test_the_manifest_is_what_a_consumer_computes(lifecycle, conn, batch_id, count, known):
     fill(lifecycle, batch_id, count)
 
     [headers] = lifecycle.headers({batch_id: count if known else None})
     lifecycle.complete(batch_id)
 
-    assert len(headers) == -(-count // RANGE)
+    assert len(headers) == -(-count // SLOTS_PER_HEADER)
     held = looks.held(conn, batch_id)
     for row in looks.events(conn, batch_id):
         assert row["data"]["manifest_sha256"] == looks.manifest(held)

@@ -159,7 +159,7 @@ def test_a_repeat_gives_back_the_slot_that_a_repeat_before_it_died_with(
     take(lifecycle, task, event)
     slots.forget([batch_id])
     slots.seed(batch_id, looks.open_slots(conn, batch_id))
-    slots.claim(batch_id, ["text-1"])  # and dies
+    slots.claim({batch_id: ["text-1"]})[batch_id]  # and dies
 
     take(lifecycle, task, event)
 
@@ -346,7 +346,7 @@ def test_an_upload_of_too_many_leaves_the_rest_as_excess(
 def test_a_claimant_named_twice_in_one_claim_gets_one_slot_once(lifecycle, slots, batch_id):
     register(lifecycle, batch_id, 3)
 
-    one, other, same = slots.claim(batch_id, ["text-1", "text-2", "text-1"])
+    one, other, same = slots.claim({batch_id: ["text-1", "text-2", "text-1"]})[batch_id]
 
     assert (one.new, other.new, same.new) == (True, True, False)
     assert one.essay_id == same.essay_id != other.essay_id
@@ -513,7 +513,7 @@ def test_a_stale_assignment_gives_no_second_content_the_slot(lifecycle, conn, ba
 
 def test_slots_that_others_are_claiming_are_worth_a_retry(lifecycle, slots, conn, batch_id):
     register(lifecycle, batch_id, 2)
-    others = slots.claim(batch_id, ["text-a", "text-b"])
+    others = slots.claim({batch_id: ["text-a", "text-b"]})[batch_id]
 
     with pytest.raises(SlotsInFlight, match=batch_id):
         assign(lifecycle, batch_id, "text-1")
@@ -530,7 +530,7 @@ class Interrupted(Cursor):
 
     def execute(self, query, params=None, **options):
         answer = super().execute(query, params, **options)
-        if query == ledger.WHEREABOUTS and self.meanwhile:
+        if query == ledger.LOCATIONS and self.meanwhile:
             step, type(self).meanwhile = self.meanwhile, None
             step()
         return answer

@@ -121,14 +121,14 @@ def a_ghost_is_offered(s):
 
 def a_worker_died_after_its_claim(s):
     s.register()
-    s.slots.claim(s.batch_id, ["text-1"])
+    s.slots.claim({s.batch_id: ["text-1"]})[s.batch_id]
     (essay,) = s.valkey.zrange(s.key("claims"), 0, -1)
     s.valkey.zincrby(s.key("claims"), -(CLAIM_LEASE.total_seconds() + 2) * 1000, essay)
 
 
 def a_content_is_on_its_way(s):
     s.register()
-    s.slots.claim(s.batch_id, ["text-1"])
+    s.slots.claim({s.batch_id: ["text-1"]})[s.batch_id]
 
 
 def a_full_batch_is_not_announced(s):
@@ -579,7 +579,7 @@ def test_postgres_stands_beside_redis(scene):
     scene.register(4)
     scene.assign()
     scene.reject()
-    scene.slots.claim(scene.batch_id, ["text-on-its-way"])
+    scene.slots.claim({scene.batch_id: ["text-on-its-way"]})[scene.batch_id]
 
     told = scene.explain()
 

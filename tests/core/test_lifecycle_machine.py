@@ -144,7 +144,7 @@ class OneBatch(RuleBasedStateMachine):
 
     @rule(text=TEXTS)
     def die_after_a_claim(self, text):
-        self.slots.claim(self.batch_id, [text])
+        self.slots.claim({self.batch_id: [text]})[self.batch_id]
 
     # --- what the service does by itself ---
 

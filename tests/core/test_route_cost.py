@@ -11,7 +11,8 @@ from psycopg.types.json import Jsonb
 
 from core import ledger
 from core.events import EssayContentProvisioned, parse
-from core.lifecycle import WHOLE, Lifecycle
+from core.lifecycle import WHOLE_BATCH, Lifecycle
+from core.model import Message
 from core.outbox import relay
 from core.seals import Sealed
 from tests.core import looks
@@ -101,10 +102,9 @@ def test_contents_of_many_messages_cost_one_trip_to_redis_and_one_statement(
     def together(start):
         events = [content(each, text) for text in texts(each_gets, start) for each in batches]
         model = EssayContentProvisioned
-        placed = lifecycle.assign_together(
-            [parse(model, "els.assign_content", e, LIMIT) for e in events]
-        )
-        assert all(placed)
+        parsed = [parse(model, "els.assign_content", e, LIMIT) for e in events]
+        results = lifecycle.assign([Message.of(*each) for each in parsed])
+        assert {each.value["outcome"] for each in results} == {"assigned"}
 
     for start in (0, each_gets):
         together(start)  # so that scripts are loaded and the statement is prepared
@@ -175,7 +175,7 @@ STEPS = {
     "registration": (nothing, register, 1, ["EVALSHA"], 7),
     "headers": (filled, lambda c, b: [*c.headers({b: None})], 1, [], 1),
     "headers of a small batch": (filled, lambda c, b: [*c.headers({b: 3})], 1, [], 0),
-    "seal of a range": (filled, lambda c, b: c.seal_slots({b: WHOLE}), 1, [], 1),
+    "seal of a range": (filled, lambda c, b: c.seal_slots({b: WHOLE_BATCH}), 1, [], 1),
     "seal of the books": (filled, lambda c, b: c.seal_books([b]), 1, ["EVALSHA"], 1),
     "seals and announcement": (
         filled,

@@ -406,7 +406,7 @@ def lose_one(slots, batch_id):
 
 
 def die_after_a_claim(slots, batch_id):
-    slots.claim(batch_id, ["text-of-the-dead"])
+    slots.claim({batch_id: ["text-of-the-dead"]})[batch_id]
     age_claims(slots.client, batch_id)
 
 
@@ -457,7 +457,7 @@ def test_a_ghost_that_is_not_noticed_costs_no_content_its_slot(alone, lifecycle,
 
 def test_a_claim_that_may_still_commit_is_left_alone(alone, lifecycle, slots, batch_id):
     register(lifecycle, batch_id, 3)
-    slots.claim(batch_id, ["text-on-its-way"])
+    slots.claim({batch_id: ["text-on-its-way"]})[batch_id]
 
     found = swept(lifecycle)
 

@@ -87,7 +87,7 @@ def claimed_by_another(logged):
     @contextmanager
     def hold(batch_id):
         slots = resources().slots
-        claims = slots.claim(batch_id, ["text-of-another"])
+        claims = slots.claim({batch_id: ["text-of-another"]})[batch_id]
 
         def release_after_a_retry():
             until(lambda: [line for line in logged if line["event"] == "retried"])

@@ -10,7 +10,7 @@ from core.lifecycle import Lifecycle
 from tasks.app import app
 from tasks.completion import dispatch_completion
 from tasks.delivery import describe
-from tasks.worker.batching import run_together
+from tasks.worker.batching import run_batch
 from tests.core import looks
 from tests.core.story import fill, register, texts
 from tests.factories import content, contents, new_batch, registration
@@ -44,7 +44,7 @@ def test_batches_that_fill_together_share_a_chord(lifecycle, conn, chords):
     register(lifecycle, late, 2)
 
     events = [content(b, text) for text in texts(2) for b in batches] + [content(late)]
-    run_together([call(event) for event in events])
+    run_batch([call(event) for event in events])
 
     assert chords() == [(batches, 2)]
     for batch_id in batches:
@@ -56,7 +56,7 @@ def test_batches_that_fill_together_share_a_chord(lifecycle, conn, chords):
 def test_small_batches_share_a_chord_and_a_large_one_has_a_header_a_range(
     lifecycle, conn, chords, monkeypatch
 ):
-    monkeypatch.setattr(plot, "RANGE", 4)
+    monkeypatch.setattr(plot, "SLOTS_PER_HEADER", 4)
     a, b, large, c, d, unknown = batches = [new_batch() for _ in range(6)]
     sizes = dict(zip(batches, (1, 2, 9, 1, 3, 2), strict=True))
     for batch_id, size in sizes.items():

@@ -10,7 +10,7 @@ import pytest
 
 from core import heartbeat
 from tasks.worker import deaths
-from tasks.worker.batching import run_together
+from tasks.worker.batching import run_batch
 from tests.factories import content, registration
 from tests.tasks.conftest import call
 
@@ -103,7 +103,7 @@ def test_a_message_that_killed_five_processes_is_kept(send, batch_id, dead_lette
     for _ in range(5):
         deaths.note(message.task_id)
 
-    run_together([message])
+    run_batch([message])
 
     (letter,) = dead_letters(message.task_id)
     assert (letter["code"], letter["body"]) == ("POISON_MESSAGE", event)

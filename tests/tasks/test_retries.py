@@ -70,7 +70,7 @@ def test_a_message_whose_time_is_over_is_kept(
     send, conn, batch_id, dead_letters, impatient, logged
 ):
     send(REGISTER, registration(batch_id, 1))
-    resources().slots.claim(batch_id, ["text-of-another"])
+    resources().slots.claim({batch_id: ["text-of-another"]})[batch_id]
     event, task_id = content(batch_id), str(uuid4())
 
     value = send(ASSIGN, event, task_id=task_id)
@@ -85,7 +85,7 @@ def test_a_message_whose_time_is_over_is_kept(
 
 def test_a_refused_content_is_assigned_when_it_is_sent_again(send, conn, batch_id, impatient):
     send(REGISTER, registration(batch_id, 1))
-    others = resources().slots.claim(batch_id, ["text-of-another"])
+    others = resources().slots.claim({batch_id: ["text-of-another"]})[batch_id]
     event = content(batch_id)
     send(ASSIGN, event)
     resources().slots.release(batch_id, others, still_open=True)

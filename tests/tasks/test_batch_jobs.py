@@ -8,7 +8,7 @@ from kombu import Message
 from structlog.testing import capture_logs
 
 from tasks.app import app
-from tasks.worker.batching import Job
+from tasks.worker.batching import BatchJob
 from tasks.worker.request import QuietRequest
 from tests.tasks.conftest import ASSIGN
 
@@ -53,7 +53,7 @@ def requests(channel):
 
 
 def test_what_one_job_carried_out_is_acknowledged_by_one_call_of_the_loop(channel, hub, requests):
-    Job(requests, hub).succeeded([DONE] * 3)
+    BatchJob(requests, hub).succeeded([DONE] * 3)
     before = list(channel.acknowledged)
     next(hub.create_loop())
 
@@ -66,7 +66,7 @@ def test_what_ended_before_the_parent_failed_is_acknowledged(channel, hub, reque
     left = (1, type("Left", (), {"exception": SystemExit()}), 0.001)
 
     with pytest.raises(SystemExit):
-        Job(requests, hub).succeeded([DONE, DONE, left])
+        BatchJob(requests, hub).succeeded([DONE, DONE, left])
     next(hub.create_loop())
 
     assert channel.acknowledged == [[1, 2]]
@@ -76,7 +76,7 @@ def test_a_lost_connection_is_told_of_and_does_not_end_the_worker(channel, hub, 
     channel.lost = True
 
     with capture_logs() as logged:
-        Job(requests, hub).succeeded([DONE] * 3)
+        BatchJob(requests, hub).succeeded([DONE] * 3)
         next(hub.create_loop())
 
     [line] = [line for line in logged if line["event"] == "not_acknowledged"]

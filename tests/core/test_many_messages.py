@@ -1,9 +1,10 @@
-"""What several messages announce is placed by one claim and one commit, each with its own key."""
+"""Many messages are assigned by one claim and one commit; each has its own key and result."""
 
 import pytest
 
-from core.errors import IdempotencyConflict
+from core.errors import ELSError
 from core.events import parse
+from core.model import Message
 from tests.core import looks
 from tests.core.crowd import at_once
 from tests.core.story import assign, cancel, fill, register, texts, upload
@@ -30,31 +31,23 @@ def parsed(events):
     return [parse(MODELS[task_of(e)], task_of(e), e, LIMIT) for e in events]
 
 
-def assign_together(lifecycle, events):
-    """Return the values of those that were placed together, None for those that were not."""
-    done = lifecycle.assign_together(parsed(events))
-    return [each and each.value for each in done]
+def assign_all(lifecycle, events):
+    """Return for each message its `StepResult`, or the error that concerns it alone."""
+    return lifecycle.assign([Message.of(*each) for each in parsed(events)])
 
 
-def then_alone(lifecycle, events, together):
-    """Take the rest as their tasks do; return all values."""
-    return [
-        value or take(lifecycle, task_of(event), event).value
-        for event, value in zip(events, together, strict=True)
-    ]
-
-
-def outcomes(values):
-    return [value and value["outcome"] for value in values]
+def outcomes(results):
+    return [each.code if isinstance(each, ELSError) else each.value["outcome"] for each in results]
 
 
 def test_each_content_gets_a_slot_and_its_event_a_key(lifecycle, conn, batch_id):
     register(lifecycle, batch_id, 30)
     events = [content(batch_id, text) for text in texts(25)]
 
-    values = assign_together(lifecycle, events)
+    results = assign_all(lifecycle, events)
+    values = [result.value for result in results]
 
-    assert outcomes(values) == ["assigned"] * 25
+    assert outcomes(results) == ["assigned"] * 25
     assert len({value["essay_id"] for value in values}) == 25
     assert [take(lifecycle, ASSIGN, event).value for event in events] == values, "replays"
     assert looks.broken(conn, batch_id) == []
@@ -64,14 +57,13 @@ def test_each_content_gets_a_slot_and_its_event_a_key(lifecycle, conn, batch_id)
     assert moments == {"n": 1}
 
 
-def test_the_last_of_them_says_that_the_batch_is_full(lifecycle, batch_id):
+def test_each_of_them_says_that_the_batch_is_full(lifecycle, batch_id):
     register(lifecycle, batch_id, 3)
     events = [content(batch_id, text) for text in texts(3)]
 
-    done = lifecycle.assign_together(parsed(events))
+    results = assign_all(lifecycle, events)
 
-    assert [each.full for each in done] == [False, False, True]
-    assert done[-1].slots == 3
+    assert [(each.full, each.slots) for each in results] == [(True, 3)] * 3
 
 
 def test_uploads_and_rejections_are_placed_with_contents(lifecycle, conn, batch_id):
@@ -83,9 +75,9 @@ def test_uploads_and_rejections_are_placed_with_contents(lifecycle, conn, batch_
         contents(batch_id, [*texts(5, 10), *texts(5, 10)]),
     ]
 
-    done = lifecycle.assign_together(parsed(events))
+    done = assign_all(lifecycle, events)
 
-    assert outcomes([d.value for d in done]) == ["accepted", "failed_slot", "assigned", "accepted"]
+    assert outcomes(done) == ["accepted", "failed_slot", "assigned", "accepted"]
     assert [d.value.get("contents") for d in done] == [10, None, None, 10]
     assert [d.became for d in done] == [
         {"assigned": 10},
@@ -172,29 +164,28 @@ SCENES = [
 
 
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.__name__)
-def test_whatever_is_not_simple_is_left_to_its_own_task(lifecycle, conn, batch_id, scene):
+def test_a_message_that_does_not_fit_is_settled_as_if_it_came_alone(
+    lifecycle, conn, batch_id, scene
+):
     events, expected = scene(lifecycle, batch_id)
 
-    together = assign_together(lifecycle, events)
-    values = then_alone(lifecycle, events, together)
+    results = assign_all(lifecycle, events)
 
-    assert outcomes(values) == expected
+    assert outcomes(results) == expected
     assert looks.broken(conn, batch_id) == []
     held = {slot["essay_id"] for slot in looks.held(conn, batch_id)}
     assert lifecycle.slots.recent_claims(batch_id) <= held
 
 
-def test_what_an_upload_claimed_in_vain_is_free_at_once(lifecycle, conn, batch_id):
+def test_the_claims_of_a_refused_upload_are_free_at_once(lifecycle, conn, batch_id):
     register(lifecycle, batch_id, 5)
     first = contents(batch_id, texts(2))
     take(lifecycle, UPLOAD, first)
     other = {**contents(batch_id, texts(3, start=1)), "event_id": first["event_id"]}
 
-    together = assign_together(lifecycle, [other, content(batch_id, "text-more")])
-    with pytest.raises(IdempotencyConflict):
-        take(lifecycle, UPLOAD, other)
+    results = assign_all(lifecycle, [other, content(batch_id, "text-more")])
 
-    assert outcomes(together) == [None, "assigned"]
+    assert outcomes(results) == ["IDEMPOTENCY_CONFLICT", "assigned"]
     held = {slot["essay_id"] for slot in looks.held(conn, batch_id)}
     assert lifecycle.slots.free(batch_id) == {*essay_ids(5)} - held
     assert len(held) == 3
@@ -205,24 +196,18 @@ def test_an_event_id_with_two_bodies_is_a_conflict_for_one_of_them(lifecycle, co
     first = content(batch_id, "text-1")
     other = content(batch_id, "text-2", event_id=first["event_id"])
 
-    together = assign_together(lifecycle, [first, other])
-    value = take(lifecycle, ASSIGN, first).value
-    with pytest.raises(IdempotencyConflict):
-        take(lifecycle, ASSIGN, other)
+    results = assign_all(lifecycle, [first, other])
 
-    assert together == [None, None]
-    assert value["outcome"] == "assigned"
+    assert outcomes(results) == ["assigned", "IDEMPOTENCY_CONFLICT"]
     assert looks.broken(conn, batch_id) == []
 
 
-def test_a_full_batch_stays_as_it_is(lifecycle, conn, batch_id):
+def test_contents_of_a_full_batch_are_excess(lifecycle, conn, batch_id):
     fill(lifecycle, batch_id, 3)
 
-    together = assign_together(
-        lifecycle, [content(batch_id, "late-1"), content(batch_id, "late-2")]
-    )
+    results = assign_all(lifecycle, [content(batch_id, "late-1"), content(batch_id, "late-2")])
 
-    assert together == [None, None]
+    assert outcomes(results) == ["excess", "excess"]
     assert looks.broken(conn, batch_id) == []
 
 
@@ -232,11 +217,11 @@ def test_contents_of_many_batches_are_placed_by_one_commit(lifecycle, conn):
         register(lifecycle, batch, 3)
     events = [content(batch, text) for text in texts(3) for batch in reversed(batches)]
 
-    done = lifecycle.assign_together(parsed(events))
+    done = assign_all(lifecycle, events)
 
-    assert outcomes([each.value for each in done]) == ["assigned"] * 12
+    assert outcomes(done) == ["assigned"] * 12
     assert [each.value["batch_id"] for each in done] == [event["batch_id"] for event in events]
-    assert [each.full for each in done] == [False] * 8 + [True] * 4
+    assert all(each.full for each in done)
     assert [take(lifecycle, ASSIGN, event).value for event in events] == [e.value for e in done]
     assert all(looks.broken(conn, batch) == [] for batch in batches)
     moments = conn.execute(
@@ -253,12 +238,10 @@ def test_what_is_not_simple_holds_no_other_batch_up(lifecycle, conn, batch_id, s
     simple = [content(other, text) for text in texts(3)]
     events, expected = scene(lifecycle, batch_id)
 
-    together = assign_together(lifecycle, [simple[0], *events, *simple[1:]])
-    of_the_scene = together[1 : 1 + len(events)]
-    values = then_alone(lifecycle, events, of_the_scene)
+    results = assign_all(lifecycle, [simple[0], *events, *simple[1:]])
 
-    assert outcomes([together[0], *together[-2:]]) == ["assigned"] * 3
-    assert outcomes(values) == expected
+    assert outcomes([results[0], *results[-2:]]) == ["assigned"] * 3
+    assert outcomes(results[1:-2]) == expected
     assert looks.broken(conn, batch_id) == looks.broken(conn, other) == []
 
 
@@ -269,12 +252,9 @@ def test_an_event_id_of_two_batches_is_a_conflict_for_one_of_them(lifecycle, con
     first = content(batches[0], "text-1")
     other = content(batches[1], "text-1", event_id=first["event_id"])
 
-    together = assign_together(lifecycle, [first, other])
-    with pytest.raises(IdempotencyConflict):
-        take(lifecycle, ASSIGN, first)
+    results = assign_all(lifecycle, [first, other])
 
-    assert together[0] is None
-    assert together[1]["batch_id"] == batches[1]
+    assert outcomes(results) == ["assigned", "IDEMPOTENCY_CONFLICT"]
     assert [looks.broken(conn, batch) for batch in batches] == [[], []]
 
 
@@ -286,11 +266,11 @@ def test_jobs_with_the_same_batches_do_not_wait_for_each_other_for_ever(lifecycl
     def job(number):
         order = batches if number % 2 else batches[::-1]
         events = [content(batch, f"text-{number}-{n}") for n in range(2) for batch in order]
-        return lambda: lifecycle.assign_together(parsed(events))
+        return lambda: assign_all(lifecycle, events)
 
     done = at_once(*map(job, range(6)))
 
-    assert all(each for those in done for each in those)
+    assert {outcome for results in done for outcome in outcomes(results)} == {"assigned"}
     assert [looks.broken(conn, batch) for batch in batches] == [[]] * 20
 
 
@@ -298,9 +278,9 @@ def test_those_who_ask_are_told_of_each_slot(telling, conn, batch_id):
     register(telling, batch_id, 5)
     upload(telling, batch_id, ["text-before"])
 
-    values = assign_together(telling, [content(batch_id, text) for text in texts(3)])
+    results = assign_all(telling, [content(batch_id, text) for text in texts(3)])
 
     told = [row for row in looks.events(conn, batch_id) if row["type"] == "EssaySlotAssigned"]
-    assert {row["data"]["essay_id"] for row in told} >= {value["essay_id"] for value in values}
+    assert {row["data"]["essay_id"] for row in told} >= {each.value["essay_id"] for each in results}
     assert [row["sequence"] for row in told] == [1, 2, 3, 4]
     assert looks.broken(conn, batch_id) == []

@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 from core.metrics import counted
 from tasks import completion, upstream
 from tasks.app import app
-from tasks.worker.batching import run_together
+from tasks.worker.batching import run_batch
 from tests.core import looks
 from tests.core.story import texts
 from tests.factories import cancellation, content, new_batch, registration
@@ -31,7 +31,7 @@ def test_each_message_is_told_of_once(events, batch_id):
     before = counted()
 
     with capture_logs([merge_contextvars]) as logged:
-        results = run_together([*calls, calls[0]])
+        results = run_batch([*calls, calls[0]])
 
     lines = {line["task_id"]: line for line in logged if line["event"] == "assigned"}
     assert [failed for failed, _, _ in results] == [0] * 4
@@ -50,7 +50,7 @@ def test_what_is_linked_to_a_task_follows_it(send, events, conn):
     send(REGISTER, registration(other, 1))
     link = app.tasks[CANCEL].signature(kwargs={"event": cancellation(other)}, immutable=True)
 
-    run_together([call(event, {"callbacks": [link]}) for event in events])
+    run_batch([call(event, {"callbacks": [link]}) for event in events])
 
     assert looks.batch(conn, other)["status"] == "cancelled"
 
@@ -65,7 +65,7 @@ def test_signals_tell_of_each_task_where_somebody_listens(events, signal):
     receiver = getattr(signals, signal)
     receiver.connect(listen)
     try:
-        run_together([call(event) for event in events])
+        run_batch([call(event) for event in events])
     finally:
         receiver.disconnect(listen)
 
@@ -84,6 +84,6 @@ def test_what_could_not_follow_for_all_together_follows_for_each(
 
     monkeypatch.setattr(upstream, "after_commit", after_commit)
 
-    run_together([call(event) for event in events])
+    run_batch([call(event) for event in events])
 
     assert "BatchEssaysReady" in looks.types(conn, batch_id)

@@ -1,0 +1,66 @@
+"""Attempts at a step: while a server refuses they go on; an error of the message ends them."""
+
+from collections.abc import Callable, Iterator
+from random import uniform
+from types import TracebackType
+
+import structlog
+from celery.exceptions import Reject
+
+from core.faults import Fault, fault, sqlstate
+from tasks.outages import sleep, wait_until_well
+
+TRIES = 5  # of what fails while all servers are well
+FIRST_WAIT_S, WAIT_FACTOR = 0.1, 4  # between two tries: 8.5 s in all, longer than a restart
+log = structlog.get_logger(__name__)
+
+
+class Attempt:
+    """The context of one attempt; it keeps the error for `attempts`, which decides what follows."""
+
+    error: Exception | None = None
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        self.error = error if isinstance(error, Exception) else None
+        return self.error is not None
+
+
+def attempts(
+    tries: int = TRIES, failed: Callable[[Exception], None] = lambda _: None
+) -> Iterator[Attempt]:
+    """Attempt a step until it succeeds; wait in place while a server refuses.
+
+        for attempt in attempts():
+            with attempt:
+                step()
+
+    `failed` gets each error that another attempt follows. Raises the error of the message or of
+    contention at once, any other after so many tries while all servers are well; and Reject where
+    the worker stops.
+    """
+    tried = 0
+    while True:
+        attempt = Attempt()
+        yield attempt
+        error = attempt.error
+        if error is None:
+            return
+        kind = fault(error)
+        if kind in {Fault.MESSAGE, Fault.CONTENTION} or isinstance(error, Reject):
+            raise error
+        waited = kind is Fault.ENVIRONMENT and wait_until_well(error)
+        tried += not waited
+        if tried >= tries:
+            raise error
+        failed(error)
+        if not waited:
+            log.warning("tried_again", error=type(error).__name__, sqlstate=sqlstate(error))
+            sleep(FIRST_WAIT_S * WAIT_FACTOR ** (tried - 1) * uniform(0.5, 1))
