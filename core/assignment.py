@@ -21,8 +21,8 @@ from psycopg_pool import ConnectionPool
 from core import ledger
 from core.crash import crashpoint
 from core.errors import IdempotencyConflict, SlotsInFlight
-from core.events import Idempotency
 from core.ledger import Conn, Location, Placed, Placing, Submission
+from core.messages import Idempotency
 from core.outcomes import StepResult, Value, outcome, replayed
 from core.slots import Claim, Slots
 from core.states import ExcessReason

@@ -21,7 +21,9 @@ from core.errors import (
     UnknownEssay,
     WrongBatchState,
 )
-from core.events import (
+from core.events import batch_cancelled, essays_ready, timeout_event
+from core.ledger import Bounds, Conn, Submission
+from core.messages import (
     BatchCancelled,
     BatchContentsProvisioned,
     BatchEssaysRegistered,
@@ -29,14 +31,13 @@ from core.events import (
     EssayContentProvisioned,
     EssayValidationFailed,
     Idempotency,
-    Outgoing,
     StudentAssociationsConfirmed,
 )
-from core.ledger import Bounds, Conn, Submission, Tracker
 from core.outcomes import StepResult, outcome, replayed, retry_on_conflict
-from core.seals import Seal, Sealed, announcement, essays_ready, seal_of, timeout_event
+from core.seals import Seal, Sealed, announcement, seal_of
 from core.slots import Slots
 from core.states import ACCOUNTED, BatchStatus, EssayStatus, ExcessReason, OnDeadline, sources
+from core.tracker import Tracker
 
 SubmittingEvent = EssayContentProvisioned | BatchContentsProvisioned | EssayValidationFailed
 DRAIN_NAMESPACE = UUID(
@@ -337,8 +338,7 @@ class Lifecycle:
             ledger.close_open_slots(conn, batch_id)
             cancelled = ledger.cancel(conn, batch_id, event.reason, sources(BatchStatus.CANCELLED))
             if cancelled:
-                told = {"batch_id": batch_id, "reason": event.reason}
-                ledger.post(conn, batch_id, [Outgoing("BatchCancelled", told)])
+                ledger.post(conn, batch_id, [batch_cancelled(batch_id, event.reason)])
             else:
                 tracker = ledger.tracker(conn, batch_id)
                 if tracker is None:

@@ -20,7 +20,9 @@ from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from core import metrics
 from core.errors import InvalidEvent, Refusal
-from core.events import (
+from core.faults import Fault, fault, safe_message, sqlstate, waited_s
+from core.lifecycle import SubmittingEvent
+from core.messages import (
     BULK_LIMIT,
     SINGLE_LIMIT,
     BatchCancelled,
@@ -33,8 +35,6 @@ from core.events import (
     StudentAssociationsConfirmed,
     parse,
 )
-from core.faults import Fault, fault, safe_message, sqlstate, waited_s
-from core.lifecycle import SubmittingEvent
 from core.outcomes import StepResult, Value
 from tasks.app import DEATHS, app, settings, shown
 from tasks.completion import after_commit, again

@@ -7,8 +7,9 @@ from uuid import UUID, uuid5
 import pytest
 
 from core.errors import BrokenSeal
-from core.events import EVENT_IDS, EVENT_LIMIT, canonical, manifest_sha256
+from core.events import EVENT_IDS, EVENT_LIMIT, manifest_sha256
 from core.lifecycle import RANGE
+from core.messages import canonical
 from core.seals import Sealed
 from core.sweep import RepairContext, sweep
 from tests.core import looks

@@ -3,7 +3,7 @@
 import pytest
 
 from core.errors import IdempotencyConflict
-from core.events import parse
+from core.messages import parse
 from tests.core import looks
 from tests.core.crowd import at_once
 from tests.core.story import assign, cancel, fill, register, texts, upload
