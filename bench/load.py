@@ -6,7 +6,7 @@ from itertools import count
 
 from bench.queues import Json, Message
 from bench.stand import Stand
-from core.events import BatchEssaysRegistered, parse
+from core.messages import BatchEssaysRegistered, parse
 from ops import client
 from ops.client import common
 

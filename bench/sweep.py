@@ -17,9 +17,10 @@ from pathlib import Path
 from core import ledger, logs
 from core.ledger import Conn
 from core.lifecycle import Lifecycle
+from core.repairs import RepairContext
 from core.settings import Settings
 from core.slots import Slots, connect
-from core.sweep import RULES, CheckContext, RepairContext, sweep
+from core.sweep import RULES, CheckContext, sweep
 from migrations import upgrade
 from ops.embedded import Postgres, Valkey, free_port
 

@@ -14,8 +14,8 @@ from psycopg.errors import UndefinedTable
 from psycopg.rows import DictRow
 
 from core import ledger
-from core.events import NAME_LENGTH
 from core.ledger import Conn, Row
+from core.messages import NAME_LENGTH
 from core.states import BatchStatus, ClassType
 
 Place = tuple[str, str]  # where a page ends: a moment, as text, and a batch id

@@ -1,279 +1,27 @@
-"""The wire: events that come in, validated strictly, and events that go out as CloudEvents.
-
-An incoming body is turned into canonical JSON once; its size, its fingerprint and its validation
-all read that one text.
-"""
+"""Outgoing events: their bodies, their limits of size, CloudEvents, and the manifest."""
 
 import hashlib
-import json
-import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Literal, Self, TypeVar
+from datetime import UTC
+from typing import Any
 from uuid import UUID, uuid5
 
-from pydantic import (
-    AfterValidator,
-    AwareDatetime,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    JsonValue,
-    Strict,
-    ValidationError,
-    model_validator,
-)
-from pydantic_core import ErrorDetails
+from core.messages import KIB, canonical
+from core.states import OnDeadline
+from core.tracker import Tracker
 
-from core.errors import InvalidEvent
-
-KIB = 1024
-SINGLE_LIMIT = 256 * KIB  # bytes of canonical JSON; from the contract
-BULK_LIMIT = 8 * KIB * KIB
-EVENT_LIMIT = 512 * KIB  # an outgoing event over this carries `essays_ref`
-BIGINT_MAX = 2**63 - 1
+Row = Mapping[str, Any]  # Any: a database row, or a JSON object
 SOURCE = "urn:essay-lifecycle-service"
 EVENT_IDS = UUID("6f1d5c1e-6b4c-5f0a-9d51-0c6f5a3f7f5e")  # namespace of the outgoing event ids
-RFC3339 = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}")
-NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # Postgres stores no NUL in text or jsonb
-IDENTIFIER = r"^[A-Za-z0-9_-]{1,64}$"
-NAME = r"^\P{Cc}*$"  # Cc: the C0 and C1 control characters and DEL, nothing else
-STORAGE_KEY = r"^[!-~]*$"
-NAME_LENGTH = 255
-RULES = {  # a pattern, as pydantic checks it -> what a sender is told
-    IDENTIFIER: "must be 1 to 64 characters, each a letter A to Z or a to z, a digit, _ or -",
-    NAME: "must not hold control characters, such as a tab or a line break",
-    STORAGE_KEY: "must hold visible ASCII characters only, ! to ~: no blanks, no letters such as é",
-}
-
-
-def _utc(moment: datetime) -> datetime:
-    if moment.utcoffset() != timedelta(0):
-        raise ValueError("must be in UTC, written with Z or +00:00")
-    return moment
-
-
-Identifier = Annotated[str, Field(pattern=IDENTIFIER)]
-# A name that others gave: of a user, an organisation, a class, a student, a course.
-Name = Annotated[str, Field(min_length=1, max_length=NAME_LENGTH, pattern=NAME)]
-# Where a store keeps a file, such as a key of S3. It has no blank, which parts it from the essay id
-# in a line of the manifest, and a claimant that is no content from one that is.
-StorageKey = Annotated[str, Field(min_length=1, max_length=NAME_LENGTH, pattern=STORAGE_KEY)]
-
-
-def _rfc3339(value: object) -> object:
-    if not isinstance(value, str) or not RFC3339.match(value):  # digits would be read as seconds
-        raise ValueError("must be an RFC 3339 timestamp, such as 2026-01-31T08:00:00Z")
-    return value
-
-
-Timestamp = Annotated[
-    AwareDatetime, Strict(False), BeforeValidator(_rfc3339), AfterValidator(_utc)  # of its text
-]
-FileName = Annotated[str, Field(min_length=1, max_length=1024)]
-FileSize = Annotated[int, Field(ge=0, le=BIGINT_MAX)]
-JsonObject = dict[str, JsonValue]
-ErrorCode = Literal[
-    "EMPTY_CONTENT",
-    "CONTENT_TOO_SHORT",
-    "CONTENT_TOO_LONG",
-    "RAW_STORAGE_FAILED",
-    "TEXT_EXTRACTION_FAILED",
-    "ENCRYPTED_FILE_UNSUPPORTED",
-    "UNKNOWN_VALIDATION_ERROR",
-]
-
-
-class Wire(BaseModel):
-    """Strict and frozen; an unknown field is refused."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-
-
-class Event(Wire):
-    """What every event carries. `event_id` is the idempotency key."""
-
-    event_id: UUID
-    correlation_id: UUID
-    timestamp: Timestamp
-    schema_version: Annotated[int, Field(ge=1, le=1)]  # a literal would take `true`
-    batch_id: Identifier
-
-
-class BatchEssaysRegistered(Event):
-    """The orchestrator expects these essays. Without `class_id` it is a guest batch."""
-
-    essay_ids: Annotated[list[Identifier], Field(min_length=1, max_length=100_000)]
-    expected_essay_count: int
-    course_code: Name
-    user_id: Name
-    org_id: Name | None = None
-    class_id: Name | None = None
-    student_prompt_ref: JsonObject | None = None
-    deadline_s: Annotated[float, Field(gt=0, le=10 * 366 * 86_400)] = 86_400
-    on_deadline: Literal["fail", "proceed"] = "fail"
-    metadata: JsonObject | None = None
-
-    @model_validator(mode="after")
-    def _ids_are_unique_and_counted(self) -> Self:
-        if len(set(self.essay_ids)) != len(self.essay_ids):
-            raise ValueError("essay_ids must be unique")
-        if self.expected_essay_count != len(self.essay_ids):
-            raise ValueError("expected_essay_count must equal the number of essay_ids")
-        return self
-
-
-class Content(Wire):
-    """One stored text."""
-
-    text_storage_id: StorageKey
-    file_upload_id: StorageKey
-    original_file_name: FileName
-    raw_file_storage_id: StorageKey | None = None
-    file_size_bytes: FileSize
-    content_md5_hash: Annotated[str, Field(min_length=1, max_length=128)] | None = None
-
-
-class EssayContentProvisioned(Event, Content):
-    """The file service stored one text."""
-
-
-class BatchContentsProvisioned(Event):
-    """The file service stored the texts of one upload."""
-
-    contents: Annotated[list[Content], Field(min_length=1, max_length=10_000)]
-
-
-class EssayValidationFailed(Event):
-    """The file service rejected a file; it consumes a slot."""
-
-    file_upload_id: StorageKey
-    original_file_name: FileName
-    raw_file_storage_id: StorageKey | None = None
-    validation_error_code: ErrorCode
-    validation_error_detail: JsonObject | None = None
-    file_size_bytes: FileSize | None = None
-
-
-class Association(Wire):
-    """Whose essay this is; `student_id` None means an unknown student."""
-
-    essay_id: Identifier
-    student_id: Name | None = None
-    confidence_score: Annotated[float, Field(ge=0, le=1)]
-    validation_method: Literal["human", "timeout", "auto"]
-    validated_by: Name | None = None
-    validated_at: Timestamp
-
-
-class StudentAssociationsConfirmed(Event):
-    """A teacher, or a timeout, settled whose essays these are."""
-
-    class_id: Name
-    associations: Annotated[list[Association], Field(max_length=100_000)]
-    timeout_triggered: bool
-
-    @model_validator(mode="after")
-    def _one_association_an_essay(self) -> Self:
-        ids = [association.essay_id for association in self.associations]
-        if len(set(ids)) != len(ids):
-            raise ValueError("associations must name each essay once")
-        return self
-
-
-class BatchCancelled(Event):
-    """The orchestrator gives the batch up."""
-
-    reason: Annotated[str, Field(min_length=1, max_length=1024)]
-
-
-@dataclass(frozen=True)
-class Idempotency:
-    """What makes a repeat a repeat: the key, the task it is for, and what the body said."""
-
-    key: UUID
-    task: str
-    fingerprint: bytes
-
-
-def _plain(value: object) -> str:
-    """Write what Kombu's JSON decoder makes of its typed values the way JSON senders write it."""
-    match value:
-        case UUID():
-            return str(value)
-        case datetime():
-            return value.isoformat()
-    raise TypeError(f"{type(value).__name__} is no JSON value")
-
-
-CANONICAL = json.JSONEncoder(  # made once: it costs more than what it writes of a small body
-    sort_keys=True,
-    separators=(",", ":"),
-    ensure_ascii=False,
-    allow_nan=False,
-    default=_plain,
-)
-
-
-def canonical(value: object) -> str:
-    """Write JSON with sorted keys and no spaces.
-
-    Raises ValueError, TypeError or RecursionError for what JSON cannot hold, NaN included.
-    """
-    return CANONICAL.encode(value)
-
-
-E = TypeVar("E", bound=Event)
-
-
-def parse(model: type[E], task: str, raw: object, limit: int) -> tuple[E, Idempotency]:
-    """Validate a body; return the event and its idempotency key with fingerprint.
-
-    `limit` is in bytes of canonical JSON. The fingerprint is the SHA-256 of the canonical JSON
-    without `timestamp`, so that a sender may stamp a repeat anew. Raises InvalidEvent.
-    """
-    if not isinstance(raw, Mapping):
-        raise InvalidEvent(f"{task}: the event must be a JSON object; send kwargs={{'event': …}}")
-    try:
-        said = canonical({key: raw[key] for key in raw if key != "timestamp"})
-        stamp = canonical({key: raw[key] for key in raw if key == "timestamp"})
-        text = "{" + ",".join(filter(None, (said[1:-1], stamp[1:-1]))) + "}"
-        body = text.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidEvent(
-            f"{task}: the event holds half of a surrogate pair, which is no character"
-        ) from error
-    except (ValueError, TypeError, RecursionError) as error:
-        raise InvalidEvent(f"{task}: the event is not JSON: {error}") from error
-    if len(body) > limit:
-        raise InvalidEvent(f"{task}: the event has {len(body)} bytes; at most {limit} are taken")
-    try:
-        event = model.model_validate_json(body)
-    except ValidationError as error:
-        raise InvalidEvent(f"{task}: {_first_faults(error)}") from error
-    if "\\u0000" in text and NUL.search(text):  # the first is a hundred times as fast
-        raise InvalidEvent(f"{task}: the event holds a NUL character, which no text may")
-    return event, Idempotency(event.event_id, task, hashlib.sha256(said.encode()).digest())
-
-
-def _first_faults(error: ValidationError, most: int = 5) -> str:
-    """Name the first faults by field, without the values: they may be personal."""
-    faults = error.errors(include_url=False, include_input=False)
-    told = [f"{'.'.join(map(str, fault['loc'])) or 'event'}: {_rule(fault)}" for fault in faults]
-    more = f" (and {len(told) - most} more)" if len(told) > most else ""
-    return "; ".join(told[:most]) + more
-
-
-def _rule(fault: ErrorDetails) -> str:
-    """Say which rule a value breaks: of a pattern in plain words."""
-    return RULES.get(fault.get("ctx", {}).get("pattern", ""), fault["msg"])
-
-
-def outgoing_id(batch_id: str, event_type: str, generation: str) -> UUID:
-    """Return the deterministic id of an outgoing event, by which consumers drop repeats."""
-    return uuid5(EVENT_IDS, f"{batch_id}/{event_type}/{generation}")
+EVENT_LIMIT = 512 * KIB  # an event over this carries `essays_ref`
+ESSAYS_IN_REF = 1_000  # essays that an event over the limit still carries, if they fit
+ROOM = 64 * KIB  # of an event over the limit: for its names, its references and the first essays
+OBJECTS = ("metadata", "student_prompt_ref")  # the sender's, of up to 8 MiB
+NOT_RECEIVED = "NOT_RECEIVED"  # category of a slot that nothing came for until the deadline
+MISSING_NAMED = 5_000  # missing essays named in an event: 330 KiB of ids at most
+NEVER_FITS = EVENT_LIMIT // 100  # essays; each takes over 100 bytes of JSON
 
 
 @dataclass(frozen=True)
@@ -281,11 +29,165 @@ class Outgoing:
     """An event to be posted. `generation` tells events of one type and batch apart."""
 
     type: str
-    data: Mapping[str, Any]  # Any: the JSON of the contract's table, differing by type
+    data: Row
     generation: str = "1"
 
 
-def cloud_event(row: Mapping[str, Any]) -> dict[str, Any]:  # Any: a database row, a JSON object
+def outgoing_id(batch_id: str, event_type: str, generation: str) -> UUID:
+    """Return the deterministic id of an outgoing event, by which consumers drop repeats."""
+    return uuid5(EVENT_IDS, f"{batch_id}/{event_type}/{generation}")
+
+
+# --- bodies ------------------------------------------------------------------------------------
+
+
+def completion(
+    batch: Tracker, essays: Sequence[Row], failed: Sequence[Row], manifest: str
+) -> list[Outgoing]:
+    """Write what is true of any batch when all of its slots are accounted for."""
+    data = {
+        "batch_id": batch.batch_id,
+        "expected_count": batch.expected_count,
+        "provisioned_count": len(essays),
+        "failed_count": len(failed),
+        "manifest_sha256": manifest,
+        **_registered(batch, "metadata"),
+    }
+    events = [Outgoing("BatchContentProvisioningCompleted", _with_essays(data, "essays", essays))]
+    if failed:
+        events.append(_validation_errors(batch.batch_id, failed, critical=not essays))
+    return events
+
+
+def essays_ready(batch: Tracker, essays: Sequence[Row], manifest: str) -> Outgoing:
+    """Write the readiness event."""
+    data = {
+        "batch_id": batch.batch_id,
+        "expected_count": batch.expected_count,
+        "ready_count": len(essays),
+        "failed_count": batch.expected_count - len(essays),
+        "manifest_sha256": manifest,
+        **_registered(batch, *OBJECTS),
+    }
+    return Outgoing("BatchEssaysReady", _with_essays(data, "ready_essays", essays))
+
+
+def timeout_event(
+    batch: Tracker,
+    essays: Sequence[Row],
+    missing: Sequence[str],
+    waited_s: float,
+    on_deadline: OnDeadline,
+) -> Outgoing:
+    """Write the event of a passed deadline; `missing` are the essays that nothing came for."""
+    data = {
+        "batch_id": batch.batch_id,
+        "expected_count": batch.expected_count,
+        "actual_count": len(essays),
+        "failed_count": batch.expected_count - len(essays) - len(missing),
+        "missing_count": len(missing),
+        "missing_essay_ids": list(missing[:MISSING_NAMED]),
+        "waited_s": round(waited_s, 3),
+        "on_deadline": on_deadline,
+    }
+    return Outgoing("BatchReadinessTimeout", _with_essays(data, "ready_essays", essays))
+
+
+def slot_assigned(batch_id: str, essay: Row) -> Outgoing:
+    """Write the event of one content that has a slot."""
+    names = ("essay_id", "text_storage_id", "file_upload_id", "original_file_name")
+    data = {"batch_id": batch_id, **{name: essay[name] for name in names}}
+    return Outgoing("EssaySlotAssigned", data, generation=essay["text_storage_id"])
+
+
+def batch_cancelled(batch_id: str, reason: str) -> Outgoing:
+    """Write the event of a batch that was given up."""
+    return Outgoing("BatchCancelled", {"batch_id": batch_id, "reason": reason})
+
+
+def _validation_errors(batch_id: str, failed: Sequence[Row], *, critical: bool) -> Outgoing:
+    categories = Counter(essay["validation_error_code"] or NOT_RECEIVED for essay in failed)
+    data = {
+        "batch_id": batch_id,
+        "total_errors": len(failed),
+        "error_categories": dict(sorted(categories.items())),
+        "critical_failure": critical,
+    }
+    return Outgoing("BatchValidationErrors", _with_essays(data, "failed_essays", failed))
+
+
+def _registered(batch: Tracker, *objects: str) -> Row:
+    """Tell what the registration said of a batch, to the letter; what it left out is left out."""
+    names = ("class_type", "course_code", "user_id", "org_id", "class_id", *objects)
+    told = {name: getattr(batch, name) for name in names}
+    return {name: value for name, value in told.items() if value is not None}
+
+
+# --- sizes -------------------------------------------------------------------------------------
+
+
+def _with_essays(data: Row, field: str, rows: Sequence[Row]) -> Row:
+    """Add the essays, or a reference to them where the event would be over `EVENT_LIMIT`."""
+    if len(rows) <= NEVER_FITS:
+        whole = {**data, field: [_essay(row) for row in rows]}
+        if _size(whole) <= EVENT_LIMIT:
+            return whole
+    reference: dict[str, object] = {
+        "field": field,
+        "total": len(rows),
+        "first": [],
+        "rest": "essay_states of this batch, ordered by essay_id",
+    }
+    data = {**_without_large_objects(data), "essays_ref": reference}
+    reference["first"] = _that_fit(rows[:ESSAYS_IN_REF], EVENT_LIMIT - _size(data))
+    return data
+
+
+def _without_large_objects(data: Row) -> Row:
+    """Refer to the sender's objects, the larger first, where they leave no `ROOM` in an event."""
+    sizes = {name: _size(data[name]) for name in OBJECTS if name in data}
+    references: dict[str, Row] = {}
+    for name in sorted(sizes, key=sizes.__getitem__, reverse=True):
+        if _size(data) <= EVENT_LIMIT - ROOM:
+            break
+        references[name] = {"bytes": sizes[name], "rest": f"batch_essay_trackers.{name}"}
+        data = {key: value for key, value in data.items() if key != name}
+    return {**data, "objects_ref": references} if references else data
+
+
+def _that_fit(rows: Sequence[Row], room: int) -> list[Row]:
+    """Tell of the first essays, of as many as fit into so many bytes."""
+    told = []
+    for essay in map(_essay, rows):
+        room -= _size(essay) + 1  # a comma
+        if room < 0:
+            break
+        told.append(essay)
+    return told
+
+
+def _size(value: object) -> int:
+    """Measure a value as canonical JSON, in bytes."""
+    return len(canonical(value).encode())
+
+
+def _essay(row: Row) -> Row:
+    """Tell what an event says of an essay; what it does not have is left out."""
+    names = (
+        "essay_id",
+        "text_storage_id",
+        "file_upload_id",
+        "original_file_name",
+        "validation_error_code",
+        "student_id",
+    )
+    return {name: row[name] for name in names if row[name] is not None}
+
+
+# --- what goes over the wire -------------------------------------------------------------------
+
+
+def cloud_event(row: Row) -> dict[str, Any]:  # Any: a JSON object
     """Write an `event_outbox` row as a CloudEvents 1.0 object."""
     event = {
         "specversion": "1.0",
@@ -304,12 +206,12 @@ def cloud_event(row: Mapping[str, Any]) -> dict[str, Any]:  # Any: a database ro
     return event
 
 
-def manifest_line(essay: Mapping[str, Any]) -> str:  # Any: a row of `essays`
+def manifest_line(essay: Row) -> str:
     """Write the line of the manifest that stands for one assigned essay."""
     return f"{essay['essay_id']} {essay['text_storage_id']}\n"
 
 
-def manifest_sha256(essays: Iterable[Mapping[str, Any]]) -> str:  # Any: rows of `essays`
+def manifest_sha256(essays: Iterable[Row]) -> str:
     """Compute the manifest of these essays, to be compared with the one that an event carries.
 
     The rule: a line for each assigned essay, its id, a space, its text_storage_id, a newline;

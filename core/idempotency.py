@@ -8,8 +8,8 @@ from psycopg import errors as pg
 
 from core import ledger
 from core.errors import IdempotencyConflict
-from core.events import Idempotency
 from core.ledger import Conn
+from core.messages import Idempotency
 from core.model import StepResult
 
 T = TypeVar("T")

@@ -19,10 +19,12 @@ from psycopg_pool import ConnectionPool
 
 from core import connection
 from core.crash import crashpoint
-from core.events import Idempotency, Outgoing, outgoing_id
+from core.events import Outgoing, outgoing_id, slot_assigned
+from core.messages import Idempotency
 from core.model import Location, Message, Submission
-from core.states import CLOSED, BatchStatus, ClassType, EssayStatus, ExcessReason, OnDeadline
+from core.states import BatchStatus, EssayStatus, ExcessReason, OnDeadline
 from core.tracing import traceparent
+from core.tracker import Tracker
 
 Conn = connection.Conn  # opened by `connect` and `connect_once`, which callers find here
 connect, connect_once = connection.connect, connection.connect_once
@@ -53,45 +55,6 @@ RESTORE_STATUS = f"{TRUE_STATUS} {sql('restore_status')}"
 RECOUNT = sql("recount")
 POST_AGAIN = sql("post_again")
 OVERDUE = sql("overdue")
-
-
-@dataclass(frozen=True)
-class Tracker:
-    """A batch as its row says."""
-
-    batch_id: str
-    status: BatchStatus
-    class_id: str | None
-    org_id: str | None
-    user_id: str
-    course_code: str
-    correlation_id: UUID
-    expected_count: int
-    available_slots: int
-    essay_ids_sha256: bytes
-    completed_at: datetime | None
-    manifest_sha256: str | None
-    student_prompt_ref: Mapping[str, Any] | None  # Any: the sender's JSON
-    metadata: Mapping[str, Any] | None  # Any: the sender's JSON
-
-    @property
-    def class_type(self) -> ClassType:
-        """Guest or regular."""
-        return ClassType.of(self.class_id)
-
-    @property
-    def full(self) -> bool:
-        """Every slot is accounted for, and nobody has announced it."""
-        return (
-            self.status is BatchStatus.AWAITING_CONTENT_VALIDATION
-            and self.available_slots == 0
-            and self.completed_at is None
-        )
-
-    @property
-    def excess_reason(self) -> ExcessReason:
-        """Why a submission without a slot gets none."""
-        return CLOSED.get(self.status, ExcessReason.NO_AVAILABLE_SLOT)
 
 
 @dataclass(frozen=True)
@@ -816,20 +779,8 @@ def fill_up(conn: Conn, batch_id: str) -> None:
 
 def post_slot_events(conn: Conn, batch_id: str) -> None:
     """Post `EssaySlotAssigned` for every content that a batch has already."""
-    told = ("batch_id", "essay_id", "text_storage_id", "file_upload_id", "original_file_name")
     essays = essays_in(conn, batch_id, EssayStatus.READY_FOR_PROCESSING)
-    post(
-        conn,
-        batch_id,
-        [
-            Outgoing(
-                "EssaySlotAssigned",
-                {name: {**essay, "batch_id": batch_id}[name] for name in told},
-                generation=essay["text_storage_id"],
-            )
-            for essay in essays
-        ],
-    )
+    post(conn, batch_id, [slot_assigned(batch_id, essay) for essay in essays])
 
 
 def jsonb(value: object) -> Jsonb | None:

@@ -15,25 +15,21 @@ from psycopg_pool import ConnectionPool
 from core import ledger, metrics
 from core.assignment import Assignment
 from core.crash import crashpoint
-from core.errors import (
-    RegistrationConflict,
-    UnknownBatch,
-    UnknownEssay,
-    WrongBatchState,
-)
-from core.events import (
+from core.errors import RegistrationConflict, UnknownBatch, UnknownEssay, WrongBatchState
+from core.events import batch_cancelled, essays_ready, timeout_event
+from core.idempotency import replayed, retry_on_conflict
+from core.ledger import Bounds, Conn
+from core.messages import (
     BatchCancelled,
     BatchEssaysRegistered,
     Idempotency,
-    Outgoing,
     StudentAssociationsConfirmed,
 )
-from core.idempotency import replayed, retry_on_conflict
-from core.ledger import Bounds, Conn, Tracker
 from core.model import Message, StepResult, outcome
-from core.seals import Seal, Sealed, announcement, essays_ready, seal_of, timeout_event
+from core.seals import Seal, Sealed, announcement, seal_of
 from core.slots import Slots
 from core.states import ACCOUNTED, BatchStatus, EssayStatus, ExcessReason, OnDeadline, sources
+from core.tracker import Tracker
 
 DRAIN_NAMESPACE = UUID("2f5a0e9c-7f0e-5e0b-9a53-5d3a1f0c8a11")  # of the keys of drained rows
 SLOTS_PER_HEADER = 2_500  # of the completion chord, which itself costs 3 ms
@@ -313,8 +309,7 @@ class Lifecycle:
             ledger.close_open_slots(conn, batch_id)
             cancelled = ledger.cancel(conn, batch_id, event.reason, sources(BatchStatus.CANCELLED))
             if cancelled:
-                told = {"batch_id": batch_id, "reason": event.reason}
-                ledger.post(conn, batch_id, [Outgoing("BatchCancelled", told)])
+                ledger.post(conn, batch_id, [batch_cancelled(batch_id, event.reason)])
             else:
                 tracker = ledger.tracker(conn, batch_id)
                 if tracker is None:

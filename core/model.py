@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from core.events import (
+from core.messages import (
     BatchContentsProvisioned,
     Content,
     EssayContentProvisioned,

@@ -13,8 +13,9 @@ from psycopg import Rollback
 from psycopg.types.json import Jsonb
 
 from core import ledger
-from core.events import Idempotency, Outgoing
+from core.events import Outgoing
 from core.ledger import Announcement, Conn, DeadLetter
+from core.messages import Idempotency
 from core.model import Message, Submission
 from core.pauses import Outage
 from core.slots import Slots

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from core import ledger, outbox
 from core.errors import BrokenSeal
+from core.events import essays_ready
 from core.lifecycle import Lifecycle
-from core.seals import Sealed, announcement, essays_ready, seal_of
+from core.seals import Sealed, announcement, seal_of
 from core.states import ACCOUNTED, BatchStatus, EssayStatus
 
 

@@ -114,7 +114,8 @@ def reconcile(
     Exit status 1 if something is left as it was found: what only a person can mend, or a dry run.
     """
     from core.lifecycle import Lifecycle
-    from core.sweep import RepairContext, sweep
+    from core.repairs import RepairContext
+    from core.sweep import sweep
     from ops.client import Sender
     from tasks.delivery import deliver
 

@@ -7,13 +7,7 @@ from celery import Celery
 
 from core.pauses import Outage, Pause, read_pauses
 from core.probe import probe_postgres, probe_redis
-from core.requirements import (
-    REDIS_SCHEMES,
-    Finding,
-    Severity,
-    check_postgres,
-    check_redis,
-)
+from core.requirements import REDIS_SCHEMES, Finding, Severity, check_postgres, check_redis
 from core.slots import connect_once
 from ops.overview import Sources
 from ops.survey import UNANSWERED

@@ -18,9 +18,9 @@ from kombu import Message
 
 from core import ledger
 from core.errors import ELSError
-from core.events import canonical
 from core.faults import safe_message, sqlstate
 from core.ledger import DeadLetter
+from core.messages import canonical
 from tasks.app import settings
 from tasks.attempts import attempts
 from tasks.resources import resources

@@ -8,7 +8,7 @@ from redis import RedisError
 
 from core import heartbeat, metrics, outbox
 from core.model import StepResult, outcome
-from core.sweep import RepairContext
+from core.repairs import RepairContext
 from core.sweep import sweep as run_sweep
 from tasks.app import app, settings
 from tasks.completion import after_commit

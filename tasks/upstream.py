@@ -19,7 +19,8 @@ from core import metrics
 from core.assignment import Result
 from core.crash import crashpoint
 from core.errors import InvalidEvent, Refusal
-from core.events import (
+from core.faults import Fault, fault, safe_message, sqlstate, waited_s
+from core.messages import (
     BULK_LIMIT,
     SINGLE_LIMIT,
     BatchCancelled,
@@ -32,7 +33,6 @@ from core.events import (
     StudentAssociationsConfirmed,
     parse,
 )
-from core.faults import Fault, fault, safe_message, sqlstate, waited_s
 from core.model import Message, StepResult, Value
 from tasks.app import DEATHS, app, settings
 from tasks.attempts import attempts

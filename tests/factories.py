@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from uuid import uuid4
 
-from core.events import (
+from core.messages import (
     BatchCancelled,
     BatchContentsProvisioned,
     BatchEssaysRegistered,

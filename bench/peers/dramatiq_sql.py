@@ -6,8 +6,8 @@ from dramatiq.brokers.redis import RedisBroker
 from bench.peers.job import DATABASE_URL, REDIS_URL, uploads
 from bench.queues import Json
 from core import ledger
-from core.events import SINGLE_LIMIT, EssayContentProvisioned, parse
 from core.lifecycle import Lifecycle
+from core.messages import SINGLE_LIMIT, EssayContentProvisioned, parse
 from core.model import Message, StepResult
 from core.slots import Slots, connect
 from ops.client import common

@@ -7,10 +7,12 @@ from uuid import UUID, uuid5
 import pytest
 
 from core.errors import BrokenSeal
-from core.events import EVENT_IDS, EVENT_LIMIT, canonical, manifest_sha256
+from core.events import EVENT_IDS, EVENT_LIMIT, manifest_sha256
 from core.lifecycle import SLOTS_PER_HEADER
+from core.messages import canonical
+from core.repairs import RepairContext
 from core.seals import Sealed
-from core.sweep import RepairContext, sweep
+from core.sweep import sweep
 from tests.core import looks
 from tests.core.crowd import at_once, until
 from tests.core.story import assign, cancel, confirm, fill, register, reject, texts, upload

@@ -6,7 +6,8 @@ import pytest
 
 from core.errors import Refusal
 from core.outbox import relay
-from core.sweep import RepairContext, sweep
+from core.repairs import RepairContext
+from core.sweep import sweep
 from tests.core import looks
 from tests.core.crowd import at_once, persist
 from tests.core.story import (

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core.errors import InvalidEvent
-from core.events import BULK_LIMIT, SINGLE_LIMIT, canonical, parse
 from core.lifecycle import Lifecycle
+from core.messages import BULK_LIMIT, SINGLE_LIMIT, canonical, parse
 from tests.core import looks
 from tests.core.story import assign, cancel, confirm, register, reject, upload
 from tests.factories import (

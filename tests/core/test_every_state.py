@@ -18,8 +18,9 @@ from structlog.testing import capture_logs
 
 from core.explain import explain
 from core.heartbeat import Pulse
+from core.repairs import RepairContext
 from core.states import BatchStatus, EssayStatus
-from core.sweep import RepairContext, sweep
+from core.sweep import sweep
 from tests.core import looks
 from tests.core.test_sweep import TABLES
 from tests.factories import new_batch

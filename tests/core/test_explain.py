@@ -15,8 +15,9 @@ from core.heartbeat import FORGOTTEN, FRESH, NO_PULSE, SWEEP_LATE, Pulse, read_p
 from core.ledger import DeadLetter
 from core.outbox import relay
 from core.pauses import Outage, Pause
+from core.repairs import RepairContext
 from core.slots import CLAIM_LEASE, Slots
-from core.sweep import RULES, RepairContext, sweep
+from core.sweep import RULES, sweep
 from tests.core import looks
 from tests.core.story import assign, cancel, fill, register, reject, texts, upload
 

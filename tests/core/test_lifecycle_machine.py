@@ -17,7 +17,8 @@ from core.errors import IdempotencyConflict, Refusal
 from core.faults import Fault, fault
 from core.lifecycle import Lifecycle
 from core.outbox import relay
-from core.sweep import RepairContext, sweep
+from core.repairs import RepairContext
+from core.sweep import sweep
 from tests.core import looks
 from tests.core.crowd import persist
 from tests.factories import (

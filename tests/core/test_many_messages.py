@@ -3,7 +3,7 @@
 import pytest
 
 from core.errors import ELSError
-from core.events import parse
+from core.messages import parse
 from core.model import Message
 from tests.core import looks
 from tests.core.crowd import at_once

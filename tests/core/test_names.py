@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from core import desk, ledger
 from core.errors import InvalidEvent, WrongBatchState
-from core.events import BULK_LIMIT, parse
 from core.lifecycle import Lifecycle
+from core.messages import BULK_LIMIT, parse
 from core.slots import Claim, Slots
 from tests.core import looks
 from tests.core.story import assign, confirm, register, reject, texts, upload

@@ -5,7 +5,8 @@ import pytest
 from core import desk, ledger
 from core.ledger import DeadLetter
 from core.outbox import relay
-from core.sweep import RepairContext, sweep
+from core.repairs import RepairContext
+from core.sweep import sweep
 from tests.core import looks
 from tests.core.story import assign, cancel, confirm, fill, register, reject
 from tests.factories import essay_ids, new_batch

@@ -10,8 +10,8 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from core import ledger
-from core.events import EssayContentProvisioned, parse
 from core.lifecycle import WHOLE_BATCH, Lifecycle
+from core.messages import EssayContentProvisioned, parse
 from core.model import Message
 from core.outbox import relay
 from core.seals import Sealed

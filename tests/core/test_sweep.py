@@ -13,6 +13,7 @@ from core import ledger
 from core.ledger import DeadLetter
 from core.lifecycle import Lifecycle
 from core.outbox import relay
+from core.repairs import RepairContext
 from core.slots import CLAIM_LEASE, Slots
 from core.sweep import (
     CURSOR,
@@ -20,7 +21,6 @@ from core.sweep import (
     QUERIES,
     RULES,
     CheckContext,
-    RepairContext,
     counter_wrong,
     slot_drift,
     sweep,

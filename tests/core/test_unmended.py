@@ -10,8 +10,9 @@ from core import heartbeat, ledger
 from core.explain import explain
 from core.heartbeat import Pulse
 from core.lifecycle import Lifecycle
+from core.repairs import RepairContext
 from core.slots import Slots
-from core.sweep import RepairContext, sweep
+from core.sweep import sweep
 from tests.core import looks
 from tests.core.story import assign, cancel, confirm, fill, register, reject, texts, upload
 from tests.core.test_sweep import (

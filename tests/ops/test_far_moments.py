@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 
 from core import ledger
 from core.ledger import DeadLetter
-from core.sweep import RepairContext, sweep
+from core.repairs import RepairContext
+from core.sweep import sweep
 from ops.cli import app
 from tests import factories as make
 from tests.core import looks, story

@@ -1,0 +1,267 @@
+"""Incoming events: their models, canonical JSON, and what makes a repeat a repeat.
+
+`parse` writes a body as canonical JSON once; size, fingerprint and validation read that one text.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Annotated, Literal, Self, TypeVar
+from uuid import UUID
+
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    Strict,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+
+from core.errors import InvalidEvent
+
+KIB = 1024
+SINGLE_LIMIT = 256 * KIB  # bytes of canonical JSON; from the contract
+BULK_LIMIT = 8 * KIB * KIB
+BIGINT_MAX = 2**63 - 1
+RFC3339 = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}")
+NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # Postgres stores no NUL in text or jsonb
+IDENTIFIER = r"^[A-Za-z0-9_-]{1,64}$"
+NAME = r"^\P{Cc}*$"  # Cc: the C0 and C1 control characters and DEL, nothing else
+STORAGE_KEY = r"^[!-~]*$"
+NAME_LENGTH = 255
+RULES = {  # a pattern, as pydantic checks it -> what a sender is told
+    IDENTIFIER: "must be 1 to 64 characters, each a letter A to Z or a to z, a digit, _ or -",
+    NAME: "must not hold control characters, such as a tab or a line break",
+    STORAGE_KEY: "must hold visible ASCII characters only, ! to ~: no blanks, no letters such as é",
+}
+
+
+def _utc(moment: datetime) -> datetime:
+    if moment.utcoffset() != timedelta(0):
+        raise ValueError("must be in UTC, written with Z or +00:00")
+    return moment
+
+
+Identifier = Annotated[str, Field(pattern=IDENTIFIER)]
+# A name that others gave: of a user, an organisation, a class, a student, a course.
+Name = Annotated[str, Field(min_length=1, max_length=NAME_LENGTH, pattern=NAME)]
+# Where a store keeps a file, such as a key of S3. It has no blank, which parts it from the essay id
+# in a line of the manifest, and a claimant that is no content from one that is.
+StorageKey = Annotated[str, Field(min_length=1, max_length=NAME_LENGTH, pattern=STORAGE_KEY)]
+
+
+def _rfc3339(value: object) -> object:
+    if not isinstance(value, str) or not RFC3339.match(value):  # digits would be read as seconds
+        raise ValueError("must be an RFC 3339 timestamp, such as 2026-01-31T08:00:00Z")
+    return value
+
+
+Timestamp = Annotated[
+    AwareDatetime, Strict(False), BeforeValidator(_rfc3339), AfterValidator(_utc)  # of its text
+]
+FileName = Annotated[str, Field(min_length=1, max_length=1024)]
+FileSize = Annotated[int, Field(ge=0, le=BIGINT_MAX)]
+JsonObject = dict[str, JsonValue]
+ErrorCode = Literal[
+    "EMPTY_CONTENT",
+    "CONTENT_TOO_SHORT",
+    "CONTENT_TOO_LONG",
+    "RAW_STORAGE_FAILED",
+    "TEXT_EXTRACTION_FAILED",
+    "ENCRYPTED_FILE_UNSUPPORTED",
+    "UNKNOWN_VALIDATION_ERROR",
+]
+
+
+class Wire(BaseModel):
+    """Strict and frozen; an unknown field is refused."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+class Event(Wire):
+    """What every event carries. `event_id` is the idempotency key."""
+
+    event_id: UUID
+    correlation_id: UUID
+    timestamp: Timestamp
+    schema_version: Annotated[int, Field(ge=1, le=1)]  # a literal would take `true`
+    batch_id: Identifier
+
+
+class BatchEssaysRegistered(Event):
+    """The orchestrator expects these essays. Without `class_id` it is a guest batch."""
+
+    essay_ids: Annotated[list[Identifier], Field(min_length=1, max_length=100_000)]
+    expected_essay_count: int
+    course_code: Name
+    user_id: Name
+    org_id: Name | None = None
+    class_id: Name | None = None
+    student_prompt_ref: JsonObject | None = None
+    deadline_s: Annotated[float, Field(gt=0, le=10 * 366 * 86_400)] = 86_400
+    on_deadline: Literal["fail", "proceed"] = "fail"
+    metadata: JsonObject | None = None
+
+    @model_validator(mode="after")
+    def _ids_are_unique_and_counted(self) -> Self:
+        if len(set(self.essay_ids)) != len(self.essay_ids):
+            raise ValueError("essay_ids must be unique")
+        if self.expected_essay_count != len(self.essay_ids):
+            raise ValueError("expected_essay_count must equal the number of essay_ids")
+        return self
+
+
+class Content(Wire):
+    """One stored text."""
+
+    text_storage_id: StorageKey
+    file_upload_id: StorageKey
+    original_file_name: FileName
+    raw_file_storage_id: StorageKey | None = None
+    file_size_bytes: FileSize
+    content_md5_hash: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+
+
+class EssayContentProvisioned(Event, Content):
+    """The file service stored one text."""
+
+
+class BatchContentsProvisioned(Event):
+    """The file service stored the texts of one upload."""
+
+    contents: Annotated[list[Content], Field(min_length=1, max_length=10_000)]
+
+
+class EssayValidationFailed(Event):
+    """The file service rejected a file; it consumes a slot."""
+
+    file_upload_id: StorageKey
+    original_file_name: FileName
+    raw_file_storage_id: StorageKey | None = None
+    validation_error_code: ErrorCode
+    validation_error_detail: JsonObject | None = None
+    file_size_bytes: FileSize | None = None
+
+
+class Association(Wire):
+    """Whose essay this is; `student_id` None means an unknown student."""
+
+    essay_id: Identifier
+    student_id: Name | None = None
+    confidence_score: Annotated[float, Field(ge=0, le=1)]
+    validation_method: Literal["human", "timeout", "auto"]
+    validated_by: Name | None = None
+    validated_at: Timestamp
+
+
+class StudentAssociationsConfirmed(Event):
+    """A teacher, or a timeout, settled whose essays these are."""
+
+    class_id: Name
+    associations: Annotated[list[Association], Field(max_length=100_000)]
+    timeout_triggered: bool
+
+    @model_validator(mode="after")
+    def _one_association_an_essay(self) -> Self:
+        ids = [association.essay_id for association in self.associations]
+        if len(set(ids)) != len(ids):
+            raise ValueError("associations must name each essay once")
+        return self
+
+
+class BatchCancelled(Event):
+    """The orchestrator gives the batch up."""
+
+    reason: Annotated[str, Field(min_length=1, max_length=1024)]
+
+
+@dataclass(frozen=True)
+class Idempotency:
+    """What makes a repeat a repeat: the key, the task it is for, and what the body said."""
+
+    key: UUID
+    task: str
+    fingerprint: bytes
+
+
+def _plain(value: object) -> str:
+    """Write what Kombu's JSON decoder makes of its typed values the way JSON senders write it."""
+    match value:
+        case UUID():
+            return str(value)
+        case datetime():
+            return value.isoformat()
+    raise TypeError(f"{type(value).__name__} is no JSON value")
+
+
+CANONICAL = json.JSONEncoder(  # made once: it costs more than what it writes of a small body
+    sort_keys=True,
+    separators=(",", ":"),
+    ensure_ascii=False,
+    allow_nan=False,
+    default=_plain,
+)
+
+
+def canonical(value: object) -> str:
+    """Write JSON with sorted keys and no spaces.
+
+    Raises ValueError, TypeError or RecursionError for what JSON cannot hold, NaN included.
+    """
+    return CANONICAL.encode(value)
+
+
+E = TypeVar("E", bound=Event)
+
+
+def parse(model: type[E], task: str, raw: object, limit: int) -> tuple[E, Idempotency]:
+    """Validate a body; return the event and its idempotency key with fingerprint.
+
+    `limit` is in bytes of canonical JSON. The fingerprint is the SHA-256 of the canonical JSON
+    without `timestamp`, so that a sender may stamp a repeat anew. Raises InvalidEvent.
+    """
+    if not isinstance(raw, Mapping):
+        raise InvalidEvent(f"{task}: the event must be a JSON object; send kwargs={{'event': …}}")
+    try:
+        said = canonical({key: raw[key] for key in raw if key != "timestamp"})
+        stamp = canonical({key: raw[key] for key in raw if key == "timestamp"})
+        text = "{" + ",".join(filter(None, (said[1:-1], stamp[1:-1]))) + "}"
+        body = text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidEvent(
+            f"{task}: the event holds half of a surrogate pair, which is no character"
+        ) from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InvalidEvent(f"{task}: the event is not JSON: {error}") from error
+    if len(body) > limit:
+        raise InvalidEvent(f"{task}: the event has {len(body)} bytes; at most {limit} are taken")
+    try:
+        event = model.model_validate_json(body)
+    except ValidationError as error:
+        raise InvalidEvent(f"{task}: {_first_faults(error)}") from error
+    if "\\u0000" in text and NUL.search(text):  # the first is a hundred times as fast
+        raise InvalidEvent(f"{task}: the event holds a NUL character, which no text may")
+    return event, Idempotency(event.event_id, task, hashlib.sha256(said.encode()).digest())
+
+
+def _first_faults(error: ValidationError, most: int = 5) -> str:
+    """Name the first faults by field, without the values: they may be personal."""
+    faults = error.errors(include_url=False, include_input=False)
+    told = [f"{'.'.join(map(str, fault['loc'])) or 'event'}: {_rule(fault)}" for fault in faults]
+    more = f" (and {len(told) - most} more)" if len(told) > most else ""
+    return "; ".join(told[:most]) + more
+
+
+def _rule(fault: ErrorDetails) -> str:
+    """Say which rule a value breaks: of a pattern in plain words."""
+    return RULES.get(fault.get("ctx", {}).get("pattern", ""), fault["msg"])

@@ -1,0 +1,48 @@
+"""A batch, as its row says."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from core.states import CLOSED, BatchStatus, ClassType, ExcessReason
+
+
+@dataclass(frozen=True)
+class Tracker:
+    """A row of `batch_essay_trackers`."""
+
+    batch_id: str
+    status: BatchStatus
+    class_id: str | None
+    org_id: str | None
+    user_id: str
+    course_code: str
+    correlation_id: UUID
+    expected_count: int
+    available_slots: int
+    essay_ids_sha256: bytes
+    completed_at: datetime | None
+    manifest_sha256: str | None
+    student_prompt_ref: Mapping[str, Any] | None  # Any: the sender's JSON
+    metadata: Mapping[str, Any] | None  # Any: the sender's JSON
+
+    @property
+    def class_type(self) -> ClassType:
+        """Guest or regular."""
+        return ClassType.of(self.class_id)
+
+    @property
+    def full(self) -> bool:
+        """Every slot is accounted for, and nobody has announced it."""
+        return (
+            self.status is BatchStatus.AWAITING_CONTENT_VALIDATION
+            and self.available_slots == 0
+            and self.completed_at is None
+        )
+
+    @property
+    def excess_reason(self) -> ExcessReason:
+        """Why a submission without a slot gets none."""
+        return CLOSED.get(self.status, ExcessReason.NO_AVAILABLE_SLOT)
