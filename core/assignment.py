@@ -18,11 +18,12 @@ import structlog
 from psycopg import errors as pg
 from psycopg_pool import ConnectionPool
 
-from core import ledger
+from core import db
 from core.crash import crashpoint
+from core.db import Conn
+from core.db.slots import Location, Placed, Placing, Submission
 from core.errors import IdempotencyConflict, SlotsInFlight
 from core.events import Idempotency
-from core.ledger import Conn, Location, Placed, Placing, Submission
 from core.outcomes import StepResult, Value, outcome, replayed
 from core.slots import Claim, Slots
 from core.states import ExcessReason
@@ -160,7 +161,7 @@ class Assignment:
         placings = {batch.batch_id: batch.placings() for batch in batches}
         with self.pool.connection() as conn:
             try:
-                placed = ledger.place(conn, placings, routed=self.slot_events)
+                placed = db.slots.place(conn, placings, routed=self.slot_events)
             except (pg.UniqueViolation, pg.NotNullViolation):
                 placed = {}
         if not placed and len(batches) > 1:
@@ -176,7 +177,7 @@ class Assignment:
         """Look closer until Postgres has decided; then give back what was claimed in vain."""
         for round_ in range(ROUNDS):
             try:
-                with ledger.transaction(self.pool) as conn:
+                with db.transaction(self.pool) as conn:
                     done, places = self._decide(conn, delivery, claims)
             except (StaleSlots, pg.UniqueViolation):
                 time.sleep(uniform(0, ROUND_WAIT_S * 2**round_) if round_ else 0)
@@ -202,11 +203,11 @@ class Assignment:
         """
         batch_id = delivery.batch_id
         if done := replayed(conn, delivery.idem):
-            return done, ledger.whereabouts(conn, batch_id, delivery.submissions)
-        tracker = ledger.tracker(conn, batch_id)
+            return done, db.slots.whereabouts(conn, batch_id, delivery.submissions)
+        tracker = db.batches.tracker(conn, batch_id)
         if tracker is None:
             return self._park(conn, delivery), {}
-        places = ledger.whereabouts(conn, batch_id, delivery.submissions)
+        places = db.slots.whereabouts(conn, batch_id, delivery.submissions)
         rest = [a for a in delivery.submissions if a.claimant not in places]
         claimed = _pairs(rest, claims) if tracker.available_slots > 0 else []
         left = self._place(conn, batch_id, claimed) if claimed else tracker.available_slots
@@ -216,7 +217,7 @@ class Assignment:
             reason = self._record_excess(conn, batch_id, homeless)
             places |= {a.claimant: Location(None, reason) for a in homeless}
         value = delivery.value(places[delivery.first])
-        ledger.write_key(conn, delivery.idem, batch_id, value)
+        db.idempotency.write_key(conn, delivery.idem, batch_id, value)
         full = left == 0 if claimed else tracker.full and not rest  # a repeat completes again
         posted = bool(homeless) or self.slot_events
         return StepResult(value, full, posted, _tally(rest, places)), places
@@ -224,7 +225,7 @@ class Assignment:
     def _place(self, conn: Conn, batch_id: str, pairs: list[tuple[Submission, str]]) -> int:
         """Place submissions without a key; return the open slots left. Raises StaleSlots."""
         placings = [Placing(submission, essay_id) for submission, essay_id in pairs]
-        placed = ledger.place(conn, {batch_id: placings}, routed=self.slot_events).get(batch_id)
+        placed = db.slots.place(conn, {batch_id: placings}, routed=self.slot_events).get(batch_id)
         if placed is None or placed.taken < len(pairs):
             raise StaleSlots
         return placed.left
@@ -235,10 +236,10 @@ class Assignment:
         Under the lock of the tracker, which every placing takes, look once more: another delivery
         of one of them may have taken the last slot since.
         """
-        tracker = ledger.tracker(conn, batch_id, lock=True)
-        if tracker is None or ledger.whereabouts(conn, batch_id, homeless):
+        tracker = db.batches.tracker(conn, batch_id, lock=True)
+        if tracker is None or db.slots.whereabouts(conn, batch_id, homeless):
             raise StaleSlots
-        if not ledger.record_excess(conn, batch_id, homeless, tracker.excess_reason):
+        if not db.slots.record_excess(conn, batch_id, homeless, tracker.excess_reason):
             raise StaleSlots
         return tracker.excess_reason
 
@@ -248,20 +249,20 @@ class Assignment:
         The lock is shared with other submissions and excludes a registration, so that none falls
         between "not registered" and "what waited has been taken".
         """
-        ledger.share_registration_lock(conn, delivery.batch_id)
-        if ledger.tracker(conn, delivery.batch_id):
+        db.batches.share_registration_lock(conn, delivery.batch_id)
+        if db.batches.tracker(conn, delivery.batch_id):
             raise StaleSlots
-        ledger.park_pending(conn, delivery.batch_id, delivery.submissions)
+        db.slots.park_pending(conn, delivery.batch_id, delivery.submissions)
         value = delivery.value(None)
-        ledger.write_key(conn, delivery.idem, delivery.batch_id, value)
+        db.idempotency.write_key(conn, delivery.idem, delivery.batch_id, value)
         return StepResult(value, became=_tally(delivery.submissions, {}))
 
     def _claim_anew(self, delivery: Delivery, claims: list[Claim]) -> list[Claim]:
         """Rebuild the batch's free slots from Postgres; claim for those that have no place yet."""
         batch_id = delivery.batch_id
         with self.pool.connection() as conn:
-            open_slots = ledger.open_slots(conn, batch_id)
-            places = ledger.whereabouts(conn, batch_id, delivery.submissions)
+            open_slots = db.slots.open_slots(conn, batch_id)
+            places = db.slots.whereabouts(conn, batch_id, delivery.submissions)
         is_open = set(open_slots)
         wrong = [
             claim
@@ -287,7 +288,7 @@ class Assignment:
         if not spare:
             return
         with self.pool.connection() as conn:
-            open_slots = ledger.open_slots(conn, batch_id)
+            open_slots = db.slots.open_slots(conn, batch_id)
         is_open = set(open_slots)
         back = [claim for claim in spare if claim.essay_id in is_open]
         self.slots.release(batch_id, back, still_open=True)

@@ -6,10 +6,10 @@ from typing import Any, TypeVar
 
 from psycopg import errors as pg
 
-from core import ledger
+from core import db
+from core.db import Conn
 from core.errors import IdempotencyConflict
 from core.events import Idempotency
-from core.ledger import Conn
 
 T = TypeVar("T")
 Value = dict[str, Any]  # Any: what a task returns, JSON
@@ -33,7 +33,7 @@ def outcome(name: str, batch_id: str, **more: object) -> Value:
 
 def replayed(conn: Conn, idem: Idempotency) -> StepResult | None:
     """Return the stored outcome of a repeat; None for a new event. Raises IdempotencyConflict."""
-    stored = ledger.stored_outcome(conn, idem.key)
+    stored = db.idempotency.stored_outcome(conn, idem.key)
     if stored is None:
         return None
     if (stored.task, stored.fingerprint) != (idem.task, idem.fingerprint):

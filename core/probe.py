@@ -12,9 +12,12 @@ import redis
 from psycopg import Rollback
 from psycopg.types.json import Jsonb
 
-from core import ledger
+from core import db
+from core.db import Conn
+from core.db.completion import Announcement
+from core.db.dead_letters import DeadLetter
+from core.db.slots import Placing, Submission
 from core.events import Idempotency, Outgoing
-from core.ledger import Announcement, Conn, DeadLetter, Placing, Submission
 from core.pauses import Outage
 from core.slots import Slots
 from core.states import BatchStatus, ExcessReason
@@ -59,20 +62,22 @@ def _write_everything(conn: Conn, batch_id: str, size: int) -> None:
     late = Submission("file-3", "probe", text_storage_id="text-3")
     more = Submission("file-4", "probe", text_storage_id="text-4")
     key = Idempotency(uuid4(), TASK, b"")
-    ledger.park_pending(conn, batch_id, [content, rejected])
-    ledger.register(conn, _batch(batch_id), ["essay-1", "essay-2", "essay-3"])
-    ledger.place(conn, {batch_id: [Placing(late, "essay-3", key, {})]}, routed=True)
-    ledger.record_excess(conn, batch_id, [more], ExcessReason.NO_AVAILABLE_SLOT)
+    db.slots.park_pending(conn, batch_id, [content, rejected])
+    db.batches.register(conn, _batch(batch_id), ["essay-1", "essay-2", "essay-3"])
+    db.slots.place(conn, {batch_id: [Placing(late, "essay-3", key, {})]}, routed=True)
+    db.slots.record_excess(conn, batch_id, [more], ExcessReason.NO_AVAILABLE_SLOT)
     completed = Outgoing("BatchContentProvisioningCompleted", {})
     announcement = Announcement(BatchStatus.READY_FOR_PIPELINE_EXECUTION, 2, "", [completed])
-    ledger.announce(conn, {batch_id: announcement})
-    ledger.take_unpublished(conn, [batch_id], 10)
-    ledger.park(conn, DeadLetter(TASK, batch_id, batch_id, f'"{token_hex(size)}"', "PROBE", ""))
-    ledger.note_repair(conn, batch_id, TASK)
-    ledger.note_failure(conn, batch_id, TASK, "")
+    db.completion.announce(conn, {batch_id: announcement})
+    db.outbox.take_unpublished(conn, [batch_id], 10)
+    db.dead_letters.add(
+        conn, DeadLetter(TASK, batch_id, batch_id, f'"{token_hex(size)}"', "PROBE", "")
+    )
+    db.sweep.note_repair(conn, batch_id, TASK)
+    db.sweep.note_failure(conn, batch_id, TASK, "")
 
 
-def _batch(batch_id: str) -> ledger.Row:
+def _batch(batch_id: str) -> db.Row:
     return {
         "batch_id": batch_id,
         "class_id": None,

@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict
 
+from core.db.batches import Tracker
+from core.db.completion import Announcement
 from core.errors import BrokenSeal
 from core.events import (
     EVENT_LIMIT,
@@ -14,7 +16,6 @@ from core.events import (
     manifest_line,
     manifest_sha256,
 )
-from core.ledger import Announcement, Tracker
 from core.states import ACCOUNTED, BatchStatus, OnDeadline, completed_status
 
 Row = Mapping[str, Any]  # Any: a database row

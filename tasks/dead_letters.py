@@ -16,11 +16,11 @@ import psycopg
 import structlog
 from kombu import Message
 
-from core import ledger
+from core import db
+from core.db.dead_letters import DeadLetter
 from core.errors import ELSError
 from core.events import canonical
 from core.faults import safe_message, sqlstate
-from core.ledger import DeadLetter
 from tasks.app import settings
 from tasks.outages import persist
 from tasks.resources import resources
@@ -68,7 +68,7 @@ def keep(letter: DeadLetter) -> int:
 
     def write() -> int:
         with resources().pool.connection() as conn:
-            return ledger.park(conn, letter)
+            return db.dead_letters.add(conn, letter)
 
     number = persist(write)
     log.error(
@@ -101,8 +101,8 @@ def keep_junk(queue: str, payload: bytes, why: str) -> bool:
     letter = letter_of(UNKNOWN, task_id, body, ValueError(why), "MALFORMED_MESSAGE")
     assert settings.database_url is not None, "a worker has taken this message"
     try:
-        with ledger.connect_once(settings.database_url) as conn:
-            number = ledger.park(conn, letter)
+        with db.connect_once(settings.database_url) as conn:
+            number = db.dead_letters.add(conn, letter)
     except psycopg.Error as error:
         log.warning("dead_letter_not_kept_yet", task_id=task_id, sqlstate=sqlstate(error))
         return False

@@ -5,14 +5,14 @@ from dramatiq.brokers.redis import RedisBroker
 
 from bench.peers.job import DATABASE_URL, REDIS_URL, uploads
 from bench.queues import Json
-from core import ledger
+from core import db
 from core.events import SINGLE_LIMIT, EssayContentProvisioned, parse
 from core.lifecycle import Lifecycle
 from core.slots import Slots, connect
 from ops.client import common
 
 dramatiq.set_broker(RedisBroker(url=REDIS_URL, namespace="peers"))
-lifecycle = Lifecycle(ledger.connect(DATABASE_URL, size=10, by_key=True), Slots(connect(REDIS_URL)))
+lifecycle = Lifecycle(db.connect(DATABASE_URL, size=10, by_key=True), Slots(connect(REDIS_URL)))
 
 
 @dramatiq.actor
