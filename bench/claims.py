@@ -12,7 +12,7 @@ import redis
 from bench.cases import Case
 from bench.measure import Goal
 from bench.stand import BenchError, Drained, Stand
-from core import ledger
+from core import db
 
 CLAIMERS = 16
 Claim = Callable[[str], str | None]
@@ -84,7 +84,7 @@ def by_watch(stand: Stand, amount: int) -> Drained:
 def by_skip_locked(stand: Stand, amount: int) -> Drained:
     """Claim in Postgres alone, each claim committed."""
     batch, essays = _batch(amount)
-    with ledger.connect(stand.database_url, size=CLAIMERS) as pool:
+    with db.connect(stand.database_url, size=CLAIMERS) as pool:
         with pool.connection() as conn:
             conn.execute(TABLE)
             conn.execute("INSERT INTO bench_slots SELECT %s, unnest(%s::text[])", [batch, essays])

@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 from timeit import timeit
 
-from core import ledger, metrics
+from core import db, metrics
 from core.slots import Slots, connect
 from migrations import upgrade
 from ops.embedded import Postgres, Server, Valkey, free_port
@@ -82,7 +82,7 @@ def running(server: Server) -> Iterator[Server]:
 
 def _seed(database_url: str, redis_url: str, batches: int) -> None:
     upgrade(database_url)
-    with ledger.connect_once(database_url) as conn:
+    with db.connect_once(database_url) as conn:
         conn.execute(SEED, {"batches": batches, "slots": SLOTS})
         conn.execute("VACUUM ANALYZE")
     slots = Slots(connect(redis_url))

@@ -24,14 +24,14 @@ from psycopg.sql import SQL, Identifier
 
 from bench import noop
 from bench.queues import Message, queues
-from core import ledger
+from core import db
 from core.errors import ELSError
 from core.invariants import check_ledger
 from core.lifecycle import Lifecycle
-from core.schema import metadata
 from core.settings import Settings
 from core.slots import Slots, connect
 from migrations import upgrade
+from migrations.schema import metadata
 from ops.embedded import leashed
 from ops.stack import Stack, procfile
 
@@ -165,7 +165,7 @@ class Stand:
             "ELS_QUEUE": self.queue,
             "ELS_EVENTS_QUEUE": self.events_queue,
         }
-        self.pool = undo.enter_context(ledger.connect(database_url, size=2))
+        self.pool = undo.enter_context(db.connect(database_url, size=2))
         self.slots = Slots(undo.enter_context(connect(self.redis_url)))
         self.lifecycle = Lifecycle(self.pool, self.slots)
         self._crews: dict[str, Workers] = {}
@@ -292,7 +292,7 @@ class Stand:
     def open_slots(self, batch_id: str) -> int:
         """Count the open slots of a batch."""
         with self.pool.connection() as conn:
-            tracker = ledger.tracker(conn, batch_id)
+            tracker = db.batches.tracker(conn, batch_id)
         return tracker.available_slots if tracker else 0
 
     def taken_in(self, workers: Workers, contents: int) -> bool:
@@ -368,7 +368,7 @@ def _refuse_unless_empty(url: str) -> None:
         with redis.Redis.from_url(url) as client:
             full = bool(client.dbsize())
     else:
-        with ledger.connect_once(url) as conn:
+        with db.connect_once(url) as conn:
             query = (
                 "SELECT FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema')"
             )

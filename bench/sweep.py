@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from core import ledger, logs
-from core.ledger import Conn
+from core import db, logs
+from core.db.connection import Conn
 from core.lifecycle import Lifecycle
 from core.repairs import RepairContext
 from core.settings import Settings
@@ -57,7 +57,7 @@ def main() -> None:
         postgres.start()
         valkey.start()
         upgrade(postgres.url)
-        with ledger.connect(postgres.url, by_key=True) as pool, pool.connection() as conn:
+        with db.connect(postgres.url, by_key=True) as pool, pool.connection() as conn:
             slots = Slots(connect(valkey.url))
             _fill(conn, slots, options)
             _report(

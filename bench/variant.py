@@ -15,7 +15,7 @@ from celery import signals
 from redis._parsers import _RESP3Parser
 from redis.connection import AbstractConnection
 
-from core import ledger
+from core import db
 from tasks import app as program
 
 app = program.app
@@ -37,9 +37,9 @@ if not _variant.get("hiredis", True):
 
     AbstractConnection.set_parser = _in_python  # type: ignore[method-assign] # of this process
 if size := _variant.get("connections"):
-    _connect = ledger.connect
+    _connect = db.connect
 
-    def _few(url: str, **options: Any) -> Any:  # Any: as `ledger.connect`
+    def _few(url: str, **options: Any) -> Any:  # Any: as `db.connect`
         return _connect(url, **{**options, "size": size})
 
-    ledger.connect = _few
+    db.connect = _few

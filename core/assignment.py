@@ -14,11 +14,11 @@ import structlog
 from psycopg import errors as pg
 from psycopg_pool import ConnectionPool
 
-from core import ledger
+from core import db
 from core.crash import crashpoint
+from core.db.connection import Conn, Row
 from core.errors import IdempotencyConflict, SlotsInFlight
 from core.idempotency import is_repeat, replayed
-from core.ledger import Conn, Row
 from core.model import Location, Message, StepResult, Submission
 from core.slots import Claim, Slots
 from core.states import ExcessReason
@@ -57,7 +57,7 @@ class Assignment:
         if new:
             with self.pool.connection() as conn:
                 try:
-                    placed = ledger.place(conn, new, with_keys=True, slot_events=self.slot_events)
+                    placed = db.slots.place(conn, new, with_keys=True, slot_events=self.slot_events)
                 except (pg.UniqueViolation, pg.NotNullViolation) as error:
                     if not (is_repeat(error) or error.diag.column_name == KEYLESS):
                         raise
@@ -91,7 +91,7 @@ class Assignment:
         """Decide until Postgres confirms the claims; give back those that it did not need."""
         for round_ in range(ROUNDS):
             try:
-                with ledger.transaction(self.pool) as conn:
+                with db.transaction(self.pool) as conn:
                     result, locations = self._decide(conn, message, claims)
             except IdempotencyConflict as conflict:
                 self._give_back(message.batch_id, claims, {})
@@ -119,11 +119,11 @@ class Assignment:
         """
         batch_id, submissions = message.batch_id, message.submissions
         if result := replayed(conn, message.idem):
-            return result, ledger.locations(conn, batch_id, submissions)
-        tracker = ledger.tracker(conn, batch_id)
+            return result, db.slots.locations(conn, batch_id, submissions)
+        tracker = db.batches.tracker(conn, batch_id)
         if tracker is None:
             return self._park(conn, message), {}
-        repeats = ledger.locations(conn, batch_id, submissions)
+        repeats = db.slots.locations(conn, batch_id, submissions)
         rest = [each for each in submissions if each.claimant not in repeats]
         left, slot_of = tracker.available_slots, {}
         if left and (slot_of := _slot_of(claims, but=repeats)):
@@ -139,12 +139,12 @@ class Assignment:
             full=left == 0 if slot_of else tracker.full and not rest,  # a repeat completes again
             posted=bool(homeless) or self.slot_events,
         )
-        ledger.write_key(conn, message.idem, batch_id, result.value)
+        db.idempotency.write_key(conn, message.idem, batch_id, result.value)
         return result, found
 
     def _place(self, conn: Conn, message: Message, slot_of: Mapping[str, str]) -> int:
         """Place what claimed a slot; return the open slots left. Raises StaleSlots."""
-        placed = ledger.place(
+        placed = db.slots.place(
             conn, {message: slot_of}, with_keys=False, slot_events=self.slot_events
         ).get(message.batch_id)
         if placed is None or placed["slots"] < len(slot_of):
@@ -159,10 +159,10 @@ class Assignment:
         Another delivery of one of them may have taken the last slot since: so look once more,
         under the lock of the tracker, which every placement takes.
         """
-        tracker = ledger.tracker(conn, batch_id, lock=True)
-        if tracker is None or ledger.locations(conn, batch_id, homeless):
+        tracker = db.batches.tracker(conn, batch_id, lock=True)
+        if tracker is None or db.slots.locations(conn, batch_id, homeless):
             raise StaleSlots
-        if not ledger.record_excess(conn, batch_id, homeless, tracker.excess_reason):
+        if not db.slots.record_excess(conn, batch_id, homeless, tracker.excess_reason):
             raise StaleSlots
         return tracker.excess_reason
 
@@ -172,20 +172,20 @@ class Assignment:
         Other submissions share the lock and a registration excludes them, so no submission falls
         between "not registered" and "the pending ones have their slots".
         """
-        ledger.share_registration_lock(conn, message.batch_id)
-        if ledger.tracker(conn, message.batch_id):
+        db.batches.share_registration_lock(conn, message.batch_id)
+        if db.batches.tracker(conn, message.batch_id):
             raise StaleSlots
-        ledger.park_pending(conn, message.batch_id, message.submissions)
+        db.slots.park_pending(conn, message.batch_id, message.submissions)
         result = message.result({})
-        ledger.write_key(conn, message.idem, message.batch_id, result.value)
+        db.idempotency.write_key(conn, message.idem, message.batch_id, result.value)
         return result
 
     def _claim_again(self, message: Message, claims: Sequence[Claim]) -> list[Claim]:
         """Rebuild the batch's free slots from Postgres; claim for what has no place yet."""
         batch_id = message.batch_id
         with self.pool.connection() as conn:
-            open_slots = ledger.open_slots(conn, batch_id)
-            locations = ledger.locations(conn, batch_id, message.submissions)
+            open_slots = db.slots.open_slots(conn, batch_id)
+            locations = db.slots.locations(conn, batch_id, message.submissions)
         is_open = set(open_slots)
         wrong = [
             claim
@@ -211,7 +211,7 @@ class Assignment:
         if not spare:
             return
         with self.pool.connection() as conn:
-            open_slots = ledger.open_slots(conn, batch_id)
+            open_slots = db.slots.open_slots(conn, batch_id)
         is_open = set(open_slots)
         back = [claim for claim in spare if claim.essay_id in is_open]
         self.slots.release(batch_id, back, still_open=True)

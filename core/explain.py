@@ -10,9 +10,10 @@ from typing import Any
 
 from redis import RedisError
 
-from core import desk, ledger
+from core import db
+from core.db.connection import Conn
+from core.db.sweep import Holder, Unmended
 from core.heartbeat import Pulse
-from core.ledger import Conn, Holder, Unmended
 from core.pauses import Pause
 from core.slots import Slots
 from core.states import BatchStatus, OnDeadline
@@ -50,14 +51,14 @@ class Explanation:
 
 def explain(conn: Conn, slots: Slots, batch_id: str, pulse: Pulse) -> Explanation:
     """Explain one batch, whatever its state; also one that nobody has registered or seen."""
-    facts = desk.facts(conn, batch_id)
+    facts = db.batches.facts(conn, batch_id)
     redis_side = _redis_side(slots, batch_id)
     broken = list(_rules_broken(conn, slots, batch_id, redis_side))
     plain = list(_plain_causes(batch_id, facts, redis_side))
     if not facts and not any(cause.code == "pending_not_registered" for cause in broken):
         plain.append(_cause("unknown_batch", None, batch=batch_id))
     waits = broken or not facts or facts["status"] in OPEN
-    holder = ledger.sweep_holder(conn) if pulse.beat_silent else None
+    holder = db.sweep.sweep_holder(conn) if pulse.beat_silent else None
     outages = list(service_causes(redis_side, pulse, holder)) if waits else []
     if not broken and not plain and facts["status"] in OPEN:
         plain.append(_cause("being_sealed", facts["full_at"], batch=batch_id))
@@ -69,7 +70,7 @@ def explain(conn: Conn, slots: Slots, batch_id: str, pulse: Pulse) -> Explanatio
         batch_id,
         state,
         [*first, *plain],
-        [(row["at"], row["what"]) for row in desk.timeline(conn, batch_id)],
+        [(row["at"], row["what"]) for row in db.batches.timeline(conn, batch_id)],
         {"postgres": facts, "redis": redis_side},
         list(_disagreements(facts, redis_side)),
     )
@@ -77,7 +78,7 @@ def explain(conn: Conn, slots: Slots, batch_id: str, pulse: Pulse) -> Explanatio
 
 def _rules_broken(conn: Conn, slots: Slots, batch_id: str, redis_side: Row) -> Iterator[Cause]:
     """Ask every rule about this batch; without Redis, those that do not need it."""
-    unmended = ledger.unmended(conn, batch_id, len(RULES))
+    unmended = db.sweep.unmended(conn, batch_id, len(RULES))
     look = CheckContext(conn, slots, batch_id, shared=Shared())
     for rule in RULES:
         if "error" in redis_side and rule.code == "slot_drift":

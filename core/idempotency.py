@@ -6,9 +6,9 @@ from typing import TypeVar
 from psycopg import Error
 from psycopg import errors as pg
 
-from core import ledger
+from core import db
+from core.db.connection import Conn
 from core.errors import IdempotencyConflict
-from core.ledger import Conn
 from core.messages import Idempotency
 from core.model import StepResult
 
@@ -32,7 +32,7 @@ def is_repeat(error: Error) -> bool:
 
 def replayed(conn: Conn, idem: Idempotency) -> StepResult | None:
     """Return the stored outcome of a repeat; None for a new event. Raises IdempotencyConflict."""
-    stored = ledger.stored_outcome(conn, idem.key)
+    stored = db.idempotency.stored_outcome(conn, idem.key)
     if stored is None:
         return None
     if (stored.task, stored.fingerprint) != (idem.task, idem.fingerprint):

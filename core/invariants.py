@@ -1,18 +1,17 @@
 """The invariants: what must hold of every batch once the service is quiet.
 
-They stand in `core/sql/invariants.sql`; the demo and every test of faults run them all.
+They stand in `core/db/sql/invariants.sql`; the demo and every test of faults run them all.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from core import ledger
-from core.ledger import Conn
+from core import db
+from core.db.connection import Conn
 from core.slots import Slots
 
 MARK = "-- invariant: "
-SECTIONS = (Path(__file__).parent / "sql" / "invariants.sql").read_text().split(MARK)[1:]
+SECTIONS = db.sql("invariants").split(MARK)[1:]
 
 
 @dataclass(frozen=True)
@@ -41,5 +40,5 @@ def check_ledger(conn: Conn, batches: Sequence[str] | None = None) -> list[Invar
 
 def check_slots(conn: Conn, slots: Slots, batches: Sequence[str]) -> Invariant:
     """Check that Redis offers no slot that is not open in Postgres."""
-    stale = [b for b in batches if slots.free(b) - set(ledger.open_slots(conn, b))]
+    stale = [b for b in batches if slots.free(b) - set(db.slots.open_slots(conn, b))]
     return Invariant("Redis offers only slots that are open in Postgres", stale)

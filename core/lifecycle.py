@@ -12,13 +12,14 @@ import structlog
 from psycopg import Rollback
 from psycopg_pool import ConnectionPool
 
-from core import ledger, metrics
+from core import db, metrics
 from core.assignment import Assignment
 from core.crash import crashpoint
+from core.db.completion import Bounds
+from core.db.connection import Conn
 from core.errors import RegistrationConflict, UnknownBatch, UnknownEssay, WrongBatchState
 from core.events import batch_cancelled, essays_ready, timeout_event
 from core.idempotency import replayed, retry_on_conflict
-from core.ledger import Bounds, Conn
 from core.messages import (
     BatchCancelled,
     BatchEssaysRegistered,
@@ -64,11 +65,11 @@ class Lifecycle:
         self, event: BatchEssaysRegistered, essay_ids: list[str], idem: Idempotency
     ) -> StepResult:
         batch_id, digest = event.batch_id, hashlib.sha256("\n".join(essay_ids).encode()).digest()
-        with ledger.transaction(self.pool) as conn:
-            ledger.hold_registration_lock(conn, batch_id)
+        with db.transaction(self.pool) as conn:
+            db.batches.hold_registration_lock(conn, batch_id)
             if done := replayed(conn, idem):
                 return done
-            if tracker := ledger.tracker(conn, batch_id):
+            if tracker := db.batches.tracker(conn, batch_id):
                 return _already_registered(conn, tracker, digest, idem)
             row = event.model_dump(
                 include={"batch_id", "class_id", "org_id", "user_id", "course_code"}
@@ -77,17 +78,17 @@ class Lifecycle:
                 "correlation_id": event.correlation_id,
                 "on_deadline": event.on_deadline,
                 "deadline_s": event.deadline_s,
-                "student_prompt_ref": ledger.jsonb(event.student_prompt_ref),
-                "metadata": ledger.jsonb(event.metadata),
+                "student_prompt_ref": db.jsonb(event.student_prompt_ref),
+                "metadata": db.jsonb(event.metadata),
                 "essay_ids_sha256": digest,
             }
-            left, assigned, over = ledger.register(conn, row, essay_ids)
+            left, assigned, over = db.batches.register(conn, row, essay_ids)
             if over:
-                ledger.record_excess(conn, batch_id, over, ExcessReason.NO_AVAILABLE_SLOT)
+                db.slots.record_excess(conn, batch_id, over, ExcessReason.NO_AVAILABLE_SLOT)
             if self.slot_events and assigned:
-                ledger.post_slot_events(conn, batch_id)
+                db.outbox.post_slot_events(conn, batch_id)
             value = outcome("registered", batch_id, slots=len(essay_ids), pending_assigned=assigned)
-            ledger.write_key(conn, idem, batch_id, value)
+            db.idempotency.write_key(conn, idem, batch_id, value)
         crashpoint("registered_before_seed")
         self.slots.seed(batch_id, essay_ids[len(essay_ids) - left :])
         return StepResult(
@@ -99,14 +100,14 @@ class Lifecycle:
     def drain(self, batch_id: str) -> None:
         """Give contents their slots that wait although their batch is registered."""
         with self.pool.connection() as conn:
-            waiting = ledger.pending(conn, batch_id)
+            waiting = db.slots.pending(conn, batch_id)
         for row_id, submission in waiting:  # no connection is held: assigning needs one as well
             key = Idempotency(uuid5(DRAIN_NAMESPACE, f"{batch_id}/{row_id}"), "drain", b"")
             [result] = self.assign([Message(key, batch_id, [submission])])
             if not isinstance(result, StepResult):
                 raise result
             with self.pool.connection() as conn:
-                ledger.unpark(conn, row_id)
+                db.slots.unpark(conn, row_id)
 
     # --- a full batch is sealed and announced ----------------------------------------------------
 
@@ -134,19 +135,19 @@ class Lifecycle:
     def ranges(self, batch_id: str) -> list[Bounds]:
         """Cut the slots of a batch into ranges of at most `SLOTS_PER_HEADER`."""
         with self.pool.connection() as conn:
-            starts = ledger.range_starts(conn, batch_id, SLOTS_PER_HEADER)
+            starts = db.completion.range_starts(conn, batch_id, SLOTS_PER_HEADER)
         return list(zip(starts, [*starts[1:], None], strict=False))
 
     def seal_slots(self, ranges: Mapping[str, Bounds]) -> dict[str, Seal]:
         """Check that each slot of a range of each batch is accounted for; digest what they hold."""
         with self.pool.connection() as conn:
-            slots = ledger.slot_ranges(conn, ranges)
+            slots = db.completion.slot_ranges(conn, ranges)
         return {batch_id: seal_of(*ranges[batch_id], those) for batch_id, those in slots.items()}
 
     def seal_books(self, batches: Sequence[str]) -> dict[str, bool]:
         """Check the accounts of each batch: the counter against the slots, and what still waits."""
         with self.pool.connection() as conn:
-            books = ledger.books(conn, batches)
+            books = db.completion.accounts(conn, batches)
         free = dict(zip(batches, self.slots.free_counts(batches), strict=True))
         for batch_id, b in books.items():
             if b["pending"] or free[batch_id]:
@@ -171,8 +172,8 @@ class Lifecycle:
         batches = sorted(sealed)
         done = {b: StepResult(outcome("nothing_to_announce", b), posted=True) for b in batches}
         with self.pool.connection() as conn:
-            slots = ledger.essays_of(conn, batches, *ACCOUNTED)
-            trackers = ledger.trackers(conn, batches)  # last: full still, so the slots are theirs
+            slots = db.slots.essays_of(conn, batches, *ACCOUNTED)
+            trackers = db.batches.trackers(conn, batches)  # last: if full, the slots are so
             told = {
                 batch_id: announcement(batch, slots[batch_id], sealed[batch_id])
                 for batch_id, batch in trackers.items()
@@ -181,7 +182,7 @@ class Lifecycle:
             if not told:
                 return done
             crashpoint("announcing")
-            announced = ledger.announce(conn, told)
+            announced = db.completion.announce(conn, told)
         crashpoint("announced")
         self.slots.close(announced)
         for batch_id, seconds in announced.items():
@@ -212,26 +213,26 @@ class Lifecycle:
         Nothing happens before the deadline, in the database's clock, or a second time.
         """
         done, seconds = StepResult(outcome("not_due", batch_id)), None
-        with ledger.transaction(self.pool) as conn:
-            missing = ledger.fail_open_slots(conn, batch_id)  # slots before tracker, as always
-            batch = ledger.overdue(conn, batch_id)
+        with db.transaction(self.pool) as conn:
+            missing = db.batches.fail_open_slots(conn, batch_id)  # slots before tracker, as always
+            batch = db.batches.overdue(conn, batch_id)
             if batch is None:
                 raise Rollback
-            essays = ledger.essays_in(conn, batch_id, EssayStatus.READY_FOR_PROCESSING)
+            essays = db.slots.essays_in(conn, batch_id, EssayStatus.READY_FOR_PROCESSING)
             told = []
-            if not ledger.was_posted(conn, batch_id, "BatchReadinessTimeout"):  # told once
+            if not db.outbox.was_posted(conn, batch_id, "BatchReadinessTimeout"):  # told once
                 told.append(
                     timeout_event(batch.tracker, essays, missing, batch.waited_s, batch.on_deadline)
                 )
             proceeds = batch.on_deadline is OnDeadline.PROCEED
             if not proceeds:
-                ledger.time_out(conn, batch_id)
+                db.batches.time_out(conn, batch_id)
             elif batch.tracker.manifest_sha256 is None:
-                ledger.fill_up(conn, batch_id)
+                db.batches.fill_up(conn, batch_id)
             else:
-                seconds = ledger.set_ready(conn, batch_id)
+                seconds = db.completion.set_ready(conn, batch_id)
                 told.append(essays_ready(batch.tracker, essays, batch.tracker.manifest_sha256))
-            ledger.post(conn, batch_id, told)
+            db.outbox.post(conn, batch_id, told)
             full = proceeds and batch.tracker.manifest_sha256 is None
             done = StepResult(outcome("timed_out", batch_id), full=full, posted=True)
         if done.posted:
@@ -251,7 +252,7 @@ class Lifecycle:
         UnknownEssay, WrongBatchState.
         """
         with self.pool.connection() as conn:
-            tracker = ledger.tracker(conn, event.batch_id)
+            tracker = db.batches.tracker(conn, event.batch_id)
         if tracker and tracker.full:
             self.complete(event.batch_id)
         return retry_on_conflict(lambda: self._confirm(event, idem))
@@ -260,8 +261,8 @@ class Lifecycle:
         batch_id = event.batch_id
         rows = [association.model_dump(mode="json") for association in event.associations]
         value = outcome("confirmed", batch_id, associated=len(rows))
-        with ledger.transaction(self.pool) as conn:
-            tracker = ledger.tracker(conn, batch_id, lock=True)
+        with db.transaction(self.pool) as conn:
+            tracker = db.batches.tracker(conn, batch_id, lock=True)
             if done := replayed(conn, idem):
                 return done
             if tracker is None:
@@ -271,26 +272,26 @@ class Lifecycle:
                     f"batch {batch_id} was registered with another class_id than this one, or"
                     " without; correct it and resend"
                 )
-            students = ledger.students(conn, batch_id)
+            students = db.slots.students(conn, batch_id)
             if unknown := sorted({row["essay_id"] for row in rows} - students.keys()):
                 named = ", ".join(unknown[:5])
                 raise UnknownEssay(f"batch {batch_id} has no essay {named}; correct it and resend")
             if tracker.status is BatchStatus.READY_FOR_PIPELINE_EXECUTION and all(
                 students[row["essay_id"]] == row["student_id"] for row in rows
             ):
-                ledger.write_key(conn, idem, batch_id, value)
+                db.idempotency.write_key(conn, idem, batch_id, value)
                 return StepResult(value)
             if tracker.status is not BatchStatus.AWAITING_STUDENT_VALIDATION:
                 raise WrongBatchState(
                     f"batch {batch_id} is {tracker.status}; students are confirmed while it is"
                     f" {BatchStatus.AWAITING_STUDENT_VALIDATION}"
                 )
-            ledger.associate(conn, batch_id, rows)
-            essays = ledger.essays_in(conn, batch_id, EssayStatus.READY_FOR_PROCESSING)
-            seconds = ledger.set_ready(conn, batch_id)
+            db.slots.associate(conn, batch_id, rows)
+            essays = db.slots.essays_in(conn, batch_id, EssayStatus.READY_FOR_PROCESSING)
+            seconds = db.completion.set_ready(conn, batch_id)
             assert tracker.manifest_sha256 is not None, f"batch {batch_id} was never sealed"
-            ledger.post(conn, batch_id, [essays_ready(tracker, essays, tracker.manifest_sha256)])
-            ledger.write_key(conn, idem, batch_id, value)
+            db.outbox.post(conn, batch_id, [essays_ready(tracker, essays, tracker.manifest_sha256)])
+            db.idempotency.write_key(conn, idem, batch_id, value)
         metrics.ready(seconds)
         return StepResult(value, posted=True)
 
@@ -303,22 +304,24 @@ class Lifecycle:
     def _cancel(self, event: BatchCancelled, idem: Idempotency) -> StepResult:
         batch_id = event.batch_id
         value = outcome("cancelled", batch_id)
-        with ledger.transaction(self.pool) as conn:
+        with db.transaction(self.pool) as conn:
             if done := replayed(conn, idem):
                 return done
-            ledger.close_open_slots(conn, batch_id)
-            cancelled = ledger.cancel(conn, batch_id, event.reason, sources(BatchStatus.CANCELLED))
+            db.batches.close_open_slots(conn, batch_id)
+            cancelled = db.batches.cancel(
+                conn, batch_id, event.reason, sources(BatchStatus.CANCELLED)
+            )
             if cancelled:
-                ledger.post(conn, batch_id, [batch_cancelled(batch_id, event.reason)])
+                db.outbox.post(conn, batch_id, [batch_cancelled(batch_id, event.reason)])
             else:
-                tracker = ledger.tracker(conn, batch_id)
+                tracker = db.batches.tracker(conn, batch_id)
                 if tracker is None:
                     raise UnknownBatch(f"batch {batch_id} is not registered")
                 if tracker.status is not BatchStatus.CANCELLED:
                     raise WrongBatchState(
                         f"batch {batch_id} is {tracker.status} already; it cannot be cancelled"
                     )
-            ledger.write_key(conn, idem, batch_id, value)
+            db.idempotency.write_key(conn, idem, batch_id, value)
         return StepResult(value, posted=cancelled)
 
 
@@ -330,5 +333,5 @@ def _already_registered(
             f"batch {tracker.batch_id} is registered with other essay ids; it keeps those"
         )
     value = outcome("already_registered", tracker.batch_id)
-    ledger.write_key(conn, idem, tracker.batch_id, value)
+    db.idempotency.write_key(conn, idem, tracker.batch_id, value)
     return StepResult(value, full=tracker.full)

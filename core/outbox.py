@@ -6,10 +6,10 @@ from typing import Any
 import structlog
 from psycopg_pool import ConnectionPool
 
-from core import ledger
+from core import db
 from core.crash import crashpoint
+from core.db.connection import Conn
 from core.events import cloud_event
-from core.ledger import Conn
 
 RELAY_CHUNK = 100  # events published under one transaction
 BATCHES = 200  # batches looked at by one relay of everything
@@ -26,14 +26,14 @@ def relay(pool: "ConnectionPool[Conn]", batches: Sequence[str], send: Send) -> i
     """
     sent = 0
     while True:
-        with ledger.transaction(pool) as conn:
-            rows = ledger.take_unpublished(conn, batches, RELAY_CHUNK)
+        with db.transaction(pool) as conn:
+            rows = db.outbox.take_unpublished(conn, batches, RELAY_CHUNK)
             for number, row in enumerate(rows):
                 try:
                     send(cloud_event(row))
                 except OSError as error:
                     log.warning("event_not_sent", batch_id=row["batch_id"], type=row["type"])
-                    ledger.untake(conn, rows[number:], f"{type(error).__name__}: {error}")
+                    db.outbox.untake(conn, rows[number:], f"{type(error).__name__}: {error}")
                     return sent + number
             if rows:
                 crashpoint("published")
@@ -45,5 +45,5 @@ def relay(pool: "ConnectionPool[Conn]", batches: Sequence[str], send: Send) -> i
 def relay_all(pool: "ConnectionPool[Conn]", send: Send) -> int:
     """Send what every batch has waiting; return how many events were sent."""
     with pool.connection() as conn:
-        waiting = ledger.batches_with_unpublished(conn, BATCHES)
+        waiting = db.outbox.batches_with_unpublished(conn, BATCHES)
     return sum(relay(pool, [batch_id], send) for batch_id in waiting)

@@ -12,9 +12,11 @@ import redis
 from psycopg import Rollback
 from psycopg.types.json import Jsonb
 
-from core import ledger
+from core import db
+from core.db.completion import Announcement
+from core.db.connection import Conn
+from core.db.dead_letters import DeadLetter
 from core.events import Outgoing
-from core.ledger import Announcement, Conn, DeadLetter
 from core.messages import Idempotency
 from core.model import Message, Submission
 from core.pauses import Outage
@@ -61,21 +63,23 @@ def _write_everything(conn: Conn, batch_id: str, size: int) -> None:
     late = Submission("file-3", "probe", text_storage_id="text-3")
     more = Submission("file-4", "probe", text_storage_id="text-4")
     message = Message(Idempotency(uuid4(), TASK, b""), batch_id, [late])
-    ledger.park_pending(conn, batch_id, [content, rejected])
-    ledger.register(conn, _batch(batch_id), ["essay-1", "essay-2", "essay-3"])
+    db.slots.park_pending(conn, batch_id, [content, rejected])
+    db.batches.register(conn, _batch(batch_id), ["essay-1", "essay-2", "essay-3"])
     slot_of = {late.claimant: "essay-3"}
-    ledger.place(conn, {message: slot_of}, with_keys=True, slot_events=True)
-    ledger.record_excess(conn, batch_id, [more], ExcessReason.NO_AVAILABLE_SLOT)
+    db.slots.place(conn, {message: slot_of}, with_keys=True, slot_events=True)
+    db.slots.record_excess(conn, batch_id, [more], ExcessReason.NO_AVAILABLE_SLOT)
     completed = Outgoing("BatchContentProvisioningCompleted", {})
     announcement = Announcement(BatchStatus.READY_FOR_PIPELINE_EXECUTION, 2, "", [completed])
-    ledger.announce(conn, {batch_id: announcement})
-    ledger.take_unpublished(conn, [batch_id], 10)
-    ledger.park(conn, DeadLetter(TASK, batch_id, batch_id, f'"{token_hex(size)}"', "PROBE", ""))
-    ledger.note_repair(conn, batch_id, TASK)
-    ledger.note_failure(conn, batch_id, TASK, "")
+    db.completion.announce(conn, {batch_id: announcement})
+    db.outbox.take_unpublished(conn, [batch_id], 10)
+    db.dead_letters.add(
+        conn, DeadLetter(TASK, batch_id, batch_id, f'"{token_hex(size)}"', "PROBE", "")
+    )
+    db.sweep.note_repair(conn, batch_id, TASK)
+    db.sweep.note_failure(conn, batch_id, TASK, "")
 
 
-def _batch(batch_id: str) -> ledger.Row:
+def _batch(batch_id: str) -> db.Row:
     return {
         "batch_id": batch_id,
         "class_id": None,

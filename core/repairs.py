@@ -6,7 +6,7 @@ again with the rule's own check.
 
 from dataclasses import dataclass
 
-from core import ledger, outbox
+from core import db, outbox
 from core.errors import BrokenSeal
 from core.events import essays_ready
 from core.lifecycle import Lifecycle
@@ -24,12 +24,12 @@ class RepairContext:
 
 def restore_status(mender: RepairContext, batch_id: str) -> bool:
     """Put a status back that somebody changed by hand; a closed batch keeps no open slot."""
-    with ledger.transaction(mender.lifecycle.pool) as conn:
-        restored = ledger.restore_status(conn, batch_id)
+    with db.transaction(mender.lifecycle.pool) as conn:
+        restored = db.sweep.restore_status(conn, batch_id)
         if restored is BatchStatus.CANCELLED:
-            ledger.close_open_slots(conn, batch_id)
+            db.batches.close_open_slots(conn, batch_id)
         elif restored is BatchStatus.TIMED_OUT:
-            ledger.fail_open_slots(conn, batch_id)
+            db.batches.fail_open_slots(conn, batch_id)
     if restored is not None:
         reseed(mender, batch_id)
     return restored is not None
@@ -38,8 +38,8 @@ def restore_status(mender: RepairContext, batch_id: str) -> bool:
 def reopen_slots(mender: RepairContext, batch_id: str) -> bool:
     """Undo the cancellation of single slots, and offer those that are open again."""
     reopened = False
-    with ledger.transaction(mender.lifecycle.pool) as conn:
-        reopened = ledger.reopen_cancelled_slots(conn, batch_id)
+    with db.transaction(mender.lifecycle.pool) as conn:
+        reopened = db.sweep.reopen_cancelled_slots(conn, batch_id)
     if reopened:
         reseed(mender, batch_id)
     return reopened
@@ -47,8 +47,8 @@ def reopen_slots(mender: RepairContext, batch_id: str) -> bool:
 
 def recount(mender: RepairContext, batch_id: str) -> bool:
     """Set the counter to the open slots."""
-    with ledger.transaction(mender.lifecycle.pool) as conn:
-        return ledger.recount(conn, batch_id)
+    with db.transaction(mender.lifecycle.pool) as conn:
+        return db.sweep.recount(conn, batch_id)
 
 
 def drain(mender: RepairContext, batch_id: str) -> bool:
@@ -65,7 +65,7 @@ def announce(mender: RepairContext, batch_id: str) -> bool:
 def reseed(mender: RepairContext, batch_id: str) -> bool:
     """Rebuild the free slots in Redis from Postgres."""
     with mender.lifecycle.pool.connection() as conn:
-        open_slots = ledger.open_slots(conn, batch_id)
+        open_slots = db.slots.open_slots(conn, batch_id)
     if open_slots:
         mender.lifecycle.slots.seed(batch_id, open_slots)
     else:
@@ -76,7 +76,7 @@ def reseed(mender: RepairContext, batch_id: str) -> bool:
 def bring_deadline_near(mender: RepairContext, batch_id: str) -> bool:
     """Give a batch whose deadline never comes a day from now."""
     with mender.lifecycle.pool.connection() as conn:
-        return ledger.bring_deadline_near(conn, batch_id)
+        return db.batches.bring_deadline_near(conn, batch_id)
 
 
 def time_out(mender: RepairContext, batch_id: str) -> bool:
@@ -95,12 +95,14 @@ def post_missing(mender: RepairContext, batch_id: str) -> bool:
     Their ids follow from what they are about, so a consumer that has had one drops the repeat.
     Raises BrokenSeal where the slots are no longer those that were sealed.
     """
-    with ledger.transaction(mender.lifecycle.pool) as conn:
-        tracker = ledger.tracker(conn, batch_id, lock=True)
-        missing = {each for row in ledger.missing_events(conn, [batch_id]) for each in row["types"]}
+    with db.transaction(mender.lifecycle.pool) as conn:
+        tracker = db.batches.tracker(conn, batch_id, lock=True)
+        missing = {
+            each for row in db.outbox.missing_events(conn, [batch_id]) for each in row["types"]
+        }
         if tracker is None or not missing:
             return False
-        slots = ledger.essays_in(conn, batch_id, *ACCOUNTED)
+        slots = db.slots.essays_in(conn, batch_id, *ACCOUNTED)
         written = announcement(tracker, slots, Sealed([seal_of("", None, slots)], books=True))
         if written.manifest_sha256 != tracker.manifest_sha256:
             raise BrokenSeal(f"batch {batch_id}: its slots have changed since they were sealed")
@@ -108,7 +110,7 @@ def post_missing(mender: RepairContext, batch_id: str) -> bool:
         if tracker.status is BatchStatus.READY_FOR_PIPELINE_EXECUTION:
             essays = [s for s in slots if s["current_status"] == EssayStatus.READY_FOR_PROCESSING]
             events["BatchEssaysReady"] = essays_ready(tracker, essays, written.manifest_sha256)
-        ledger.post_again(
+        db.outbox.post_again(
             conn, batch_id, [each for each in events.values() if each.type in missing]
         )
     return True

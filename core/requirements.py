@@ -20,7 +20,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError, ReadOnlyError
 from redis.retry import Retry
 
-from core.connection import Conn, connect_once
+from core.db.connection import Conn, connect_once
 from core.errors import ELSError
 from core.settings import Settings
 

@@ -4,9 +4,9 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict
 
+from core.db.completion import Announcement
 from core.errors import BrokenSeal
 from core.events import completion, essays_ready, manifest_line, manifest_sha256
-from core.ledger import Announcement
 from core.states import ACCOUNTED, BatchStatus, completed_status
 from core.tracker import Tracker
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import cast
 
 import structlog
@@ -19,10 +18,11 @@ from psycopg import Error as PostgresError
 from psycopg.rows import DictRow
 from redis import RedisError
 
-from core import ledger, repairs, tracing
+from core import db, repairs, tracing
 from core.crash import crashpoint
+from core.db.connection import Conn
+from core.db.sweep import HOPELESS, Unmended
 from core.errors import ELSError
-from core.ledger import HOPELESS, Conn, Unmended
 from core.repairs import RepairContext
 from core.slots import Slots
 from core.states import BatchStatus
@@ -54,7 +54,7 @@ OPEN = {BatchStatus.AWAITING_CONTENT_VALIDATION, BatchStatus.AWAITING_STUDENT_VA
 # it says nothing of the batch, which is tried again by the next sweep.
 OF_THE_BATCH = {"21", "22", "23", "44", "P0"}
 
-SECTIONS = (Path(__file__).parent / "sql" / "rules.sql").read_text().split("-- rule: ")[1:]
+SECTIONS = db.sql("rules").split("-- rule: ")[1:]
 QUERIES = {section.split("\n", 1)[0]: section.split("\n", 1)[1] for section in SECTIONS}
 log = structlog.get_logger(__name__)
 
@@ -140,7 +140,7 @@ def _in_ledger(name: str) -> Callable[[CheckContext], list[Finding]]:
             "offset": look.offset,
             "grace": RELAY_GRACE,
             "patience": PENDING_PATIENCE,
-            "furthest": ledger.FURTHEST_DEADLINE,
+            "furthest": db.batches.FURTHEST_DEADLINE,
         }
         return [Finding(**row) for row in look.conn.execute(QUERIES[name], wanted)]
 
@@ -161,7 +161,7 @@ def _counted(look: CheckContext, shared: Shared) -> list[str]:
     if shared.counted is None:
 
         def choose(after: str) -> list[str]:
-            return ledger.page_to_count(look.conn, after, DRIFT_PAGE, COUNTED_SLOTS)
+            return db.sweep.page_to_count(look.conn, after, DRIFT_PAGE, COUNTED_SLOTS)
 
         try:
             shared.counted = _page(look, COUNTED, choose)
@@ -175,7 +175,7 @@ def _audited(look: CheckContext, shared: Shared) -> list[str]:
     if shared.audited is None:
 
         def choose(after: str) -> list[str]:
-            return ledger.page_of_all(look.conn, after, AUDIT_PAGE)
+            return db.sweep.page_of_all(look.conn, after, AUDIT_PAGE)
 
         try:
             shared.audited = _page(look, AUDITED, choose)
@@ -191,9 +191,9 @@ def _books(look: CheckContext, rule: str, shared: Shared) -> list[DictRow]:
     """
     wanted = [look.batch] if look.batch is not None else _counted(look, shared)
     if look.batch is None:
-        wanted = sorted({*wanted, *shared.mended, *ledger.unmended_by(look.conn, rule, KNOWN)})
+        wanted = sorted({*wanted, *shared.mended, *db.sweep.unmended_by(look.conn, rule, KNOWN)})
     if unread := [batch_id for batch_id in wanted if batch_id not in shared.books]:
-        shared.books |= ledger.books(look.conn, unread)
+        shared.books |= db.completion.accounts(look.conn, unread)
     read = (shared.books.get(batch_id) for batch_id in wanted)
     return [each for each in read if each is not None and each["status"] in OPEN]
 
@@ -250,7 +250,7 @@ def _suspects(look: CheckContext, rule: str) -> list[str]:
     if look.batch is not None:
         return [look.batch]
     shared = look.shared or Shared()
-    known = ledger.unmended_by(look.conn, rule, KNOWN)
+    known = db.sweep.unmended_by(look.conn, rule, KNOWN)
     return sorted({*_audited(look, shared), *shared.mended, *known})
 
 
@@ -258,10 +258,10 @@ def status_wrong(look: CheckContext) -> list[Finding]:
     """Find batches whose status is not what their events, their seal and their moments say."""
     suspects = _suspects(look, "status_wrong")
     if look.batch is None:
-        suspects += ledger.contradicted(look.conn, look.limit)
+        suspects += db.sweep.contradicted(look.conn, look.limit)
     return [
         Finding(row["batch_id"], None, _wrong_status(row))
-        for row in ledger.wrong_statuses(look.conn, suspects)
+        for row in db.sweep.wrong_statuses(look.conn, suspects)
     ]
 
 
@@ -276,7 +276,7 @@ def event_missing(look: CheckContext) -> list[Finding]:
     """Find batches that are sealed, or ready, without the event that says so."""
     return [
         Finding(row["batch_id"], row["since"], ", ".join(row["types"]))
-        for row in ledger.missing_events(look.conn, _suspects(look, "event_missing"))
+        for row in db.outbox.missing_events(look.conn, _suspects(look, "event_missing"))
     ]
 
 
@@ -292,7 +292,7 @@ def slot_drift(look: CheckContext) -> list[Finding]:
         return [Finding(look.batch, None, detail)] if detail else []
     client = look.slots.client
     after = cast("str | None", client.get(CURSOR)) or ""
-    page = ledger.open_batches(look.conn, after, DRIFT_PAGE)
+    page = db.sweep.open_batches(look.conn, after, DRIFT_PAGE)
     counts = look.slots.free_counts([batch_id for batch_id, _ in page])
     findings: list[Finding] = []
     last = after
@@ -313,7 +313,7 @@ def slot_drift(look: CheckContext) -> list[Finding]:
 def _difference(look: CheckContext, batch_id: str) -> str | None:
     """Name what Redis lacks and what it offers wrongly; claims on their way are no difference."""
     free, claimed = look.slots.free(batch_id), look.slots.recent_claims(batch_id)
-    is_open = set(ledger.open_slots(look.conn, batch_id))
+    is_open = set(db.slots.open_slots(look.conn, batch_id))
     missing, stale = is_open - free - claimed, free - is_open
     if not missing and not stale:
         return None
@@ -481,7 +481,7 @@ def sweep(
             return None
         moves_on = batch is None and not dry_run
         offsets = _offsets(lifecycle.slots) if moves_on else {}
-        known = ledger.unmended(conn, batch, KNOWN)
+        known = db.sweep.unmended(conn, batch, KNOWN)
         round_ = _Round(conn, mender, known, dry_run, at_once or batch is not None)
         found = []
         for rule in RULES:
@@ -532,7 +532,7 @@ def _deal_with(round_: _Round, rule: Rule, finding: Finding) -> SweepResult:
         return left
     if rule.repair is None:
         if rule.paged and known is None:
-            ledger.note_alarm(round_.conn, finding.batch_id, rule.code)
+            db.sweep.note_alarm(round_.conn, finding.batch_id, rule.code)
         return left
     if known is not None and known.waits and not round_.at_once:
         return left
@@ -555,7 +555,7 @@ def _mend(round_: _Round, rule: Rule, finding: Finding) -> SweepResult:
         return _did_not_help(round_, rule, finding, error)
     if not changed:
         return SweepResult(rule.code, finding, mended=False)
-    ledger.note_repair(round_.conn, batch_id, rule.code)
+    db.sweep.note_repair(round_.conn, batch_id, rule.code)
     log.warning("repaired", rule=rule.code, batch_id=batch_id, detail=finding.detail)
     return SweepResult(rule.code, finding, mended=True)
 
@@ -586,7 +586,7 @@ def _did_not_help(
 ) -> SweepResult:
     """Remember a repair that did not help; log it the first time, and when it is hopeless."""
     batch_id = finding.batch_id
-    failures = ledger.note_failure(round_.conn, batch_id, rule.code, error)
+    failures = db.sweep.note_failure(round_.conn, batch_id, rule.code, error)
     told = {"rule": rule.code, "batch_id": batch_id, "error": error}
     if failures == 1:
         log.warning("repair_failed", **told, exc_info=raised)
@@ -605,15 +605,15 @@ def _forget_mended(round_: _Round, rule: Rule, page: list[SweepResult]) -> None:
             look = CheckContext(round_.conn, round_.mender.lifecycle.slots, batch_id)
             with suppress(RedisError):
                 if not rule.check(look):
-                    ledger.forget_unmended(round_.conn, batch_id, code)
+                    db.sweep.forget_unmended(round_.conn, batch_id, code)
 
 
 @contextmanager
 def _sweep_lock(conn: Conn) -> Iterator[bool]:
     """Let one sweep run at a time; give False to the others."""
-    ours = ledger.try_sweep_lock(conn)
+    ours = db.sweep.try_sweep_lock(conn)
     try:
         yield ours
     finally:
         if ours:
-            ledger.free_sweep_lock(conn)
+            db.sweep.free_sweep_lock(conn)

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
-from core.connection import connect_to_migrate
+from core.db.connection import connect_to_migrate
 
 HERE = Path(__file__).parent
 

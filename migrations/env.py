@@ -3,7 +3,7 @@
 from alembic import context
 from sqlalchemy import Connection, text
 
-from core.schema import metadata
+from migrations.schema import metadata
 
 MIGRATION_LOCK = 7_203_115_554  # any number: two migrations at once wait for each other
 

@@ -6,11 +6,11 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import urlencode
 
-from core import desk
+from core.db.connection import Conn
 from core.explain import explain
-from core.ledger import Conn
 from core.settings import Settings
 from core.sweep import RULES
+from ops import queries
 from ops.formatting import NOT_REGISTERED, STATES
 from ops.overview import Overview, Sources
 
@@ -71,7 +71,7 @@ class Query:
         return int(self.after) if self.after.isascii() and self.after.isdigit() else 0
 
     @property
-    def place(self) -> desk.Place | None:
+    def place(self) -> queries.Place | None:
         """The last batch before this page; None among those in trouble."""
         since, parted, batch_id = self.after.partition("~")
         if not parted:
@@ -101,7 +101,7 @@ def pick(conn: Conn, seen: Overview, query: Query) -> tuple[list[str], Query | N
     """Choose the batches of a page, those in trouble first; and the next page, if there is one."""
     if query.words:
         status = query.state or None
-        return _cut(desk.search(conn, query.words, status, query.place, PAGE + 1), query, [])
+        return _cut(queries.search(conn, query.words, status, query.place, PAGE + 1), query, [])
     worst = [
         batch_id
         for batch_id in seen.troubles.by_batch
@@ -115,16 +115,18 @@ def pick(conn: Conn, seen: Overview, query: Query) -> tuple[list[str], Query | N
     return _cut(_healthy(conn, query, worst, PAGE + 1 - len(first)), query, first)
 
 
-def _healthy(conn: Conn, query: Query, worst: list[str], limit: int) -> list[desk.Place]:
+def _healthy(conn: Conn, query: Query, worst: list[str], limit: int) -> list[queries.Place]:
     """Choose batches that are not in trouble, one more than there is room for."""
     if query.state == NOT_REGISTERED:
         after = query.place[1] if query.place else ""
-        found = desk.waited_for(conn, after, limit + len(worst))
+        found = queries.waited_for(conn, after, limit + len(worst))
         return [("infinity", batch_id) for batch_id in found if batch_id not in worst][:limit]
-    return desk.newest(conn, query.state or None, worst, query.place, limit)
+    return queries.newest(conn, query.state or None, worst, query.place, limit)
 
 
-def _cut(found: list[desk.Place], query: Query, first: list[str]) -> tuple[list[str], Query | None]:
+def _cut(
+    found: list[queries.Place], query: Query, first: list[str]
+) -> tuple[list[str], Query | None]:
     """Put a page together; what is over says that there is a next one."""
     room = PAGE - len(first)
     ids = [*first, *(batch_id for _, batch_id in found[:room])]
@@ -138,7 +140,7 @@ def rows_of(conn: Conn, seen: Overview, ids: list[str]) -> list[Told]:
     """Read the rows of a page, each with what it is in trouble for."""
     return [
         {**row, "troubles": seen.troubles.by_batch.get(row["batch_id"], [])}
-        for row in desk.board(conn, ids)
+        for row in queries.board(conn, ids)
     ]
 
 
@@ -156,7 +158,7 @@ def batch(sources: Sources, seen: Overview, batch_id: str, params: Mapping[str, 
     with sources.connection() as conn, conn.transaction():
         conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         told = explain(conn, sources.slots, batch_id, sources.pulse())
-        slots = desk.slots_page(conn, batch_id, after, GRID + 1)
+        slots = queries.slots_page(conn, batch_id, after, GRID + 1)
         (row,) = rows_of(conn, seen, [batch_id])
         return {
             "told": told,
@@ -164,9 +166,11 @@ def batch(sources: Sources, seen: Overview, batch_id: str, params: Mapping[str, 
             "slots": slots[:GRID],
             "slots_after": slots[GRID - 1]["essay_id"] if len(slots) > GRID else None,
             "grid": {"after": after, "slot": chosen},
-            "slot": _without_students(desk.slot(conn, batch_id, chosen)) if chosen else None,
-            "events": desk.events(conn, batch_id, LISTED),
-            "letters": desk.letters(conn, batch_id=batch_id, task=None, every=True, limit=LISTED),
+            "slot": _without_students(queries.slot(conn, batch_id, chosen)) if chosen else None,
+            "events": queries.events(conn, batch_id, LISTED),
+            "letters": queries.letters(
+                conn, batch_id=batch_id, task=None, every=True, limit=LISTED
+            ),
             "broken": {rule.code for rule in RULES},
             "flower": flower_url(sources.settings),
         }
@@ -181,7 +185,7 @@ def letters(sources: Sources, params: Mapping[str, str]) -> Told:
     chosen = {name: text_of(params, name) for name in ("batch", "task", "code", "before", "all")}
     before = _number(chosen["before"])
     with sources.connection() as conn:
-        found = desk.letters(
+        found = queries.letters(
             conn,
             batch_id=chosen["batch"] or None,
             task=chosen["task"] or None,
@@ -204,7 +208,7 @@ def outbox(sources: Sources, params: Mapping[str, str]) -> Told:
     """Tell the events that wait for delivery, the oldest first."""
     chosen = {name: text_of(params, name) for name in ("batch", "type", "failing")}
     with sources.connection() as conn:
-        found = desk.undelivered(
+        found = queries.undelivered(
             conn,
             LISTED + 1,
             batch_id=chosen["batch"] or None,

@@ -15,9 +15,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from core import desk
 from core.errors import ELSError
-from ops import operations
+from ops import operations, queries
 from ops.bench import bench
 from ops.output import (
     AsJson,
@@ -115,7 +114,7 @@ def status(
 ) -> None:
     """Show how far batches are: state, slots accounted for, pending, excess, age."""
     with books(to_read(home)) as conn:
-        rows = desk.statuses(conn, batch, limit)
+        rows = queries.statuses(conn, batch, limit)
     if batch and not rows:
         fail(f"batch {batch} is not registered, and nothing waits for it", as_json)
     if as_json:

@@ -13,8 +13,8 @@ import redis
 from celery import Celery
 from kombu.exceptions import OperationalError
 
+from core.db.connection import Conn
 from core.errors import StackError
-from core.ledger import Conn
 from tasks import broker
 from tasks.worker import amqp
 

@@ -24,15 +24,15 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import examples
-from core import desk, ledger
+from core import db
+from core.db.connection import Conn
 from core.errors import StackError
 from core.events import manifest_sha256
 from core.invariants import Invariant, check_ledger, check_slots
-from core.ledger import Conn
 from core.settings import Settings
 from core.slots import Slots, connect
 from migrations import upgrade
-from ops import client
+from ops import client, queries
 from ops.client import Event, Sender, Sent, common
 from ops.stack import Stack, procfile
 
@@ -174,7 +174,7 @@ def play(
     with (
         open(os.devnull, "w") as silence,  # the processes' lines stand in the home's log folder
         _stack(settings, commands, say, silence) as stack,
-        ledger.connect(stack.endpoints.database_url, size=1) as pool,
+        db.connect(stack.endpoints.database_url, size=1) as pool,
         pool.connection() as conn,
         Sender(stack.endpoints.broker_url, settings.queue) as sender,
     ):
@@ -321,7 +321,7 @@ class Play:
         self.messages.append(Message(what, self.sender.send(task, event)))
 
     def _status(self, batch: Batch) -> dict[str, Any]:  # Any: a database row
-        rows = desk.statuses(self.conn, batch.batch_id, 1)
+        rows = queries.statuses(self.conn, batch.batch_id, 1)
         return rows[0] if rows else {}
 
     def _is_final(self, batch: Batch) -> bool:

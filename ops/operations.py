@@ -8,10 +8,11 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from core import desk, ledger, logs
+from core import db, logs
+from core.db.connection import Conn
 from core.explain import Explanation, explain
-from core.ledger import Conn
 from core.slots import Slots, connect
+from ops import queries
 from ops.output import (
     AsJson,
     Home,
@@ -89,7 +90,7 @@ def find(
     A message, by its event_id, is shown with its outcome. Exit status 1 if there is nothing.
     """
     with books(to_read(home)) as conn:
-        rows = desk.find(conn, wanted, limit)
+        rows = queries.find(conn, wanted, limit)
     if not rows:
         fail(f"nothing here bears the id {wanted}", as_json)
     if as_json:
@@ -127,7 +128,7 @@ def reconcile(
     logs.configure(settings)
     routed = bool(settings.routes("EssaySlotAssigned"))
     with (
-        ledger.connect(found.database_url) as pool,
+        db.connect(found.database_url) as pool,
         Sender(found.broker_url, settings.queue) as sender,
     ):
         client = connect(found.redis_url)
@@ -138,7 +139,7 @@ def reconcile(
         )
         swept = sweep(mender, batch, dry_run=dry_run, at_once=True)
         with pool.connection() as conn:
-            holder = ledger.sweep_holder(conn)
+            holder = db.sweep.sweep_holder(conn)
     if swept is None:
         held = f" ({holder})" if holder else ""
         fail(f"another sweep is at work{held}; try again in a moment", as_json)
@@ -169,7 +170,7 @@ def list_letters(
 ) -> None:
     """List dead letters that wait for somebody, newest first."""
     with books(to_read(home)) as conn:
-        rows = desk.letters(conn, batch_id=batch, task=task, every=every, limit=limit)
+        rows = queries.letters(conn, batch_id=batch, task=task, every=every, limit=limit)
     if as_json:
         print_json(rows)
         return
@@ -212,7 +213,7 @@ def replay(
                 fail(told, as_json)
         for letter in letters:
             sender.send(letter["task"], letter["body"])
-            desk.mark_replayed(conn, letter["id"])
+            queries.mark_replayed(conn, letter["id"])
     tell({"replayed": numbers}, f"{len(numbers)} sent again", as_json)
 
 
@@ -228,7 +229,7 @@ def discard(
     settings, _ = to_change(home, what, POSTGRES, yes=yes, as_json=as_json)
     with books(settings) as conn:
         for letter in [_letter(conn, number, as_json) for number in numbers]:
-            desk.mark_discarded(conn, letter["id"])
+            queries.mark_discarded(conn, letter["id"])
     tell({"discarded": numbers}, f"{len(numbers)} discarded", as_json)
 
 
@@ -236,7 +237,7 @@ def discard(
 def list_outbox(limit: Limit = 100, home: Home = None, as_json: AsJson = False) -> None:
     """List events that wait for delivery, with the last error of each."""
     with books(to_read(home)) as conn:
-        rows = desk.undelivered(conn, limit)
+        rows = queries.undelivered(conn, limit)
     if as_json:
         print_json(rows)
         return
@@ -265,7 +266,7 @@ def republish(
     what = f"deliver the events since {moment:%Y-%m-%d %H:%M:%S} UTC again"
     settings, _ = to_change(home, what, POSTGRES, yes=yes, as_json=as_json)
     with books(settings) as conn:
-        count = desk.republish(conn, moment, batch)
+        count = queries.republish(conn, moment, batch)
     told = f"{count} events will be delivered again by the relay, within seconds"
     tell({"republished": count, "since": moment.isoformat()}, told, as_json)
 
@@ -293,24 +294,24 @@ def purge(
     slots = Slots(connect(found.redis_url))
     with books(settings) as conn:
         if dry_run:
-            batches = len(desk.purgeable(conn, older_than, 1_000_000))
+            batches = len(queries.purgeable(conn, older_than, 1_000_000))
         else:
             batches = 0
-            while chunk := desk.purgeable(conn, older_than, PURGE_CHUNK):
+            while chunk := queries.purgeable(conn, older_than, PURGE_CHUNK):
                 with conn.transaction():
                     for batch_id in chunk:
-                        desk.purge(conn, batch_id)
+                        queries.purge(conn, batch_id)
                 slots.forget(chunk)
                 batches += len(chunk)
-        pending = desk.expired_pending(conn, older_than, delete=not dry_run)
+        pending = queries.expired_pending(conn, older_than, delete=not dry_run)
     word = "would be deleted" if dry_run else "deleted"
     told = f"{batches} batches and {pending} pending contents {word}"
     tell({"batches": batches, "pending": pending, "dry_run": dry_run}, told, as_json)
 
 
-def _letter(conn: Conn, number: int, as_json: bool) -> ledger.Row:
+def _letter(conn: Conn, number: int, as_json: bool) -> db.Row:
     """Read a dead letter; exit where there is none of this number."""
-    found = desk.letter(conn, number)
+    found = queries.letter(conn, number)
     if found is None:
         fail(f"there is no dead letter {number}", as_json)
     return found

@@ -12,8 +12,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from core import ledger
-from core.ledger import Conn
+from core import db
+from core.db.connection import Conn
 from core.settings import Settings
 from ops.stack import Endpoints
 from ops.target import POSTGRES, conflict, endpoints, explicit, places
@@ -69,7 +69,7 @@ def to_change(
 @contextmanager
 def books(settings: Settings) -> Iterator[Conn]:
     """Lend a connection to the stack's Postgres."""
-    with ledger.connect_once(endpoints(settings, POSTGRES).database_url) as conn:
+    with db.connect_once(endpoints(settings, POSTGRES).database_url) as conn:
         yield conn
 
 

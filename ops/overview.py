@@ -11,13 +11,14 @@ from typing import cast
 import redis
 from psycopg_pool import ConnectionPool
 
-from core import desk, ledger, metrics
+from core import db, metrics
+from core.db.connection import Conn, Row
 from core.explain import Cause, service_causes
 from core.heartbeat import Pulse
-from core.ledger import Conn, Row
 from core.settings import Settings
 from core.slots import Slots, connect_once
 from core.sweep import PAGE, RULES, CheckContext, Finding, Rule, Shared
+from ops import queries
 from ops.signs import read_signs
 from ops.survey import findings
 
@@ -39,7 +40,7 @@ class Sources:
     def of(cls, settings: Settings, database_url: str, redis_url: str) -> "Sources":
         """Connect to the servers of these settings, when they are first asked."""
         client = connect_once(redis_url)
-        return cls(settings, ledger.connect(database_url, checked=True), client, Slots(client))
+        return cls(settings, db.connect(database_url, checked=True), client, Slots(client))
 
     def connection(self) -> AbstractContextManager[Conn]:
         """Lend a connection; somebody waits for the page, so a missing one is told soon."""
@@ -89,9 +90,9 @@ def look(sources: Sources, troubles: Troubles) -> Overview:
     error = _error_of(sources.client.ping)
     pulse = sources.pulse()
     with sources.connection() as conn:
-        holder = ledger.sweep_holder(conn) if pulse.beat_silent else None
+        holder = db.sweep.sweep_holder(conn) if pulse.beat_silent else None
         return Overview(
-            counters=desk.counters(conn),
+            counters=queries.counters(conn),
             workers=len(pulse.workers),
             outages=list(service_causes({"error": error} if error else {}, pulse, holder)),
             troubles=troubles,
@@ -113,7 +114,7 @@ def _troubles(conn: Conn, found: list[tuple[Rule, list[Finding]]]) -> Troubles:
     return Troubles(
         at=datetime.now(UTC),
         by_batch=by_batch,
-        states=desk.states(conn, list(by_batch)),
+        states=queries.states(conn, list(by_batch)),
         more=any(len(those) >= PAGE for _, those in found),
     )
 

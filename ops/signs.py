@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 
 import redis
 
+from core.db.connection import Conn
 from core.heartbeat import NO_PULSE, Pulse, read_pulse
-from core.ledger import Conn
 from core.pauses import Pause
 from core.probe import probe_postgres, probe_redis
 from core.slots import Slots, connect_once

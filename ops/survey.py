@@ -10,12 +10,14 @@ import redis
 from kombu.exceptions import OperationalError
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from core import desk, ledger
-from core.ledger import Conn, Unmended
+from core import db
+from core.db.connection import Conn
+from core.db.sweep import Unmended
 from core.pauses import Pause, read_pauses
 from core.slots import Slots
 from core.states import BatchStatus, ClassType
 from core.sweep import RULES, CheckContext, Finding, Rule, Shared
+from ops import queries
 
 STUCK_LIMIT = 100  # batches named by one rule
 FRESH_S = 1.0  # a survey is shown for so long
@@ -94,8 +96,10 @@ class Surveyor:
         with self._pool.connection(timeout=PATIENCE_S) as conn:
             look = CheckContext(conn, self._slots, limit=STUCK_LIMIT, shared=Shared())
             stuck = [(rule, findings(rule, look)) for rule in RULES]
-            unmended = ledger.unmended(conn, None, STUCK_LIMIT * len(RULES))
-            return Survey(desk.counts(conn), desk.gauges(conn), stuck, self._pauses(), unmended)
+            unmended = db.sweep.unmended(conn, None, STUCK_LIMIT * len(RULES))
+            return Survey(
+                queries.counts(conn), queries.gauges(conn), stuck, self._pauses(), unmended
+            )
 
     def _pauses(self) -> list[Pause]:
         """List the processes that wait; without Redis, `unchecked` says that something is wrong."""

@@ -16,10 +16,10 @@ import psycopg
 import structlog
 from kombu import Message
 
-from core import ledger
+from core import db
+from core.db.dead_letters import DeadLetter
 from core.errors import ELSError
 from core.faults import safe_message, sqlstate
-from core.ledger import DeadLetter
 from core.messages import canonical
 from tasks.app import settings
 from tasks.attempts import attempts
@@ -68,7 +68,7 @@ def keep(letter: DeadLetter) -> int:
 
     for attempt in attempts():
         with attempt, resources().pool.connection() as conn:
-            number = ledger.park(conn, letter)
+            number = db.dead_letters.add(conn, letter)
     log.error(
         "dead_letter",
         code=letter.code,
@@ -99,8 +99,8 @@ def keep_junk(queue: str, payload: bytes, why: str) -> bool:
     letter = letter_of(UNKNOWN, task_id, body, ValueError(why), "MALFORMED_MESSAGE")
     assert settings.database_url is not None, "a worker has taken this message"
     try:
-        with ledger.connect_once(settings.database_url) as conn:
-            number = ledger.park(conn, letter)
+        with db.connect_once(settings.database_url) as conn:
+            number = db.dead_letters.add(conn, letter)
     except psycopg.Error as error:
         log.warning("dead_letter_not_kept_yet", task_id=task_id, sqlstate=sqlstate(error))
         return False

@@ -23,7 +23,7 @@ from billiard.process import current_process
 from celery.exceptions import Reject
 from redis import Redis, RedisError
 
-from core import ledger, metrics, pauses
+from core import db, metrics, pauses
 from core.faults import Fault, fault, sqlstate
 from core.pauses import Outage, Pause
 from core.probe import probe_postgres, probe_redis
@@ -85,7 +85,7 @@ def find_outage(size: int) -> Outage | None:
     """Probe each server by new connections; return the first that refuses writes."""
     try:
         assert settings.database_url is not None, "a worker does not start without"
-        with ledger.connect_once(settings.database_url) as conn:
+        with db.connect_once(settings.database_url) as conn:
             outage = probe_postgres(conn, size=size)
     except psycopg.Error as error:
         outage = Outage.of("postgres", error)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from celery import signals
 from psycopg_pool import ConnectionPool
 
-from core import ledger
+from core import db
+from core.db.connection import Conn
 from core.errors import BadSettings
-from core.ledger import Conn
 from core.lifecycle import Lifecycle
 from core.metrics import Pusher
 from core.slots import Slots, connect
@@ -52,7 +52,7 @@ def resources() -> Resources:
     """Open Postgres and Redis, once a process and after the fork. Raises BadSettings."""
     if not settings.database_url or not settings.redis_url:
         raise BadSettings("ELS_DATABASE_URL and ELS_REDIS_URL must be set; `els run` sets them")
-    pool = ledger.connect(settings.database_url, size=settings.concurrency + 2, by_key=True)
+    pool = db.connect(settings.database_url, size=settings.concurrency + 2, by_key=True)
     slots = Slots(connect(settings.redis_url))
     if spans := traces():
         spans.watch(pool, slots.client)

@@ -34,16 +34,16 @@ from psycopg_pool import ConnectionPool
 from redis import Redis
 from structlog.contextvars import clear_contextvars, get_contextvars
 
-from core import ledger, tracing
-from core.ledger import Conn
+from core import db, tracing
+from core.db.connection import Conn
 
 SERVICE = "essay-lifecycle-service"  # where OTEL_SERVICE_NAME says nothing else
 SEND_TIMEOUT_S = 2.0  # of a batch of spans; only the sending thread waits, and an exit
 TRY_AGAIN_S = 5.0  # so that nothing waits for a collector that is away, not even an exit
-CORE = Path(ledger.__file__).parent
-STATEMENTS = {path.read_text(): path.stem for path in CORE.glob("sql/*.sql")}
-STATEMENTS |= {ledger.ANNOUNCE: "announce", ledger.POST: "post"}
-SCRIPTS = {hashlib.sha1(p.read_bytes()).hexdigest(): p.stem for p in CORE.glob("lua/*.lua")}  # noqa: S324 - Redis' name
+DB = Path(db.__file__).parent
+STATEMENTS = {path.read_text(): path.stem for path in DB.glob("sql/*.sql")}
+STATEMENTS |= {db.completion.ANNOUNCE: "announce", db.outbox.POST: "post"}
+SCRIPTS = {hashlib.sha1(p.read_bytes()).hexdigest(): p.stem for p in DB.parent.glob("lua/*.lua")}  # noqa: S324 - Redis' name
 VERB = re.compile(r"\s*(?:--.*\n)*\s*(\w+)")
 TABLE = re.compile(r"\b(?:FROM|INTO|UPDATE)\s+(\w+)|\b(pg_\w+)")
 W3C = TraceContextTextMapPropagator()
@@ -85,7 +85,7 @@ class Traces:
 
     def watch(self, pool: "ConnectionPool[Conn]", client: "Redis") -> None:
         """Trace the statements of a pool that has not connected yet, and a client's commands."""
-        assert isinstance(pool.kwargs, dict), "ledger.connect gives one"
+        assert isinstance(pool.kwargs, dict), "db.connect gives one"
         pool.kwargs = pool.kwargs | {"cursor_factory": self._cursor()}
         execute = client.execute_command
 
@@ -205,7 +205,7 @@ def _told(headers: Mapping[str, Any] | None) -> dict[str, str]:  # Any: JSON
 
 @lru_cache(maxsize=500)
 def statement_name(query: str) -> str:
-    """Name a statement: by its file in `core/sql`, else by its verb and its table."""
+    """Name a statement: by its file in `core/db/sql`, else by its verb and its table."""
     if query in STATEMENTS:
         return STATEMENTS[query]
     verb, table = VERB.match(query), TABLE.search(query)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from core import ledger
+from core import db
 from core.lifecycle import Lifecycle
 from core.slots import Slots
 from migrations import upgrade
@@ -81,7 +81,7 @@ def database_url():
 
 @pytest.fixture(scope="session")
 def pool(database_url):
-    with ledger.connect(database_url, size=40, by_key=True) as opened:
+    with db.connect(database_url, size=40, by_key=True) as opened:
         yield opened
 
 

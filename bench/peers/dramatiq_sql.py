@@ -5,7 +5,7 @@ from dramatiq.brokers.redis import RedisBroker
 
 from bench.peers.job import DATABASE_URL, REDIS_URL, uploads
 from bench.queues import Json
-from core import ledger
+from core import db
 from core.lifecycle import Lifecycle
 from core.messages import SINGLE_LIMIT, EssayContentProvisioned, parse
 from core.model import Message, StepResult
@@ -13,7 +13,7 @@ from core.slots import Slots, connect
 from ops.client import common
 
 dramatiq.set_broker(RedisBroker(url=REDIS_URL, namespace="peers"))
-lifecycle = Lifecycle(ledger.connect(DATABASE_URL, size=10, by_key=True), Slots(connect(REDIS_URL)))
+lifecycle = Lifecycle(db.connect(DATABASE_URL, size=10, by_key=True), Slots(connect(REDIS_URL)))
 
 
 @dramatiq.actor

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
+from core.db.connection import Conn
 from core.errors import StackError
 from core.invariants import Invariant
-from core.ledger import Conn
 from ops import client
 from ops.client import Event, Sender, common
 

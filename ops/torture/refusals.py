@@ -16,8 +16,8 @@ import redis
 from psycopg import sql
 from psycopg.rows import DictRow, dict_row
 
+from core.db.connection import Conn
 from core.errors import StackError
-from core.ledger import Conn
 from ops.embedded import LOOPBACK, free_port, until
 
 TABLES = (  # that the service writes

@@ -15,10 +15,10 @@ from random import Random
 import psycopg
 import redis
 
+from core.db.connection import Conn
 from core.errors import StackError
 from core.explain import Explanation, explain
 from core.invariants import Invariant, check_ledger, check_slots
-from core.ledger import Conn
 from core.settings import Settings
 from core.slots import CLAIM_LEASE, Slots, connect
 from migrations import upgrade

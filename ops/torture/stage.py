@@ -17,9 +17,9 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from core import ledger
+from core import db
+from core.db.connection import Conn
 from core.errors import StackError
-from core.ledger import Conn
 from ops.embedded import Valkey, leashed, until
 from ops.proxy import Proxy
 from ops.stack import Stack
@@ -165,7 +165,7 @@ class Stage:
     @contextmanager
     def books(self) -> Iterator[Conn]:
         """Connect to Postgres, not through the proxy."""
-        with ledger.connect_once(self.database_url) as conn:
+        with db.connect_once(self.database_url) as conn:
             yield conn
 
     @property

@@ -14,7 +14,7 @@ from celery import signals
 from celery.worker import consumer
 from kombu import Message
 
-from core.ledger import DeadLetter
+from core.db.dead_letters import DeadLetter
 from tasks import broker
 from tasks.dead_letters import keep_if_possible, letter_of_message
 from tasks.refusals import LONGEST_PAUSE_S

@@ -12,11 +12,12 @@ import pytest
 from psycopg import sql
 from psycopg_pool import ConnectionPool
 
-from core import ledger
-from core.ledger import Conn
+from core import db
+from core.db.connection import Conn
 from core.lifecycle import Lifecycle
 from core.model import Location
 from core.slots import LUA, Slots
+from core.tracker import Tracker
 
 LOOK_FOR_A_CLAIM = "redis.call('HMGET', KEYS[2], unpack(ARGV))"
 BATCH_IS_FULL = "AND t.available_slots = 0"
@@ -65,7 +66,7 @@ def pop_without_looking(stage):
 
 def excess_without_asking_postgres(stage):
     """What claimed nothing in Redis is excess, however many slots Postgres has open."""
-    return _put(ledger, RECORD_EXCESS=cut(ledger.RECORD_EXCESS, BATCH_IS_FULL))
+    return _put(db.slots, RECORD_EXCESS=cut(db.slots.RECORD_EXCESS, BATCH_IS_FULL))
 
 
 def announcing_without(*guards):
@@ -73,13 +74,13 @@ def announcing_without(*guards):
 
     @contextmanager
     def put(stage):
-        statement = ledger.ANNOUNCE
+        statement = db.completion.ANNOUNCE
         for rule in filter(None, map(GUARDS.get, guards)):
             statement = cut(statement, rule)
         with ExitStack() as faults:
-            faults.enter_context(_put(ledger, ANNOUNCE=statement))
+            faults.enter_context(_put(db.completion, ANNOUNCE=statement))
             if FULL in guards:
-                faults.enter_context(_put(ledger.Tracker, full=True))
+                faults.enter_context(_put(Tracker, full=True))
             yield
 
     return put
@@ -112,7 +113,7 @@ def announcing_without_anything(stage):
 
 def registration_in_two_transactions(stage):
     """The tracker is committed before the slots are written."""
-    head, _ = ledger.REGISTER.split(SLOTS_OF_A_BATCH)
+    head, _ = db.batches.REGISTER.split(SLOTS_OF_A_BATCH)
     tracker_alone = head + ") SELECT available_slots FROM tracker"
 
     def register(conn, batch, essay_ids):
@@ -123,41 +124,41 @@ def registration_in_two_transactions(stage):
         conn.execute(WAITING_SLOTS, row)
         return left, 0, []
 
-    return _put(ledger, register=register)
+    return _put(db.batches, register=register)
 
 
 def parking_without(*locks):
     """Parking, or registering, does not take the lock that keeps the two apart."""
 
     def put(stage):
-        return _put(ledger, **dict.fromkeys(locks, lambda conn, batch_id: None))
+        return _put(db.batches, **dict.fromkeys(locks, lambda conn, batch_id: None))
 
     return put
 
 
 def key_before_the_work(stage):
     """The key is committed first; the work follows in a transaction of its own."""
-    place = ledger.place
+    place = db.slots.place
 
     def key_then_place(conn, slots, *, with_keys, slot_events):
         for message, slot_of in slots.items():
             first = Location(slot_of[message.claimants[0]])
-            ledger.write_key(conn, message.idem, message.batch_id, message.value(first))
+            db.idempotency.write_key(conn, message.idem, message.batch_id, message.value(first))
         return place(conn, slots, with_keys=False, slot_events=slot_events)
 
-    return _put(ledger, place=key_then_place)
+    return _put(db.slots, place=key_then_place)
 
 
 def failures_not_counted(stage):
     """The counter of a batch goes down by the contents that took slots, not by the slots taken."""
-    statement = ledger.PLACE
+    statement = db.slots.PLACE
     for rule, instead in {
         "t.available_slots - taken.slots": "t.available_slots - taken.contents",
         "t.available_slots = taken.slots": "t.available_slots = taken.contents",
         "count(*)::int AS slots": "count(*)::int AS slots, count(text_storage_id)::int AS contents",
     }.items():
         statement = cut(statement, rule, instead)
-    return _put(ledger, PLACE=statement)
+    return _put(db.slots, PLACE=statement)
 
 
 def errors_read_as_not_registered(stage, *, session_of_its_own=True):
@@ -165,7 +166,7 @@ def errors_read_as_not_registered(stage, *, session_of_its_own=True):
 
     In a session of its own, as it was: inside of a transaction Postgres takes nothing more.
     """
-    read = ledger.tracker
+    read = db.batches.tracker
 
     def tracker(conn, batch_id, *, lock=False):
         try:
@@ -176,4 +177,4 @@ def errors_read_as_not_registered(stage, *, session_of_its_own=True):
         except psycopg.Error:
             return None
 
-    return _put(ledger, tracker=tracker)
+    return _put(db.batches, tracker=tracker)

@@ -3,7 +3,7 @@
 import pytest
 from psycopg import Cursor
 
-from core import ledger
+from core import db
 from core.errors import IdempotencyConflict, SlotsInFlight
 from core.lifecycle import Lifecycle
 from core.slots import CHUNK
@@ -530,7 +530,7 @@ class Interrupted(Cursor):
 
     def execute(self, query, params=None, **options):
         answer = super().execute(query, params, **options)
-        if query == ledger.LOCATIONS and self.meanwhile:
+        if query == db.slots.LOCATIONS and self.meanwhile:
             step, type(self).meanwhile = self.meanwhile, None
             step()
         return answer
@@ -548,7 +548,7 @@ def test_a_content_that_takes_the_last_slot_meanwhile_is_not_excess_too(
         UPLOAD: lambda: contents(batch_id, ["text-1"]),
         "els.reject_content": lambda: rejection(batch_id, "file-1"),
     }[task]
-    with ledger.connect(database_url, size=1) as one, ledger.connect(database_url) as other:
+    with db.connect(database_url, size=1) as one, db.connect(database_url) as other:
         with one.connection() as connection:
             connection.cursor_factory = Interrupted
         ours, theirs = Lifecycle(one, slots), Lifecycle(other, slots)

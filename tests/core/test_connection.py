@@ -13,8 +13,8 @@ import pytest
 import redis
 from psycopg.errors import LockNotAvailable
 
-from core import ledger, slots
-from core.connection import conninfo, parameters
+from core import db, slots
+from core.db.connection import conninfo, parameters
 from core.errors import BadSettings
 from migrations import current, head, upgrade
 from ops.embedded import Postgres, free_port
@@ -64,8 +64,8 @@ def test_migrations_and_the_service_see_the_schema_that_the_url_names(url, schem
     upgrade(written)
 
     with (
-        ledger.connect_once(written) as once,
-        ledger.connect(written, by_key=True) as pool,
+        db.connect_once(written) as once,
+        db.connect(written, by_key=True) as pool,
         pool.connection() as pooled,
     ):
         seen = [
@@ -89,7 +89,7 @@ def test_migrations_and_the_service_see_the_schema_that_the_url_names(url, schem
     ],
 )
 def test_what_the_url_says_wins_over_ours(url, said, shown):
-    with ledger.connect_once(f"{url}?{said}") as conn:
+    with db.connect_once(f"{url}?{said}") as conn:
         found = {name: conn.execute(f"SHOW {name}").fetchone()[_key(name)] for name in shown}
 
     assert found == shown
@@ -119,7 +119,7 @@ def test_the_options_of_a_service_file_count_as_the_urls(url, schema, tmp_path, 
     )
     monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
 
-    with ledger.connect_once(f"{url}?service=els") as conn:
+    with db.connect_once(f"{url}?service=els") as conn:
         path = conn.execute("SHOW search_path").fetchone()["search_path"]
         lock_timeout = conn.execute("SHOW lock_timeout").fetchone()["lock_timeout"]
 
@@ -134,14 +134,14 @@ def test_the_options_of_a_service_file_count_as_the_urls(url, schema, tmp_path, 
 )
 def test_a_malformed_url_is_an_error_that_says_no_password(wrong):
     with pytest.raises(BadSettings, match="ELS_DATABASE_URL") as told:
-        ledger.connect(wrong)
+        db.connect(wrong)
 
     assert "sesame" not in str(told.value)
 
 
 def test_a_lock_is_reported_as_a_lock(url, schema):
     brief = f"{url}?options=-csearch_path={schema}%20-clock_timeout=200ms"
-    with ledger.connect_once(brief) as holder, ledger.connect_once(brief) as waiter:
+    with db.connect_once(brief) as holder, db.connect_once(brief) as waiter:
         holder.execute("CREATE TABLE held (n int)")
         with holder.transaction():
             holder.execute("LOCK TABLE held")
@@ -162,7 +162,7 @@ def behind_a_proxy(url):
 
 @pytest.mark.parametrize("new", [False, True], ids=["this one", "all"])
 def test_a_swallowed_connection_is_given_up_while_a_statement_waits(url, new):
-    with behind_a_proxy(url) as (proxy, through), ledger.connect(through, size=1) as pool:
+    with behind_a_proxy(url) as (proxy, through), db.connect(through, size=1) as pool:
         with pool.connection() as conn:
             conn.execute("SELECT 1")
             proxy.swallow(new=new)
@@ -183,7 +183,7 @@ def test_a_slow_statement_is_no_silence(url, monkeypatch):
     monkeypatch.setattr("core.connection.WatchedConnection.silent_s", 0.3)
     monkeypatch.setattr("core.connection.WatchedConnection.again_s", 0.1)
 
-    with ledger.connect_once(url) as conn:
+    with db.connect_once(url) as conn:
         row = conn.execute("SELECT 1 AS n FROM pg_sleep(3)").fetchone()
         with conn.transaction():
             conn.execute("SELECT pg_sleep(1)")
@@ -208,7 +208,7 @@ def _send_all(postgres, number):
 
 
 def test_a_frozen_server_is_noticed_and_the_pool_goes_on_once_it_thaws(server):
-    with ledger.connect(server.url, size=1) as pool:
+    with db.connect(server.url, size=1) as pool:
         with pool.connection() as conn:
             conn.execute("SELECT 1")
             _send_all(server, signal.SIGSTOP)

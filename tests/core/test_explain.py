@@ -9,15 +9,16 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from core import desk, heartbeat, ledger
+from core import db, heartbeat
+from core.db.dead_letters import DeadLetter
 from core.explain import BACKLOG, PLAIN, explain
 from core.heartbeat import FORGOTTEN, FRESH, NO_PULSE, SWEEP_LATE, Pulse, read_pulse
-from core.ledger import DeadLetter
 from core.outbox import relay
 from core.pauses import Outage, Pause
 from core.repairs import RepairContext
 from core.slots import CLAIM_LEASE, Slots
 from core.sweep import RULES, sweep
+from ops import queries
 from tests.core import looks
 from tests.core.story import assign, cancel, fill, register, reject, texts, upload
 
@@ -77,7 +78,7 @@ class Scene:
 
     def park(self, code="VALIDATION_ERROR", task="els.assign_content"):
         letter = DeadLetter(task, f"{self.batch_id}-{code}", self.batch_id, "{}", code, "why")
-        return ledger.park(self.conn, letter)
+        return db.dead_letters.add(self.conn, letter)
 
     def explain(self):
         return explain(self.conn, self.slots, self.batch_id, self.pulse)
@@ -122,14 +123,14 @@ def a_ghost_is_offered(s):
 
 def a_worker_died_after_its_claim(s):
     s.register()
-    s.slots.claim({s.batch_id: ["text-1"]})[s.batch_id]
+    s.slots.claim(s.batch_id, ["text-1"])
     (essay,) = s.valkey.zrange(s.key("claims"), 0, -1)
     s.valkey.zincrby(s.key("claims"), -(CLAIM_LEASE.total_seconds() + 2) * 1000, essay)
 
 
 def a_content_is_on_its_way(s):
     s.register()
-    s.slots.claim({s.batch_id: ["text-1"]})[s.batch_id]
+    s.slots.claim(s.batch_id, ["text-1"])
 
 
 def a_full_batch_is_not_announced(s):
@@ -212,8 +213,8 @@ def a_ready_batch_has_a_dead_letter(s):
 
 def a_handled_dead_letter_is_no_reason(s):
     s.register()
-    desk.mark_replayed(s.conn, s.park("VALIDATION_ERROR"))
-    desk.mark_discarded(s.conn, s.park("RETRIES_EXHAUSTED"))
+    queries.mark_replayed(s.conn, s.park("VALIDATION_ERROR"))
+    queries.mark_discarded(s.conn, s.park("RETRIES_EXHAUSTED"))
 
 
 def nobody_has_registered_it(s):
@@ -499,7 +500,7 @@ def test_a_republished_event_was_tried(scene):
     scene.make_ready()
     scene.set("created_at = created_at - interval '1 minute'", "event_outbox")
 
-    desk.republish(scene.conn, datetime.now(UTC) - timedelta(hours=1), scene.batch_id)
+    queries.republish(scene.conn, datetime.now(UTC) - timedelta(hours=1), scene.batch_id)
 
     assert "to be delivered again" in first(scene).title
 
@@ -580,7 +581,7 @@ def test_postgres_stands_beside_redis(scene):
     scene.register(4)
     scene.assign()
     scene.reject()
-    scene.slots.claim({scene.batch_id: ["text-on-its-way"]})[scene.batch_id]
+    scene.slots.claim(scene.batch_id, ["text-on-its-way"])
 
     told = scene.explain()
 
@@ -661,8 +662,8 @@ def test_the_timeline_tells_the_whole_story_in_order(scene):
     scene.set("created_at = created_at - interval '50 seconds'", "event_outbox")
     scene.sweep()
     letter, other = scene.park("WRONG_BATCH_STATE"), scene.park("UNKNOWN_ESSAY")
-    desk.mark_replayed(scene.conn, letter)
-    desk.mark_discarded(scene.conn, other)
+    queries.mark_replayed(scene.conn, letter)
+    queries.mark_discarded(scene.conn, other)
     cancel(scene.lifecycle, scene.batch_id, "enough")
 
     told = scene.explain().timeline

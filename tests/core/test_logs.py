@@ -10,13 +10,13 @@ NAMES = ["Anna.txt", "Anna (A).txt", 'Anna "A".txt', "Anna 'A'.txt", "A\nAnna.tx
 REFUSED = f"""
 import logging
 import psycopg, structlog
-from core import ledger, logs
+from core import db, logs
 from core.settings import Settings
 
 settings = Settings.from_env()
 logs.configure(settings)
 log = structlog.get_logger("ours")
-with ledger.connect_once(settings.database_url) as conn:
+with db.connect_once(settings.database_url) as conn:
     conn.execute("CREATE TEMP TABLE t (name text, n int, CONSTRAINT small CHECK (n < 1))")
     for name in {NAMES!r}:
         try:

@@ -16,7 +16,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from core import ledger
+from core import db
 from core.errors import ELSError
 from core.lifecycle import Lifecycle
 from core.slots import Slots
@@ -30,7 +30,7 @@ from tests.factories import content, essay_ids, new_batch, registration, take
 
 TOLD_ONCE = ["BatchContentProvisioningCompleted", "BatchEssaysReady"]
 
-# Promises that `core/sql/invariants.sql` does not state.
+# Promises that `core/db/sql/invariants.sql` does not state.
 OFFERED = "Redis offers every slot that is open"
 SPOKEN_ONCE = "Who announces later finds nothing to do"
 COMPLETED = "A batch whose every slot is accounted for is complete"
@@ -71,7 +71,7 @@ def pool(database_url):
     """A database of our own, for what is broken here must not be swept elsewhere."""
     with a_database(database_url) as url:
         upgrade(url)
-        with ledger.connect(url, size=12) as opened:
+        with db.connect(url, size=12) as opened:
             yield opened
 
 

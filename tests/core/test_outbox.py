@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from core import ledger
+from core import db
 from core.outbox import RELAY_CHUNK, relay, relay_all
 from tests.core import looks
 from tests.core.crowd import DEADLINE_S, at_once, blocked_by, until
@@ -131,7 +131,7 @@ def relaying(conn):
     row = conn.execute(
         "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
         " AND state = 'idle in transaction' AND starts_with(query, %s)",
-        [ledger.TAKE_UNPUBLISHED.splitlines()[0]],
+        [db.outbox.TAKE_UNPUBLISHED.splitlines()[0]],
     ).fetchone()
     return row["pid"]
 

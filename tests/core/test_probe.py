@@ -10,8 +10,8 @@ from psycopg import sql
 
 from core.pauses import Outage, Pause, read_pauses, say_paused, say_resumed
 from core.probe import probe_postgres, probe_redis
-from core.schema import metadata
 from core.slots import Slots
+from migrations.schema import metadata
 
 SINCE = datetime(2026, 1, 31, 8, tzinfo=UTC)
 TABLES = sorted(metadata.tables)

@@ -2,11 +2,12 @@
 
 import pytest
 
-from core import desk, ledger
-from core.ledger import DeadLetter
+from core import db
+from core.db.dead_letters import DeadLetter
 from core.outbox import relay
 from core.repairs import RepairContext
 from core.sweep import sweep
+from ops import queries
 from tests.core import looks
 from tests.core.story import assign, cancel, confirm, fill, register, reject
 from tests.factories import essay_ids, new_batch
@@ -80,7 +81,7 @@ class Story:
 
     def park(self, batch_id):
         letter = DeadLetter("els.cancel_batch", f"task-{batch_id}", batch_id, "{}", "WRONG", "why")
-        return ledger.park(self.conn, letter)
+        return db.dead_letters.add(self.conn, letter)
 
 
 ENDED = ["ready", "ready_regular", "failed", "cancelled", "timed_out"]
@@ -88,7 +89,7 @@ OPEN = ["awaiting_contents", "awaiting_students", "full"]
 
 
 def purgeable(conn, days=7):
-    return set(desk.purgeable(conn, days, EVERY))
+    return set(queries.purgeable(conn, days, EVERY))
 
 
 def counts(conn, batch_id):
@@ -144,7 +145,7 @@ def test_a_batch_with_a_waiting_dead_letter_stays(story, conn):
     assert batch_id not in purgeable(conn)
 
 
-@pytest.mark.parametrize("handled", [desk.mark_replayed, desk.mark_discarded])
+@pytest.mark.parametrize("handled", [queries.mark_replayed, queries.mark_discarded])
 def test_a_handled_dead_letter_keeps_nothing(story, conn, handled):
     batch_id = story.end("ready")
     handled(conn, story.park(batch_id))
@@ -156,7 +157,7 @@ def test_no_more_are_listed_than_asked_for(story, conn):
     for _ in range(3):
         story.end("cancelled")
 
-    assert len(desk.purgeable(conn, 7, 2)) == 2
+    assert len(queries.purgeable(conn, 7, 2)) == 2
 
 
 def test_a_purged_batch_leaves_nothing_behind(story, conn, slots):
@@ -164,12 +165,12 @@ def test_a_purged_batch_leaves_nothing_behind(story, conn, slots):
     sweep(RepairContext(story.lifecycle, lambda event: None), batch_id)
     assign(story.lifecycle, batch_id, "one-too-many")
     relay(story.lifecycle.pool, [batch_id], lambda event: None)
-    desk.mark_discarded(conn, story.park(batch_id))
+    queries.mark_discarded(conn, story.park(batch_id))
     story.age(batch_id, 10)
     before = counts(conn, batch_id)
 
     assert batch_id in purgeable(conn)
-    desk.purge(conn, batch_id)
+    queries.purge(conn, batch_id)
     slots.forget([batch_id])
 
     assert {table for table, count in before.items() if not count} == {"batch_pending_content"}
@@ -182,7 +183,7 @@ def test_other_batches_are_not_touched(story, conn, slots):
     before = [looks.everything(conn, other) for other in others]
     keys = {key for key in slots.client.keys("batch:*") if batch_id not in key}
 
-    desk.purge(conn, batch_id)
+    queries.purge(conn, batch_id)
     slots.forget([batch_id])
 
     assert [looks.everything(conn, other) for other in others] == before
@@ -195,7 +196,7 @@ def test_nothing_to_forget_is_fine(slots):
 
 def test_a_purged_batch_may_be_registered_again(story, conn, slots):
     batch_id = story.end("ready")
-    desk.purge(conn, batch_id)
+    queries.purge(conn, batch_id)
     slots.forget([batch_id])
 
     assert register(story.lifecycle, batch_id, 2)["outcome"] == "registered"
@@ -220,9 +221,9 @@ def test_contents_that_nobody_registers_expire(lifecycle, conn):
         reject(lifecycle, batch_id)
         waits_since(conn, batch_id, days)
 
-    counted = desk.expired_pending(conn, 7, delete=False)
+    counted = queries.expired_pending(conn, 7, delete=False)
     there = [len(looks.waiting(conn, batch_id)) for batch_id in (old, young)]
-    deleted = desk.expired_pending(conn, 7, delete=True)
+    deleted = queries.expired_pending(conn, 7, delete=True)
 
     assert counted == deleted
     assert there == [2, 2]
@@ -239,7 +240,7 @@ def test_a_content_that_waits_for_a_registered_batch_does_not_expire(lifecycle, 
     )
     waits_since(conn, batch_id, 100)
 
-    desk.expired_pending(conn, 7, delete=True)
+    queries.expired_pending(conn, 7, delete=True)
 
     assert len(looks.waiting(conn, batch_id)) == 1
 

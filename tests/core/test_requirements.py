@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
-from core import ledger, requirements
+from core import db, requirements
 from core.requirements import check_postgres, check_redis, check_servers, missing_for_work
 from core.settings import Settings
 from migrations import head, upgrade
@@ -131,7 +131,7 @@ def database(database_url, conn):
 
 
 def grant_all(url, role):
-    with ledger.connect_once(url) as owner:
+    with db.connect_once(url) as owner:
         owner.execute(f"GRANT SELECT ON alembic_version TO {role}")
         for table, verbs in requirements.RIGHTS.items():
             owner.execute(f"GRANT {', '.join(verbs)} ON {table} TO {role}")
@@ -144,9 +144,9 @@ def grant_all(url, role):
 def test_a_right_that_is_missing_is_named(database, table, verb):
     url, of_role, role = database
     grant_all(url, role)
-    with ledger.connect_once(of_role) as conn:
+    with db.connect_once(of_role) as conn:
         before = missing_for_work(conn)
-        with ledger.connect_once(url) as owner:
+        with db.connect_once(url) as owner:
             owner.execute(f"REVOKE {verb} ON {table} FROM {role}")
         after = missing_for_work(conn)
 
@@ -169,10 +169,10 @@ def test_a_right_that_is_missing_is_named(database, table, verb):
 def test_what_a_database_lacks_is_named(database, conn, statement, words, severity):
     url, *_ = database
     statement = statement.replace("NAME", urlsplit(url).path[1:])
-    with ledger.connect_once(url) as owner:
+    with db.connect_once(url) as owner:
         owner.execute(statement)
 
-    with ledger.connect_once(url) as asking:
+    with db.connect_once(url) as asking:
         (finding,) = check_postgres(asking)
 
     assert words in finding.wrong
@@ -201,7 +201,7 @@ def test_waiting_for_a_schema_ends_when_it_is_there_or_when_told(database, monke
     url, *_ = database
     monkeypatch.setattr(requirements, "ASK_EVERY_S", 0.1)
     said, signs = [], []
-    with ledger.connect_once(url) as owner:
+    with db.connect_once(url) as owner:
         owner.execute("ALTER TABLE dead_letters RENAME TO other")
 
         stopped = requirements.wait_for_schema(

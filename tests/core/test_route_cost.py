@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 from psycopg.types.json import Jsonb
 
-from core import ledger
+from core import db
 from core.lifecycle import WHOLE_BATCH, Lifecycle
 from core.messages import EssayContentProvisioned, parse
 from core.model import Message
@@ -54,7 +54,7 @@ def commands_of(valkey, step):
 @pytest.fixture
 def costs(slots, valkey, database_url, tmp_path):
     """A lifecycle with one connection to Postgres, and a measure of its steps."""
-    with ledger.connect(database_url, size=1) as pool:
+    with db.connect(database_url, size=1) as pool:
 
         def measure(step):
             path = tmp_path / "trace"
@@ -222,7 +222,7 @@ def test_each_step_costs_a_known_number_of_calls(costs, name):
 def plan_of_placing(conn, batch_id):
     batches = [{"batch_id": batch_id, "submissions": [{"essay_id": "essay-1"}]}]
     one = {"batches": Jsonb(batches), "traceparent": None}
-    told = conn.execute("EXPLAIN " + ledger.PLACE, one).fetchall()
+    told = conn.execute("EXPLAIN " + db.slots.PLACE, one).fetchall()
     return "\n".join(line["QUERY PLAN"] for line in told)
 
 
@@ -239,7 +239,7 @@ def test_a_content_reads_one_slot_of_a_large_batch_whatever_the_statistics(
 
 @pytest.mark.parametrize("by_key", [True, False])
 def test_a_worker_looks_slots_up_by_key_in_a_new_table_too(database_url, batch_id, by_key):
-    with ledger.connect(database_url, size=1, by_key=by_key) as pool, pool.connection() as conn:
+    with db.connect(database_url, size=1, by_key=by_key) as pool, pool.connection() as conn:
         conn.execute("CREATE TEMP TABLE essay_states (LIKE public.essay_states INCLUDING ALL)")
 
         plan = plan_of_placing(conn, batch_id)

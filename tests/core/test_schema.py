@@ -16,7 +16,6 @@ from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.pool import NullPool
 
-from core.schema import metadata
 from core.states import (
     CLOSED,
     NEXT,
@@ -30,6 +29,7 @@ from core.states import (
     sources,
 )
 from migrations import config, current, head, upgrade
+from migrations.schema import metadata
 from tests.core.story import register
 
 CONSTRAINTS = """

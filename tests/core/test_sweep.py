@@ -9,8 +9,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from core import ledger
-from core.ledger import DeadLetter
+from core import db
+from core.db.dead_letters import DeadLetter
 from core.lifecycle import Lifecycle
 from core.outbox import relay
 from core.repairs import RepairContext
@@ -184,7 +184,7 @@ def break_dead_letter_waiting(lifecycle, conn, batch_id):
     letter = DeadLetter(
         "els.assign_content", f"task-{batch_id}", batch_id, "{}", "VALIDATION_ERROR", "no name"
     )
-    ledger.park(conn, letter)
+    db.dead_letters.add(conn, letter)
 
 
 def break_pending_not_registered(lifecycle, conn, batch_id):
@@ -841,7 +841,7 @@ def test_no_rule_reads_every_batch(many, conn):
         "offset": 0,
         "grace": timedelta(seconds=10),
         "patience": PENDING_PATIENCE,
-        "furthest": ledger.FURTHEST_DEADLINE,
+        "furthest": db.batches.FURTHEST_DEADLINE,
     }
     big = ("batch_essay_trackers", "event_outbox", "dead_letters")
 

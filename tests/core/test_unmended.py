@@ -6,7 +6,7 @@ import psycopg
 import pytest
 from structlog.testing import capture_logs
 
-from core import heartbeat, ledger
+from core import db, heartbeat
 from core.explain import explain
 from core.heartbeat import Pulse
 from core.lifecycle import Lifecycle
@@ -56,7 +56,7 @@ def give_the_number_back(conn, batch_id):
 
 
 def unmended(conn, batch_id):
-    return {rule: each for (_, rule), each in ledger.unmended(conn, batch_id, 100).items()}
+    return {rule: each for (_, rule), each in db.sweep.unmended(conn, batch_id, 100).items()}
 
 
 def alive():
@@ -97,7 +97,7 @@ def test_a_repair_that_ran_but_did_not_help_says_what_is_left(
     alone, lifecycle, conn, slots, batch_id, monkeypatch
 ):
     break_deadline_passed(lifecycle, conn, batch_id)
-    monkeypatch.setattr(ledger, "time_out", lambda conn, batch_id: None)
+    monkeypatch.setattr(db.batches, "time_out", lambda conn, batch_id: None)
 
     found = [swept(lifecycle), swept(lifecycle)]
 
@@ -580,11 +580,11 @@ def test_who_holds_the_lock_of_the_sweep_is_named(lifecycle, conn, slots, batch_
 def test_a_sweep_at_work_is_no_reason(lifecycle, conn, slots, batch_id, database_url):
     register(lifecycle, batch_id, 1)
 
-    with ledger.connect_once(database_url) as other:
-        assert ledger.try_sweep_lock(other)
-        held = ledger.sweep_holder(conn)
+    with db.connect_once(database_url) as other:
+        assert db.sweep.try_sweep_lock(other)
+        held = db.sweep.sweep_holder(conn)
         named = causes(conn, slots, batch_id, late())
-        ledger.free_sweep_lock(other)
+        db.sweep.free_sweep_lock(other)
         name = other.execute("SHOW application_name").fetchone()["application_name"]
 
     assert (held.application_name, held.sweeping) == ("els sweep", True)
@@ -599,13 +599,13 @@ def test_a_batch_that_is_announced_while_it_is_explained_has_a_cause(
     lifecycle, conn, slots, batch_id, monkeypatch
 ):
     fill(lifecycle, batch_id, 2)
-    read = ledger.unmended
+    read = db.sweep.unmended
 
     def announced_meanwhile(*args):
         lifecycle.complete(batch_id)
         return read(*args)
 
-    monkeypatch.setattr(ledger, "unmended", announced_meanwhile)
+    monkeypatch.setattr(db.sweep, "unmended", announced_meanwhile)
 
     assert list(causes(conn, slots, batch_id)) == ["being_sealed"]
 

@@ -18,8 +18,8 @@ from celery import Celery, current_app
 from kombu import Connection, Producer, transport
 from kombu.transport import redis as stock_redis
 
-from core import ledger
-from core.ledger import DeadLetter
+from core import db
+from core.db.dead_letters import DeadLetter
 from ops.embedded import leashed
 from tasks import broker
 from tests.live.conftest import until
@@ -81,8 +81,8 @@ def keep_junk(queue, payload, why):
         code="VALIDATION_ERROR",
         message=f"{queue}: {why}",
     )
-    with ledger.connect_once(os.environ["ELS_DATABASE_URL"]) as conn:
-        ledger.park(conn, letter)
+    with db.connect_once(os.environ["ELS_DATABASE_URL"]) as conn:
+        db.dead_letters.add(conn, letter)
 
 
 ours, stock = app_on(OURS), app_on(STOCK)

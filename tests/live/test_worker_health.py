@@ -10,7 +10,7 @@ import time
 import pytest
 import redis
 
-from core import ledger
+from core import db
 from migrations import upgrade
 from ops.embedded import Valkey, free_port
 from tests import factories as make
@@ -50,7 +50,7 @@ def test_a_worker_that_hangs_is_told_from_one_that_waits(workers, health, databa
     workers.ready(1)
     idle = until(lambda: health() if health()["healthy"] else None, what="it gave a sign")
 
-    with ledger.connect_once(database_url) as holder, holder.transaction():
+    with db.connect_once(database_url) as holder, holder.transaction():
         holder.execute("LOCK TABLE batch_essay_trackers IN ACCESS EXCLUSIVE MODE")
         sent = workers.send("els.register_batch", make.registration(make.new_batch(), 1))
         until(lambda: not health("--max-age", "4")["healthy"], what="the check fails")

@@ -13,7 +13,7 @@ import psycopg
 import redis
 import uvicorn
 
-from core import ledger
+from core import db
 from core.heartbeat import swept, worker_lives
 from core.lifecycle import Lifecycle
 from core.settings import Settings
@@ -58,7 +58,7 @@ class Served:
         self.app = create_app(self.settings)
         self.stream = self.app.state.stream
         self.client = redis.Redis.from_url(redis_url, decode_responses=True)
-        self.pool = ledger.connect(database_url, size=4, checked=True)
+        self.pool = db.connect(database_url, size=4, checked=True)
         self.lifecycle = Lifecycle(self.pool, Slots(self.client))
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"

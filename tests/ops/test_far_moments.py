@@ -6,8 +6,8 @@ from uuid import uuid4
 import pytest
 from typer.testing import CliRunner
 
-from core import ledger
-from core.ledger import DeadLetter
+from core import db
+from core.db.dead_letters import DeadLetter
 from core.repairs import RepairContext
 from core.sweep import sweep
 from ops.cli import app
@@ -89,8 +89,8 @@ def spoilt(page, moment, make_it):
     make_it(page, batch)
     with page.pool.connection() as conn:
         letter = DeadLetter("els.assign_content", uuid4().hex, batch, "{}", "UNKNOWN_BATCH", "no")
-        ledger.park(conn, letter)
-        ledger.note_repair(conn, batch, "slot_drift")
+        db.dead_letters.add(conn, letter)
+        db.sweep.note_repair(conn, batch, "slot_drift")
         for table, column in moments(conn):
             conn.execute(
                 f"UPDATE {table} SET {column} = %s WHERE batch_id = %s AND {column} IS NOT NULL",

@@ -10,7 +10,7 @@ from uuid import uuid4
 import psutil
 import pytest
 
-from core import ledger
+from core import db
 from tests import factories as make
 from tests.live.conftest import until
 from tests.ops.conftest import answering, els
@@ -98,7 +98,7 @@ def test_finished_tasks_are_shown_without_names(service, flower):
 
 def test_a_task_that_failed_is_shown_without_what_its_row_held(service, flower):
     batch, name = make.new_batch(), f"Anna-{uuid4().hex[:6]}.docx"
-    with ledger.connect_once(service.env["database_url"]) as conn:
+    with db.connect_once(service.env["database_url"]) as conn:
         conn.execute(
             "CREATE FUNCTION tell_the_row() RETURNS trigger LANGUAGE plpgsql AS"
             " $$ BEGIN RAISE EXCEPTION 'this row fails: %', NEW; END $$"

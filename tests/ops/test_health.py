@@ -9,7 +9,7 @@ import pytest
 import redis
 from prometheus_client.parser import text_string_to_metric_families
 
-from core import ledger, metrics
+from core import db, metrics
 from core.states import BatchStatus
 from core.sweep import RULES
 from ops.embedded import Valkey, free_port
@@ -236,7 +236,7 @@ def test_what_is_not_mending_itself_is_said_with_its_last_error(page, conn, life
     batch = new_batch()
     story.fill(lifecycle, batch, 2)
     for _ in range(2):
-        ledger.note_failure(conn, batch, "full_not_announced", "BrokenSeal: not as they were")
+        db.sweep.note_failure(conn, batch, "full_not_announced", "BrokenSeal: not as they were")
 
     def seen():
         stuck = page.json("/health/batches")[1]["stuck"]

@@ -11,9 +11,10 @@ import redis
 import typer.main
 from typer.testing import CliRunner
 
-from core import desk, ledger
+from core import db
 from core.heartbeat import read_pulse
 from core.outbox import relay
+from ops import queries
 from ops.cli import app
 from ops.client import Sender, outcomes
 from tests import factories as make
@@ -35,7 +36,7 @@ NOBODY = 999_999_999
 @pytest.fixture(scope="module")
 def books(service):
     """The service's Postgres."""
-    with ledger.connect_once(service.env["database_url"]) as conn:
+    with db.connect_once(service.env["database_url"]) as conn:
         yield conn
 
 
@@ -179,8 +180,9 @@ def test_whatever_bears_an_id_is_found(here, conn, lifecycle, batch_id):
     make.take(lifecycle, "els.assign_content", last)
     story.assign(lifecycle, batch_id, over)
     body = json.dumps({**make.content(batch_id, refused), "surprise": "\0"})
-    letter = ledger.park(
-        conn, ledger.DeadLetter("els.assign_content", f"task-{refused}", None, body, "X", "-")
+    letter = db.dead_letters.add(
+        conn,
+        db.dead_letters.DeadLetter("els.assign_content", f"task-{refused}", None, body, "X", "-"),
     )
 
     (slot,) = found(here, early)
@@ -250,8 +252,8 @@ def test_a_dead_letter_is_listed_shown_and_replayed_once_its_cause_is_mended(ser
     assert books.execute("SELECT 1 FROM idempotency_keys WHERE key = %s", key).rowcount == 1
     until(lambda: not redis.Redis.from_url(service.env["broker_url"]).llen("els"))
     assert looks.types(books, batch).count("BatchEssaysReady") == 1
-    assert desk.letters(books, batch_id=batch, task=None, every=False, limit=9) == []
-    assert len(desk.letters(books, batch_id=batch, task=None, every=True, limit=9)) == 1
+    assert queries.letters(books, batch_id=batch, task=None, every=False, limit=9) == []
+    assert len(queries.letters(books, batch_id=batch, task=None, every=True, limit=9)) == 1
 
 
 def test_a_dead_letter_that_needs_nothing_is_discarded(service, tell):
@@ -270,7 +272,9 @@ def test_a_dead_letter_that_needs_nothing_is_discarded(service, tell):
 def park(conn, batch_id, task="els.cancel_batch"):
     body = json.dumps(make.cancellation(batch_id))
     task_id = f"task-{batch_id}-{task}"
-    return ledger.park(conn, ledger.DeadLetter(task, task_id, batch_id, body, "UNKNOWN_BATCH", "-"))
+    return db.dead_letters.add(
+        conn, db.dead_letters.DeadLetter(task, task_id, batch_id, body, "UNKNOWN_BATCH", "-")
+    )
 
 
 @pytest.mark.parametrize("command", ["show", "replay", "discard"])
@@ -293,7 +297,7 @@ def test_of_several_numbers_none_is_done_when_one_is_wrong(
 
     untouched = wrong == "no number" or command == "replay"
     assert told.exit_code == (1 if untouched else 0)
-    row = desk.letter(conn, letter)
+    row = queries.letter(conn, letter)
     assert (row["replayed_at"] or row["discarded_at"]) is None or not untouched
     assert slots.client.llen("els") == 0
 

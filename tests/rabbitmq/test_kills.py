@@ -150,18 +150,18 @@ def beside(servers, policed):
 
 def assert_all_ready(postgres, batches):
     """Wait until each batch is ready, by a database that may just have come back."""
-    from core import ledger
+    from core import db
     from core.invariants import check_ledger
 
     def left():
-        with ledger.connect_once(postgres.url) as conn:
+        with db.connect_once(postgres.url) as conn:
             return [i for i in check_ledger(conn, batches) if not i.holds], conn.execute(
                 "SELECT count(DISTINCT batch_id) AS ready FROM event_outbox"
                 " WHERE type = 'BatchEssaysReady' AND published_at IS NOT NULL"
             ).fetchone()["ready"]
 
     until(lambda: left() == ([], len(batches)), DONE_WITHIN_S, "each batch is ready")
-    with ledger.connect_once(postgres.url) as conn:
+    with db.connect_once(postgres.url) as conn:
         assert conn.execute("SELECT code, message FROM dead_letters").fetchall() == []
 
 

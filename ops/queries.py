@@ -1,20 +1,20 @@
 """What people ask of the books, and the few things they do to them. A statement a function.
 
-The lifecycle's own statements stand in `core/ledger.py`.
+The service's own statements stand in `core/db/`.
 """
 
 import json
 from collections.abc import Sequence
 from datetime import datetime
 from itertools import product
+from pathlib import Path
 from typing import LiteralString
 from uuid import UUID
 
 from psycopg.errors import UndefinedTable
 from psycopg.rows import DictRow
 
-from core import ledger
-from core.ledger import Conn, Row
+from core.db.connection import Conn
 from core.messages import NAME_LENGTH
 from core.states import BatchStatus, ClassType
 
@@ -23,26 +23,23 @@ FIRST: Place = ("infinity", "~")  # after every moment, and after every identifi
 LAST_CHARACTER = "\U0010ffff"  # in the order of code points, which is that of UTF-8
 
 
+def _sql(name: str) -> LiteralString:
+    return (Path(__file__).parent / "sql" / f"{name}.sql").read_text()
+
+
+SEARCH = _sql("search")
+
+
 def statuses(conn: Conn, batch_id: str | None, limit: int) -> list[DictRow]:
     """Read batches as `els status` shows them, newest first; those only waited for included."""
-    return conn.execute(ledger.sql("statuses"), {"batch_id": batch_id, "limit": limit}).fetchall()
-
-
-def facts(conn: Conn, batch_id: str) -> Row:
-    """Read the accounts of one batch; empty when it is not registered."""
-    return conn.execute(ledger.sql("facts"), {"batch_id": batch_id}).fetchone() or {}
-
-
-def timeline(conn: Conn, batch_id: str) -> list[DictRow]:
-    """Read what happened to a batch, in order."""
-    return conn.execute(ledger.sql("timeline"), {"batch_id": batch_id}).fetchall()
+    return conn.execute(_sql("statuses"), {"batch_id": batch_id, "limit": limit}).fetchall()
 
 
 def find(conn: Conn, wanted: str, limit: int) -> list[DictRow]:
     """Read where everything is that bears this id or name, the oldest first, open slots last."""
     quoted = {json.dumps(wanted), json.dumps(wanted, ensure_ascii=False)}  # in a dead letter
     told = {"id": wanted, "quoted": [*quoted], "limit": limit}
-    return conn.execute(ledger.sql("find"), told).fetchall()
+    return conn.execute(_sql("find"), told).fetchall()
 
 
 def letters(
@@ -175,7 +172,7 @@ def counts(conn: Conn) -> dict[tuple[BatchStatus, ClassType], int]:
 
 def gauges(conn: Conn) -> dict[str, float]:
     """Measure what waits; the names are those of the metrics."""
-    row = conn.execute(ledger.sql("gauges")).fetchone()
+    row = conn.execute(_sql("gauges")).fetchone()
     assert row is not None, "it has no WHERE"
     return row
 
@@ -245,7 +242,7 @@ def search(
     spelt = dict.fromkeys(filter(None, (words, words.strip())))
     for files, each in product((False, True), spelt):
         told = {**wanted, "words": each, "beyond": _beyond(each), "files": files}
-        rows = conn.execute(ledger.sql("search"), told).fetchall()
+        rows = conn.execute(SEARCH, told).fetchall()
         if rows:
             break
     return [(row["since"], row["batch_id"]) for row in rows]
@@ -258,7 +255,7 @@ def _beyond(words: str) -> str:
 
 def board(conn: Conn, batches: Sequence[str]) -> list[DictRow]:
     """Read batches as the board shows them, in this order; also ones that nobody registered."""
-    return conn.execute(ledger.sql("board"), {"batches": list(batches)}).fetchall()
+    return conn.execute(_sql("board"), {"batches": list(batches)}).fetchall()
 
 
 def states(conn: Conn, batches: Sequence[str]) -> dict[str, str]:

@@ -5,8 +5,10 @@
 
 import os
 import re
-from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, LiteralString, TypeVar
 from urllib.parse import quote, unquote
 
 import psycopg
@@ -16,12 +18,15 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.errors import _WaitTimeout
 from psycopg.pq import Conninfo
 from psycopg.rows import DictRow, dict_row
+from psycopg.types.json import Jsonb
 from psycopg_pool import ConnectionPool
 
+from core.crash import crashpoint
+from core.db.moments import CONTEXT
 from core.errors import BadSettings
-from core.moments import CONTEXT
 
 Conn = Connection[DictRow]
+Row = Mapping[str, Any]  # Any: a value as Postgres has it
 RV = TypeVar("RV")
 
 POOL_TIMEOUT_S = 10.0  # a pool without a free connection this long is an error of the server's
@@ -155,6 +160,24 @@ def connect_once(url: str) -> Conn:
     Raises psycopg.OperationalError, and BadSettings for a malformed URL.
     """
     return WatchedConnection.connect(conninfo(url), **OPTIONS)
+
+
+@contextmanager
+def transaction(pool: "ConnectionPool[Conn]") -> Iterator[Conn]:
+    """Lend a connection inside one transaction."""
+    with pool.connection() as conn, conn.transaction():
+        yield conn
+        crashpoint("before_commit")
+
+
+def sql(name: str) -> LiteralString:
+    """Read a statement of `core/db/sql/`; these files are part of the program, so literals."""
+    return (Path(__file__).parent / "sql" / f"{name}.sql").read_text()
+
+
+def jsonb(value: object) -> Jsonb | None:
+    """Wrap a JSON value for a jsonb column; None stays NULL."""
+    return None if value is None else Jsonb(value)
 
 
 def connect_to_migrate(url: str) -> "Connection[Any]":  # Any: rows as SQLAlchemy wants them

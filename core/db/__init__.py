@@ -1,0 +1,25 @@
+"""Postgres: every statement of the service, one small function each, in the module of its subject.
+
+Each takes a connection first: an autocommitting one makes the statement a transaction of its own.
+The long statements stand in `sql/`.
+"""
+
+from core.db import batches, completion, dead_letters, idempotency, outbox, slots, sweep
+from core.db.connection import Conn, Row, connect, connect_once, jsonb, sql, transaction
+
+__all__ = [
+    "Conn",
+    "Row",
+    "batches",
+    "completion",
+    "connect",
+    "connect_once",
+    "dead_letters",
+    "idempotency",
+    "jsonb",
+    "outbox",
+    "slots",
+    "sql",
+    "sweep",
+    "transaction",
+]

@@ -1,0 +1,150 @@
+"""Batches: their rows, their registration, their deadline and their end."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import LiteralString
+
+from psycopg.rows import DictRow
+
+from core.db.connection import Conn, Row, sql
+from core.model import Submission
+from core.states import BatchStatus, OnDeadline
+from core.tracker import Tracker
+
+FURTHEST_DEADLINE = timedelta(days=10 * 366 + 1)  # `deadline_s` is ten years at most
+REGISTER = sql("register")
+OVERDUE = sql("overdue")
+
+
+@dataclass(frozen=True)
+class Overdue:
+    """A batch whose deadline has passed, what it wants then, and how long it has waited."""
+
+    tracker: Tracker
+    on_deadline: OnDeadline
+    waited_s: float
+
+
+def hold_registration_lock(conn: Conn, batch_id: str) -> None:
+    """Keep others from registering this batch, or parking for it, until the transaction ends."""
+    conn.execute("SELECT pg_advisory_xact_lock(hashtextextended('register/' || %s, 0))", [batch_id])
+
+
+def share_registration_lock(conn: Conn, batch_id: str) -> None:
+    """Keep this batch from being registered until the transaction ends."""
+    conn.execute(
+        "SELECT pg_advisory_xact_lock_shared(hashtextextended('register/' || %s, 0))", [batch_id]
+    )
+
+
+def tracker(conn: Conn, batch_id: str, *, lock: bool = False) -> Tracker | None:
+    """Read a batch; None when it is not registered. `lock` keeps its row until the end."""
+    return trackers(conn, [batch_id], lock=lock).get(batch_id)
+
+
+def trackers(conn: Conn, batches: Sequence[str], *, lock: bool = False) -> dict[str, Tracker]:
+    """Read some batches; those that are not registered are left out."""
+    query: LiteralString = (
+        "SELECT batch_id, status, class_id, org_id, user_id, course_code, correlation_id,"
+        " expected_count, available_slots, essay_ids_sha256, completed_at, manifest_sha256,"
+        " student_prompt_ref, metadata"
+        " FROM batch_essay_trackers WHERE batch_id = ANY(%s) ORDER BY batch_id"
+    )
+    rows = conn.execute(query + " FOR UPDATE" if lock else query, [list(batches)])
+    return {
+        row["batch_id"]: Tracker(**{**row, "status": BatchStatus(row["status"])}) for row in rows
+    }
+
+
+def register(conn: Conn, batch: Row, essay_ids: Sequence[str]) -> tuple[int, int, list[Submission]]:
+    """Write tracker and slots, and give the first slots to what waited.
+
+    Returns the open slots left, the contents that were assigned, and what is over.
+    """
+    slots = {"essay_ids": "\n".join(essay_ids), "expected_count": len(essay_ids)}
+    row = conn.execute(REGISTER, {**batch, **slots}).fetchone()
+    assert row is not None
+    over = [Submission(**submission) for submission in row["over"]]
+    return row["available_slots"], row["pending_assigned"], over
+
+
+def close_open_slots(conn: Conn, batch_id: str) -> None:
+    """Mark every essay of a cancelled batch. Before the tracker, in the order of the hot path."""
+    conn.execute(
+        "UPDATE essay_states SET current_status = 'cancelled' WHERE batch_id = %s", [batch_id]
+    )
+
+
+def cancel(conn: Conn, batch_id: str, reason: str, sources: Sequence[BatchStatus]) -> bool:
+    """Mark the tracker as cancelled; False when its state does not allow it."""
+    row = conn.execute(
+        "UPDATE batch_essay_trackers SET status = 'cancelled', available_slots = 0,"
+        " closed_at = now(), closed_reason = %s WHERE batch_id = %s AND status = ANY(%s)"
+        " RETURNING batch_id",
+        [reason, batch_id, list(sources)],
+    ).fetchone()
+    return row is not None
+
+
+def bring_deadline_near(conn: Conn, batch_id: str) -> bool:
+    """Give a batch whose deadline never comes the usual one, a day from now."""
+    return (
+        conn.execute(
+            "UPDATE batch_essay_trackers SET deadline_at = now() + interval '1 day'"
+            " WHERE batch_id = %s AND deadline_at > now() + %s AND status IN"
+            " ('awaiting_content_validation', 'awaiting_student_validation')",
+            [batch_id, FURTHEST_DEADLINE],
+        ).rowcount
+        > 0
+    )
+
+
+def overdue(conn: Conn, batch_id: str) -> Overdue | None:
+    """Lock and read a batch whose deadline has passed, in the database's clock; else None.
+
+    A batch that awaits contents and whose slots are wrong can never be sealed: it fails, full or
+    not, whatever it wanted.
+    """
+    row = conn.execute(OVERDUE, {"batch_id": batch_id}).fetchone()
+    found = tracker(conn, batch_id) if row else None
+    if row is None or found is None:
+        return None
+    return Overdue(found, OnDeadline(row["on_deadline"]), row["waited_s"])
+
+
+def fail_open_slots(conn: Conn, batch_id: str) -> list[str]:
+    """Mark the slots that nothing came for as failed; return their essay ids, in order."""
+    rows = conn.execute(
+        "UPDATE essay_states SET current_status = 'content_ingestion_failed'"
+        " WHERE batch_id = %s AND current_status = 'awaiting_content' RETURNING essay_id",
+        [batch_id],
+    )
+    return sorted(row["essay_id"] for row in rows)
+
+
+def time_out(conn: Conn, batch_id: str) -> None:
+    """Close a batch whose deadline has passed."""
+    conn.execute(
+        "UPDATE batch_essay_trackers SET status = 'timed_out', available_slots = 0,"
+        " closed_at = now(), closed_reason = 'deadline' WHERE batch_id = %s",
+        [batch_id],
+    )
+
+
+def fill_up(conn: Conn, batch_id: str) -> None:
+    """Count the slots that were failed at the deadline as accounted for."""
+    conn.execute(
+        "UPDATE batch_essay_trackers SET available_slots = 0, full_at = now() WHERE batch_id = %s",
+        [batch_id],
+    )
+
+
+def facts(conn: Conn, batch_id: str) -> Row:
+    """Read the accounts of one batch; empty when it is not registered."""
+    return conn.execute(sql("facts"), {"batch_id": batch_id}).fetchone() or {}
+
+
+def timeline(conn: Conn, batch_id: str) -> list[DictRow]:
+    """Read what happened to a batch, in order."""
+    return conn.execute(sql("timeline"), {"batch_id": batch_id}).fetchall()

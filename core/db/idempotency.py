@@ -1,0 +1,44 @@
+"""Idempotency keys: the outcome of each event, written with its effect."""
+
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from psycopg.types.json import Jsonb
+
+from core.db.connection import Conn, Row
+from core.messages import Idempotency
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What an idempotency key guards, and whether its batch still waits to be announced."""
+
+    task: str
+    fingerprint: bytes
+    outcome: dict[str, Any]  # Any: JSON
+    full: bool
+
+
+def stored_outcome(conn: Conn, key: UUID) -> Stored | None:
+    """Look up what this event led to when it was seen first."""
+    row = conn.execute(
+        """
+        SELECT k.task, k.fingerprint, k.outcome,
+               coalesce(t.available_slots = 0 AND t.completed_at IS NULL
+                        AND t.closed_at IS NULL, false) AS full
+        FROM idempotency_keys k LEFT JOIN batch_essay_trackers t USING (batch_id)
+        WHERE k.key = %s
+        """,
+        [key],
+    ).fetchone()
+    return Stored(**row) if row else None
+
+
+def write_key(conn: Conn, idem: Idempotency, batch_id: str, outcome: Row) -> None:
+    """Write the key with its outcome; raises UniqueViolation when another delivery was faster."""
+    conn.execute(
+        "INSERT INTO idempotency_keys (key, task, fingerprint, outcome, batch_id)"
+        " VALUES (%s, %s, %s, %s, %s)",
+        [idem.key, idem.task, idem.fingerprint, Jsonb(outcome), batch_id],
+    )

@@ -1,0 +1,126 @@
+"""The outbox: events, written with what they tell and numbered in each batch."""
+
+from collections.abc import Sequence
+from operator import itemgetter
+
+from psycopg.rows import DictRow
+from psycopg.types.json import Jsonb
+
+from core.db import slots
+from core.db.connection import Conn, Row, sql
+from core.events import Outgoing, outgoing_id
+from core.states import EssayStatus
+from core.tracing import traceparent
+
+POST = f"WITH told AS ({sql('number_events')}) {sql('post')}"
+TAKE_UNPUBLISHED = sql("take_unpublished")
+POST_AGAIN = sql("post_again")
+
+
+def missing_events(conn: Conn, batches: Sequence[str]) -> list[DictRow]:
+    """Tell which of these batches are sealed, or ready, without the event that says so."""
+    return conn.execute(
+        """
+        SELECT batch_id, coalesce(ready_at, completed_at) AS since, types FROM (
+            SELECT t.batch_id, t.completed_at, t.ready_at, array_remove(ARRAY[
+                CASE WHEN t.completed_at IS NOT NULL AND NOT EXISTS (
+                    SELECT FROM event_outbox o WHERE o.batch_id = t.batch_id
+                    AND o.type = 'BatchContentProvisioningCompleted')
+                THEN 'BatchContentProvisioningCompleted' END,
+                CASE WHEN t.ready_at IS NOT NULL AND NOT EXISTS (
+                    SELECT FROM event_outbox o WHERE o.batch_id = t.batch_id
+                    AND o.type = 'BatchEssaysReady')
+                THEN 'BatchEssaysReady' END], NULL) AS types
+            FROM batch_essay_trackers t
+            WHERE t.batch_id = ANY(%s) AND t.completed_at IS NOT NULL
+        ) told WHERE types <> '{}' ORDER BY batch_id
+        """,
+        [list(batches)],
+    ).fetchall()
+
+
+def post_slot_events(conn: Conn, batch_id: str) -> None:
+    """Post `EssaySlotAssigned` for every content that a batch has already."""
+    told = ("batch_id", "essay_id", "text_storage_id", "file_upload_id", "original_file_name")
+    essays = slots.essays_in(conn, batch_id, EssayStatus.READY_FOR_PROCESSING)
+    post(
+        conn,
+        batch_id,
+        [
+            Outgoing(
+                "EssaySlotAssigned",
+                {name: {**essay, "batch_id": batch_id}[name] for name in told},
+                generation=essay["text_storage_id"],
+            )
+            for essay in essays
+        ],
+    )
+
+
+def post(conn: Conn, batch_id: str, events: Sequence[Outgoing]) -> None:
+    """Write events to the outbox, numbered after the batch's earlier ones."""
+    posted = conn.execute(
+        POST,
+        {
+            "batch_id": batch_id,
+            "events": Jsonb(numbered(batch_id, events)),
+            "traceparent": traceparent.get(),
+        },
+    )
+    assert posted.rowcount, f"batch {batch_id} has an event but is not registered"
+
+
+def post_again(conn: Conn, batch_id: str, events: Sequence[Outgoing]) -> None:
+    """Write events that the outbox lacks, with the ids, and the numbers, that they had."""
+    conn.execute(POST_AGAIN, {"batch_id": batch_id, "events": Jsonb(numbered(batch_id, events))})
+
+
+def numbered(batch_id: str, events: Sequence[Outgoing]) -> list[Row]:
+    return [
+        {
+            "n": n,
+            "id": str(outgoing_id(batch_id, event.type, event.generation)),
+            "type": event.type,
+            "generation": event.generation,
+            "data": event.data,
+        }
+        for n, event in enumerate(events, start=1)
+    ]
+
+
+def was_posted(conn: Conn, batch_id: str, event_type: str) -> bool:
+    """Tell whether the outbox has an event of this type."""
+    row = conn.execute(
+        "SELECT FROM event_outbox WHERE batch_id = %s AND type = %s LIMIT 1", [batch_id, event_type]
+    ).fetchone()
+    return row is not None
+
+
+def take_unpublished(conn: Conn, batches: Sequence[str], limit: int) -> list[DictRow]:
+    """Note the next events of some batches as published; return them, in the order of each.
+
+    They are so by commit. Others who relay one of these batches wait until then, so events leave in
+    their order.
+    """
+    rows = conn.execute(TAKE_UNPUBLISHED, {"batches": list(batches), "limit": limit})
+    return sorted(rows, key=itemgetter("sequence"))
+
+
+def untake(conn: Conn, events: Sequence[Row], error: str) -> None:
+    """Note that the first of these events could not be handed to the broker, so none was."""
+    ids = [event["id"] for event in events]
+    conn.execute(
+        "UPDATE event_outbox SET published_at = NULL, attempts = attempts - (id <> %(first)s)::int,"
+        " last_error = CASE WHEN id = %(first)s THEN %(error)s END WHERE id = ANY(%(ids)s)",
+        {"first": ids[0], "ids": ids, "error": error[:1000]},
+    )
+
+
+def batches_with_unpublished(conn: Conn, limit: int) -> list[str]:
+    """List batches that have undelivered events; a batch whose events fail comes last."""
+    rows = conn.execute(
+        "SELECT batch_id FROM event_outbox WHERE published_at IS NULL"
+        " GROUP BY batch_id ORDER BY max(attempts), min(created_at) LIMIT %s",
+        [limit],
+    )
+    return [row["batch_id"] for row in rows]

@@ -1,0 +1,277 @@
+"""What the rules of the sweep read, and what its repairs write."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import LiteralString, cast
+
+from psycopg import Rollback
+from psycopg.rows import DictRow
+
+from core.db.connection import Conn, sql
+from core.states import BatchStatus
+
+HOPELESS = 2  # repairs in a row that did not help
+RETRY_AFTER = timedelta(seconds=5)  # doubled with each failure from the second on
+RETRY_AT_LATEST = timedelta(minutes=5)
+TRUE_STATUS = sql("true_status")
+RESTORE_STATUS = f"{TRUE_STATUS} {sql('restore_status')}"
+RECOUNT = sql("recount")
+
+
+@dataclass(frozen=True)
+class Unmended:
+    """What the sweep could not mend: how often it tried, with which error, since when.
+
+    `waits`: it is not tried again just now.
+    """
+
+    failures: int
+    last_error: str | None
+    since: datetime
+    tried_at: datetime | None
+    retry_at: datetime | None
+    waits: bool
+
+    @property
+    def hopeless(self) -> bool:
+        """The repair did not help twice in a row."""
+        return self.failures >= HOPELESS
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The session that holds the lock of the sweep; what this role may not see is None."""
+
+    pid: int
+    application_name: str | None
+    state: str | None
+    since: datetime | None
+    sweeping: bool
+
+    def __str__(self) -> str:
+        """Describe it for a person."""
+        since = f" since {self.since:%Y-%m-%d %H:%M:%S} UTC" if self.since else ""
+        name = self.application_name or "without a name"
+        return f"pid {self.pid}, {name}, {self.state or 'state unknown'}{since}"
+
+
+def try_sweep_lock(conn: Conn) -> bool:
+    """Take the lock of the sweep for this session; False when another one has it.
+
+    The session is renamed meanwhile, so that a sweep at work differs from a lock left behind.
+    """
+    row = conn.execute("SELECT pg_try_advisory_lock(hashtextextended('sweep', 0)) AS ours")
+    ours = bool((row.fetchone() or {})["ours"])
+    if ours:
+        conn.execute(
+            "SELECT set_config('application_name',"
+            " left(current_setting('application_name'), 57) || ' sweep', false)"
+        )
+    return ours
+
+
+def free_sweep_lock(conn: Conn) -> None:
+    """Give the lock of the sweep back."""
+    conn.execute("SELECT pg_advisory_unlock(hashtextextended('sweep', 0))")
+    conn.execute("RESET application_name")
+
+
+def sweep_holder(conn: Conn) -> Holder | None:
+    """Find the session that holds the lock of the sweep."""
+    row = conn.execute(
+        """
+        SELECT l.pid, a.application_name, a.state, a.state_change AS since,
+               coalesce(a.application_name LIKE '%% sweep'
+                        AND a.state_change > now() - interval '1 minute', false) AS sweeping
+        FROM pg_locks l LEFT JOIN pg_stat_activity a USING (pid)
+        WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+          AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+          AND (l.classid::bigint << 32) | l.objid::bigint = hashtextextended('sweep', 0)
+        LIMIT 1
+        """
+    ).fetchone()
+    return Holder(**row) if row else None
+
+
+def open_batches(conn: Conn, after: str, limit: int) -> list[tuple[str, int]]:
+    """Page through batches that await contents, by id: each with its count of open slots."""
+    rows = conn.execute(
+        "SELECT batch_id, available_slots FROM batch_essay_trackers"
+        " WHERE status = 'awaiting_content_validation' AND batch_id > %s"
+        " ORDER BY batch_id LIMIT %s",
+        [after, limit],
+    )
+    return [(row["batch_id"], row["available_slots"]) for row in rows]
+
+
+def page_to_count(conn: Conn, after: str, batches: int, slots: int) -> list[str]:
+    """Page through batches that await contents, by id, for a look at their slots.
+
+    At most so many, and no more than have so many slots together, but one at least.
+    """
+    rows = conn.execute(
+        """
+        WITH page AS (
+            SELECT batch_id, expected_count FROM batch_essay_trackers
+            WHERE status = 'awaiting_content_validation' AND batch_id > %(after)s
+            ORDER BY batch_id LIMIT %(batches)s
+        ), chosen AS (
+            SELECT batch_id, sum(expected_count) OVER (ORDER BY batch_id) - expected_count AS before
+            FROM page
+        )
+        SELECT batch_id FROM chosen WHERE before <= %(slots)s ORDER BY batch_id
+        """,
+        {"after": after, "batches": batches, "slots": slots},
+    )
+    return [row["batch_id"] for row in rows]
+
+
+def page_of_all(conn: Conn, after: str, limit: int) -> list[str]:
+    """Page through all batches, by id."""
+    rows = conn.execute(
+        "SELECT batch_id FROM batch_essay_trackers WHERE batch_id > %s ORDER BY batch_id LIMIT %s",
+        [after, limit],
+    )
+    return [row["batch_id"] for row in rows]
+
+
+def contradicted(conn: Conn, limit: int) -> list[str]:
+    """List batches whose status contradicts their row, by the index that holds only these."""
+    rows = conn.execute(
+        """
+        SELECT batch_id FROM batch_essay_trackers
+        WHERE completed_at IS NOT NULL AND status = 'awaiting_content_validation'
+           OR (closed_at IS NOT NULL) <> (status IN ('timed_out', 'cancelled'))
+           OR (completed_at IS NULL) <> (manifest_sha256 IS NULL)
+           OR status = 'awaiting_student_validation' AND class_id IS NULL
+        ORDER BY batch_id LIMIT %s
+        """,
+        [limit],
+    )
+    return [row["batch_id"] for row in rows]
+
+
+def wrong_statuses(conn: Conn, batches: Sequence[str]) -> list[DictRow]:
+    """Tell which of these batches have a status that cannot be theirs, and the true one."""
+    query: LiteralString = (
+        " SELECT batch_id, status, true_status, available_slots FROM wrong ORDER BY batch_id"
+    )
+    return conn.execute(TRUE_STATUS + query, {"batches": list(batches)}).fetchall()
+
+
+def restore_status(conn: Conn, batch_id: str) -> BatchStatus | None:
+    """Give a batch the status that its events, its seal and its moments say; None: it has it.
+
+    Locked first, and judged in a second statement, which sees what others have just committed.
+    """
+    conn.execute("SELECT FROM batch_essay_trackers WHERE batch_id = %s FOR UPDATE", [batch_id])
+    row = conn.execute(RESTORE_STATUS, {"batches": [batch_id]}).fetchone()
+    return BatchStatus(row["status"]) if row else None
+
+
+def reopen_cancelled_slots(conn: Conn, batch_id: str) -> bool:
+    """Undo slots that were cancelled by hand in an open batch; False when there is none.
+
+    Slots before tracker, as always. A cancellation at the same time has both or none of its parts
+    committed, so the second look, which sees it, undoes the first statement.
+    """
+    reopened = conn.execute(
+        """
+        UPDATE essay_states e
+        SET current_status = CASE
+            WHEN e.text_storage_id IS NOT NULL THEN 'ready_for_processing'
+            WHEN e.validation_error_code IS NOT NULL OR t.completed_at IS NOT NULL
+            THEN 'content_ingestion_failed' ELSE 'awaiting_content' END
+        FROM batch_essay_trackers t
+        WHERE t.batch_id = %s AND e.batch_id = t.batch_id AND e.current_status = 'cancelled'
+        """,
+        [batch_id],
+    ).rowcount
+    row = conn.execute(
+        "SELECT FROM batch_essay_trackers WHERE batch_id = %s AND closed_at IS NULL"
+        " AND status IN ('awaiting_content_validation', 'awaiting_student_validation') FOR UPDATE",
+        [batch_id],
+    ).fetchone()
+    if row is None:
+        raise Rollback
+    return reopened > 0
+
+
+def recount(conn: Conn, batch_id: str) -> bool:
+    """Set a batch's counter to what is open; False when it was right, or its slots are wrong.
+
+    A count of wrong slots says nothing: the batch would count as full, and could not be sealed.
+    The tracker is locked first, and counted in a second statement: a submission that has its slot
+    but waits for the tracker still counts as open here, and then counts itself down.
+    """
+    conn.execute("SELECT FROM batch_essay_trackers WHERE batch_id = %s FOR UPDATE", [batch_id])
+    row = conn.execute(RECOUNT, {"batch_id": batch_id}).fetchone()
+    return row is not None
+
+
+def note_repair(conn: Conn, batch_id: str, rule: str) -> None:
+    """Write down that the sweep mended something."""
+    conn.execute("INSERT INTO repairs (batch_id, rule) VALUES (%s, %s)", [batch_id, rule])
+
+
+def unmended(conn: Conn, batch_id: str | None, limit: int) -> dict[tuple[str, str], Unmended]:
+    """Read what could not be mended, of one batch or of all; the key is batch and rule."""
+    rows = conn.execute(
+        "SELECT batch_id, rule, failures, last_error, since, tried_at, retry_at,"
+        " coalesce(retry_at > now(), false) AS waits FROM unmended"
+        " WHERE %(batch_id)s::text IS NULL OR batch_id = %(batch_id)s"
+        " ORDER BY since LIMIT %(limit)s",
+        {"batch_id": batch_id, "limit": limit},
+    )
+    return {(row.pop("batch_id"), row.pop("rule")): Unmended(**row) for row in rows}
+
+
+def unmended_by(conn: Conn, rule: str, limit: int) -> list[str]:
+    """List the batches that one rule found and could not mend, the oldest first."""
+    rows = conn.execute(
+        "SELECT batch_id FROM unmended WHERE rule = %s ORDER BY since LIMIT %s", [rule, limit]
+    )
+    return [row["batch_id"] for row in rows]
+
+
+def note_failure(conn: Conn, batch_id: str, rule: str, error: str) -> int:
+    """Write down that a repair did not help; return how often by now.
+
+    From the second time on it is tried less and less often, at the latest after `RETRY_AT_LATEST`.
+    """
+    row = conn.execute(
+        """
+        INSERT INTO unmended AS u (batch_id, rule, failures, last_error, tried_at)
+        VALUES (%(batch_id)s, %(rule)s, 1, %(error)s, now())
+        ON CONFLICT (batch_id, rule) DO UPDATE
+        SET failures = u.failures + 1, last_error = %(error)s, tried_at = now(),
+            retry_at = CASE WHEN u.failures + 1 >= %(hopeless)s
+                            THEN now() + least(%(first)s * 2 ^ least(u.failures + 1, 20),
+                                               %(latest)s) END
+        RETURNING failures
+        """,
+        {
+            "batch_id": batch_id,
+            "rule": rule,
+            "error": error[:1000],
+            "hopeless": HOPELESS,
+            "first": RETRY_AFTER,
+            "latest": RETRY_AT_LATEST,
+        },
+    ).fetchone()
+    assert row is not None
+    return cast(int, row["failures"])
+
+
+def note_alarm(conn: Conn, batch_id: str, rule: str) -> None:
+    """Remember a batch that only a person can mend, so that each look at all batches shows it."""
+    conn.execute(
+        "INSERT INTO unmended (batch_id, rule) VALUES (%s, %s) ON CONFLICT DO NOTHING",
+        [batch_id, rule],
+    )
+
+
+def forget_unmended(conn: Conn, batch_id: str, rule: str) -> None:
+    """Forget what no longer breaks this rule."""
+    conn.execute("DELETE FROM unmended WHERE batch_id = %s AND rule = %s", [batch_id, rule])
