@@ -52,7 +52,7 @@ class Assignment:
         """
         claims = self._claim(messages)
         crashpoint("claimed")
-        new = {m: _slot_of(claims[m]) for m in messages if claims[m] and all(_new(claims[m]))}
+        new = {m: _slot_of(claims[m]) for m in messages if all(claim.new for claim in claims[m])}
         placed: Mapping[str, Row] = {}
         if new:
             with self.pool.connection() as conn:
@@ -69,7 +69,7 @@ class Assignment:
         ]
 
     def _claim(self, messages: Sequence[Message]) -> dict[Message, list[Claim]]:
-        """Claim for all messages at once; none where Redis knows nothing of the batch."""
+        """Claim for all messages at once."""
         claimants: dict[str, list[str]] = {}
         for message in messages:
             claimants.setdefault(message.batch_id, []).extend(message.claimants)
@@ -218,10 +218,6 @@ class Assignment:
         if stale := [claim for claim in spare if claim.essay_id not in is_open]:
             self.slots.release(batch_id, stale, still_open=False)
             self.slots.seed(batch_id, open_slots)
-
-
-def _new(claims: Sequence[Claim]) -> list[bool]:
-    return [claim.new for claim in claims]
 
 
 def _slot_of(claims: Sequence[Claim], but: Mapping[str, object] | None = None) -> dict[str, str]:

@@ -77,9 +77,10 @@ class Slots:
     def claim(self, claimants: Mapping[str, Sequence[str]]) -> dict[str, list[Claim]]:
         """Give each claimant of each batch the slot it already holds, or the next free one.
 
-        One round trip. A claim without a slot means that the free set is empty or lost; only
-        Postgres knows which. A batch that Redis does not know gets no claims. Safe to repeat; the
-        client does so by itself when a reply is lost. Raises redis.ConnectionError (retry).
+        One round trip; the claims stand in the order of their claimants. A claim without a slot
+        means that the free set is empty, or that Redis knows nothing of the batch; only Postgres
+        knows why. Safe to repeat; the client does so by itself when a reply is lost. Raises
+        redis.ConnectionError (retry).
         """
         chunks = [(batch_id, c) for batch_id, those in claimants.items() for c in _chunks(those)]
         claims: dict[str, list[Claim]] = {batch_id: [] for batch_id in claimants}
@@ -164,11 +165,11 @@ class Slots:
             pipe.execute()
 
 
-def _claims(claimants: Sequence[str], answer: Any) -> list[Claim]:  # Any: of `claim.lua`
+def _claims(claimants: Sequence[str], answer: Any) -> Iterable[Claim]:  # Any: of `claim.lua`
     if answer == -1:
-        return []
+        return (Claim(claimant, None, new=False) for claimant in claimants)
     slots, new = answer
-    return [*map(Claim, claimants, (slot or None for slot in slots), map(bool, new))]
+    return map(Claim, claimants, (slot or None for slot in slots), map(bool, new))
 
 
 def _keys(batch_id: str) -> list[str]:

@@ -119,19 +119,25 @@ def register_batch(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     return execute(self, args, kwargs, resources().lifecycle.register_batch)
 
 
-@app.task(bind=True, name="els.assign_content", typing=False, execute_batch=execute_batch)
+@app.task(
+    bind=True, name="els.assign_content", typing=False, execute_batch=staticmethod(execute_batch)
+)
 def assign_content(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     """Announce one stored text."""
     return execute(self, args, kwargs)
 
 
-@app.task(bind=True, name="els.assign_contents", typing=False, execute_batch=execute_batch)
+@app.task(
+    bind=True, name="els.assign_contents", typing=False, execute_batch=staticmethod(execute_batch)
+)
 def assign_contents(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     """Announce the stored texts of one upload."""
     return execute(self, args, kwargs)
 
 
-@app.task(bind=True, name="els.reject_content", typing=False, execute_batch=execute_batch)
+@app.task(
+    bind=True, name="els.reject_content", typing=False, execute_batch=staticmethod(execute_batch)
+)
 def reject_content(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     """Announce a file that failed validation."""
     return execute(self, args, kwargs)

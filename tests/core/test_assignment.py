@@ -356,16 +356,16 @@ def test_a_claimant_named_twice_in_one_claim_gets_one_slot_once(lifecycle, slots
 def test_a_flush_in_the_middle_of_an_uploads_claims_loses_nothing(
     lifecycle, slots, conn, batch_id, valkey, monkeypatch
 ):
-    claim, count = slots._claim, CHUNK + 1
+    ask, count = slots._pipelined, CHUNK + 1
     register(lifecycle, batch_id, count)
 
-    def flushed_after_its_first_call(**call):
-        answer = claim(**call)
+    def flushed_after_the_first_call(script, calls):
         monkeypatch.undo()
+        answers = ask(script, calls[:1])
         valkey.flushdb()
-        return answer
+        return answers + ask(script, calls[1:])
 
-    monkeypatch.setattr(slots, "_claim", flushed_after_its_first_call)
+    monkeypatch.setattr(slots, "_pipelined", flushed_after_the_first_call)
     upload(lifecycle, batch_id, texts(count))
 
     assert len(looks.placed(conn, batch_id)) == count

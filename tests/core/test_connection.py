@@ -180,8 +180,8 @@ def test_a_swallowed_connection_is_given_up_while_a_statement_waits(url, new):
 
 
 def test_a_slow_statement_is_no_silence(url, monkeypatch):
-    monkeypatch.setattr("core.connection.WatchedConnection.silent_s", 0.3)
-    monkeypatch.setattr("core.connection.WatchedConnection.again_s", 0.1)
+    monkeypatch.setattr("core.db.connection.WatchedConnection.silent_s", 0.3)
+    monkeypatch.setattr("core.db.connection.WatchedConnection.again_s", 0.1)
 
     with db.connect_once(url) as conn:
         row = conn.execute("SELECT 1 AS n FROM pg_sleep(3)").fetchone()

@@ -147,6 +147,7 @@ def test_a_sweep_that_another_session_locks_out_does_not_count_as_one(
         other.execute("SELECT pg_advisory_lock(hashtextextended('sweep', 0))")
         locked_out = app.tasks["els.sweep"].apply().get()
         noted = heartbeat.read_pulse(valkey, 0).swept_at
+        other.execute("SELECT pg_advisory_unlock_all()")  # closing frees it a moment later
     swept = app.tasks["els.sweep"].apply().get()
 
     assert (locked_out, noted) == ({}, None)

@@ -6,7 +6,7 @@ import pytest
 
 from core.metrics import counted
 from tasks.maintenance import sweep
-from tasks.outages import TRIES
+from tasks.attempts import TRIES
 from tests.core import conftest as core
 from tests.core.story import register
 from tests.factories import (

@@ -2,7 +2,7 @@
 
 import pytest
 
-from core.lifecycle import RANGE
+from core.lifecycle import SLOTS_PER_HEADER
 from core.slots import CHUNK
 from tests.core import looks
 from tests.core.story import texts
@@ -131,7 +131,7 @@ def test_every_message_twice_gives_the_same_values_and_events(send, conn, batch_
 
 
 def test_a_batch_of_many_ranges_is_sealed_and_announced(send, conn, batch_id):
-    count = 2 * RANGE + 200
+    count = 2 * SLOTS_PER_HEADER + 200
     send(REGISTER, registration(batch_id, count))
 
     value = send(UPLOAD, contents(batch_id, texts(count)))
