@@ -17,7 +17,7 @@ from core import ledger, slots
 from core.connection import conninfo, parameters
 from core.errors import BadSettings
 from migrations import current, head, upgrade
-from ops.embedded import Postgres, free_port
+from ops.stack.embedded import Postgres, free_port
 from tests.core.swallowing import Swallowing
 from tests.factories import new_batch
 

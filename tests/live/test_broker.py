@@ -20,7 +20,7 @@ from kombu.transport import redis as stock_redis
 
 from core import ledger
 from core.ledger import DeadLetter
-from ops.embedded import leashed
+from ops.stack.embedded import leashed
 from tasks import broker
 from tests.live.conftest import until
 

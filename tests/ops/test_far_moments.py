@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from core import ledger
 from core.ledger import DeadLetter
 from core.sweep import RepairContext, sweep
-from ops.cli import app
+from ops.cli.main import app
 from tests import factories as make
 from tests.core import looks, story
 from tests.ops.served import Served, own_database, own_redis

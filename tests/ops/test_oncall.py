@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from core import desk, ledger
 from core.heartbeat import read_pulse
 from core.outbox import relay
-from ops.cli import app
+from ops.cli.main import app
 from ops.client import Sender, outcomes
 from tests import factories as make
 from tests.core import looks, story

@@ -12,7 +12,7 @@ from core import desk, ledger, logs
 from core.explain import Explanation, explain
 from core.ledger import Conn
 from core.slots import Slots, connect
-from ops.output import (
+from ops.cli.output import (
     AsJson,
     Home,
     Yes,
@@ -26,8 +26,8 @@ from ops.output import (
     to_read,
     utc,
 )
-from ops.signs import read_signs, with_own_probe
-from ops.target import BROKER, POSTGRES, REDIS, endpoints
+from ops.cli.target import BROKER, POSTGRES, REDIS, endpoints
+from ops.heartbeat import read_signs, with_own_probe
 
 PURGE_CHUNK = 50  # batches deleted by one transaction
 dead_letters = typer.Typer(help="Messages that could not be carried out.", no_args_is_help=True)

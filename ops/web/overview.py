@@ -18,8 +18,8 @@ from core.ledger import Conn, Row
 from core.settings import Settings
 from core.slots import Slots, connect_once
 from core.sweep import PAGE, RULES, CheckContext, Finding, Rule, Shared
-from ops.signs import read_signs
-from ops.survey import findings
+from ops.heartbeat import read_signs
+from ops.web.survey import findings
 
 ASSIGNED = 'els_content_assignment_total{outcome="assigned"}'
 PATIENCE_S = 3

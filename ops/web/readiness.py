@@ -15,8 +15,8 @@ from core.requirements import (
     check_redis,
 )
 from core.slots import connect_once
-from ops.overview import Sources
-from ops.survey import UNANSWERED
+from ops.web.overview import Sources
+from ops.web.survey import UNANSWERED
 
 
 class Readiness:
