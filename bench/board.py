@@ -19,7 +19,7 @@ from pathlib import Path
 import psycopg
 
 from migrations import upgrade
-from ops.embedded import Postgres, Valkey, free_port
+from ops.stack.embedded import Postgres, Valkey, free_port
 
 SLOTS = 25
 REPEATS = 30
@@ -149,7 +149,7 @@ def serving(database_url: str, redis_url: str) -> Iterator[tuple[str, int]]:
         "ELS_OPS_PORT": str(port),
     }
     process = subprocess.Popen(
-        [sys.executable, "-m", "ops.cli", "ops"], env=environ, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "ops", "ops"], env=environ, stderr=subprocess.DEVNULL
     )
     url = f"http://127.0.0.1:{port}"
     try:

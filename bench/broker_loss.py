@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 import redis
 from celery import Celery, current_app
 
-from ops.embedded import Valkey, free_port
+from ops.stack.embedded import Valkey, free_port
 
 QUEUE = "broker-loss"
 DONE = "done"  # list of "number time"

@@ -23,8 +23,8 @@ from timeit import timeit
 from core import db, metrics
 from core.slots import Slots, connect
 from migrations import upgrade
-from ops.embedded import Postgres, Server, Valkey, free_port
-from ops.survey import FRESH_S, SHARE
+from ops.stack.embedded import Postgres, Server, Valkey, free_port
+from ops.web.survey import FRESH_S, SHARE
 
 LOOKS = 10
 SCRAPES = 2_000

@@ -32,8 +32,8 @@ from core.settings import Settings
 from core.slots import Slots, connect
 from migrations import upgrade
 from migrations.schema import metadata
-from ops.embedded import leashed
-from ops.stack import Stack, procfile
+from ops.stack.embedded import leashed
+from ops.stack.supervisor import Stack, procfile
 
 PATIENCE_S = 120  # for any drain; then something is broken
 START_S = 60

@@ -22,7 +22,7 @@ from core.settings import Settings
 from core.slots import Slots, connect
 from core.sweep import RULES, CheckContext, sweep
 from migrations import upgrade
-from ops.embedded import Postgres, Valkey, free_port
+from ops.stack.embedded import Postgres, Valkey, free_port
 
 BATCHES = """
     INSERT INTO batch_essay_trackers (batch_id, status, user_id, course_code, correlation_id,

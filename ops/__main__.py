@@ -6,14 +6,14 @@ import sys
 def main() -> int:
     """Run `els`; return its exit status."""
     if sys.argv[1:2] == ["health"]:
-        from ops import health
+        from ops.cli import health
 
         return health.main(sys.argv[2:])
     if sys.argv[1:2] in (["worker"], ["beat"]):
-        from ops import celery_command
+        from ops.stack import celery_command
 
         celery_command.main(sys.argv[1], sys.argv[2:])
-    from ops import cli
+    from ops.cli import main as cli
 
     return cli.main()
 

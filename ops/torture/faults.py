@@ -13,8 +13,8 @@ import redis
 from core.crash import POINTS
 from core.errors import StackError
 from core.heartbeat import read_pulse
-from ops.embedded import until
-from ops.proxy import BOTH, REPLIES, REQUESTS
+from ops.stack.embedded import until
+from ops.stack.proxy import BOTH, REPLIES, REQUESTS
 from ops.torture import refusals
 from ops.torture.stage import Stage, end
 

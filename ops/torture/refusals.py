@@ -18,7 +18,7 @@ from psycopg.rows import DictRow, dict_row
 
 from core.db.connection import Conn
 from core.errors import StackError
-from ops.embedded import LOOPBACK, free_port, until
+from ops.stack.embedded import LOOPBACK, free_port, until
 
 TABLES = (  # that the service writes
     "batch_essay_trackers",

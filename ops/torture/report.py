@@ -9,8 +9,8 @@ from rich.console import Console
 
 from core.explain import Explanation
 from core.invariants import Invariant
-from ops.demo import show_invariants
-from ops.operations import show_explanation
+from ops.cli.operations import show_explanation
+from ops.demo.play import show_invariants
 
 RECOVERY_S = 30  # how soon after a fault's end a new batch must be ready
 

@@ -23,10 +23,10 @@ from core.settings import Settings
 from core.slots import CLAIM_LEASE, Slots, connect
 from migrations import upgrade
 from ops.client import Sender
-from ops.demo import CONSUMER
-from ops.embedded import Valkey, free_port, make_home, until
-from ops.signs import read_signs
-from ops.stack import Child, Stack
+from ops.demo.play import CONSUMER
+from ops.heartbeat import read_signs
+from ops.stack.embedded import Valkey, free_port, make_home, until
+from ops.stack.supervisor import Child, Stack
 from ops.torture.faults import Fault, NoTicks, chosen
 from ops.torture.load import AWAITS_STUDENTS, FINAL, Load, statuses
 from ops.torture.report import Report
@@ -35,7 +35,7 @@ from ops.torture.stage import ENVIRON, WAL_MB, SmallDisk, Stage, beat
 # How long the service may take to mend everything after the last fault: a claim may run out first.
 QUIET_S = CLAIM_LEASE.total_seconds() + 60
 PROBE_S = 120  # how long a probe is waited for; long before that it counts as late
-LISTENER = CONSUMER.replace("examples.consumer", "ops.event_consumer")
+LISTENER = CONSUMER.replace("examples.consumer", "ops.demo.event_consumer")
 EXPLAINED = 5  # broken batches that are explained
 LONGEST_FAULT_S, SHORTEST_FAULT_S = 75.0, 3.0
 

@@ -20,9 +20,9 @@ from redis.retry import Retry
 from core import db
 from core.db.connection import Conn
 from core.errors import StackError
-from ops.embedded import Valkey, leashed, until
-from ops.proxy import Proxy
-from ops.stack import Stack
+from ops.stack.embedded import Valkey, leashed, until
+from ops.stack.proxy import Proxy
+from ops.stack.supervisor import Stack
 
 WORKERS = [["--pool", "solo"], ["--pool", "solo"], ["--pool", "prefork", "--concurrency", "2"]]
 WORKER = [sys.executable, "-m", "celery", "-q", "-A", "tasks.app", "worker"]

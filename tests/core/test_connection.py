@@ -17,7 +17,7 @@ from core import db, slots
 from core.db.connection import conninfo, parameters
 from core.errors import BadSettings
 from migrations import current, head, upgrade
-from ops.embedded import Postgres, free_port
+from ops.stack.embedded import Postgres, free_port
 from tests.core.swallowing import Swallowing
 from tests.factories import new_batch
 

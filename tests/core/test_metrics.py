@@ -10,7 +10,7 @@ from redis.exceptions import ConnectionError as LostConnection
 from core import metrics
 from core.metrics import HASH, Pusher
 from core.slots import connect
-from ops.proxy import Proxy
+from ops.stack.proxy import Proxy
 
 REPAIRED = 'els_sweep_repairs_total{rule="a_rule"}'
 

@@ -13,7 +13,7 @@ from core import db, requirements
 from core.requirements import check_postgres, check_redis, check_servers, missing_for_work
 from core.settings import Settings
 from migrations import head, upgrade
-from ops.embedded import Valkey, free_port
+from ops.stack.embedded import Valkey, free_port
 from tests.factories import new_batch
 
 

@@ -15,7 +15,7 @@ from celery import Celery
 
 from core.invariants import check_ledger, check_slots
 from core.slots import Slots
-from ops.embedded import leashed
+from ops.stack.embedded import leashed
 from tests.core import looks
 
 

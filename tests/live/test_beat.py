@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from core import heartbeat
-from ops.embedded import Valkey, free_port
+from ops.stack.embedded import Valkey, free_port
 from tests.live.conftest import until
 
 HOUR_S = 3600

@@ -20,7 +20,7 @@ from kombu.transport import redis as stock_redis
 
 from core import db
 from core.db.dead_letters import DeadLetter
-from ops.embedded import leashed
+from ops.stack.embedded import leashed
 from tasks import broker
 from tests.live.conftest import until
 

@@ -13,7 +13,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from core import alive
-from ops.embedded import Valkey, free_port
+from ops.stack.embedded import Valkey, free_port
 from tasks.refusals import Refusals
 from tests import factories as make
 from tests.live.conftest import until

@@ -15,8 +15,8 @@ import pytest
 import redis
 
 from core.errors import StackError
-from ops import embedded
-from ops.embedded import (
+from ops.stack import embedded
+from ops.stack.embedded import (
     POSTGRES_BIN,
     Postgres,
     Server,

@@ -20,8 +20,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from migrations import upgrade
-from ops.embedded import Valkey, free_port
-from ops.proxy import Proxy
+from ops.stack.embedded import Valkey, free_port
+from ops.stack.proxy import Proxy
 from ops.torture import refusals
 from tests import factories as make
 from tests.live.conftest import Workers, until

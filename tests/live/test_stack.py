@@ -23,8 +23,8 @@ import redis
 
 from core.errors import StackError
 from core.settings import Settings
-from ops.embedded import free_port, until
-from ops.stack import Endpoints, Stack, running
+from ops.stack.embedded import free_port, until
+from ops.stack.supervisor import Endpoints, Stack, running
 
 PATIENCE_S = 20
 SUPERVISOR = """
@@ -32,7 +32,7 @@ import signal
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as in a terminal, whatever runs the tests
 import json, os, sys, time
 from core.settings import Settings
-from ops.stack import Stack
+from ops.stack.supervisor import Stack
 
 processes, migration_s = json.loads(os.environ["PROCESSES"]), float(sys.argv[1])
 echo = lambda line: print(line, flush=True)
@@ -467,7 +467,7 @@ def python_for(uid: int) -> str:
     environ = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     system = shutil.which(f"python3.{sys.version_info.minor}", path="/usr/bin:/usr/local/bin")
     for python in filter(None, [sys.executable, system]):
-        probe = [python, "-c", "import ops.stack"]
+        probe = [python, "-c", "import ops.stack.supervisor"]
         ids = {"user": uid, "group": uid, "extra_groups": []}
         try:
             if subprocess.run(probe, env=environ, cwd="/", **ids, check=False).returncode == 0:

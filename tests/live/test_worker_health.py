@@ -12,7 +12,7 @@ import redis
 
 from core import db
 from migrations import upgrade
-from ops.embedded import Valkey, free_port
+from ops.stack.embedded import Valkey, free_port
 from tests import factories as make
 from tests.live.conftest import until
 

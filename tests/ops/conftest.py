@@ -14,8 +14,8 @@ from uuid import uuid4
 
 import pytest
 
-from ops.embedded import free_port, leashed
-from ops.stack import running
+from ops.stack.embedded import free_port, leashed
+from ops.stack.supervisor import running
 from tests.live.conftest import until
 from tests.ops.served import Served, own_database, own_redis
 

@@ -19,8 +19,8 @@ from core.lifecycle import Lifecycle
 from core.settings import Settings
 from core.slots import Slots
 from migrations import upgrade
-from ops.embedded import free_port
-from ops.page import create_app
+from ops.stack.embedded import free_port
+from ops.web.page import create_app
 from tests.live.conftest import until
 
 REDIS_DB = 9  # the other tests flush theirs

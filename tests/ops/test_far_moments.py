@@ -10,7 +10,7 @@ from core import db
 from core.db.dead_letters import DeadLetter
 from core.repairs import RepairContext
 from core.sweep import sweep
-from ops.cli import app
+from ops.cli.main import app
 from tests import factories as make
 from tests.core import looks, story
 from tests.ops.served import Served, own_database, own_redis

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from core import db, metrics
 from core.states import BatchStatus
 from core.sweep import RULES
-from ops.embedded import Valkey, free_port
+from ops.stack.embedded import Valkey, free_port
 from tests.core import story
 from tests.factories import new_batch
 from tests.live.conftest import until

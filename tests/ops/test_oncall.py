@@ -12,10 +12,11 @@ import typer.main
 from typer.testing import CliRunner
 
 from core import db
+from core.db.dead_letters import DeadLetter
 from core.heartbeat import read_pulse
 from core.outbox import relay
 from ops import queries
-from ops.cli import app
+from ops.cli.main import app
 from ops.client import Sender, outcomes
 from tests import factories as make
 from tests.core import looks, story
@@ -182,7 +183,7 @@ def test_whatever_bears_an_id_is_found(here, conn, lifecycle, batch_id):
     body = json.dumps({**make.content(batch_id, refused), "surprise": "\0"})
     letter = db.dead_letters.add(
         conn,
-        db.dead_letters.DeadLetter("els.assign_content", f"task-{refused}", None, body, "X", "-"),
+        DeadLetter("els.assign_content", f"task-{refused}", None, body, "X", "-"),
     )
 
     (slot,) = found(here, early)
@@ -273,7 +274,7 @@ def park(conn, batch_id, task="els.cancel_batch"):
     body = json.dumps(make.cancellation(batch_id))
     task_id = f"task-{batch_id}-{task}"
     return db.dead_letters.add(
-        conn, db.dead_letters.DeadLetter(task, task_id, batch_id, body, "UNKNOWN_BATCH", "-")
+        conn, DeadLetter(task, task_id, batch_id, body, "UNKNOWN_BATCH", "-")
     )
 
 

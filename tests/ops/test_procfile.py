@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from ops.stack import procfile
+from ops.stack.supervisor import procfile
 from tests.ops.conftest import ROOT, els
 
 

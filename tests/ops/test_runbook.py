@@ -8,7 +8,7 @@ import typer.main
 
 from core.explain import PLAIN
 from core.sweep import RULES
-from ops.cli import app
+from ops.cli.main import app
 from tests.ops.conftest import ROOT
 
 RUNBOOK = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")

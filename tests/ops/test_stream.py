@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from migrations import upgrade
-from ops.embedded import Postgres, Valkey, free_port
-from ops.formatting import row_id
-from ops.stream import TICK_S
+from ops.stack.embedded import Postgres, Valkey, free_port
+from ops.web.formatting import row_id
+from ops.web.stream import TICK_S
 from tests import factories as make
 from tests.core import story
 from tests.live.conftest import until

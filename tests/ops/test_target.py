@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 
 from core.settings import Settings
-from ops.target import place
+from ops.cli.target import place
 from tests import factories as make
 from tests.ops.conftest import ROOT, els
 from tests.ops.served import own_database

@@ -10,9 +10,9 @@ from random import Random
 
 import pytest
 
-from ops.embedded import LOOPBACK
-from ops.output import out
-from ops.proxy import BOTH, REPLIES, REQUESTS, Proxy
+from ops.cli.output import out
+from ops.stack.embedded import LOOPBACK
+from ops.stack.proxy import BOTH, REPLIES, REQUESTS, Proxy
 from ops.torture import Session, show, torture
 from tests.ops.conftest import ROOT, els
 

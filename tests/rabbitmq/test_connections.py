@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 from kombu.exceptions import OperationalError
 
-from ops.proxy import Proxy
+from ops.stack.proxy import Proxy
 from tasks.worker.amqp import CONFIRM_S, OPTIONS
 from tests import factories as make
 from tests.live.conftest import until

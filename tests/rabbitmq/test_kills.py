@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from migrations import upgrade
-from ops.embedded import Postgres, Valkey, free_port
+from ops.stack.embedded import Postgres, Valkey, free_port
 from tests import factories as make
 from tests.live.conftest import until
 

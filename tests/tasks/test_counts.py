@@ -5,8 +5,8 @@ import threading
 import pytest
 
 from core.metrics import counted
-from tasks.maintenance import sweep
 from tasks.attempts import TRIES
+from tasks.maintenance import sweep
 from tests.core import conftest as core
 from tests.core.story import register
 from tests.factories import (

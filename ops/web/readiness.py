@@ -9,8 +9,8 @@ from core.pauses import Outage, Pause, read_pauses
 from core.probe import probe_postgres, probe_redis
 from core.requirements import REDIS_SCHEMES, Finding, Severity, check_postgres, check_redis
 from core.slots import connect_once
-from ops.overview import Sources
-from ops.survey import UNANSWERED
+from ops.web.overview import Sources
+from ops.web.survey import UNANSWERED
 
 
 class Readiness:

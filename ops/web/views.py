@@ -1,4 +1,4 @@
-"""The pages: each reads what `ops/board.py` tells, and gives it to its template."""
+"""The pages: each reads what `ops/web/board.py` tells, and gives it to its template."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from ops import board
-from ops.board import BadAddress, Query
-from ops.formatting import Render
-from ops.overview import Overview, Sources
-from ops.stream import Stream, Watch
+from ops.web import board
+from ops.web.board import BadAddress, Query
+from ops.web.formatting import Render
+from ops.web.overview import Overview, Sources
+from ops.web.stream import Stream, Watch
 
 
 class Views:

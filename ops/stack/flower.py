@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from core.errors import BadSettings
 from core.settings import Settings
-from ops.output import say
+from ops.cli.output import say
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 LOGINS = {

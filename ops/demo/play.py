@@ -34,7 +34,7 @@ from core.slots import Slots, connect
 from migrations import upgrade
 from ops import client, queries
 from ops.client import Event, Sender, Sent, common
-from ops.stack import Stack, procfile
+from ops.stack.supervisor import Stack, procfile
 
 ESSAYS = Path(examples.__file__).parent / "essays"
 SHORTEST, LONGEST = 50, 200_000  # characters of an essay that the demo's file service accepts

@@ -29,7 +29,8 @@ from honcho.printer import Message, Printer  # type: ignore[import-untyped] # ha
 from core import alive
 from core.errors import StackError
 from core.settings import Settings
-from ops.embedded import (
+from ops.cli.health import MAX_AGE_S
+from ops.stack.embedded import (
     LOOPBACK,
     Postgres,
     Server,
@@ -40,7 +41,6 @@ from ops.embedded import (
     until,
     write_private,
 )
-from ops.health import MAX_AGE_S
 
 LAST_WORDS_S = 2  # for lines that are written but not yet read; then somebody else holds the pipe
 TERM_S = 15  # what processes get to end by themselves, as a running task should
@@ -459,7 +459,7 @@ def procfile() -> dict[str, str]:
     """Read the Procfile: beside this package in a checkout, in it once installed."""
     here = Path(__file__).parent
     installed = here / "Procfile"
-    text = (installed if installed.exists() else here.parent / "Procfile").read_text()
+    text = (installed if installed.exists() else here.parent.parent / "Procfile").read_text()
     return dict(parse_procfile(text).processes)
 
 

@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from core import heartbeat, metrics
 from core.states import BatchStatus, ClassType
 from core.sweep import RULES
-from ops.survey import STUCK_LIMIT, UNANSWERED, Surveyor
+from ops.web.survey import STUCK_LIMIT, UNANSWERED, Surveyor
 
 WAITING = {
     "els_pending_contents": "Contents and rejected files that wait for their batch.",

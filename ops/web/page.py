@@ -23,15 +23,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from core import logs
 from core.errors import BadSettings
 from core.settings import Settings
-from ops.board import BadAddress
-from ops.formatting import STATIC, renderer
-from ops.metrics import Exposition
-from ops.overview import Sources
-from ops.readiness import Readiness
-from ops.silence import SILENCE, silence
-from ops.stream import Stream
-from ops.survey import Surveyor
-from ops.views import Views
+from ops.web.board import BadAddress
+from ops.web.formatting import STATIC, renderer
+from ops.web.metrics import Exposition
+from ops.web.overview import Sources
+from ops.web.readiness import Readiness
+from ops.web.silence import SILENCE, silence
+from ops.web.stream import Stream
+from ops.web.survey import Surveyor
+from ops.web.views import Views
 
 FOR_PROGRAMS = ("/readyz", "/health/", "/metrics")  # answer in JSON or text, errors too
 HEADERS = {

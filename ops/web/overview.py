@@ -19,8 +19,8 @@ from core.settings import Settings
 from core.slots import Slots, connect_once
 from core.sweep import PAGE, RULES, CheckContext, Finding, Rule, Shared
 from ops import queries
-from ops.signs import read_signs
-from ops.survey import findings
+from ops.heartbeat import read_signs
+from ops.web.survey import findings
 
 ASSIGNED = 'els_content_assignment_total{outcome="assigned"}'
 PATIENCE_S = 3

@@ -11,8 +11,8 @@ from core.explain import explain
 from core.settings import Settings
 from core.sweep import RULES
 from ops import queries
-from ops.formatting import NOT_REGISTERED, STATES
-from ops.overview import Overview, Sources
+from ops.web.formatting import NOT_REGISTERED, STATES
+from ops.web.overview import Overview, Sources
 
 PAGE = 50  # batches of a page
 GRID = 1_000  # slots of a page

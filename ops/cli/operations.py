@@ -13,7 +13,7 @@ from core.db.connection import Conn
 from core.explain import Explanation, explain
 from core.slots import Slots, connect
 from ops import queries
-from ops.output import (
+from ops.cli.output import (
     AsJson,
     Home,
     Yes,
@@ -27,8 +27,8 @@ from ops.output import (
     to_read,
     utc,
 )
-from ops.signs import read_signs, with_own_probe
-from ops.target import BROKER, POSTGRES, REDIS, endpoints
+from ops.cli.target import BROKER, POSTGRES, REDIS, endpoints
+from ops.heartbeat import read_signs, with_own_probe
 
 PURGE_CHUNK = 50  # batches deleted by one transaction
 dead_letters = typer.Typer(help="Messages that could not be carried out.", no_args_is_help=True)

@@ -6,7 +6,7 @@ from urllib.parse import SplitResult, urlsplit
 from core.db.connection import parameters
 from core.errors import BadSettings, StackError
 from core.settings import Settings
-from ops.stack import Endpoints, running
+from ops.stack.supervisor import Endpoints, running
 
 URLS = ("database_url", "redis_url", "broker_url")
 POSTGRES, REDIS, BROKER = URLS

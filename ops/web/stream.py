@@ -18,10 +18,10 @@ import redis
 from sse_starlette import ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
-from ops.board import Query, pick, rows_of
-from ops.formatting import Render, row_id
-from ops.overview import Overview, Sources, Throughput, Troubles, find_troubles, look
-from ops.silence import SILENCE, silence
+from ops.web.board import Query, pick, rows_of
+from ops.web.formatting import Render, row_id
+from ops.web.overview import Overview, Sources, Throughput, Troubles, find_troubles, look
+from ops.web.silence import SILENCE, silence
 
 TICK_S = 1.0
 RULES_EVERY = timedelta(seconds=2)  # while somebody watches

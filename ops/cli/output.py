@@ -15,8 +15,8 @@ from rich.console import Console
 from core import db
 from core.db.connection import Conn
 from core.settings import Settings
-from ops.stack import Endpoints
-from ops.target import POSTGRES, conflict, endpoints, explicit, places
+from ops.cli.target import POSTGRES, conflict, endpoints, explicit, places
+from ops.stack.supervisor import Endpoints
 
 out = Console(highlight=False, emoji=False)  # `:key:` in a storage id stays what it is
 err = Console(stderr=True, highlight=False, emoji=False)

@@ -15,10 +15,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from bench.command import bench
 from core.errors import ELSError
-from ops import operations, queries
-from ops.bench import bench
-from ops.output import (
+from ops import queries
+from ops.cli import operations
+from ops.cli.output import (
     AsJson,
     Home,
     Yes,
@@ -33,8 +34,8 @@ from ops.output import (
     to_change,
     to_read,
 )
-from ops.stack import Endpoints, Stack
-from ops.target import BROKER, POSTGRES, endpoints
+from ops.cli.target import BROKER, POSTGRES, endpoints
+from ops.stack.supervisor import Endpoints, Stack
 
 if TYPE_CHECKING:
     from ops.client import Sent
@@ -88,7 +89,7 @@ def demo(
     A reference orchestrator and file service upload a guest batch of 25 essays and a regular
     batch, out of order, with repeats, an early content, a rejected file and an excess one.
     """
-    from ops.demo import play, texts_of
+    from ops.demo.play import play, texts_of
 
     texts = texts_of(folder) if folder else None
     told = play(read_settings(home), texts, timeout_s, say)
@@ -199,7 +200,7 @@ def migrate(home: Home = None, yes: Yes = False, as_json: AsJson = False) -> Non
 @app.command()
 def ops() -> None:
     """Serve the pages and health over HTTP (run by `els run`)."""
-    from ops.page import serve
+    from ops.web.page import serve
 
     serve(read_settings(None))
 
@@ -207,7 +208,7 @@ def ops() -> None:
 @app.command()
 def flower() -> None:
     """Serve Flower, read-only (run by `els run`). ELS_FLOWER_AUTH=user:password asks for it."""
-    from ops.flower import command, environment
+    from ops.stack.flower import command, environment
 
     settings = read_settings(None)
     environ = environment(settings, os.environ)
@@ -217,7 +218,7 @@ def flower() -> None:
 @app.command(context_settings=ANY_OPTION)
 def worker(context: typer.Context) -> None:
     """Start a worker: Celery's own, with all of its options (run by `els run`)."""
-    from ops.celery_command import main
+    from ops.stack.celery_command import main
 
     main("worker", context.args)
 
@@ -225,7 +226,7 @@ def worker(context: typer.Context) -> None:
 @app.command(context_settings=ANY_OPTION)
 def beat(context: typer.Context) -> None:
     """Start beat, which enqueues sweep and relay; exactly one (run by `els run`)."""
-    from ops.celery_command import main
+    from ops.stack.celery_command import main
 
     main("beat", context.args)
 
@@ -233,7 +234,7 @@ def beat(context: typer.Context) -> None:
 @app.command(context_settings=ANY_OPTION)
 def health(context: typer.Context) -> None:
     """Tell whether the worker on this home turns, for supervisors: `els health worker`."""
-    from ops.health import main
+    from ops.cli.health import main
 
     raise typer.Exit(main(context.args))
 

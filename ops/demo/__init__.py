@@ -1,0 +1,1 @@
+"""`els demo`: a reference orchestrator, file service and consumer at work."""
