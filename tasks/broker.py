@@ -506,6 +506,8 @@ class Channel(stock.Channel):
 
     @cached_property
     def _shared_client(self) -> redis.Redis:
+        if self.connection is None:  # closed under who publishes: Kombu opens another one then
+            raise redis.ConnectionError("the channel is closed")
         return cast(redis.Redis, stock.Channel._create_client(self))  # type: ignore[attr-defined]
 
     def _create_client(self, asynchronous: bool = False) -> redis.Redis:

@@ -131,7 +131,7 @@ class BatchJob:
         try:
             for request, result in zip(self._requests, results, strict=True):
                 request.acknowledged_with = tags
-                request.on_success(result)
+                _end(request, result)
         finally:
             self._hub.call_soon(self._acknowledge, tags)
 
@@ -152,6 +152,20 @@ class BatchJob:
                 task_ready(request)
                 request.reject()
         log.error("job_failed", messages=len(self._requests), error=repr(info.exception))
+
+
+def _end(request: QuietRequest, result: Any) -> None:  # Any: of its tracer
+    """End one message of a job, and no other where that fails, as on a Redis that is full.
+
+    Without this the rest of the job would count as in work, and be renewed, for ever.
+    """
+    try:
+        request.on_success(result)
+    except Exception:
+        log.exception("task_not_ended", task=request.name, task_id=request.id)
+        task_ready(request)
+        if not request.acknowledged:
+            request.reject()
 
 
 def run_batch(calls: Sequence[Call]) -> list[Any]:  # Any: of Celery's tracer

@@ -15,6 +15,7 @@ from billiard.exceptions import Terminated, WorkerLostError
 from celery.exceptions import Ignore, Reject, Retry
 from celery.worker.request import Request
 from celery.worker.state import task_ready
+from redis import RedisError
 
 from tasks.dead_letters import KeptAsDeadLetter, body_of, keep_if_possible, letter_of
 from tasks.delivery import describe
@@ -71,7 +72,12 @@ class QuietRequest(Request):
             task_ready(self)
             self.reject()
             return
-        super().on_failure(exc_info, send_failed_event, return_ok)
+        try:
+            super().on_failure(exc_info, send_failed_event, return_ok)
+        except RedisError:  # it takes no result of a step of the chord; the sweep comes after
+            log.exception("failure_not_recorded", task=self.name, task_id=self.id)
+            if not self.acknowledged:
+                self.reject()
 
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002 - as Celery calls it
         """Tell monitors of an error by its name: its text may hold what a row holds."""
