@@ -61,7 +61,7 @@ def main() -> None:
             slots = Slots(connect(valkey.url))
             _fill(conn, slots, options)
             _report(
-                RepairContext(Lifecycle(pool, slots, slot_events=False), lambda event: None),
+                RepairContext(Lifecycle(pool, slots), lambda event: None),
                 options,
             )
     finally:

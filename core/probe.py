@@ -13,6 +13,7 @@ from psycopg import Rollback
 from psycopg.types.json import Jsonb
 
 from core import db
+from core.catalogue import BATCH_CONTENT_PROVISIONING_COMPLETED
 from core.db.completion import Announcement
 from core.db.connection import Conn
 from core.db.dead_letters import DeadLetter
@@ -68,7 +69,7 @@ def _write_everything(conn: Conn, batch_id: str, size: int) -> None:
     slot_of = {late.claimant: "essay-3"}
     db.slots.place(conn, {message: slot_of}, with_keys=True, slot_events=True)
     db.slots.record_excess(conn, batch_id, [more], ExcessReason.NO_AVAILABLE_SLOT)
-    completed = Outgoing("BatchContentProvisioningCompleted", {})
+    completed = Outgoing(BATCH_CONTENT_PROVISIONING_COMPLETED.name, {})
     announcement = Announcement(BatchStatus.READY_FOR_PIPELINE_EXECUTION, 2, "", [completed])
     db.completion.announce(conn, {batch_id: announcement})
     db.outbox.take_unpublished(conn, [batch_id], 10)

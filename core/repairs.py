@@ -7,6 +7,7 @@ again with the rule's own check.
 from dataclasses import dataclass
 
 from core import db, outbox
+from core.catalogue import BATCH_ESSAYS_READY
 from core.errors import BrokenSeal
 from core.events import essays_ready
 from core.lifecycle import Lifecycle
@@ -109,7 +110,7 @@ def post_missing(mender: RepairContext, batch_id: str) -> bool:
         events = {event.type: event for event in written.events}
         if tracker.status is BatchStatus.READY_FOR_PIPELINE_EXECUTION:
             essays = [s for s in slots if s["current_status"] == EssayStatus.READY_FOR_PROCESSING]
-            events["BatchEssaysReady"] = essays_ready(tracker, essays, written.manifest_sha256)
+            events[BATCH_ESSAYS_READY.name] = essays_ready(tracker, essays, written.manifest_sha256)
         db.outbox.post_again(
             conn, batch_id, [each for each in events.values() if each.type in missing]
         )

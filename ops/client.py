@@ -13,6 +13,7 @@ import redis
 from celery import Celery
 from kombu.exceptions import OperationalError
 
+from core.catalogue import TASKS
 from core.db.connection import Conn
 from core.errors import StackError
 from tasks import broker
@@ -20,16 +21,6 @@ from tasks.worker import amqp
 
 POLL_S = 0.1
 Event = dict[str, Any]  # Any: a message's JSON
-
-# Events do not name their type; the one field that only this type has tells the task.
-TELLING_FIELDS = {
-    "essay_ids": "els.register_batch",
-    "contents": "els.assign_contents",
-    "text_storage_id": "els.assign_content",
-    "validation_error_code": "els.reject_content",
-    "associations": "els.confirm_students",
-    "reason": "els.cancel_batch",
-}
 
 
 @dataclass(frozen=True)
@@ -133,7 +124,7 @@ def read_events(text: str) -> Iterator[tuple[str, Event]]:
         if entry.keys() == {"task", "event"}:
             yield str(entry["task"]), entry["event"]
             continue
-        task = next((TELLING_FIELDS[field] for field in TELLING_FIELDS if field in entry), None)
+        task = next((task.name for task in TASKS.values() if task.known_by in entry), None)
         if task is None:
             raise ValueError(
                 f"entry {number} could be for any task: write it as"

@@ -7,6 +7,7 @@ from celery import Celery, signals
 from celery.app import trace
 
 from core import logs
+from core.catalogue import BATCHED
 from core.crash import crashpoint
 from core.settings import Settings
 from tasks import broker
@@ -25,13 +26,9 @@ SOFT_SHUTDOWN_S = 3.0  # what running tasks get before their messages are handed
 DEATHS = 5  # of processes that carried a message out; then it is the message that kills them
 AT_ONCE = 100  # messages that a process carries out together: some 40 ms of work
 BYTES_AT_ONCE = 256 * 1024  # of these: some 800 contents, and always under `claim.lua`'s 4 000
-QUICK = (  # tasks whose messages are; their hop to the process costs as much as they do
-    "els.assign_content",
-    "els.assign_contents",
-    "els.reject_content",
-    "els.seal_slots",
-    "els.seal_books",
-)  # not els.announce_ready: it takes 2 ms a batch, and other processes are to share these
+# Tasks whose messages are: the hop to a process costs as much as one of these. Not
+# els.announce_ready, which takes 2 ms a batch: other processes are to share these.
+QUICK = (*BATCHED, "els.seal_slots", "els.seal_books")
 FIRST = ("els.sweep", "els.relay")  # taken before all other messages: a backlog delays neither
 ONCE = {"retry": False}  # of publishing a tick: beat itself tries again
 PUSHED = 2 * AT_ONCE  # messages a process on RabbitMQ, which pushes them: in work and next

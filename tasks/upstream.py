@@ -17,22 +17,19 @@ from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from core import metrics
 from core.assignment import Result
+from core.catalogue import (
+    ASSIGN_CONTENT,
+    ASSIGN_CONTENTS,
+    CANCEL_BATCH,
+    CONFIRM_STUDENTS,
+    REGISTER_BATCH,
+    REJECT_CONTENT,
+    TASKS,
+)
 from core.crash import crashpoint
 from core.errors import InvalidEvent, Refusal
 from core.faults import Fault, fault, safe_message, sqlstate, waited_s
-from core.messages import (
-    BULK_LIMIT,
-    SINGLE_LIMIT,
-    BatchCancelled,
-    BatchContentsProvisioned,
-    BatchEssaysRegistered,
-    EssayContentProvisioned,
-    EssayValidationFailed,
-    Event,
-    Idempotency,
-    StudentAssociationsConfirmed,
-    parse,
-)
+from core.messages import Event, Idempotency, parse
 from core.model import Message, StepResult, Value
 from tasks.app import DEATHS, app, settings
 from tasks.attempts import attempts
@@ -113,14 +110,14 @@ def execute_batch(calls: Sequence[Call]) -> list[Value | None]:
     return values
 
 
-@app.task(bind=True, name="els.register_batch", typing=False)
+@app.task(bind=True, name=REGISTER_BATCH.name, typing=False)
 def register_batch(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     """Announce a batch and the essays that it expects."""
     return execute(self, args, kwargs, resources().lifecycle.register_batch)
 
 
 @app.task(
-    bind=True, name="els.assign_content", typing=False, execute_batch=staticmethod(execute_batch)
+    bind=True, name=ASSIGN_CONTENT.name, typing=False, execute_batch=staticmethod(execute_batch)
 )
 def assign_content(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     """Announce one stored text."""
@@ -128,7 +125,7 @@ def assign_content(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
 
 
 @app.task(
-    bind=True, name="els.assign_contents", typing=False, execute_batch=staticmethod(execute_batch)
+    bind=True, name=ASSIGN_CONTENTS.name, typing=False, execute_batch=staticmethod(execute_batch)
 )
 def assign_contents(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     """Announce the stored texts of one upload."""
@@ -136,34 +133,26 @@ def assign_contents(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
 
 
 @app.task(
-    bind=True, name="els.reject_content", typing=False, execute_batch=staticmethod(execute_batch)
+    bind=True, name=REJECT_CONTENT.name, typing=False, execute_batch=staticmethod(execute_batch)
 )
 def reject_content(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     """Announce a file that failed validation."""
     return execute(self, args, kwargs)
 
 
-@app.task(bind=True, name="els.confirm_students", typing=False)
+@app.task(bind=True, name=CONFIRM_STUDENTS.name, typing=False)
 def confirm_students(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     """Announce whose essays they are."""
     return execute(self, args, kwargs, resources().lifecycle.confirm_students)
 
 
-@app.task(bind=True, name="els.cancel_batch", typing=False)
+@app.task(bind=True, name=CANCEL_BATCH.name, typing=False)
 def cancel_batch(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     """Give a batch up."""
     return execute(self, args, kwargs, resources().lifecycle.cancel_batch)
 
 
-UPSTREAM = {
-    register_batch.name: (BatchEssaysRegistered, BULK_LIMIT),
-    assign_content.name: (EssayContentProvisioned, SINGLE_LIMIT),
-    assign_contents.name: (BatchContentsProvisioned, BULK_LIMIT),
-    reject_content.name: (EssayValidationFailed, SINGLE_LIMIT),
-    confirm_students.name: (StudentAssociationsConfirmed, BULK_LIMIT),
-    cancel_batch.name: (BatchCancelled, SINGLE_LIMIT),
-}
-QuietRequest.upstream = frozenset(UPSTREAM)
+QuietRequest.upstream = frozenset(TASKS)
 
 
 def _raise_or_return(result: Result) -> StepResult:
@@ -173,8 +162,9 @@ def _raise_or_return(result: Result) -> StepResult:
 
 
 def _parse(task: str, args: Sequence[object], kwargs: Mapping[str, object]) -> Parsed:
-    model, limit = UPSTREAM[task]
-    return parse(model, task, kwargs["event"] if names_event(args, kwargs) else None, limit)
+    known = TASKS[task]
+    raw = kwargs["event"] if names_event(args, kwargs) else None
+    return parse(known.model, task, raw, known.limit)
 
 
 def _parsed(call: Call) -> Parsed | None:

@@ -8,7 +8,7 @@ from psycopg.types.json import Jsonb
 
 from core.db import slots
 from core.db.connection import Conn, Row, sql
-from core.events import Outgoing, outgoing_id
+from core.events import Outgoing, outgoing_id, slot_assigned
 from core.states import EssayStatus
 from core.tracing import traceparent
 
@@ -41,20 +41,8 @@ def missing_events(conn: Conn, batches: Sequence[str]) -> list[DictRow]:
 
 def post_slot_events(conn: Conn, batch_id: str) -> None:
     """Post `EssaySlotAssigned` for every content that a batch has already."""
-    told = ("batch_id", "essay_id", "text_storage_id", "file_upload_id", "original_file_name")
     essays = slots.essays_in(conn, batch_id, EssayStatus.READY_FOR_PROCESSING)
-    post(
-        conn,
-        batch_id,
-        [
-            Outgoing(
-                "EssaySlotAssigned",
-                {name: {**essay, "batch_id": batch_id}[name] for name in told},
-                generation=essay["text_storage_id"],
-            )
-            for essay in essays
-        ],
-    )
+    post(conn, batch_id, [slot_assigned(batch_id, essay) for essay in essays])
 
 
 def post(conn: Conn, batch_id: str, events: Sequence[Outgoing]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from psycopg.rows import DictRow
 from psycopg.types.json import Jsonb
 
+from core.catalogue import ESSAY_SLOT_ASSIGNED, EXCESS_CONTENT_PROVISIONED
 from core.db.connection import Conn, Row, sql
 from core.events import outgoing_id
 from core.messages import Idempotency
@@ -53,7 +54,7 @@ def place(
 def _slot_rows(
     message: Message, slot_of: Mapping[str, str], slot_events: bool
 ) -> list[dict[str, Any]]:
-    event = "EssaySlotAssigned" if slot_events else None
+    event = ESSAY_SLOT_ASSIGNED.name if slot_events else None
     return [
         {
             **vars(submission),
@@ -78,7 +79,7 @@ def record_excess(
     conn: Conn, batch_id: str, submissions: Sequence[Submission], reason: ExcessReason
 ) -> bool:
     """Write submissions down as excess, with their events; False when a slot is open after all."""
-    event = "ExcessContentProvisioned" if reason is ExcessReason.NO_AVAILABLE_SLOT else None
+    event = EXCESS_CONTENT_PROVISIONED.name if reason is ExcessReason.NO_AVAILABLE_SLOT else None
     rows = [
         {**vars(each), "event_id": _content_event_id(batch_id, event, each)} for each in submissions
     ]

@@ -126,7 +126,6 @@ def reconcile(
     else:
         settings, found = to_change(home, "reconcile", yes=yes, as_json=as_json, gentle=True)
     logs.configure(settings)
-    routed = bool(settings.routes("EssaySlotAssigned"))
     with (
         db.connect(found.database_url) as pool,
         Sender(found.broker_url, settings.queue) as sender,
@@ -134,7 +133,7 @@ def reconcile(
         client = connect(found.redis_url)
         client.ping()  # half of the rules look there, and would find nothing
         mender = RepairContext(
-            Lifecycle(pool, Slots(client), slot_events=routed),
+            Lifecycle(pool, Slots(client), settings.opt_in_events()),
             lambda event: deliver(sender.app, event, settings.routes(event["type"])),
         )
         swept = sweep(mender, batch, dry_run=dry_run, at_once=True)
