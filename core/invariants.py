@@ -10,8 +10,7 @@ from core import db
 from core.db.connection import Conn
 from core.slots import Slots
 
-MARK = "-- invariant: "
-SECTIONS = db.sql("invariants").split(MARK)[1:]
+QUERIES = db.named_sql("invariants", "-- invariant: ")
 
 
 @dataclass(frozen=True)
@@ -30,10 +29,9 @@ class Invariant:
 def check_ledger(conn: Conn, batches: Sequence[str] | None = None) -> list[Invariant]:
     """Check what Postgres alone can tell, of these batches or of all."""
     checked = []
-    for section in SECTIONS:
-        title, query = section.split("\n", 1)
-        wanted = {"batches": None if batches is None else list(batches)}
-        rows = conn.execute(query, wanted)
+    chosen = {"batches": None if batches is None else list(batches)}
+    for title, query in QUERIES.items():
+        rows = conn.execute(query, chosen)
         checked.append(Invariant(title, sorted({row["batch_id"] for row in rows})))
     return checked
 

@@ -175,6 +175,12 @@ def sql(name: str) -> LiteralString:
     return (Path(__file__).parent / "sql" / f"{name}.sql").read_text()
 
 
+def named_sql(name: str, mark: str) -> dict[str, LiteralString]:
+    """Read the statements of a file by the names that follow `mark` at the head of each."""
+    sections = (section.partition("\n") for section in sql(name).split(mark)[1:])
+    return {title: statement for title, _, statement in sections}
+
+
 def jsonb(value: object) -> Jsonb | None:
     """Wrap a JSON value for a jsonb column; None stays NULL."""
     return None if value is None else Jsonb(value)
