@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import islice
-from typing import cast
+from typing import LiteralString, cast
 
 from psycopg.rows import DictRow
 from redis import RedisError
@@ -24,7 +24,11 @@ PENDING_PATIENCE = timedelta(hours=1)  # contents may wait this long for a regis
 CURSOR = "els:sweep:cursor"  # the last open batch that was compared with Redis
 COUNTED = "els:sweep:counted"  # the last open batch whose slots were counted
 AUDITED = "els:sweep:audited"  # the last batch that was compared with its events
-QUERIES = db.named_sql("rules", "-- rule: ")
+CHOSEN: LiteralString = """
+    SELECT * FROM ({}) broken WHERE %(batch)s::text IS NULL OR batch_id = %(batch)s
+    ORDER BY since LIMIT %(limit)s OFFSET %(offset)s
+"""
+QUERIES = {code: CHOSEN.format(query) for code, query in db.named_sql("rules", "-- rule: ").items()}
 
 
 @dataclass(frozen=True)
