@@ -30,7 +30,7 @@ from core.messages import (
 from core.model import Message, StepResult, outcome
 from core.seals import Seal, Sealed, announcement, seal_of
 from core.slots import Slots
-from core.states import ACCOUNTED, BatchStatus, EssayStatus, ExcessReason, OnDeadline, sources
+from core.states import ACCOUNTED, BatchStatus, EssayStatus, ExcessReason, OnDeadline
 from core.tracker import Tracker
 
 DRAIN_NAMESPACE = UUID("2f5a0e9c-7f0e-5e0b-9a53-5d3a1f0c8a11")  # of the keys of drained rows
@@ -312,9 +312,7 @@ class Lifecycle:
             if done := replayed(conn, idem):
                 return done
             db.batches.close_open_slots(conn, batch_id)
-            cancelled = db.batches.cancel(
-                conn, batch_id, event.reason, sources(BatchStatus.CANCELLED)
-            )
+            cancelled = db.batches.cancel(conn, batch_id, event.reason)
             if cancelled:
                 db.outbox.post(conn, batch_id, [batch_cancelled(batch_id, event.reason)])
             else:

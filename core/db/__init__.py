@@ -5,7 +5,7 @@ The long statements stand in `sql/`.
 """
 
 from core.db import batches, completion, dead_letters, idempotency, outbox, slots, sweep
-from core.db.connection import Conn, Row, connect, connect_once, jsonb, sql, transaction
+from core.db.connection import Conn, Row, connect, connect_once, jsonb, named_sql, sql, transaction
 
 __all__ = [
     "Conn",
@@ -17,6 +17,7 @@ __all__ = [
     "dead_letters",
     "idempotency",
     "jsonb",
+    "named_sql",
     "outbox",
     "slots",
     "sql",

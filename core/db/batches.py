@@ -76,15 +76,15 @@ def close_open_slots(conn: Conn, batch_id: str) -> None:
     )
 
 
-def cancel(conn: Conn, batch_id: str, reason: str, sources: Sequence[BatchStatus]) -> bool:
-    """Mark the tracker as cancelled; False when its state does not allow it."""
-    row = conn.execute(
+def cancel(conn: Conn, batch_id: str, reason: str) -> bool:
+    """Mark an open batch as cancelled; False when it is not open."""
+    cancelled = conn.execute(
         "UPDATE batch_essay_trackers SET status = 'cancelled', available_slots = 0,"
-        " closed_at = now(), closed_reason = %s WHERE batch_id = %s AND status = ANY(%s)"
-        " RETURNING batch_id",
-        [reason, batch_id, list(sources)],
-    ).fetchone()
-    return row is not None
+        " closed_at = now(), closed_reason = %s WHERE batch_id = %s AND status IN"
+        " ('awaiting_content_validation', 'awaiting_student_validation')",
+        [reason, batch_id],
+    )
+    return cancelled.rowcount > 0
 
 
 def bring_deadline_near(conn: Conn, batch_id: str) -> bool:

@@ -1,6 +1,7 @@
 """What the rules of the sweep read, and what its repairs write."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import LiteralString, cast
@@ -56,28 +57,28 @@ class Holder:
         return f"pid {self.pid}, {name}, {self.state or 'state unknown'}{since}"
 
 
-def try_sweep_lock(conn: Conn) -> bool:
-    """Take the lock of the sweep for this session; False when another one has it.
+@contextmanager
+def lock(conn: Conn) -> Iterator[bool]:
+    """Take the lock of the sweep for this session; yield False when another session has it.
 
-    The session is renamed meanwhile, so that a sweep at work differs from a lock left behind.
+    The session is renamed meanwhile, so that `holder` tells a sweep from a lock left behind.
     """
     row = conn.execute("SELECT pg_try_advisory_lock(hashtextextended('sweep', 0)) AS ours")
-    ours = bool((row.fetchone() or {})["ours"])
-    if ours:
-        conn.execute(
-            "SELECT set_config('application_name',"
-            " left(current_setting('application_name'), 57) || ' sweep', false)"
-        )
-    return ours
+    if not (row.fetchone() or {})["ours"]:
+        yield False
+        return
+    conn.execute(
+        "SELECT set_config('application_name',"
+        " left(current_setting('application_name'), 57) || ' sweep', false)"
+    )
+    try:
+        yield True
+    finally:
+        conn.execute("SELECT pg_advisory_unlock(hashtextextended('sweep', 0))")
+        conn.execute("RESET application_name")
 
 
-def free_sweep_lock(conn: Conn) -> None:
-    """Give the lock of the sweep back."""
-    conn.execute("SELECT pg_advisory_unlock(hashtextextended('sweep', 0))")
-    conn.execute("RESET application_name")
-
-
-def sweep_holder(conn: Conn) -> Holder | None:
+def holder(conn: Conn) -> Holder | None:
     """Find the session that holds the lock of the sweep."""
     row = conn.execute(
         """

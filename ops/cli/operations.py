@@ -138,7 +138,7 @@ def reconcile(
         )
         swept = sweep(mender, batch, dry_run=dry_run, at_once=True)
         with pool.connection() as conn:
-            holder = db.sweep.sweep_holder(conn)
+            holder = db.sweep.holder(conn)
     if swept is None:
         held = f" ({holder})" if holder else ""
         fail(f"another sweep is at work{held}; try again in a moment", as_json)

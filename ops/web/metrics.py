@@ -15,8 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from core import heartbeat, metrics
+from core.rules import RULES
 from core.states import BatchStatus, ClassType
-from core.sweep import RULES
 from ops.web.survey import STUCK_LIMIT, UNANSWERED, Surveyor
 
 WAITING = {

@@ -12,15 +12,15 @@ import redis
 from psycopg_pool import ConnectionPool
 
 from core import db, metrics
+from core.checks import PAGE, CheckContext, Finding, Shared
 from core.db.connection import Conn, Row
-from core.explain import Cause, service_causes
+from core.explain import service_causes
 from core.heartbeat import Pulse
+from core.rules import RULES, Cause, Rule
 from core.settings import Settings
 from core.slots import Slots, connect_once
-from core.sweep import PAGE, RULES, CheckContext, Finding, Rule, Shared
 from ops import queries
 from ops.heartbeat import read_signs
-from ops.web.survey import findings
 
 ASSIGNED = 'els_content_assignment_total{outcome="assigned"}'
 PATIENCE_S = 3
@@ -90,7 +90,7 @@ def look(sources: Sources, troubles: Troubles) -> Overview:
     error = _error_of(sources.client.ping)
     pulse = sources.pulse()
     with sources.connection() as conn:
-        holder = db.sweep.sweep_holder(conn) if pulse.beat_silent else None
+        holder = db.sweep.holder(conn) if pulse.beat_silent else None
         return Overview(
             counters=queries.counters(conn),
             workers=len(pulse.workers),
@@ -106,7 +106,7 @@ def find_troubles(sources: Sources) -> Troubles:
     """
     with sources.connection() as conn:
         look = CheckContext(conn, sources.slots, shared=Shared())
-        return _troubles(conn, [(rule, findings(rule, look) or []) for rule in RULES])
+        return _troubles(conn, [(rule, rule.find(look) or []) for rule in RULES])
 
 
 def _troubles(conn: Conn, found: list[tuple[Rule, list[Finding]]]) -> Troubles:

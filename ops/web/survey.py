@@ -11,12 +11,13 @@ from kombu.exceptions import OperationalError
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from core import db
+from core.checks import CheckContext, Finding, Shared
 from core.db.connection import Conn
 from core.db.sweep import Unmended
 from core.pauses import Pause, read_pauses
+from core.rules import RULES, Rule
 from core.slots import Slots
 from core.states import BatchStatus, ClassType
-from core.sweep import RULES, CheckContext, Finding, Rule, Shared
 from ops import queries
 
 STUCK_LIMIT = 100  # batches named by one rule
@@ -95,7 +96,7 @@ class Surveyor:
     def _look(self) -> Survey:
         with self._pool.connection(timeout=PATIENCE_S) as conn:
             look = CheckContext(conn, self._slots, limit=STUCK_LIMIT, shared=Shared())
-            stuck = [(rule, findings(rule, look)) for rule in RULES]
+            stuck = [(rule, rule.find(look)) for rule in RULES]
             unmended = db.sweep.unmended(conn, None, STUCK_LIMIT * len(RULES))
             return Survey(
                 queries.counts(conn), queries.gauges(conn), stuck, self._pauses(), unmended
@@ -107,11 +108,3 @@ class Surveyor:
             return read_pauses(self._slots.client)
         except redis.RedisError:
             return []
-
-
-def findings(rule: Rule, look: CheckContext) -> list[Finding] | None:
-    """Ask a rule; None: it cannot look without Redis, which others can."""
-    try:
-        return rule.check(look)
-    except redis.RedisError:
-        return None

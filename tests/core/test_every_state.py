@@ -189,10 +189,10 @@ def statuses(conn):
 def test_every_state_has_a_cause_and_no_repair_makes_it_worse(
     alone, lifecycle, conn, slots, monkeypatch, shard
 ):
-    for name, value in {"PAGE": 10_000, "COUNTED_SLOTS": 10**6, "DRIFT_PAGE": 10_000}.items():
-        monkeypatch.setattr(f"core.sweep.{name}", value)
-    monkeypatch.setattr("core.sweep.AUDIT_PAGE", 10_000)
-    monkeypatch.setattr("core.sweep.RELAY_GRACE", timedelta(0))
+    monkeypatch.setattr("core.sweep.PAGE", 10_000)
+    for name, value in {"AUDIT_PAGE": 10_000, "COUNTED_SLOTS": 10**6, "DRIFT_PAGE": 10_000}.items():
+        monkeypatch.setattr(f"core.checks.{name}", value)
+    monkeypatch.setattr("core.checks.RELAY_GRACE", timedelta(0))
     tried = list(states())[shard::SHARDS]
     made = {insert(conn, state): state for state in tried}
     made.pop(None)  # what constraints refused
