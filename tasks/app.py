@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 from celery import Celery, signals
 from celery.app import trace
 
+import durable_redis
 from core import logs
 from core.crash import crashpoint
 from core.settings import Settings
-from tasks import broker
 from tasks.worker import amqp, amqp_queues
 from tasks.worker.starting import wait_for_servers
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     pass
 
 settings = Settings.from_env()
-broker.install()  # before the first connection
+durable_redis.install()  # before the first connection
+amqp.install()
 
 RESULT_EXPIRES_S = 3600  # only chord keys: results are not stored
 RESULT_ANSWER_S = 5.0  # for Redis to take a result; Celery waits for 120 s
@@ -68,9 +69,9 @@ app.conf.update(
     broker_transport_options={
         "visibility_timeout": settings.visibility_timeout,
         "socket_keepalive": True,
-        "on_junk": "tasks.dead_letters:keep_junk",
-        "take_together": (QUICK, AT_ONCE, BYTES_AT_ONCE),
-        "go_first": FIRST,
+        "on_malformed": "tasks.dead_letters:keep_malformed",
+        "batching": {"tasks": QUICK, "messages": AT_ONCE, "bytes": BYTES_AT_ONCE},
+        "urgent_tasks": FIRST,
     },
     beat_scheduler="tasks.worker.beat:Scheduler",
     beat_schedule={  # no `expires`: beat would set it by its clock, a worker judge it by another
@@ -107,6 +108,7 @@ trace.saferepr = result_repr  # type: ignore[attr-defined] # absent from its typ
 
 
 if settings.crashpoint:  # in tests only
+    app.conf.broker_transport_options["crashpoint"] = "core.crash:crashpoint"
     signals.before_task_publish.connect(
         lambda **_: crashpoint("callback_claimed"), sender="els.announce_ready", weak=False
     )

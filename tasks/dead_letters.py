@@ -89,7 +89,7 @@ def keep_if_possible(letter: DeadLetter) -> int | None:
         return None
 
 
-def keep_junk(queue: str, payload: bytes, why: str) -> bool:
+def keep_malformed(queue: str, payload: bytes, why: str) -> bool:
     """Keep bytes that lay in a queue and are no message; False when that is not possible now.
 
     Runs in the worker's event loop, so it does not wait; the transport offers the bytes again.

@@ -14,10 +14,9 @@ from celery import signals
 from celery.worker import consumer
 from kombu import Message
 
+import durable_redis
 from core.db.dead_letters import DeadLetter
-from tasks import broker
 from tasks.dead_letters import keep_if_possible, letter_of_message
-from tasks.refusals import LONGEST_PAUSE_S
 from tasks.worker import heartbeat, stopping
 from tasks.worker.batching import Batcher
 from tasks.worker.request import QuietRequest
@@ -77,11 +76,12 @@ class Consumer(consumer.Consumer):
                 callback()
 
             def failed(error: Exception, interval_s: float) -> None:
-                if not broker.note_refusal(error, while_connecting=True):  # that is logged once
+                if not durable_redis.note_refusal(error, while_connecting=True):
                     errback(error, interval_s)
 
-            connected = connect(failed, None, 1, 1, LONGEST_PAUSE_S, callback=every_second)
-            broker.await_writes(conn, every_second)
+            longest_s = durable_redis.LONGEST_PAUSE_S
+            connected = connect(failed, None, 1, 1, longest_s, callback=every_second)
+            durable_redis.await_writes(conn, every_second)
             return connected
 
         conn.ensure_connection = patiently
@@ -89,7 +89,7 @@ class Consumer(consumer.Consumer):
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """Connect again, after a pause where the broker is there and refuses."""
-        broker.note_refusal(exc)
+        durable_redis.note_refusal(exc)
         super().on_connection_error_after_connected(exc)
 
     def on_decode_error(self, message: Message, exc: Exception) -> None:

@@ -20,8 +20,8 @@ import redis
 
 from core import heartbeat
 from core.slots import connect_once
+from durable_redis import lost_workers
 from tasks.app import settings
-from tasks.broker import lost_workers
 
 KEPT_S = 24 * 3600  # a mark of a message that never came again
 SEEN = "dead"  # of a mark: the parent saw this process die

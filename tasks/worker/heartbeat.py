@@ -7,9 +7,9 @@ from functools import cache
 
 import redis
 
+import durable_redis
 from core import alive, heartbeat, pauses
 from core.slots import connect_once
-from tasks import broker
 from tasks.app import settings
 
 EVERY_S = 2.0  # as Celery's heartbeat
@@ -35,7 +35,7 @@ def show(worker: str) -> None:
 def _show_refusal(client: redis.Redis, worker: str) -> None:
     """Say whether the broker refuses this worker; of the other servers its processes say so."""
     global _refused  # noqa: PLW0603 - of the process
-    if refusal := broker.refusal():
+    if refusal := durable_redis.refusal():
         outage = pauses.Outage("broker", refusal.error)
         pauses.say_paused(client, pauses.Pause(worker, outage, refusal.since))
     elif _refused:
