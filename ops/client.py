@@ -16,7 +16,6 @@ from kombu.exceptions import OperationalError
 from core.catalogue import TASKS
 from core.db.connection import Conn
 from core.errors import StackError
-from tasks import broker
 from tasks.worker import amqp
 
 POLL_S = 0.1
@@ -45,7 +44,7 @@ class Sender:
             self.app.conf.task_default_queue_type = "quorum"
             self.app.conf.task_default_exchange_type = "topic"
             self.app.conf.broker_transport_options = amqp.OPTIONS
-            broker.install()  # whose transport uses a queue that somebody declared otherwise
+            amqp.install()  # whose transport uses a queue that somebody declared otherwise
         self.queue = queue
 
     def __enter__(self) -> Self:

@@ -14,7 +14,7 @@ from tasks.app import app, settings
 from tasks.completion import after_commit
 from tasks.outages import run_tick
 from tasks.resources import resources, send_event
-from tasks.worker.heartbeat import brief_redis
+from tasks.worker.clients import brief_redis
 
 log = structlog.get_logger(__name__)
 
@@ -50,4 +50,4 @@ def _begin_tick(task: str) -> None:
     """Let beat send the next tick. Where Redis does not answer, beat sends it a little later."""
     if settings.redis_url:
         with suppress(RedisError):
-            heartbeat.tick_begun(brief_redis(settings.redis_url), settings.queue, task)
+            heartbeat.tick_begun(brief_redis(), settings.queue, task)

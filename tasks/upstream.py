@@ -34,11 +34,11 @@ from core.model import Message, StepResult, Value
 from tasks.app import DEATHS, app, settings
 from tasks.attempts import attempts
 from tasks.completion import after_commit, again
-from tasks.dead_letters import KeptAsDeadLetter, body_of, keep, letter_of, names_event
+from tasks.dead_letters import body_of, keep, letter_of, names_event
 from tasks.resources import resources
 from tasks.worker import deaths
 from tasks.worker.batching import Call
-from tasks.worker.request import QuietRequest
+from tasks.worker.request import KeptAsDeadLetter, QuietRequest
 
 Parsed = tuple[Any, Idempotency]  # Any: an event of the task's model
 Step = Callable[[Any, Idempotency], StepResult]  # Any: likewise

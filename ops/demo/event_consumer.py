@@ -5,6 +5,6 @@ import os
 from examples.consumer import app
 
 app.conf.update(
-    broker_transport="tasks.broker:Transport",
+    broker_transport="durable_redis:Transport",
     broker_transport_options={"visibility_timeout": float(os.environ["ELS_VISIBILITY_TIMEOUT"])},
 )

@@ -20,8 +20,9 @@ from celery.exceptions import TaskRevokedError
 from celery.worker.state import task_ready
 
 from core.crash import crashpoint
-from tasks.app import AT_ONCE, BYTES_AT_ONCE, QUICK, app, result_repr, settings
+from tasks.app import AT_ONCE, BYTES_AT_ONCE, QUICK, app, settings
 from tasks.worker.request import QuietRequest
+from tasks.worker.setup import result_repr
 
 TASK_SIGNALS = (signals.task_prerun, signals.task_success, signals.task_postrun)
 log = structlog.get_logger(__name__)

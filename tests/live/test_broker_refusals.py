@@ -13,8 +13,8 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from core import alive
+from durable_redis.refusals import Refusals
 from ops.stack.embedded import Valkey, free_port
-from tasks.refusals import Refusals
 from tests import factories as make
 from tests.live.conftest import until
 
@@ -297,9 +297,9 @@ def test_what_a_worker_is_refused_with_can_be_read(broker):
     with broker.refuses("a replica"), pytest.raises(redis.ReadOnlyError) as refused:
         broker.default.set("key", 1)
 
-    refusals.note(refused.value)
+    refusals.begin(refused.value)
     first = refusals.current
-    refusals.note(refused.value)
+    refusals.begin(refused.value)
     second, paused = refusals.current, refusals.paused
     refusals.end()
 
