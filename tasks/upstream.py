@@ -90,23 +90,21 @@ def execute_batch(calls: Sequence[Call]) -> list[Value | None]:
     """
     clear_contextvars()
     started = time.monotonic()
-    parsed = [_parsed(call) for call in calls]
+    parsed = {n: each for n, call in enumerate(calls) if (each := _parse_or_none(call))}
+    values: list[Value | None] = [None] * len(calls)
     try:
         for attempt in attempts(tries=2):
             with attempt:
-                messages = [Message.of(*each) for each in parsed if each]
+                messages = [Message.of(event, idem) for event, idem in parsed.values()]
                 results = resources().lifecycle.assign(messages)
                 after_commit([each for each in results if isinstance(each, StepResult)])
     except Exception:  # whatever it is, each task meets it again, and deals with it
         log.warning("left_to_each_task", messages=len(calls), exc_info=True)
-        return [None] * len(calls)
-    each_result = iter(results)
-    values: list[Value | None] = []
-    for call, each in zip(calls, parsed, strict=True):
-        result = next(each_result) if each else None
-        if each and isinstance(result, StepResult):
-            _report(call.task, call.task_id, each[0], result, started)
-        values.append(result.value if isinstance(result, StepResult) else None)
+        return values
+    for (n, (event, _)), result in zip(parsed.items(), results, strict=True):
+        if isinstance(result, StepResult):
+            _report(calls[n].task, calls[n].task_id, event, result, started)
+            values[n] = result.value
     return values
 
 
@@ -167,7 +165,7 @@ def _parse(task: str, args: Sequence[object], kwargs: Mapping[str, object]) -> P
     return parse(known.model, task, raw, known.limit)
 
 
-def _parsed(call: Call) -> Parsed | None:
+def _parse_or_none(call: Call) -> Parsed | None:
     args, kwargs, _ = call.payload
     try:
         return _parse(call.task, args, kwargs)
