@@ -37,6 +37,9 @@ class Call(NamedTuple):
     payload: tuple[Sequence[object], Mapping[str, object], Mapping[str, object] | None]
 
 
+ExecuteBatch = Callable[[Sequence[Call]], Sequence[object]]
+
+
 class Batcher:
     """The messages of quick tasks that this worker holds and no process has begun.
 
@@ -176,7 +179,11 @@ def run_batch(calls: Sequence[Call]) -> list[Any]:  # Any: of Celery's tracer
     it has something to do: what the batch did not settle, what a signal or a link waits for.
     """
     started = monotonic()
-    values = _execute_batches(calls)
+    values: list[object] = [None] * len(calls)
+    for execute_batch, indexes in _batches(calls).items():
+        some = execute_batch([calls[index] for index in indexes])
+        for index, value in zip(indexes, some, strict=True):
+            values[index] = value
     fast: bool = app.use_fast_trace_task  # type: ignore[attr-defined] # absent from its types
     trace = fast_trace_task if fast else trace_task_ret
     return [
@@ -187,21 +194,16 @@ def run_batch(calls: Sequence[Call]) -> list[Any]:  # Any: of Celery's tracer
     ]
 
 
-def _execute_batches(calls: Sequence[Call]) -> list[object]:
-    """Return the value of each message that was executed with others; None: its task must run."""
-    values: list[object] = [None] * len(calls)
+def _batches(calls: Sequence[Call]) -> dict[ExecuteBatch, list[int]]:
+    """Group the messages that one function executes together; each group has several."""
+    batches: dict[ExecuteBatch, list[int]] = {}
     if any(signal.receivers for signal in TASK_SIGNALS):
-        return values
-    batches: dict[Callable[[Sequence[Call]], Sequence[object]], list[int]] = {}
+        return batches
     for index, call in enumerate(calls):
-        execute = getattr(app.tasks[call.task], "execute_batch", None)
-        if execute and not any((call.payload[2] or {}).values()):  # nothing is linked to it
-            batches.setdefault(execute, []).append(index)
-    for execute, indexes in batches.items():
-        if len(indexes) > 1:
-            for index, value in zip(indexes, execute([calls[i] for i in indexes]), strict=True):
-                values[index] = value
-    return values
+        execute_batch = getattr(app.tasks[call.task], "execute_batch", None)
+        if execute_batch and not any((call.payload[2] or {}).values()):  # nothing is linked to it
+            batches.setdefault(execute_batch, []).append(index)
+    return {execute: indexes for execute, indexes in batches.items() if len(indexes) > 1}
 
 
 def _succeeded(call: Call, value: object, seconds: float) -> tuple[int, str, float]:
