@@ -11,7 +11,7 @@ from core import db
 from core.checks import CheckContext, Finding, Shared
 from core.db.connection import Conn
 from core.db.sweep import Holder, Unmended
-from core.heartbeat import Pulse
+from core.heartbeat import Heartbeat
 from core.pauses import Pause
 from core.rules import CAUSES, RULES, Cause, Rule
 from core.slots import Slots
@@ -45,7 +45,7 @@ class Explanation:
     disagreements: list[str] = field(default_factory=list)
 
 
-def explain(conn: Conn, slots: Slots, batch_id: str, pulse: Pulse) -> Explanation:
+def explain(conn: Conn, slots: Slots, batch_id: str, heartbeat: Heartbeat) -> Explanation:
     """Explain one batch, whatever its state; also one that nobody has registered or seen."""
     facts = db.batches.facts(conn, batch_id)
     redis_side = _redis_side(slots, batch_id)
@@ -54,13 +54,13 @@ def explain(conn: Conn, slots: Slots, batch_id: str, pulse: Pulse) -> Explanatio
     if not facts and not any(cause.code == "pending_not_registered" for cause in broken):
         plain.append(CAUSES["unknown_batch"].told())
     waits = broken or not facts or facts["status"] in OPEN
-    holder = db.sweep.holder(conn) if pulse.beat_silent else None
-    outages = list(service_causes(redis_side, pulse, holder)) if waits else []
+    holder = db.sweep.holder(conn) if heartbeat.beat_silent else None
+    outages = list(service_causes(redis_side, heartbeat, holder)) if waits else []
     if not broken and not plain and facts["status"] in OPEN:
         plain.append(CAUSES["being_sealed"].told(facts["full_at"], batch=batch_id))
     # An outage keeps every batch waiting, so it comes first; but after a flush of Redis no
     # heartbeat is there, although everything may run.
-    flushed = pulse.silent and "error" not in redis_side
+    flushed = heartbeat.silent and "error" not in redis_side
     first = [*broken, *outages] if flushed else [*outages, *broken]
     state = facts["status"] if facts else "not_registered" if broken else "unknown"
     return Explanation(
@@ -134,7 +134,9 @@ def _plain_causes(batch_id: str, facts: Row, redis_side: Row) -> Iterator[Cause]
         yield CAUSES[BY_STATUS[status]].told(facts["closed_at"] or facts["completed_at"], **words)
 
 
-def service_causes(redis_side: Row, pulse: Pulse, holder: Holder | None = None) -> Iterator[Cause]:
+def service_causes(
+    redis_side: Row, heartbeat: Heartbeat, holder: Holder | None = None
+) -> Iterator[Cause]:
     """Name what keeps every batch waiting; `redis_side` has an "error" if Redis is away.
 
     `holder` has the lock of the sweep, which has not run for a while.
@@ -142,16 +144,16 @@ def service_causes(redis_side: Row, pulse: Pulse, holder: Holder | None = None) 
     if "error" in redis_side:
         yield CAUSES["redis_unreachable"].told()
         return
-    yield from _refusals(pulse.pauses)
-    if pulse.waiting is None:
+    yield from _refusals(heartbeat.pauses)
+    if heartbeat.waiting is None:
         yield CAUSES["broker_unreachable"].told()
-    if not pulse.workers:
+    if not heartbeat.workers:
         yield CAUSES["no_worker"].told()
-    if pulse.beat_silent and holder is not None and not holder.sweeping:
+    if heartbeat.beat_silent and holder is not None and not holder.sweeping:
         yield CAUSES["sweep_lock_held"].told(holder.since, holder=holder)
-    if pulse.beat_silent:
-        yield CAUSES["beat_silent"].told(pulse.swept_at)
-    if (pulse.waiting or 0) > BACKLOG:
+    if heartbeat.beat_silent:
+        yield CAUSES["beat_silent"].told(heartbeat.swept_at)
+    if (heartbeat.waiting or 0) > BACKLOG:
         yield CAUSES["queue_backlog"].told()
 
 

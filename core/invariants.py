@@ -32,7 +32,7 @@ class Invariant:
         return not self.broken
 
 
-def check_ledger(conn: Conn, batches: Sequence[str] | None = None) -> list[Invariant]:
+def check_batches(conn: Conn, batches: Sequence[str] | None = None) -> list[Invariant]:
     """Check what Postgres alone can tell, of these batches or of all."""
     chosen = None if batches is None else list(batches)
     checked = []

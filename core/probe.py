@@ -1,7 +1,7 @@
 """The probe: does each server take the writes of this service just now?
 
-It runs the service's own statements on a batch of its own, and rolls them back; so whatever stops
-these writes (a read-only server, a full disk, a missing table, right or trigger) stops the probe.
+It runs the service's own statements on a batch of its own and rolls them back. So what stops the
+writes of the service (a read-only server, a full disk, a missing table or right) stops the probe.
 """
 
 from secrets import token_hex
@@ -29,10 +29,9 @@ LOCK_TIMEOUT_S = 2  # for a lock on a whole table; nobody else locks the rows of
 
 
 def probe_postgres(conn: Conn, *, size: int = 0) -> Outage | None:
-    """Write to every table that the service writes to, and roll it back; None: all is well.
+    """Write to every table of the service, and roll back; None: all is well.
 
-    `size` is how many random bytes are written besides: a disk that is full has room for a row in
-    a page that is there already.
+    `size` adds random bytes to write: on a full disk, a row still fits into an existing page.
     """
     batch_id = f"probe-{uuid4().hex}"
     try:

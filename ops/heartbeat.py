@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import redis
 
 from core.db.connection import Conn
-from core.heartbeat import NO_PULSE, Pulse, read_pulse
+from core.heartbeat import NO_HEARTBEAT, Heartbeat, read_heartbeat
 from core.pauses import Pause
 from core.probe import probe_postgres, probe_redis
 from core.slots import Slots, connect_once
@@ -14,7 +14,7 @@ from core.slots import Slots, connect_once
 NO_RIGHT = "42501"
 
 
-def read_signs(client: redis.Redis, broker_url: str, queue: str) -> Pulse:
+def read_signs(client: redis.Redis, broker_url: str, queue: str) -> Heartbeat:
     """Read the signs of life; none where Redis does not answer, which has a cause of its own."""
     waiting: int | None = 0
     if broker_url.startswith("redis"):
@@ -24,12 +24,12 @@ def read_signs(client: redis.Redis, broker_url: str, queue: str) -> Pulse:
         except redis.RedisError:
             waiting = None  # the broker does not answer, which is told
     try:
-        return read_pulse(client, waiting)
+        return read_heartbeat(client, waiting)
     except redis.RedisError:
-        return NO_PULSE
+        return NO_HEARTBEAT
 
 
-def with_own_probe(pulse: Pulse, conn: Conn, slots: Slots) -> Pulse:
+def with_own_probe(pulse: Heartbeat, conn: Conn, slots: Slots) -> Heartbeat:
     """Add what a probe from here finds: it may be that no worker has met the refusal yet.
 
     Without the right to write, the probe knows nothing.

@@ -31,7 +31,7 @@ def _sweep() -> dict[str, int]:
     if found is None:
         log.info("sweep_skipped", reason="another session holds its lock")
         return {}
-    heartbeat.swept(resources().slots.client)
+    heartbeat.note_sweep(resources().slots.client)
     mended = [each for each in found if each.mended]
     for each in mended:
         metrics.REPAIRS.labels(each.rule).inc()

@@ -1,6 +1,6 @@
-"""Postgres: every statement of the service, one small function each, in the module of its subject.
+"""Postgres: every statement of the service, each in a function of the module of its subject.
 
-Each takes a connection first: an autocommitting one makes the statement a transaction of its own.
+Each takes a connection first: on an autocommitting one the statement is a transaction of its own.
 The long statements stand in `sql/`.
 """
 

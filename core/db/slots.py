@@ -116,7 +116,7 @@ def open_slots(conn: Conn, batch_id: str) -> list[str]:
 
 
 def essays_in(conn: Conn, batch_id: str, *statuses: EssayStatus) -> list[DictRow]:
-    """Read the essays of some states, in order, with what events and seals tell of them."""
+    """Read the essays in these states, in order, with the columns of events and seals."""
     return essays_of(conn, [batch_id], *statuses)[batch_id]
 
 
@@ -141,7 +141,7 @@ def by_batch(batches: Iterable[str], rows: Iterable[DictRow]) -> dict[str, list[
 
 
 def associate(conn: Conn, batch_id: str, associations: Sequence[Row]) -> set[str]:
-    """Store on each essay whose it is; return the essay ids that the batch has."""
+    """Store the student of each essay; return those of the essay ids that the batch has."""
     rows = conn.execute(
         """
         UPDATE essay_states e
@@ -169,7 +169,7 @@ def students(conn: Conn, batch_id: str) -> dict[str, str | None]:
 
 
 def pending(conn: Conn, batch_id: str) -> list[tuple[int, Submission]]:
-    """Read what waits for a batch, in its order: the row's id and the submission."""
+    """Read what waits for a batch, in order: the row's id and the submission."""
     rows = conn.execute(
         "SELECT id, essay_file_id AS file_upload_id, original_file_name, text_storage_id,"
         " raw_file_storage_id, file_size_bytes, content_md5_hash, validation_error_code,"
@@ -181,7 +181,6 @@ def pending(conn: Conn, batch_id: str) -> list[tuple[int, Submission]]:
 
 
 def unpark(conn: Conn, row_id: int) -> None:
-    """Drop what waited, once it has a place."""
     conn.execute("DELETE FROM batch_pending_content WHERE id = %s", [row_id])
 
 

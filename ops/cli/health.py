@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from core import alive
+from core import health_file
 
 MAX_AGE_S = 30.0  # signs come every 2 s; while the broker is away they come less regularly
 
@@ -18,7 +18,7 @@ MAX_AGE_S = 30.0  # signs come every 2 s; while the broker is away they come les
 def main(arguments: Sequence[str]) -> int:
     """Print whether a worker of this home gave a sign lately; return the exit status."""
     asked = _parser().parse_args(arguments)
-    ages = alive.ages_s(asked.home, asked.name)
+    ages = health_file.ages_s(asked.home, asked.name)
     youngest = min(ages, key=lambda name: ages[name], default=None)
     healthy = youngest is not None and ages[youngest] <= asked.max_age
     if youngest is None:

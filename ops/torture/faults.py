@@ -12,7 +12,7 @@ import redis
 
 from core.crash import POINTS
 from core.errors import StackError
-from core.heartbeat import read_pulse
+from core.heartbeat import read_heartbeat
 from ops.stack.embedded import until
 from ops.stack.proxy import BOTH, REPLIES, REQUESTS
 from ops.torture import refusals
@@ -238,6 +238,6 @@ def _await_ticks(stage: Stage) -> None:
 
 def _swept_since(stage: Stage, since: float) -> bool:
     with suppress(redis.RedisError):
-        swept_at = read_pulse(stage.clients["slots"], None).swept_at
+        swept_at = read_heartbeat(stage.clients["slots"], None).swept_at
         return swept_at is not None and swept_at.timestamp() > since
     return False

@@ -84,7 +84,7 @@ class Exposition(Collector):
             yield _one(name, meaning, survey.waiting[name])
 
     def _workers(self) -> Iterator[Metric]:
-        seen = heartbeat.read_pulse(self._client, None)
+        seen = heartbeat.read_heartbeat(self._client, None)
         age = (datetime.now(UTC) - seen.swept_at).total_seconds() if seen.swept_at else math.inf
         yield _one("els_workers", "Workers that gave a sign of life lately.", len(seen.workers))
         yield _one("els_sweep_age_seconds", "Time since the last sweep; +Inf: none known.", age)

@@ -15,7 +15,7 @@ from core import db, metrics
 from core.checks import PAGE, CheckContext, Finding, Shared
 from core.db.connection import Conn, Row
 from core.explain import service_causes
-from core.heartbeat import Pulse
+from core.heartbeat import Heartbeat
 from core.rules import RULES, Cause, Rule
 from core.settings import Settings
 from core.slots import Slots, connect_once
@@ -46,7 +46,7 @@ class Sources:
         """Lend a connection; somebody waits for the page, so a missing one is told soon."""
         return self.pool.connection(timeout=PATIENCE_S)
 
-    def pulse(self) -> Pulse:
+    def pulse(self) -> Heartbeat:
         """Read the signs of life."""
         broker_url = self.settings.broker_url or self.settings.redis_url or ""
         return read_signs(self.client, broker_url, self.settings.queue)

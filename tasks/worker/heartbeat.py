@@ -9,7 +9,7 @@ import redis
 from celery import signals
 
 import durable_redis
-from core import alive, heartbeat, pauses
+from core import health_file, heartbeat, pauses
 from tasks.app import settings
 from tasks.worker.clients import brief_redis
 
@@ -25,10 +25,10 @@ def send(worker: str) -> None:
     global _worker, _sent_at
     _worker, _sent_at = (os.getpid(), worker), time.monotonic()
     with suppress(OSError):  # nobody can write to this home: the health check finds no file
-        alive.show(settings.home, worker)
+        health_file.touch(settings.home, worker)
     if settings.redis_url:
         with suppress(redis.RedisError):
-            heartbeat.worker_lives(brief_redis(), worker)
+            heartbeat.note_worker(brief_redis(), worker)
             _send_refusal(worker)
 
 

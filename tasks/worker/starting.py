@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 from celery import Celery
 
-from core import alive
+from core import health_file
 from core.requirements import Finding, Severity, check_servers, wait_for_schema
 from core.settings import Settings
 from tasks.worker.stopping import STOPS
@@ -39,7 +39,7 @@ def _wait_for_servers(settings: Settings, worker: str) -> None:
 
     def send_heartbeat() -> None:
         with suppress(OSError):
-            alive.show(settings.home, worker)
+            health_file.touch(settings.home, worker)
 
     assert settings.database_url, "a worker has refused to start without"
     with _stop_signal() as stopped:

@@ -17,7 +17,7 @@ from psycopg.types.json import Jsonb
 from structlog.testing import capture_logs
 
 from core.explain import explain
-from core.heartbeat import Pulse
+from core.heartbeat import Heartbeat
 from core.repairs import RepairContext
 from core.states import BatchStatus, EssayStatus
 from core.sweep import sweep
@@ -154,7 +154,7 @@ def insert(conn, state):
 
 def unexplained(conn, slots, batches):
     """List the batches that are neither finished nor have a cause."""
-    alive = Pulse(["worker@one"], datetime.now(UTC), 0)
+    alive = Heartbeat(["worker@one"], datetime.now(UTC), 0)
     found = []
     for batch_id in batches:
         told = explain(conn, slots, batch_id, alive)

@@ -12,7 +12,7 @@ from redis.retry import Retry
 from core import db, heartbeat
 from core.db.dead_letters import DeadLetter
 from core.explain import BACKLOG, explain
-from core.heartbeat import FORGOTTEN, FRESH, NO_PULSE, SWEEP_LATE, Pulse, read_pulse
+from core.heartbeat import FORGOTTEN, FRESH, NO_HEARTBEAT, SWEEP_LATE, Heartbeat, read_heartbeat
 from core.outbox import relay
 from core.pauses import Outage, Pause
 from core.repairs import RepairContext
@@ -28,7 +28,7 @@ WAITING = "waiting_for_contents"
 
 def alive():
     """The signs of life of a service that runs."""
-    return Pulse(["worker@one"], datetime.now(UTC), 0)
+    return Heartbeat(["worker@one"], datetime.now(UTC), 0)
 
 
 def closed_port():
@@ -108,7 +108,7 @@ def some_contents_have_come(s):
 def redis_was_flushed(s):
     s.register()
     s.valkey.flushdb()
-    s.pulse = read_pulse(s.valkey, 0)
+    s.pulse = read_heartbeat(s.valkey, 0)
 
 
 def a_stale_slot_is_offered(s):
@@ -316,7 +316,7 @@ def the_sweep_has_never_run(s):
 
 def nothing_runs(s):
     s.register()
-    s.pulse = NO_PULSE
+    s.pulse = NO_HEARTBEAT
 
 
 def much_is_waiting(s):
@@ -336,12 +336,12 @@ def the_broker_does_not_answer(s):
 
 def redis_is_down(s):
     s.register()
-    s.slots, s.pulse = Slots(closed_port()), NO_PULSE
+    s.slots, s.pulse = Slots(closed_port()), NO_HEARTBEAT
 
 
 def redis_is_down_at_the_deadline(s):
     the_deadline_has_passed(s)
-    s.slots, s.pulse = Slots(closed_port()), NO_PULSE
+    s.slots, s.pulse = Slots(closed_port()), NO_HEARTBEAT
 
 
 def every_file_was_rejected(s):
@@ -364,7 +364,7 @@ def it_was_cancelled(s):
 def it_ended_long_ago_and_nothing_runs(s):
     it_was_cancelled(s)
     s.relay()
-    s.pulse = NO_PULSE
+    s.pulse = NO_HEARTBEAT
 
 
 def it_is_ready(s):
@@ -373,7 +373,7 @@ def it_is_ready(s):
 
 def it_is_ready_and_nothing_runs(s):
     s.make_ready()
-    s.pulse = NO_PULSE
+    s.pulse = NO_HEARTBEAT
 
 
 SCENES = [
@@ -755,10 +755,10 @@ def test_of_a_long_story_the_newest_part_is_told(scene):
 
 
 def test_the_pulse_knows_who_lives_and_when_the_sweep_ran(slots, valkey):
-    heartbeat.worker_lives(valkey, "worker@one")
-    heartbeat.swept(valkey)
+    heartbeat.note_worker(valkey, "worker@one")
+    heartbeat.note_sweep(valkey)
 
-    seen = read_pulse(valkey, 7)
+    seen = read_heartbeat(valkey, 7)
 
     assert (seen.workers, seen.waiting, seen.beat_silent) == (["worker@one"], 7, False)
 
@@ -769,16 +769,16 @@ def test_the_pulse_knows_who_lives_and_when_the_sweep_ran(slots, valkey):
     ids=["lately", "long ago"],
 )
 def test_a_worker_without_a_sign_is_not_counted(slots, valkey, silent_for, kept):
-    heartbeat.worker_lives(valkey, "worker@gone")
+    heartbeat.note_worker(valkey, "worker@gone")
     valkey.zincrby(heartbeat.WORKERS, -silent_for.total_seconds(), "worker@gone")
 
-    heartbeat.worker_lives(valkey, "worker@one")
+    heartbeat.note_worker(valkey, "worker@one")
 
-    assert read_pulse(valkey, 0).workers == ["worker@one"]
+    assert read_heartbeat(valkey, 0).workers == ["worker@one"]
     assert (valkey.zscore(heartbeat.WORKERS, "worker@gone") is not None) == kept
 
 
 def test_a_flushed_pulse_is_silent(slots, valkey):
-    seen = read_pulse(valkey, 0)
+    seen = read_heartbeat(valkey, 0)
 
     assert (seen.workers, seen.swept_at, seen.beat_silent, seen.silent) == ([], None, True, True)

@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 
 from core import db, heartbeat
 from core.explain import explain
-from core.heartbeat import Pulse
+from core.heartbeat import Heartbeat
 from core.lifecycle import Lifecycle
 from core.repairs import RepairContext
 from core.slots import Slots
@@ -60,7 +60,7 @@ def unmended(conn, batch_id):
 
 
 def alive():
-    return Pulse(["worker@one"], datetime.now(UTC), 0)
+    return Heartbeat(["worker@one"], datetime.now(UTC), 0)
 
 
 def causes(conn, slots, batch_id, seen=None):
@@ -562,7 +562,7 @@ def elsewhere(database_url):
 
 
 def late():
-    return Pulse(["worker@one"], datetime.now(UTC) - heartbeat.SWEEP_LATE * 2, 0)
+    return Heartbeat(["worker@one"], datetime.now(UTC) - heartbeat.SWEEP_LATE * 2, 0)
 
 
 def test_who_holds_the_lock_of_the_sweep_is_named(lifecycle, conn, slots, batch_id, elsewhere):
