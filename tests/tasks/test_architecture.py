@@ -31,9 +31,7 @@ def code_of(name):
     """Return the code of a function by its dotted name."""
     parts = name.split(".")
     lengths = range(len(parts), 0, -1)
-    cut = next(
-        n for n in range(len(parts), 0, -1) if (Path(*parts[:n]).with_suffix(".py")).exists()
-    )
+    cut = next(n for n in lengths if Path(*parts[:n]).with_suffix(".py").exists())
     found = import_module(".".join(parts[:cut]))
     for part in parts[cut:]:
         found = getattr(found, part)
