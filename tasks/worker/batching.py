@@ -7,7 +7,8 @@ alone, so a message that kills its process takes others with it only once.
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -55,7 +56,8 @@ class Batcher:
     def add(self, request: QuietRequest) -> None:
         """Let a request run, with others if it is plain."""
         if self._hub is None or not _is_plain(request):
-            self._process(request)
+            with ending(request):
+                self._process(request)
             return
         self._waiting.append(request)
         if len(self._waiting) == 1:
@@ -78,7 +80,8 @@ class Batcher:
             case []:
                 raise TaskRevokedError("there is nothing left to carry out")
             case [request]:
-                request.execute_using_pool(pool)
+                with ending(request):
+                    request.execute_using_pool(pool)
             case requests:
                 BatchJob(requests, self._hub).start(pool)
 
@@ -115,14 +118,15 @@ class BatchJob:
     def start(self, pool: Any) -> None:  # Any: one of Celery's pools
         """Send the messages to the pool."""
         calls = [Call(r.task.name, r.id, r.request_dict, r.message.payload) for r in self._requests]
-        pool.apply_async(
-            run_batch,
-            args=(calls,),
-            accept_callback=self.accepted,
-            callback=self.succeeded,
-            error_callback=self.failed,
-            correlation_id=calls[0].task_id,
-        )
+        with ending(*self._requests):
+            pool.apply_async(
+                run_batch,
+                args=(calls,),
+                accept_callback=self.accepted,
+                callback=self.succeeded,
+                error_callback=self.failed,
+                correlation_id=calls[0].task_id,
+            )
 
     def accepted(self, pid: Any, at: float) -> None:  # Any: an int, where types want a string
         """Note which process has begun, and when by the monotonic clock."""
@@ -135,7 +139,8 @@ class BatchJob:
         try:
             for request, result in zip(self._requests, results, strict=True):
                 request.acknowledged_with = tags
-                _end(request, result)
+                with ending(request):
+                    request.on_success(result)
         finally:
             self._hub.call_soon(self._acknowledge, tags)
 
@@ -158,18 +163,28 @@ class BatchJob:
         log.error("job_failed", messages=len(self._requests), error=repr(info.exception))
 
 
-def _end(request: QuietRequest, result: Any) -> None:  # Any: of its tracer
-    """End one message of a job, and no other where that fails, as on a Redis that is full.
+@contextmanager
+def ending(*requests: QuietRequest) -> Iterator[None]:
+    """Leave none of these messages in work, whatever Celery raises when it ends one.
 
-    Without this the rest of the job would count as in work, and be renewed, for ever.
+    Celery raises where Redis records no result of a step of the chord; a pool without processes
+    lets it into the event loop. A message left in work would be renewed for ever, and its batch
+    stuck. So it goes back to the broker; a step of the chord is left to the sweep.
     """
     try:
-        request.on_success(result)
+        yield
+    except TaskRevokedError:
+        raise
     except Exception:
-        log.exception("task_not_ended", task=request.name, task_id=request.id)
-        task_ready(request)
-        if not request.acknowledged:
-            request.reject()
+        log.exception("task_not_ended", tasks=[request.id for request in requests])
+        for request in requests:
+            task_ready(request)
+            if request.acknowledged:
+                continue
+            if request.name in request.upstream:
+                request.reject()
+            else:
+                request.acknowledge()
 
 
 def run_batch(calls: Sequence[Call]) -> list[Any]:  # Any: of Celery's tracer

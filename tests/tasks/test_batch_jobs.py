@@ -136,3 +136,21 @@ def test_a_lost_connection_is_told_of_and_does_not_end_the_worker(channel, hub, 
 
     [line] = [line for line in logged if line["event"] == "not_acknowledged"]
     assert (line["messages"], line["error"]) == (3, "the broker is away")
+
+
+class Solo:
+    """A pool without processes: what a job raises goes to who starts it."""
+
+    def apply_async(self, target, **options):
+        options["accept_callback"](1, 0.0)
+        raise redis.OutOfMemoryError("command not allowed")
+
+
+def test_an_error_out_of_a_pool_without_processes_gives_the_messages_back(channel, hub, requests):
+    for request in requests:
+        task_reserved(request)
+
+    BatchJob(requests, hub).start(Solo())
+
+    assert channel.rejected == [1, 2, 3]
+    assert not active_requests.intersection(requests)
