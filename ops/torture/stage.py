@@ -13,16 +13,13 @@ from random import Random
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
-
 from core import ledger
 from core.errors import StackError
 from core.ledger import Conn
-from ops.embedded import Valkey, leashed, until
+from ops.embedded import leashed, until
 from ops.proxy import Proxy
 from ops.stack import Stack
+from ops.torture.brokers import Broker, Redis
 
 WORKERS = [["--pool", "solo"], ["--pool", "solo"], ["--pool", "prefork", "--concurrency", "2"]]
 WORKER = [sys.executable, "-m", "celery", "-q", "-A", "tasks.app", "worker"]
@@ -66,7 +63,7 @@ class Stage:
     """The servers, the workers and the proxies between them, of one session."""
 
     def __init__(
-        self, stack: Stack, broker: Valkey, disk: SmallDisk, random: Random, longest_s: float
+        self, stack: Stack, broker: Broker, disk: SmallDisk, random: Random, longest_s: float
     ) -> None:
         found = stack.endpoints
         self.stack = stack
@@ -76,7 +73,8 @@ class Stage:
         self.home = Path(found.home)
         self.database_url = found.database_url
         self.slots_url, self.broker_url = found.redis_url, broker.url
-        self.clients = {"slots": _admin(self.slots_url), "broker": _admin(self.broker_url)}
+        self.slots, self.broker = Redis(self.slots_url), broker
+        self.servers: dict[str, Redis | Broker] = {"slots": self.slots, "broker": broker}
         urls = {"Postgres": self.database_url, "slots": self.slots_url, "broker": self.broker_url}
         self.proxies = {
             name: Proxy(urlsplit(url).port or 0, Random(random.random()))
@@ -99,8 +97,7 @@ class Stage:
                 end(worker)
             for proxy in self.proxies.values():
                 proxy.stop()
-            for client in self.clients.values():
-                client.close()
+            self.slots.client.close()
 
     def staff(self) -> int:
         """Have as many workers as there should be; return how many had ended by themselves."""
@@ -149,12 +146,6 @@ class Stage:
             raise StackError(f"{name} is down")
         return pid
 
-    def waiting(self) -> int:
-        """Count the messages that wait at the broker; 0 while it does not answer."""
-        with suppress(redis.RedisError):
-            return int(str(self.clients["broker"].llen("els")))
-        return 0
-
     def hold(self, shortest_s: float, longest_s: float) -> float:
         """Let a fault last, within the bounds of this session; return for how long it did."""
         most = min(longest_s, self.longest_s)
@@ -189,13 +180,6 @@ def beat(celery: str, clock: str) -> str:
     """Write the command of a beat whose clock can be set."""
     script = Path(__file__).with_name("clock.py")
     return f'exec "{sys.executable}" -P "{script}" {clock} {celery}'
-
-
-def _admin(url: str) -> redis.Redis:
-    """Connect for those who reconfigure: they repeat nothing unasked, and wait for a frozen one."""
-    return redis.Redis.from_url(
-        url, decode_responses=True, socket_timeout=30, retry=Retry(NoBackoff(), 0)
-    )
 
 
 ENVIRON: Mapping[str, str] = {"ELS_VISIBILITY_TIMEOUT": "5", "ELS_SWEEP_EVERY": "1"}
