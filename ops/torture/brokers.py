@@ -46,6 +46,9 @@ class Broker(Protocol):
     def stop(self) -> None:
         """End it."""
 
+    def serves(self) -> bool:
+        """Tell whether clients are served."""
+
     def settle(self) -> None:
         """Have it write down the queues that were declared."""
 
@@ -101,6 +104,10 @@ class ValkeyBroker(Valkey):
         self._redis.client.close()
         super().stop(timeout, hurry)
 
+    def serves(self) -> bool:
+        """Tell whether clients are served."""
+        return self._refusal() is None
+
     def settle(self) -> None:
         """Do nothing: a list needs no declaration."""
 
@@ -153,6 +160,10 @@ class RabbitMQ(Server):
         super().stop(timeout, hurry)
         if self.process:
             self._do("stop")
+
+    def serves(self) -> bool:
+        """Tell whether clients are served."""
+        return self._refusal() is None
 
     def settle(self) -> None:
         """Have the node write down its queues.

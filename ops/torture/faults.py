@@ -65,7 +65,7 @@ def _deaths() -> Iterator[Fault]:
     yield Fault("beat killed", lambda stage: stage.signal("beat", signal.SIGKILL))
     yield Fault("consumer killed", lambda stage: stage.signal("downstream", signal.SIGKILL))
     yield Fault("slots killed", lambda stage: stage.signal("valkey", signal.SIGKILL))
-    yield Fault("broker killed", lambda stage: stage.signal("broker", signal.SIGKILL))
+    yield Fault("broker killed", Stage.kill_broker)
     yield Fault("Postgres stopped at once", lambda stage: stage.signal("postgres", signal.SIGQUIT))
 
 

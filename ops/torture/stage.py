@@ -25,7 +25,7 @@ WORKERS = [["--pool", "solo"], ["--pool", "solo"], ["--pool", "prefork", "--conc
 WORKER = [sys.executable, "-m", "celery", "-q", "-A", "tasks.app", "worker"]
 DISK_MB = 768  # Postgres with a write-ahead log of `WAL_MB`, and room for the load of an hour
 WAL_MB = 128
-START_S = 30  # what a server gets to start again
+START_S = 60  # what a server gets to start again
 
 
 class SmallDisk:
@@ -140,11 +140,23 @@ class Stage:
 
     def pid(self, name: str) -> int:
         """Return the process id of a server. Raises StackError when it stays down."""
-        until(lambda: self.stack.pid(name) is not None, START_S)
+        self._until(lambda: self.stack.pid(name) is not None)
         pid = self.stack.pid(name)
         if pid is None:
             raise StackError(f"{name} is down")
         return pid
+
+    def kill_broker(self) -> None:
+        """Kill the broker, and wait until it serves again: a node takes seconds to start.
+
+        Raises StackError when it stays down.
+        """
+        killed = self.pid("broker")
+        os.kill(killed, signal.SIGKILL)
+        self._until(lambda: self.stack.pid("broker") not in {None, killed})
+        self._until(self.broker.serves)
+        if not self.broker.serves():
+            raise StackError("the broker that was killed does not serve again")
 
     def hold(self, shortest_s: float, longest_s: float) -> float:
         """Let a fault last, within the bounds of this session; return for how long it did."""
@@ -163,6 +175,9 @@ class Stage:
     def clock(self) -> Path:
         """The file that says by how many seconds the clock of beat is off."""
         return self.home / "beat-clock"
+
+    def _until(self, started: Callable[[], bool]) -> None:
+        until(lambda: self.ended.is_set() or started(), START_S)
 
     def _through(self, name: str, url: str) -> str:
         proxy = self.proxies[name]
