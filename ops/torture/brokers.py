@@ -22,6 +22,7 @@ QUEUE = "els"
 RABBITMQ_SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 CTL_S = 120  # what one call of the script gets
 ANSWER_S = 5
+HELD = 200  # messages that RabbitMQ pushes to each process of a worker, `tasks.app.PUSHED`
 AWAY = (AMQPError, KombuError, OSError)
 Context = AbstractContextManager[None]
 
@@ -175,10 +176,12 @@ class RabbitMQ(Server):
         self._do("ctl", "start_app")
 
     def waiting(self) -> int:
-        """Count the messages that wait; 0 while it does not answer."""
+        """Count the messages that wait, those pushed to workers among them; 0 while it is away."""
         with suppress(*AWAY), Connection(self.url, connect_timeout=ANSWER_S) as connection:
             channel: Any = connection.channel()  # Any: py-amqp's
-            return int(channel.queue_declare(QUEUE, passive=True).message_count)
+            found = channel.queue_declare(QUEUE, passive=True)
+            held = HELD * found.consumer_count if found.message_count else 0
+            return int(found.message_count + held)
         return 0
 
     def drop_connections(self) -> None:
