@@ -249,6 +249,9 @@ def torture(  # noqa: PLR0913, PLR0917 - an option each
         float | None, typer.Option(min=0.5, help="No fault lasts more seconds than that")
     ] = None,
     logs: Annotated[Path | None, typer.Option(help="A folder that gets the logs")] = None,
+    rabbitmq: Annotated[
+        bool, typer.Option("--rabbitmq", help="RabbitMQ as the broker, in place of a Valkey")
+    ] = False,
     list_faults: Annotated[bool, typer.Option("--list", help="List the faults, do none")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -257,15 +260,23 @@ def torture(  # noqa: PLR0913, PLR0917 - an option each
     Workers killed at every crash point, servers restarted, frozen, full or read-only, connections
     cut or swallowed, Redis flushed, old messages replayed. Exit status 1 if an invariant is broken.
     """
-    from ops.torture import all_faults, show
+    from ops.torture import all_faults, broker_kind, show
     from ops.torture import torture as run_torture
 
     if list_faults:
-        names = list(dict.fromkeys(fault.name for fault in all_faults()))
+        faults = all_faults(broker_kind(rabbitmq))
+        names = list(dict.fromkeys(fault.name for fault in faults))
         print_json(names) if as_json else out.print("\n".join(names), markup=False)
         return
     report = run_torture(
-        seed, minutes, batches, say, only=tuple(only or ()), longest_s=longest, logs=logs
+        seed,
+        minutes,
+        batches,
+        say,
+        only=tuple(only or ()),
+        longest_s=longest,
+        logs=logs,
+        rabbitmq=rabbitmq,
     )
     if as_json:
         print_json(report.as_json())
