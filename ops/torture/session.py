@@ -18,7 +18,7 @@ import redis
 from core.db import Conn
 from core.errors import StackError
 from core.explain import Explanation, explain
-from core.invariants import Invariant, check_postgres, check_slots
+from core.invariants import Invariant, check_batches, check_slots
 from core.settings import Settings
 from core.slots import CLAIM_LEASE, Slots, connect
 from migrations import upgrade
@@ -227,7 +227,7 @@ class Session:
         batches = sorted(self.load.batches)
         quiet = until(lambda: self._given_up() or self._is_quiet(batches), QUIET_S)
         with self.stage.books() as conn:
-            checked = check_postgres(conn, batches)
+            checked = check_batches(conn, batches)
             checked.append(check_slots(conn, self.slots, batches))
             found = statuses(conn, batches)
             ends = [b for b in batches if found.get(b) not in FINAL]
