@@ -6,7 +6,7 @@ where somebody else declared it with other arguments.
 """
 
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any, ClassVar
 
@@ -14,7 +14,9 @@ import structlog
 from amqp import spec
 from amqp.exceptions import AMQPError, NotFound, PreconditionFailed
 from billiard.process import current_process
-from kombu import transport
+from celery import Celery
+from kombu import Exchange, transport
+from kombu import Message as KombuMessage
 from kombu.exceptions import KombuError, OperationalError
 from kombu.transport import pyamqp
 
@@ -39,6 +41,7 @@ OPTIONS = {
     "socket_settings": SOCKET_SETTINGS,
 }
 FAREWELL_S = 2  # for the answer to a farewell: often the connection is dead, and there are several
+CARRIED_OVER = {"correlation_id", "reply_to", "priority", "message_id", "timestamp", "type"}
 FAREWELLS = (spec.Connection.CloseOk, spec.Channel.CloseOk, spec.Basic.CancelOk)
 HEARTBEAT_S = 10  # two missed ones end a connection, on either side
 
@@ -101,7 +104,22 @@ class Message(pyamqp.Message):
         return True
 
 
-class Channel(pyamqp.Channel):
+class Waits:
+    """A channel or connection that waits for each answer with a deadline."""
+
+    def wait(
+        self,
+        method: Any,  # Any: as py-amqp has it
+        callback: Callable[..., Any] | None = None,
+        timeout: float | None = None,
+        returns_tuple: bool = False,
+    ) -> Any:
+        """Wait for an answer. Raises TimeoutError where none comes."""
+        timeout = timeout or (FAREWELL_S if method in FAREWELLS else ANSWER_S)
+        return super().wait(method, callback, timeout, returns_tuple)  # type: ignore[misc] # theirs
+
+
+class Channel(Waits, pyamqp.Channel):
     """Acknowledges with one frame what it may; publishes, declares and rejects without loss."""
 
     Message = Message
@@ -251,20 +269,6 @@ class Channel(pyamqp.Channel):
                 _say_that_it_differs(kind, name, str(refused))
                 return declare(asking, *args, passive=True)
 
-    def wait(
-        self,
-        method: Any,  # Any: as py-amqp has it
-        callback: Callable[..., Any] | None = None,
-        timeout: float | None = None,
-        returns_tuple: bool = False,
-    ) -> Any:
-        """Wait for an answer. Raises TimeoutError where none comes."""
-        return super().wait(method, callback, timeout or _patience_s(method), returns_tuple)
-
-
-def _patience_s(method: Any) -> float:  # Any: one of py-amqp's, or a list
-    return FAREWELL_S if method in FAREWELLS else ANSWER_S
-
 
 _differing: set[tuple[str, str]] = set()
 
@@ -289,20 +293,10 @@ def _say_that_it_differs(kind: str, name: str, refusal: str) -> None:
     )
 
 
-class Connection(pyamqp.Connection):
+class Connection(Waits, pyamqp.Connection):
     """Kombu's connection with the channel above."""
 
     Channel = Channel
-
-    def wait(
-        self,
-        method: Any,  # Any: as py-amqp has it
-        callback: Callable[..., Any] | None = None,
-        timeout: float | None = None,
-        returns_tuple: bool = False,
-    ) -> Any:
-        """Wait for an answer. Raises TimeoutError where none comes."""
-        return super().wait(method, callback, timeout or _patience_s(method), returns_tuple)
 
 
 class Transport(pyamqp.Transport):
@@ -315,6 +309,35 @@ class SSLTransport(pyamqp.SSLTransport):
     """The same over TLS."""
 
     Connection = Connection
+
+
+def forward(
+    app: Celery,
+    message: KombuMessage,
+    exchange: Exchange,
+    routing_key: str,
+    headers: Mapping[str, str],
+) -> None:
+    """Publish a received message elsewhere, and wait for the confirm.
+
+    Raises OperationalError or OSError.
+    """
+    kept = {name: message.headers[name] for name in message.headers if name != "compression"}
+    given = message.properties
+    about: dict[str, Any] = {name: given[name] for name in CARRIED_OVER & given.keys()}
+    with app.producer_pool.acquire(block=True) as producer:
+        producer.publish(
+            message.body,
+            exchange=exchange,
+            routing_key=routing_key,
+            content_type=message.content_type,
+            content_encoding=message.content_encoding,
+            headers={**kept, **headers},
+            delivery_mode=PERSISTENT,
+            retry=True,
+            retry_policy={"max_retries": 1},
+            **about,
+        )
 
 
 TRANSPORTS = {
