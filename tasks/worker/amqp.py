@@ -1,8 +1,8 @@
-"""RabbitMQ's transport: Kombu's, which loses nothing that is published, declared or rejected.
+"""RabbitMQ's transport: Kombu's, except that it loses no message.
 
-It acknowledges together what ends together, waits for each publisher confirm with a deadline,
-returns an unroutable message to its publisher as an error, and uses a queue or exchange as it is
-where somebody else declared it with other arguments.
+It acknowledges a job's messages by one frame, waits for each publisher confirm with a deadline,
+returns an unroutable message to its publisher as an error, and uses a queue or exchange that
+somebody declared with other arguments.
 """
 
 import socket
@@ -24,11 +24,11 @@ from durable_redis import DELIVERY_COUNT
 
 CONFIRM_S = 10  # for a confirm; RabbitMQ sends none while an alarm of memory or disk blocks us
 ANSWER_S = 15  # for any other answer, so that a frozen server is not waited for without end
-PERSISTENT = 2  # delivery mode of what must not be lost; events of monitors are transient
-CHAT = ".pidbox"  # exchanges of remote control, whose words may reach nobody
+PERSISTENT = 2  # delivery mode of messages; monitors' events are transient
+CHAT = ".pidbox"  # exchanges of remote control; their messages may reach nobody
 
 # A connection that a firewall drops silently ends within 20 s: the kernel probes it after 10 s, and
-# gives up on what is written and not acknowledged.
+# gives up on bytes that nobody acknowledges.
 SOCKET_SETTINGS = {
     socket.TCP_KEEPIDLE: 10,
     socket.TCP_KEEPINTVL: 5,
@@ -76,8 +76,8 @@ class Message(pyamqp.Message):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # Any: as Kombu calls it
         super().__init__(*args, **kwargs)
-        # RabbitMQ counts requeues and closed connections too, in each of which no worker died; and
-        # a message that was published again carries the old count.
+        # RabbitMQ counts requeues and closed connections too, where no worker died; and a message
+        # that somebody published once more carries the old count.
         count = self.headers.pop(DELIVERY_COUNT, 0)
         if count and self.delivery_info.get("redelivered"):
             self.headers[DELIVERY_COUNT] = 1
@@ -120,7 +120,7 @@ class Waits:
 
 
 class Channel(Waits, pyamqp.Channel):
-    """Acknowledges with one frame what it may; publishes, declares and rejects without loss."""
+    """Acknowledges many messages by one frame; publishes, declares and rejects without loss."""
 
     Message = Message
     # A worker's. Raises AMQPError, KombuError or OSError.
@@ -241,13 +241,13 @@ class Channel(Waits, pyamqp.Channel):
     # --- declaring -----------------------------------------------------------------------------
 
     def queue_declare(self, queue: str = "", *args: Any, **kwargs: Any) -> Any:  # Any: py-amqp's
-        """Declare a queue; one that was declared otherwise is used as it is."""
+        """Declare a queue, or use one that has other arguments."""
         if args or kwargs.get("passive") or not kwargs.get("durable"):
             return super().queue_declare(queue, *args, **kwargs)
         return self._declared("queue", queue, pyamqp.Channel.queue_declare, (queue,), kwargs)
 
     def exchange_declare(self, exchange: str, type: str, *args: Any, **kwargs: Any) -> Any:  # noqa: A002 - py-amqp's
-        """Declare an exchange; one that was declared otherwise is used as it is."""
+        """Declare an exchange, or use one that has other arguments."""
         if args or kwargs.get("passive") or not kwargs.get("durable"):
             return super().exchange_declare(exchange, type, *args, **kwargs)
         declare = pyamqp.Channel.exchange_declare
@@ -266,15 +266,15 @@ class Channel(Waits, pyamqp.Channel):
             try:
                 return declare(asking, *args, **{**kwargs, "nowait": False})
             except PreconditionFailed as refused:
-                _say_that_it_differs(kind, name, str(refused))
+                _log_difference(kind, name, str(refused))
                 return declare(asking, *args, passive=True)
 
 
 _differing: set[tuple[str, str]] = set()
 
 
-def _say_that_it_differs(kind: str, name: str, refusal: str) -> None:
-    """Log it once; the processes of a pool leave that to the worker's parent."""
+def _log_difference(kind: str, name: str, refusal: str) -> None:
+    """Log it once. The processes of a pool leave that to the worker's parent."""
     if (kind, name) in _differing:
         return
     _differing.add((kind, name))

@@ -1,7 +1,7 @@
 """Delays on RabbitMQ. Celery sends a countdown through exchanges that delay by whole seconds.
 
-A message whose eta lies ahead when a worker gets it goes there too: held, it would fill the
-worker's prefetch window, and RabbitMQ ends a channel that holds a message for half an hour.
+A worker sends a message whose eta lies ahead there too. If it held the message, that would fill its
+prefetch window, and RabbitMQ ends a channel that holds a message for half an hour.
 """
 
 from collections.abc import Callable, Mapping

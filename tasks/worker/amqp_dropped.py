@@ -1,4 +1,4 @@
-"""What RabbitMQ drops, because it has expired or reached a delivery limit, becomes a dead letter.
+"""Messages that RabbitMQ drops, expired or over a delivery limit, become dead letters.
 
 A policy makes RabbitMQ publish these messages to the exchange `<queue>.dead` (`amqp_policy`). Each
 worker consumes the queue bound to it.
@@ -14,34 +14,34 @@ from kombu.exceptions import OperationalError
 
 from tasks.worker.amqp import forward
 
-DROPPED = "els-dropped"  # the header of what a worker dropped: why
-CHECK = "els-check"  # the header of the message by which the policy is checked
+DROPPED = "els-dropped"  # a header: why a worker dropped the message
+CHECK = "els-check"  # a header of the message that checks the policy
 CODES = {"expired": "EXPIRED", "delivery_limit": "POISON_MESSAGE", "rejected": "MALFORMED_MESSAGE"}
 
 log = structlog.get_logger(__name__)
 
 
 def dead_name(queue: str) -> str:
-    """Name the exchange and the queue of what was dropped."""
+    """Name the exchange and the queue of dropped messages."""
     return f"{queue}.dead"
 
 
 def dead_queue(queue: str) -> Queue:
-    """Describe the queue of what was dropped: it gets whatever its exchange gets."""
+    """Describe the queue of dropped messages: it gets all that its exchange gets."""
     name = dead_name(queue)
     arguments = {"x-queue-type": "quorum"}
     return Queue(name, Exchange(name, type="topic"), routing_key="#", queue_arguments=arguments)
 
 
 def drop(app: Celery, message: Message) -> None:
-    """Hand over what this worker would drop. Raises OperationalError or OSError."""
+    """Hand over a message that this worker rejects. Raises OperationalError or OSError."""
     name = dead_name(str(app.conf.task_default_queue))
     exchange = Exchange(name, type="topic", no_declare=True)
     forward(app, message, exchange, name, {DROPPED: "rejected"})
 
 
 class Keeper:
-    """Writes a dead letter for each message that was dropped."""
+    """Writes a dead letter for each dropped message."""
 
     def __init__(self, worker: Any) -> None:  # Any: Celery's consumer, untyped
         self._worker = worker
@@ -49,7 +49,7 @@ class Keeper:
         self._ticks = {entry["task"] for entry in beat}
 
     def keep(self, message: Message) -> None:
-        """Keep a message, or drop it where nobody misses it."""
+        """Keep a message; let go of one that nobody misses."""
         if CHECK in message.headers or message.headers.get("task") in self._ticks:
             message.ack_log_error(log, self._worker.connection_errors)
             return

@@ -22,10 +22,10 @@ log = structlog.get_logger(__name__)
 
 
 def pattern_of(queue: str) -> str:
-    """Write the pattern of the policy: a queue and those named after it, without two.
+    """Write the pattern of the policy: a queue and those named after it, with two exceptions.
 
-    That of the dropped would drop into itself; events belong to their receivers, and the outbox
-    keeps them.
+    The queue of dropped messages would drop into itself. Events belong to their receivers, and the
+    outbox keeps them.
     """
     return f"^{queue.replace('.', '[.]')}([.](?!dead$|events).*)?$"
 

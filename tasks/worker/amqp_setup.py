@@ -1,4 +1,4 @@
-"""What a worker sets up on RabbitMQ before its first message: delays, and the dropped."""
+"""Sets up RabbitMQ before a worker's first message: delays, and the queue of dropped messages."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +31,7 @@ def _or_without(event: str) -> Iterator[None]:
 
 
 class Queues(bootsteps.StartStopStep):
-    """Sets up delays and the queue of the dropped, each time the worker connects."""
+    """Does so each time the worker connects."""
 
     requires = (Tasks, DelayedDelivery)
 
@@ -41,9 +41,9 @@ class Queues(bootsteps.StartStopStep):
         super().__init__(worker, **kwargs)
 
     def start(self, worker: Any) -> None:  # Any: as above
-        """Prepare RabbitMQ, and consume what was dropped.
+        """Prepare RabbitMQ, and consume dropped messages.
 
-        Where RabbitMQ refuses a part, for want of a right, the worker works without it.
+        If RabbitMQ refuses a part, because a right is missing, the worker works without it.
         """
         app: Celery = worker.app
         queue = str(app.conf.task_default_queue)
@@ -63,7 +63,7 @@ class Queues(bootsteps.StartStopStep):
             Thread(target=warn_without_policy, args=(app, queue), daemon=True).start()
 
     def stop(self, worker: Any) -> None:  # Any: as above
-        """Take no more of what was dropped."""
+        """Consume dropped messages no more."""
         dropped, self._dropped = self._dropped, None
         if dropped and worker.connection:
             try:

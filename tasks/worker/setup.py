@@ -1,4 +1,4 @@
-"""Installs what replaces or patches a part of Celery or Kombu. README.md has the reasons."""
+"""Installs the parts that replace Celery's or Kombu's. README.md has the reasons."""
 
 from functools import partial
 
