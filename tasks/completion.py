@@ -17,8 +17,9 @@ from redis import RedisError
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from core import outbox
+from core.backoff import wait_s
 from core.crash import crashpoint
-from core.faults import Fault, fault, wait_s
+from core.faults import Fault, fault
 from core.model import StepResult, Value
 from core.seals import Seal, Sealed
 from tasks.app import DEATHS, app

@@ -62,13 +62,13 @@ def wait_until_well(error: Exception) -> bool:
         while outage:
             pause = replace(pause, outage=outage)
             with suppress(RedisError):  # it may be the one that refuses
-                pauses.say_paused(brief_redis(), pause)
+                pauses.write_pause(brief_redis(), pause)
             sleep(wait * uniform(0.5, 1))
             wait = min(2 * wait, LONGEST_PROBE_S)
             outage = find_outage(size)
     finally:
         with suppress(RedisError):
-            pauses.say_resumed(brief_redis(), pause.process)
+            pauses.delete_pause(brief_redis(), pause.process)
     resources().pool.drain()
     waited = datetime.now(UTC) - pause.since
     log.warning("resumed", server=pause.outage.server, paused_s=round(waited.total_seconds(), 1))
