@@ -19,7 +19,7 @@ from core.repairs import RepairContext
 class Cause:
     """Why a batch is not ready, what the service does about it, and what a person can do.
 
-    The texts of the table name facts in braces; `told` fills them in.
+    The texts of the table name facts in braces; `fill` fills them in.
     """
 
     code: str
@@ -29,7 +29,7 @@ class Cause:
     command: str = "els status {batch}"
     since: datetime | None = None
 
-    def told(self, since: datetime | None = None, **facts: object) -> "Cause":
+    def fill(self, since: datetime | None = None, **facts: object) -> "Cause":
         """Fill the facts into the texts."""
         texts = (self.title, self.reason, self.by_itself, self.command)
         title, reason, by_itself, command = (text.format(**facts) for text in texts)
