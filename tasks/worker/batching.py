@@ -18,12 +18,12 @@ from celery import signals
 from celery.app.task import Context
 from celery.app.trace import fast_trace_task, trace_task_ret
 from celery.exceptions import TaskRevokedError
+from celery.utils.saferepr import saferepr
 from celery.worker.state import task_ready
 
 from core.crash import crashpoint
 from tasks.app import AT_ONCE, BYTES_AT_ONCE, QUICK, app, settings
 from tasks.worker.request import QuietRequest
-from tasks.worker.setup import result_repr
 
 TASK_SIGNALS = (signals.task_prerun, signals.task_success, signals.task_postrun)
 log = structlog.get_logger(__name__)
@@ -225,4 +225,4 @@ def _succeeded(call: Call, value: object, seconds: float) -> tuple[int, str, flo
     if call.request.get("ignore_result") is False:
         app.backend.mark_as_done(call.task_id, value, Context(call.request))
     crashpoint("before_ack")
-    return 0, result_repr(value, app.Task.resultrepr_maxsize), seconds
+    return 0, saferepr(value, app.Task.resultrepr_maxsize), seconds
