@@ -260,13 +260,13 @@ PLAIN = [
         "waiting_for_contents",
         "The batch waits for contents ({open} of {slots} slots are open)",
         "the file service has not announced a text for every slot",
-        "it goes on with the next content; at {deadline} it {ending}",
+        "the next content continues it; at {deadline} it {ending}",
     ),
     Cause(
         "waiting_for_students",
         "The batch waits for the confirmation of its students",
         "els.confirm_students has not come",
-        "it goes on with that message; at {deadline} it {ending}",
+        "that message continues it; at {deadline} it {ending}",
     ),
     Cause(
         "all_slots_failed",

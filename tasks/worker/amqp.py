@@ -287,7 +287,7 @@ def _log_difference(kind: str, name: str, refusal: str) -> None:
         f"{kind}_declared_otherwise",
         **{kind: name},
         refusal=refusal,
-        used="as it is",
+        used="unchanged",
         to_change_it=f"stop all workers and senders, empty it, run `{again}`, start the workers"
         " first; docs/tasks.md says how senders declare it",
     )
