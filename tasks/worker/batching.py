@@ -148,7 +148,8 @@ class BatchJob:
         request = self._requests[0]
         lost: tuple[type[Exception], ...] = tuple(request.connection_errors)
         try:
-            request.message.channel.acknowledge(tags)
+            for tag in tags:
+                request.message.channel.basic_ack(tag)
         except lost as error:  # the broker delivers them again
             log.warning("not_acknowledged", messages=len(tags), error=str(error))
 
