@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from ops.cli.output import AsJson, err, out, print_json, say
+from ops.cli.options import AsJson
+from ops.output import err, out, print_json, say
 
 BROKERS = ("redis://", "rediss://", "amqp://", "amqps://")
 

@@ -24,7 +24,7 @@ from core import db, metrics
 from core.slots import Slots, connect
 from migrations import upgrade
 from ops.stack.embedded import Postgres, Server, Valkey, free_port
-from ops.web.survey import FRESH_S, SHARE
+from ops.web.health import FRESH_S, SHARE
 
 LOOKS = 10
 SCRAPES = 2_000

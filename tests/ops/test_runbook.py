@@ -26,7 +26,7 @@ def test_a_cause_has_a_section_with_its_command(code):
     command = CAUSES[code].replace("{batch}", "BATCH")
 
     assert f"`{command}`" in SECTIONS[code]
-    assert "**CheckContext:**" in SECTIONS[code]
+    assert "**Look:**" in SECTIONS[code]
     assert "**Do:**" in SECTIONS[code]
 
 
@@ -47,7 +47,7 @@ def test_the_alerts_are_those_of_deploy():
 
 @pytest.mark.parametrize("alert", sorted(ALERTS))
 def test_a_section_of_an_alert_says_where_to_look_and_what_to_do(alert):
-    look, do = SECTIONS[alert].index("**CheckContext:**"), SECTIONS[alert].index("**Do:**")
+    look, do = SECTIONS[alert].index("**Look:**"), SECTIONS[alert].index("**Do:**")
 
     assert look < do
 
