@@ -1,6 +1,6 @@
-"""What people ask of the books, and the few things they do to them. A statement a function.
+"""The SQL of the command line and the pages: a statement a function.
 
-The service's own statements stand in `core/db/`.
+The statements of the service itself are in `core/db/`.
 """
 
 import json
@@ -18,8 +18,8 @@ from core.db.connection import Conn
 from core.messages import NAME_LENGTH
 from core.states import BatchStatus, ClassType
 
-Place = tuple[str, str]  # where a page ends: a moment, as text, and a batch id
-FIRST: Place = ("infinity", "~")  # after every moment, and after every identifier
+Cursor = tuple[str, str]  # the last row of a page: its moment, as text, and its batch id
+FIRST: Cursor = ("infinity", "~")  # after every moment, and after every identifier
 LAST_CHARACTER = "\U0010ffff"  # in the order of code points, which is that of UTF-8
 
 
@@ -31,15 +31,15 @@ SEARCH = _sql("search")
 
 
 def statuses(conn: Conn, batch_id: str | None, limit: int) -> list[DictRow]:
-    """Read batches as `els status` shows them, newest first; those only waited for included."""
+    """Read the rows of `els status`, newest first; also unregistered batches with contents."""
     return conn.execute(_sql("statuses"), {"batch_id": batch_id, "limit": limit}).fetchall()
 
 
 def find(conn: Conn, wanted: str, limit: int) -> list[DictRow]:
-    """Read where everything is that bears this id or name, the oldest first, open slots last."""
+    """Read every row that has this id or name, the oldest first, open slots last."""
     quoted = {json.dumps(wanted), json.dumps(wanted, ensure_ascii=False)}  # in a dead letter
-    told = {"id": wanted, "quoted": [*quoted], "limit": limit}
-    return conn.execute(_sql("find"), told).fetchall()
+    params = {"id": wanted, "quoted": [*quoted], "limit": limit}
+    return conn.execute(_sql("find"), params).fetchall()
 
 
 def letters(
@@ -52,7 +52,7 @@ def letters(
     code: str | None = None,
     before: int | None = None,
 ) -> list[DictRow]:
-    """List dead letters without their bodies, newest first; `every`: handled ones as well."""
+    """List dead letters without bodies, newest first; `every`: replayed and discarded ones too."""
     return conn.execute(
         "SELECT id, task, task_id, batch_id, code, sqlstate, message, deliveries, parked_at,"
         " replayed_at, discarded_at FROM dead_letters"
@@ -74,17 +74,15 @@ def letters(
 
 
 def letter(conn: Conn, number: int) -> DictRow | None:
-    """Read a dead letter, whole."""
+    """Read a dead letter with its body."""
     return conn.execute("SELECT * FROM dead_letters WHERE id = %s", [number]).fetchone()
 
 
 def mark_replayed(conn: Conn, number: int) -> None:
-    """Note that a dead letter was sent again."""
     conn.execute("UPDATE dead_letters SET replayed_at = now() WHERE id = %s", [number])
 
 
 def mark_discarded(conn: Conn, number: int) -> None:
-    """Note that a dead letter needs nothing any more; it is kept until its batch is purged."""
     conn.execute("UPDATE dead_letters SET discarded_at = now() WHERE id = %s", [number])
 
 
@@ -96,7 +94,7 @@ def undelivered(
     event_type: str | None = None,
     failing: bool = False,
 ) -> list[DictRow]:
-    """List events that wait for delivery, the oldest first; `failing`: only ones with an error."""
+    """List events that wait for delivery, the oldest first; `failing`: only those with an error."""
     return conn.execute(
         "SELECT id, batch_id, type, sequence, created_at, attempts, last_error FROM event_outbox"
         " WHERE published_at IS NULL"
@@ -109,7 +107,7 @@ def undelivered(
 
 
 def republish(conn: Conn, since: datetime, batch_id: str | None) -> int:
-    """Have delivered events delivered again, from a moment on; return how many."""
+    """Mark the events written since a moment as undelivered; return their number."""
     return conn.execute(
         "UPDATE event_outbox SET published_at = NULL"
         " WHERE published_at IS NOT NULL AND created_at >= %(since)s"
@@ -119,7 +117,7 @@ def republish(conn: Conn, since: datetime, batch_id: str | None) -> int:
 
 
 def purgeable(conn: Conn, days: float, limit: int) -> list[str]:
-    """List batches that ended so long ago, without an undelivered event or a waiting letter."""
+    """List closed batches this old, without undelivered events or unsettled dead letters."""
     rows = conn.execute(
         """
         SELECT t.batch_id FROM batch_essay_trackers t
@@ -139,7 +137,7 @@ def purgeable(conn: Conn, days: float, limit: int) -> list[str]:
 
 
 def purge(conn: Conn, batch_id: str) -> None:
-    """Delete a batch with all that belongs to it."""
+    """Delete a batch with all its rows."""
     conn.execute("DELETE FROM idempotency_keys WHERE batch_id = %s", [batch_id])
     conn.execute("DELETE FROM repairs WHERE batch_id = %s", [batch_id])
     conn.execute("DELETE FROM unmended WHERE batch_id = %s", [batch_id])
@@ -148,7 +146,7 @@ def purge(conn: Conn, batch_id: str) -> None:
 
 
 def expired_pending(conn: Conn, days: float, *, delete: bool) -> int:
-    """Count, or delete, contents that have waited so long for a batch that nobody registers."""
+    """Count, or delete, contents this old whose batch nobody registered."""
     waited: LiteralString = (
         " FROM batch_pending_content p WHERE p.received_at < now() - make_interval(secs => %s"
         " * 86400) AND NOT EXISTS (SELECT FROM batch_essay_trackers t"
@@ -171,14 +169,14 @@ def counts(conn: Conn) -> dict[tuple[BatchStatus, ClassType], int]:
 
 
 def gauges(conn: Conn) -> dict[str, float]:
-    """Measure what waits; the names are those of the metrics."""
+    """Read the gauges of `/metrics`, by metric name."""
     row = conn.execute(_sql("gauges")).fetchone()
-    assert row is not None, "it has no WHERE"
+    assert row is not None, "the statement has no WHERE"
     return row
 
 
 def revision(conn: Conn) -> str | None:
-    """Read which revision of the schema the database has; None: it has no schema."""
+    """Read the schema revision of the database; None: it has no schema."""
     try:
         row = conn.execute("SELECT version_num FROM alembic_version").fetchone()
     except UndefinedTable:
@@ -187,29 +185,29 @@ def revision(conn: Conn) -> str | None:
 
 
 def newest(
-    conn: Conn, status: str | None, but: Sequence[str], after: Place | None, limit: int
-) -> list[Place]:
-    """Page through batches, newest first: those of a state, but not these; `after` a place."""
+    conn: Conn, status: str | None, without: Sequence[str], after: Cursor | None, limit: int
+) -> list[Cursor]:
+    """List batches of a state after a cursor, newest first, without these."""
     since, batch_id = after or FIRST
     rows = conn.execute(
         "SELECT registered_at, batch_id FROM batch_essay_trackers"
         " WHERE (registered_at, batch_id) < (%(since)s::timestamptz, %(batch_id)s)"
         " AND (%(status)s::text IS NULL OR status = %(status)s)"
-        " AND batch_id <> ALL(%(but)s)"
+        " AND batch_id <> ALL(%(without)s)"
         " ORDER BY registered_at DESC, batch_id DESC LIMIT %(limit)s",
         {
             "since": since,
             "batch_id": batch_id,
             "status": status,
-            "but": list(but),
+            "without": list(without),
             "limit": limit,
         },
     )
     return [(row["registered_at"].isoformat(), row["batch_id"]) for row in rows]
 
 
-def waited_for(conn: Conn, after: str, limit: int) -> list[str]:
-    """Page through batches that contents wait for, but that nobody has registered; by id."""
+def unregistered(conn: Conn, after: str, limit: int) -> list[str]:
+    """List unregistered batches that contents wait for, by id."""
     rows = conn.execute(
         "SELECT DISTINCT batch_id FROM batch_pending_content p WHERE batch_id > %s AND NOT EXISTS"
         " (SELECT FROM batch_essay_trackers t WHERE t.batch_id = p.batch_id)"
@@ -220,16 +218,16 @@ def waited_for(conn: Conn, after: str, limit: int) -> list[str]:
 
 
 def search(
-    conn: Conn, words: str, status: str | None, after: Place | None, limit: int
-) -> list[Place]:
+    conn: Conn, text: str, status: str | None, after: Cursor | None, limit: int
+) -> list[Cursor]:
     """Find batches by the id of batch, user, file or correlation, newest first.
 
-    Files are looked for when nothing else bears this name: that reads all essays. The words are
-    taken to the letter; if nothing bears them, without the blanks that a person copied along.
+    Searches files only when nothing else matches, because that reads all essays. Tries the text as
+    it is, then without surrounding blanks.
     """
     since, batch_id = after or FIRST
     try:
-        uuid = UUID(words)
+        uuid = UUID(text)
     except ValueError:
         uuid = None
     wanted = {
@@ -239,27 +237,27 @@ def search(
         "batch_id": batch_id,
         "limit": limit,
     }
-    spelt = dict.fromkeys(filter(None, (words, words.strip())))
-    for files, each in product((False, True), spelt):
-        told = {**wanted, "words": each, "beyond": _beyond(each), "files": files}
-        rows = conn.execute(SEARCH, told).fetchall()
+    spellings = dict.fromkeys(filter(None, (text, text.strip())))
+    for files, each in product((False, True), spellings):
+        params = {**wanted, "text": each, "beyond": _beyond(each), "files": files}
+        rows = conn.execute(SEARCH, params).fetchall()
         if rows:
             break
     return [(row["since"], row["batch_id"]) for row in rows]
 
 
-def _beyond(words: str) -> str:
-    """Write what comes after every id and name that begins with these words, bytewise."""
-    return words + LAST_CHARACTER * (NAME_LENGTH + 1)
+def _beyond(prefix: str) -> str:
+    """Return a bound that sorts, bytewise, after every id that begins with the prefix."""
+    return prefix + LAST_CHARACTER * (NAME_LENGTH + 1)
 
 
 def board(conn: Conn, batches: Sequence[str]) -> list[DictRow]:
-    """Read batches as the board shows them, in this order; also ones that nobody registered."""
+    """Read the board's rows of these batches, in this order; also of unregistered ones."""
     return conn.execute(_sql("board"), {"batches": list(batches)}).fetchall()
 
 
 def states(conn: Conn, batches: Sequence[str]) -> dict[str, str]:
-    """Tell the states of those of these batches that are registered."""
+    """Read the states of these batches; an unregistered one has none."""
     rows = conn.execute(
         "SELECT batch_id, status FROM batch_essay_trackers WHERE batch_id = ANY(%s)",
         [list(batches)],
@@ -268,7 +266,7 @@ def states(conn: Conn, batches: Sequence[str]) -> dict[str, str]:
 
 
 def counters(conn: Conn) -> DictRow:
-    """Count what the board shows above: open, ready today (UTC), events and letters waiting."""
+    """Count open batches, batches ready today (UTC), waiting events and dead letters."""
     row = conn.execute(
         "SELECT (SELECT count(*) FROM batch_essay_trackers WHERE status IN"
         " ('awaiting_content_validation', 'awaiting_student_validation')) AS open,"
@@ -283,7 +281,7 @@ def counters(conn: Conn) -> DictRow:
 
 
 def slots_page(conn: Conn, batch_id: str, after: str, limit: int) -> list[DictRow]:
-    """Page through the slots of a batch, by essay id."""
+    """List the slots of a batch after an essay id."""
     return conn.execute(
         "SELECT essay_id, current_status, text_storage_id, file_upload_id, original_file_name,"
         " file_size_bytes, validation_error_code, assigned_at FROM essay_states"
@@ -293,14 +291,13 @@ def slots_page(conn: Conn, batch_id: str, after: str, limit: int) -> list[DictRo
 
 
 def slot(conn: Conn, batch_id: str, essay_id: str) -> DictRow | None:
-    """Read one slot."""
     return conn.execute(
         "SELECT * FROM essay_states WHERE batch_id = %s AND essay_id = %s", [batch_id, essay_id]
     ).fetchone()
 
 
 def events(conn: Conn, batch_id: str, limit: int) -> list[DictRow]:
-    """List the events of a batch with their delivery, the newest first."""
+    """List the events of a batch, the newest first."""
     return conn.execute(
         "SELECT id, type, sequence, created_at, published_at, attempts, last_error"
         " FROM event_outbox WHERE batch_id = %s ORDER BY sequence DESC LIMIT %s",

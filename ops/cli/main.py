@@ -22,6 +22,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # so that a paragraph is filled, whatever the lines of its source
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 ANY_OPTION = {"allow_extra_args": True, "ignore_unknown_options": True}  # `els` hands these on

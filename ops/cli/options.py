@@ -18,7 +18,7 @@ from ops.stack.supervisor import Endpoints
 
 Home = Annotated[
     Path | None,
-    typer.Option("--home", help="Folder of the stack's data [default: ELS_HOME, else .els]"),
+    typer.Option("--home", help="Folder of the stack's data (default: ELS_HOME, else .els)"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Change data without asking first")]

@@ -1,7 +1,7 @@
--- Tells how far these batches are, in this order; those that nobody has registered included.
+-- Reads the counts of these batches, in this order, including unregistered ones.
 --
--- Slots are told from the tracker and from small indexes, never by reading all essays of a batch:
--- what is sealed was counted then, and of an open batch only the failures are counted.
+-- Counts slots by the tracker and small indexes, never by reading all essays of a batch: the seal
+-- recorded the counts of a sealed batch, and an open batch needs only its failures counted.
 WITH wanted AS (
     SELECT batch_id, rank FROM unnest(%(batches)s::text[]) WITH ORDINALITY AS w (batch_id, rank)
 )

@@ -1,31 +1,30 @@
--- Finds batches by what people have in hand, newest first: the id of a batch or a user, or its
--- beginning; a correlation id; a file by its upload, its stored text or its name, to the letter.
+-- Finds batches, newest first, by a batch or user id or its prefix, by correlation id, and by the
+-- exact upload id, storage id or name of a file.
 --
--- A beginning is a range, which an index gives: from these words up to what is beyond all that begin
--- with them, compared bytewise.
+-- A prefix is a range of an index: from the text up to a bound that sorts bytewise after everything
+-- that begins with it.
 --
--- Files have no index of their own, which the hot path would pay for at every content: they are
--- looked for by reading the essays through, only where %(files)s asks for it.
+-- Files have no index, because every content would pay for it: only %(files)s reads all essays.
 WITH found AS (
     SELECT batch_id FROM batch_essay_trackers
-    WHERE batch_id >= %(words)s AND batch_id < %(beyond)s
+    WHERE batch_id >= %(text)s AND batch_id < %(beyond)s
     UNION
     SELECT batch_id FROM batch_essay_trackers
-    WHERE user_id ~>=~ %(words)s AND user_id ~<~ %(beyond)s
+    WHERE user_id ~>=~ %(text)s AND user_id ~<~ %(beyond)s
     UNION
     SELECT batch_id FROM batch_essay_trackers WHERE correlation_id = %(uuid)s::uuid
     UNION
     SELECT batch_id FROM batch_pending_content
-    WHERE batch_id >= %(words)s AND batch_id < %(beyond)s
-       OR %(files)s AND %(words)s IN (essay_file_id, text_storage_id, original_file_name)
+    WHERE batch_id >= %(text)s AND batch_id < %(beyond)s
+       OR %(files)s AND %(text)s IN (essay_file_id, text_storage_id, original_file_name)
     UNION
     SELECT batch_id FROM essay_states
-    WHERE %(files)s AND %(words)s IN (file_upload_id, text_storage_id, original_file_name)
+    WHERE %(files)s AND %(text)s IN (file_upload_id, text_storage_id, original_file_name)
     UNION
     SELECT batch_id FROM excess_content
-    WHERE %(files)s AND %(words)s IN (file_upload_id, text_storage_id, original_file_name)
+    WHERE %(files)s AND %(text)s IN (file_upload_id, text_storage_id, original_file_name)
 ), dated AS (
-    -- A moment that Python cannot hold stands for the nearest one that the next page can name.
+    -- Python cannot hold every moment; the nearest one it can hold serves as the cursor.
     SELECT batch_id, CASE WHEN t.registered_at < '9999-12-31Z'
                           THEN greatest(t.registered_at, '0001-01-02Z')
                           ELSE 'infinity'::timestamptz END AS since

@@ -72,7 +72,7 @@ class Query:
         return int(self.after) if self.after.isascii() and self.after.isdigit() else 0
 
     @property
-    def cursor(self) -> queries.Place | None:
+    def cursor(self) -> queries.Cursor | None:
         """The last batch before this page; None among the stuck ones."""
         since, separator, batch_id = self.after.partition("~")
         if not separator:
@@ -113,16 +113,16 @@ def page_of(conn: Conn, summary: Summary, query: Query) -> tuple[list[str], Quer
     return _cut(_not_stuck(conn, query, stuck, PAGE + 1 - len(first)), query, first)
 
 
-def _not_stuck(conn: Conn, query: Query, stuck: list[str], limit: int) -> list[queries.Place]:
+def _not_stuck(conn: Conn, query: Query, stuck: list[str], limit: int) -> list[queries.Cursor]:
     if query.state == NOT_REGISTERED:
         after = query.cursor[1] if query.cursor else ""
-        found = queries.waited_for(conn, after, limit + len(stuck))
+        found = queries.unregistered(conn, after, limit + len(stuck))
         return [("infinity", batch_id) for batch_id in found if batch_id not in stuck][:limit]
     return queries.newest(conn, query.state or None, stuck, query.cursor, limit)
 
 
 def _cut(
-    found: list[queries.Place], query: Query, first: list[str]
+    found: list[queries.Cursor], query: Query, first: list[str]
 ) -> tuple[list[str], Query | None]:
     """Fill a page; a batch more than it holds means that there is a next one."""
     room = PAGE - len(first)
