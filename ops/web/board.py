@@ -61,7 +61,7 @@ class Query:
         if query.state not in {"", STUCK, *STATES}:
             raise BadAddress(f"there is no state {query.state}")
         if query.after and not query.skip and query.cursor is None:
-            raise BadAddress("after is no cursor of the list of batches")
+            raise BadAddress("after is not a cursor of the list of batches")
         if query.search and (query.skip or query.state == STUCK):
             raise BadAddress("a search covers all batches, or those of a state, not the stuck ones")
         return query
