@@ -1,4 +1,4 @@
-# Needs make and Python 3.11 or newer; everything else goes into .venv. `make help` lists the rest.
+# Needs make and Python 3.11 or newer; the rest goes into .venv. `make help` lists the targets.
 
 SHELL := /bin/sh
 VENV := .venv
@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 .PHONY: help env demo run test test-outages test-rabbitmq torture bench check lock clean
 .DEFAULT_GOAL := help
 
-help: ## list what can be made
+help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-env: $(VENV)/.ready ## make the Python environment
+env: $(VENV)/.ready ## create the Python environment
 
 $(VENV)/.ready: requirements.txt requirements-dev.txt pyproject.toml scripts/environment
 	@sh scripts/environment $(VENV)
@@ -22,7 +22,7 @@ demo: env ## run the whole service on embedded servers and send it real work
 run: env ## run the whole service until Ctrl-C
 	@$(BIN)/els run
 
-test: env ## run the tests, on embedded servers
+test: env ## run the tests, on embedded servers (nine minutes)
 	@echo "== tests (nine minutes on two cores; real servers and workers)"
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not outage" --ignore tests/rabbitmq $(ARGS)
 
@@ -33,13 +33,13 @@ test-rabbitmq: env ## run the tests on a real RabbitMQ (Debian's; seven minutes)
 	@sh scripts/rabbitmq install || echo "== its tests are skipped"
 	@$(BIN)/python -m pytest -n 0 tests/rabbitmq $(ARGS)
 
-torture: env ## the long proofs: every crash point 25 times, then ten minutes of random faults
+torture: env ## kill a worker 25 times at every crash point, then ten minutes of random faults
 	@echo "== every crash point 25 times (about an hour)"
 	@$(BIN)/python -m pytest tests/live -m crash --runs 25 $(ARGS)
 	@echo "== ten minutes of random faults"
 	@$(BIN)/els torture --minutes 10
 
-bench: $(VENV)/.peers ## throughput, latency, growth and peers; takes the machine for about half an hour
+bench: $(VENV)/.peers ## measure throughput, latency, growth and peers (about half an hour)
 	@$(BIN)/els bench --peers --growth --out docs/performance $(ARGS)
 	@$(BIN)/python -m bench.publish docs/performance docs/performance.md
 
@@ -49,14 +49,14 @@ $(VENV)/.peers: requirements-peers.txt $(VENV)/.ready
 	else $(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-peers.txt; fi
 	@touch $@
 
-check: env ## linters and types
+check: env ## run linters and type checks
 	@echo "== ruff, mypy, import-linter"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-lock: ## write requirements.txt and requirements-dev.txt anew (needs uv)
+lock: ## resolve and pin the requirements files again (needs uv)
 	uv pip compile --universal --generate-hashes --python-version 3.11 -q pyproject.toml --extra tracing -o requirements.txt
 	uv pip compile --universal --generate-hashes --python-version 3.11 -q pyproject.toml --extra tracing --group dev -o requirements-dev.txt
 	uv pip compile --universal --generate-hashes --python-version 3.11 -q pyproject.toml --extra tracing --group peers -c requirements.txt -o requirements-peers.txt

@@ -37,5 +37,5 @@ def _do_nothing(**_: object) -> None: ...
 
 
 like_ours = _app("like_ours", **LIKE_OURS)
-on_our_transport = _app("on_our_transport", broker_transport="tasks.broker:Transport", **LIKE_OURS)
+on_our_transport = _app("on_our_transport", broker_transport="durable_redis:Transport", **LIKE_OURS)
 as_documented = _app("as_documented")  # acknowledged early, results kept, prefetch 4, INFO

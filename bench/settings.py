@@ -21,7 +21,7 @@ from bench.testbed import Crew, Servers, open_testbed
 
 OURS = Crew()
 OTHERS: list[tuple[str, Crew, dict[str, Any]]] = [  # Any: JSON
-    ("one by one (`take_together` left out)", OURS, {"at_once": 1}),
+    ("one by one (`batching` left out)", OURS, {"at_once": 1}),
     ("10 carried out together", OURS, {"at_once": 10}),
     ("25", OURS, {"at_once": 25}),
     ("50", OURS, {"at_once": 50}),

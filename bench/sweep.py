@@ -15,12 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from core import db, logs
+from core.checks import CheckContext
 from core.db.connection import Conn
 from core.lifecycle import Lifecycle
 from core.repairs import RepairContext
+from core.rules import RULES
 from core.settings import Settings
 from core.slots import Slots, connect
-from core.sweep import RULES, CheckContext, sweep
+from core.sweep import sweep
 from migrations import upgrade
 from ops.stack.embedded import Postgres, Valkey, free_port
 
@@ -61,7 +63,7 @@ def main() -> None:
             slots = Slots(connect(valkey.url))
             _fill(conn, slots, options)
             _report(
-                RepairContext(Lifecycle(pool, slots, slot_events=False), lambda event: None),
+                RepairContext(Lifecycle(pool, slots), lambda event: None),
                 options,
             )
     finally:

@@ -26,7 +26,7 @@ from bench import noop
 from bench.queues import Message, queues
 from core import db
 from core.errors import ELSError
-from core.invariants import check_ledger
+from core.invariants import check_batches
 from core.lifecycle import Lifecycle
 from core.settings import Settings
 from core.slots import Slots, connect
@@ -320,7 +320,7 @@ class Testbed:
         """
         with self.pool.connection() as conn, conn.transaction(force_rollback=True):
             conn.execute("ANALYZE")  # for this alone: nobody has told the planner what came here
-            broken = [each.title for each in check_ledger(conn, batches) if not each.holds]
+            broken = [each.title for each in check_batches(conn, batches) if not each.holds]
             found = conn.execute(
                 "SELECT (SELECT count(*) FROM event_outbox"
                 " WHERE batch_id = ANY(%(ids)s) AND type = 'BatchEssaysReady') AS ready,"

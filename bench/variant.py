@@ -17,16 +17,17 @@ from redis.connection import AbstractConnection
 
 from core import db
 from tasks import app as program
+from tasks.worker import starting
 
 app = program.app
 _variant = json.loads(os.environ["BENCH_VARIANT"])
 app.conf.update(_variant.get("conf", {}))
 if at_once := _variant.get("at_once"):
     program.AT_ONCE = at_once
-    taken = {"take_together": (program.QUICK, at_once, program.BYTES_AT_ONCE)}
-    app.conf.broker_transport_options = {**app.conf.broker_transport_options, **taken}
+    batching = {"tasks": program.QUICK, "messages": at_once, "bytes": program.BYTES_AT_ONCE}
+    app.conf.broker_transport_options = {**app.conf.broker_transport_options, "batching": batching}
 if garbage := _variant.get("garbage"):
-    program.GARBAGE = garbage
+    starting.GARBAGE = garbage
 if _variant.get("freeze"):
     signals.worker_process_init.connect(lambda **_: gc.freeze(), weak=False)
 if not _variant.get("hiredis", True):

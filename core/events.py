@@ -8,6 +8,14 @@ from datetime import UTC
 from typing import Any
 from uuid import UUID, uuid5
 
+from core.catalogue import (
+    BATCH_CANCELLED,
+    BATCH_CONTENT_PROVISIONING_COMPLETED,
+    BATCH_ESSAYS_READY,
+    BATCH_READINESS_TIMEOUT,
+    BATCH_VALIDATION_ERRORS,
+    ESSAY_SLOT_ASSIGNED,
+)
 from core.messages import KIB, canonical
 from core.states import OnDeadline
 from core.tracker import Tracker
@@ -53,7 +61,12 @@ def completion(
         "manifest_sha256": manifest,
         **_registered(batch, "metadata"),
     }
-    events = [Outgoing("BatchContentProvisioningCompleted", _with_essays(data, "essays", essays))]
+    events = [
+        Outgoing(
+            BATCH_CONTENT_PROVISIONING_COMPLETED.name,
+            _with_essays(data, "essays", essays),
+        )
+    ]
     if failed:
         events.append(_validation_errors(batch.batch_id, failed, critical=not essays))
     return events
@@ -69,7 +82,7 @@ def essays_ready(batch: Tracker, essays: Sequence[Row], manifest: str) -> Outgoi
         "manifest_sha256": manifest,
         **_registered(batch, *OBJECTS),
     }
-    return Outgoing("BatchEssaysReady", _with_essays(data, "ready_essays", essays))
+    return Outgoing(BATCH_ESSAYS_READY.name, _with_essays(data, "ready_essays", essays))
 
 
 def timeout_event(
@@ -90,19 +103,19 @@ def timeout_event(
         "waited_s": round(waited_s, 3),
         "on_deadline": on_deadline,
     }
-    return Outgoing("BatchReadinessTimeout", _with_essays(data, "ready_essays", essays))
+    return Outgoing(BATCH_READINESS_TIMEOUT.name, _with_essays(data, "ready_essays", essays))
 
 
 def slot_assigned(batch_id: str, essay: Row) -> Outgoing:
     """Write the event of one content that has a slot."""
     names = ("essay_id", "text_storage_id", "file_upload_id", "original_file_name")
     data = {"batch_id": batch_id, **{name: essay[name] for name in names}}
-    return Outgoing("EssaySlotAssigned", data, generation=essay["text_storage_id"])
+    return Outgoing(ESSAY_SLOT_ASSIGNED.name, data, generation=essay["text_storage_id"])
 
 
 def batch_cancelled(batch_id: str, reason: str) -> Outgoing:
     """Write the event of a batch that was given up."""
-    return Outgoing("BatchCancelled", {"batch_id": batch_id, "reason": reason})
+    return Outgoing(BATCH_CANCELLED.name, {"batch_id": batch_id, "reason": reason})
 
 
 def _validation_errors(batch_id: str, failed: Sequence[Row], *, critical: bool) -> Outgoing:
@@ -113,7 +126,7 @@ def _validation_errors(batch_id: str, failed: Sequence[Row], *, critical: bool) 
         "error_categories": dict(sorted(categories.items())),
         "critical_failure": critical,
     }
-    return Outgoing("BatchValidationErrors", _with_essays(data, "failed_essays", failed))
+    return Outgoing(BATCH_VALIDATION_ERRORS.name, _with_essays(data, "failed_essays", failed))
 
 
 def _registered(batch: Tracker, *objects: str) -> Row:

@@ -14,6 +14,7 @@ from psycopg_pool import ConnectionPool
 
 from core import db, metrics
 from core.assignment import Assignment
+from core.catalogue import BATCH_READINESS_TIMEOUT, ESSAY_SLOT_ASSIGNED
 from core.crash import crashpoint
 from core.db.completion import Bounds
 from core.db.connection import Conn
@@ -29,7 +30,7 @@ from core.messages import (
 from core.model import Message, StepResult, outcome
 from core.seals import Seal, Sealed, announcement, seal_of
 from core.slots import Slots
-from core.states import ACCOUNTED, BatchStatus, EssayStatus, ExcessReason, OnDeadline, sources
+from core.states import ACCOUNTED, BatchStatus, EssayStatus, ExcessReason, OnDeadline
 from core.tracker import Tracker
 
 DRAIN_NAMESPACE = UUID("2f5a0e9c-7f0e-5e0b-9a53-5d3a1f0c8a11")  # of the keys of drained rows
@@ -43,13 +44,16 @@ class Lifecycle:
     """The steps of a batch, on one Postgres and one Redis."""
 
     def __init__(
-        self, pool: "ConnectionPool[Conn]", slots: Slots, *, slot_events: bool = False
+        self,
+        pool: "ConnectionPool[Conn]",
+        slots: Slots,
+        opt_in_events: frozenset[str] = frozenset(),
     ) -> None:
-        """Take the two stores; `slot_events` says that `EssaySlotAssigned` is routed."""
+        """Take the two stores, and the types of opt-in events that a route asks for."""
         self.pool = pool
         self.slots = slots
-        self.slot_events = slot_events
-        self.assign = Assignment(pool, slots, slot_events=slot_events).assign
+        self.slot_events = ESSAY_SLOT_ASSIGNED.name in opt_in_events
+        self.assign = Assignment(pool, slots, slot_events=self.slot_events).assign
 
     # --- a batch is registered -----------------------------------------------------------------
 
@@ -220,7 +224,7 @@ class Lifecycle:
                 raise Rollback
             essays = db.slots.essays_in(conn, batch_id, EssayStatus.READY_FOR_PROCESSING)
             told = []
-            if not db.outbox.was_posted(conn, batch_id, "BatchReadinessTimeout"):  # told once
+            if not db.outbox.was_posted(conn, batch_id, BATCH_READINESS_TIMEOUT.name):  # told once
                 told.append(
                     timeout_event(batch.tracker, essays, missing, batch.waited_s, batch.on_deadline)
                 )
@@ -308,9 +312,7 @@ class Lifecycle:
             if done := replayed(conn, idem):
                 return done
             db.batches.close_open_slots(conn, batch_id)
-            cancelled = db.batches.cancel(
-                conn, batch_id, event.reason, sources(BatchStatus.CANCELLED)
-            )
+            cancelled = db.batches.cancel(conn, batch_id, event.reason)
             if cancelled:
                 db.outbox.post(conn, batch_id, [batch_cancelled(batch_id, event.reason)])
             else:

@@ -14,12 +14,12 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.samples import Sample
 from redis import Redis, RedisError
 
+from core.catalogue import BATCHED, REGISTER_BATCH
+
 HASH = "els:metrics"  # field: a sample as Prometheus writes it; value: its sum over all processes
 EVERY_S = 2.0  # between two pushes; a killed process loses what it counted since its last one
 MARK_S = 3600  # how long Redis remembers a process's last push: longer than any retry of it
 LAST_PUSH_S = 1.0  # what a push under way gets to end before the process does
-REGISTER = "els.register_batch"
-ASSIGNING = ("els.assign_content", "els.assign_contents", "els.reject_content")
 NO_SQLSTATE = "none"  # an error that is not the database's, or a lost connection
 ADD = (Path(__file__).parent / "lua" / "add_counts.lua").read_text()
 
@@ -95,10 +95,10 @@ for server in ("postgres", "redis"):
 
 def carried_out(task: str, outcome: str, became: Mapping[str, int], seconds: float) -> None:
     """Count a message that led to this outcome, and the contents that it announced."""
-    if task == REGISTER:
+    if task == REGISTER_BATCH.name:
         REGISTRATIONS.labels(outcome).inc()
         REGISTRATION_SECONDS.observe(seconds)
-    elif task in ASSIGNING:
+    elif task in BATCHED:
         ASSIGNMENT_SECONDS.observe(seconds)
     for end, contents in became.items():
         ASSIGNMENTS.labels(end).inc(contents)
@@ -107,16 +107,16 @@ def carried_out(task: str, outcome: str, became: Mapping[str, int], seconds: flo
 def retried(task: str, sqlstate: str | None) -> None:
     """Count a message that is to be tried again."""
     RETRIES.labels(sqlstate or NO_SQLSTATE).inc()
-    if task == REGISTER:
+    if task == REGISTER_BATCH.name:
         REGISTRATION_FAILURES.labels(sqlstate or NO_SQLSTATE).inc()
 
 
 def parked(task: str, sqlstate: str | None) -> None:
     """Count a message that became a dead letter."""
-    if task == REGISTER:
+    if task == REGISTER_BATCH.name:
         REGISTRATIONS.labels("dead_letter").inc()
         REGISTRATION_FAILURES.labels(sqlstate or NO_SQLSTATE).inc()
-    elif task in ASSIGNING:
+    elif task in BATCHED:
         ASSIGNMENTS.labels("dead_letter").inc()
 
 

@@ -1,4 +1,4 @@
-"""The relay: takes events from the outbox to the broker, at least once and in their order."""
+"""The relay: sends events from the outbox to the broker, at least once and in their order."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,18 +11,18 @@ from core.crash import crashpoint
 from core.db.connection import Conn
 from core.events import cloud_event
 
-RELAY_CHUNK = 100  # events published under one transaction
-BATCHES = 200  # batches looked at by one relay of everything
+RELAY_CHUNK = 100  # events of one transaction
+BATCHES = 200  # batches of one relay of everything
 
 Send = Callable[[dict[str, Any]], None]  # Any: a CloudEvent, JSON; raises OSError when it cannot
 log = structlog.get_logger(__name__)
 
 
 def relay(pool: "ConnectionPool[Conn]", batches: Sequence[str], send: Send) -> int:
-    """Send the undelivered events of some batches, in the order of each; return how many were sent.
+    """Send the undelivered events of some batches, in the order of each; return their number.
 
-    An event that cannot be sent stops the relay, is noted on its row and stays for the next one. A
-    death between sending and noting sends again: consumers drop repeats by id.
+    An event that the broker does not take stops the relay, and stays for the next one with its
+    error. A death between sending and commit sends again: consumers drop repeats by id.
     """
     sent = 0
     while True:
@@ -43,7 +43,7 @@ def relay(pool: "ConnectionPool[Conn]", batches: Sequence[str], send: Send) -> i
 
 
 def relay_all(pool: "ConnectionPool[Conn]", send: Send) -> int:
-    """Send what every batch has waiting; return how many events were sent."""
+    """Send the undelivered events of every batch; return their number."""
     with pool.connection() as conn:
         waiting = db.outbox.batches_with_unpublished(conn, BATCHES)
     return sum(relay(pool, [batch_id], send) for batch_id in waiting)

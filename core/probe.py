@@ -1,7 +1,7 @@
 """The probe: does each server take the writes of this service just now?
 
-It runs the service's own statements on a batch of its own, and rolls them back; so whatever stops
-these writes (a read-only server, a full disk, a missing table, right or trigger) stops the probe.
+It runs the service's own statements on a batch of its own and rolls them back. So what stops the
+writes of the service (a read-only server, a full disk, a missing table or right) stops the probe.
 """
 
 from secrets import token_hex
@@ -13,6 +13,7 @@ from psycopg import Rollback
 from psycopg.types.json import Jsonb
 
 from core import db
+from core.catalogue import BATCH_CONTENT_PROVISIONING_COMPLETED
 from core.db.completion import Announcement
 from core.db.connection import Conn
 from core.db.dead_letters import DeadLetter
@@ -28,10 +29,9 @@ LOCK_TIMEOUT_S = 2  # for a lock on a whole table; nobody else locks the rows of
 
 
 def probe_postgres(conn: Conn, *, size: int = 0) -> Outage | None:
-    """Write to every table that the service writes to, and roll it back; None: all is well.
+    """Write to every table of the service, and roll back; None: all is well.
 
-    `size` is how many random bytes are written besides: a disk that is full has room for a row in
-    a page that is there already.
+    `size` adds random bytes to write: on a full disk, a row still fits into an existing page.
     """
     batch_id = f"probe-{uuid4().hex}"
     try:
@@ -68,7 +68,7 @@ def _write_everything(conn: Conn, batch_id: str, size: int) -> None:
     slot_of = {late.claimant: "essay-3"}
     db.slots.place(conn, {message: slot_of}, with_keys=True, slot_events=True)
     db.slots.record_excess(conn, batch_id, [more], ExcessReason.NO_AVAILABLE_SLOT)
-    completed = Outgoing("BatchContentProvisioningCompleted", {})
+    completed = Outgoing(BATCH_CONTENT_PROVISIONING_COMPLETED.name, {})
     announcement = Announcement(BatchStatus.READY_FOR_PIPELINE_EXECUTION, 2, "", [completed])
     db.completion.announce(conn, {batch_id: announcement})
     db.outbox.take_unpublished(conn, [batch_id], 10)

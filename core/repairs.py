@@ -1,12 +1,13 @@
-"""The repairs of the sweep, one for each rule that has one. Each is safe to run twice.
+"""The repairs: each mends one batch that breaks a rule of `core/rules.py`. Each may run twice.
 
-A repair tells whether it changed anything. Whether that helped is for the sweep to see, which looks
-again with the rule's own check.
+A repair returns whether it changed anything. The sweep checks the rule again to see whether that
+helped.
 """
 
 from dataclasses import dataclass
 
 from core import db, outbox
+from core.catalogue import BATCH_ESSAYS_READY
 from core.errors import BrokenSeal
 from core.events import essays_ready
 from core.lifecycle import Lifecycle
@@ -22,80 +23,80 @@ class RepairContext:
     send: outbox.Send
 
 
-def restore_status(mender: RepairContext, batch_id: str) -> bool:
+def restore_status(context: RepairContext, batch_id: str) -> bool:
     """Put a status back that somebody changed by hand; a closed batch keeps no open slot."""
-    with db.transaction(mender.lifecycle.pool) as conn:
+    with db.transaction(context.lifecycle.pool) as conn:
         restored = db.sweep.restore_status(conn, batch_id)
         if restored is BatchStatus.CANCELLED:
             db.batches.close_open_slots(conn, batch_id)
         elif restored is BatchStatus.TIMED_OUT:
             db.batches.fail_open_slots(conn, batch_id)
     if restored is not None:
-        reseed(mender, batch_id)
+        reseed(context, batch_id)
     return restored is not None
 
 
-def reopen_slots(mender: RepairContext, batch_id: str) -> bool:
+def reopen_slots(context: RepairContext, batch_id: str) -> bool:
     """Undo the cancellation of single slots, and offer those that are open again."""
     reopened = False
-    with db.transaction(mender.lifecycle.pool) as conn:
+    with db.transaction(context.lifecycle.pool) as conn:
         reopened = db.sweep.reopen_cancelled_slots(conn, batch_id)
     if reopened:
-        reseed(mender, batch_id)
+        reseed(context, batch_id)
     return reopened
 
 
-def recount(mender: RepairContext, batch_id: str) -> bool:
+def recount(context: RepairContext, batch_id: str) -> bool:
     """Set the counter to the open slots."""
-    with db.transaction(mender.lifecycle.pool) as conn:
+    with db.transaction(context.lifecycle.pool) as conn:
         return db.sweep.recount(conn, batch_id)
 
 
-def drain(mender: RepairContext, batch_id: str) -> bool:
+def drain(context: RepairContext, batch_id: str) -> bool:
     """Give waiting contents their slots."""
-    mender.lifecycle.drain(batch_id)
+    context.lifecycle.drain(batch_id)
     return True
 
 
-def announce(mender: RepairContext, batch_id: str) -> bool:
+def announce(context: RepairContext, batch_id: str) -> bool:
     """Seal and announce a full batch."""
-    return bool(mender.lifecycle.complete(batch_id).value["outcome"] == "announced")
+    return bool(context.lifecycle.complete(batch_id).value["outcome"] == "announced")
 
 
-def reseed(mender: RepairContext, batch_id: str) -> bool:
+def reseed(context: RepairContext, batch_id: str) -> bool:
     """Rebuild the free slots in Redis from Postgres."""
-    with mender.lifecycle.pool.connection() as conn:
+    with context.lifecycle.pool.connection() as conn:
         open_slots = db.slots.open_slots(conn, batch_id)
     if open_slots:
-        mender.lifecycle.slots.seed(batch_id, open_slots)
+        context.lifecycle.slots.seed(batch_id, open_slots)
     else:
-        mender.lifecycle.slots.close([batch_id])
+        context.lifecycle.slots.close([batch_id])
     return True
 
 
-def bring_deadline_near(mender: RepairContext, batch_id: str) -> bool:
+def bring_deadline_near(context: RepairContext, batch_id: str) -> bool:
     """Give a batch whose deadline never comes a day from now."""
-    with mender.lifecycle.pool.connection() as conn:
+    with context.lifecycle.pool.connection() as conn:
         return db.batches.bring_deadline_near(conn, batch_id)
 
 
-def time_out(mender: RepairContext, batch_id: str) -> bool:
+def time_out(context: RepairContext, batch_id: str) -> bool:
     """Do what a batch wants at its deadline."""
-    return bool(mender.lifecycle.time_out(batch_id).value["outcome"] != "not_due")
+    return bool(context.lifecycle.time_out(batch_id).value["outcome"] != "not_due")
 
 
-def relay(mender: RepairContext, batch_id: str) -> bool:
+def relay(context: RepairContext, batch_id: str) -> bool:
     """Deliver the events of a batch."""
-    return outbox.relay(mender.lifecycle.pool, [batch_id], mender.send) > 0
+    return outbox.relay(context.lifecycle.pool, [batch_id], context.send) > 0
 
 
-def post_missing(mender: RepairContext, batch_id: str) -> bool:
+def post_missing(context: RepairContext, batch_id: str) -> bool:
     """Write the events again that say that a batch is sealed, or ready.
 
     Their ids follow from what they are about, so a consumer that has had one drops the repeat.
     Raises BrokenSeal where the slots are no longer those that were sealed.
     """
-    with db.transaction(mender.lifecycle.pool) as conn:
+    with db.transaction(context.lifecycle.pool) as conn:
         tracker = db.batches.tracker(conn, batch_id, lock=True)
         missing = {
             each for row in db.outbox.missing_events(conn, [batch_id]) for each in row["types"]
@@ -109,7 +110,7 @@ def post_missing(mender: RepairContext, batch_id: str) -> bool:
         events = {event.type: event for event in written.events}
         if tracker.status is BatchStatus.READY_FOR_PIPELINE_EXECUTION:
             essays = [s for s in slots if s["current_status"] == EssayStatus.READY_FOR_PROCESSING]
-            events["BatchEssaysReady"] = essays_ready(tracker, essays, written.manifest_sha256)
+            events[BATCH_ESSAYS_READY.name] = essays_ready(tracker, essays, written.manifest_sha256)
         db.outbox.post_again(
             conn, batch_id, [each for each in events.values() if each.type in missing]
         )

@@ -1,7 +1,7 @@
-"""What the service needs of its servers, and what of it they do not give.
+"""What the service needs of its servers, and what these servers lack.
 
-A fault loses messages, or carries none out, though nothing fails: the service is not ready. A
-warning is what a crash, or an outage, would make worse. `docs/runbook.md` has a section for each.
+With a fault the service loses messages, or carries none out, without an error: it is not ready.
+A warning names what makes a crash or an outage worse. `docs/runbook.md` has a section for each.
 """
 
 import socket
@@ -16,24 +16,24 @@ from urllib.parse import urlsplit
 
 import psycopg
 import redis
-from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError, ReadOnlyError
-from redis.retry import Retry
 
 from core.db.connection import Conn, connect_once
 from core.errors import ELSError
 from core.settings import Settings
+from core.slots import connect_once as connect_to_redis
 
-OLDEST_POSTGRES = 130_000  # the oldest that Postgres' own project kept alive of late
+OLDEST_POSTGRES = 130_000  # the oldest that the project of Postgres supported lately
 OLDEST_REDIS = (6, 2)  # CLIENT TRACKING came with 6.0, LPOP with a count with 6.2
-SKEW_S = 5.0  # clocks further apart than that are named; signs of life are believed for 15 s
-PATIENCE_S = 5  # for a server of which a check asks
-ASK_EVERY_S, SIGN_EVERY_S = 3.0, 1.0  # while a worker waits for its schema
+SKEW_S = 5.0  # clocks further apart than this get a warning; a heartbeat counts for 15 s
+PATIENCE_S = 5  # for the answer of a server
+ASK_EVERY_S, BEAT_EVERY_S = 3.0, 1.0  # while a worker waits for its schema
 MIGRATIONS = Path(__file__).parents[1] / "migrations" / "versions"
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 AMQP_SCHEMES = ("amqp://", "amqps://", "pyamqp://")
 AWAY = (redis.ConnectionError, redis.TimeoutError)
-# The verbs that workers use on each table; `els purge`, which a person runs, deletes more.
+INFORMATION = "version, eviction and append-only file"  # what INFO says
+# The verbs that workers use on each table. `els purge` deletes more, but a person runs it.
 RIGHTS: Mapping[str, tuple[str, ...]] = {
     "batch_essay_trackers": ("SELECT", "INSERT", "UPDATE"),
     "essay_states": ("SELECT", "INSERT", "UPDATE"),
@@ -57,8 +57,6 @@ NO_RIGHT = """
 
 
 class Severity(StrEnum):
-    """Whether the service can work with this at all."""
-
     FAULT = "fault"
     WARNING = "warning"
 
@@ -74,18 +72,16 @@ class Finding:
     step: str
 
     def __str__(self) -> str:
-        """Say it in one line."""
         return f"{self.server}: {self.wrong}; {self.why}. Next: {self.step}"
 
     def as_json(self) -> dict[str, str]:
-        """Write it for programs."""
         return asdict(self)
 
 
 def check_servers(settings: Settings) -> list[Finding]:
     """Ask every server of these settings; takes `PATIENCE_S` for each that does not answer."""
-    assert settings.database_url, "whoever asks has refused to start without"
-    assert settings.redis_url, "whoever asks has refused to start without"
+    assert settings.database_url, "callers refuse to start without"
+    assert settings.redis_url, "callers refuse to start without"
     broker_url = settings.broker_url or settings.redis_url
     shared = broker_url == settings.redis_url
     found = _postgres(settings.database_url)
@@ -108,13 +104,7 @@ def _postgres(url: str) -> list[Finding]:
 
 def _redis(url: str, server: str) -> list[Finding]:
     try:
-        client = redis.Redis.from_url(
-            url,
-            decode_responses=True,
-            socket_timeout=PATIENCE_S,
-            socket_connect_timeout=PATIENCE_S,
-            retry=Retry(NoBackoff(), 0),
-        )
+        client = connect_to_redis(url, timeout_s=PATIENCE_S)
     except ValueError as error:
         return [_away(server, error, f"mend {_setting(server)}")]
     with client:
@@ -143,27 +133,27 @@ def _setting(server: str) -> str:
 
 
 def _away(server: str, error: Exception, step: str) -> Finding:
-    told = " ".join(str(error).split()) or type(error).__name__
-    return Finding(server, Severity.FAULT, told, "nothing is carried out without it", step)
+    wrong = " ".join(str(error).split()) or type(error).__name__
+    return Finding(server, Severity.FAULT, wrong, "the service does nothing without it", step)
 
 
 # --- Postgres ------------------------------------------------------------------------------------
 
 
 def check_postgres(conn: Conn) -> list[Finding]:
-    """Ask Postgres, over a connection like those of the service. Raises psycopg.Error."""
+    """Check Postgres over a connection like those of the service. Raises psycopg.Error."""
     version = conn.info.server_version
     if version < OLDEST_POSTGRES:
-        told = f"it is version {version // 10_000}"
+        wrong = f"it is version {version // 10_000}"
         why = f"the service needs {OLDEST_POSTGRES // 10_000} or newer"
-        return [Finding("postgres", Severity.FAULT, told, why, "upgrade the server")]
+        return [Finding("postgres", Severity.FAULT, wrong, why, "upgrade the server")]
     missing = missing_for_work(conn)
     found = [missing] if missing else [*_newer(conn)]
     return [*found, *_settings_of(conn), *_skew_of_postgres(conn)]
 
 
 def missing_for_work(conn: Conn) -> Finding | None:
-    """Say what keeps this connection from working at all. Raises psycopg.Error."""
+    """Find what keeps this connection from any work. Raises psycopg.Error."""
     return _read_only(conn) or _schema(conn) or _rights(conn)
 
 
@@ -175,13 +165,13 @@ def _read_only(conn: Conn) -> Finding | None:
     assert row is not None
     if not row["standby"] and not row["read_only"]:
         return None
-    told = "it is a standby" if row["standby"] else "its transactions are read-only"
+    wrong = "it is a standby" if row["standby"] else "its transactions are read-only"
     step = (
         "name the primary in ELS_DATABASE_URL, or every host and target_session_attrs=read-write"
         if row["standby"]
         else "find out who set default_transaction_read_only: a full disk, an upgrade, a person"
     )
-    return Finding("postgres", Severity.FAULT, told, "no outcome can be written", step)
+    return Finding("postgres", Severity.FAULT, wrong, "no worker can write an outcome", step)
 
 
 def _schema(conn: Conn) -> Finding | None:
@@ -197,12 +187,12 @@ def _schema(conn: Conn) -> Finding | None:
 
 
 def _newer(conn: Conn) -> Iterator[Finding]:
-    """Name a revision of a newer release, which migrates while older workers run."""
+    """Warn of a revision of a newer release, which migrates while older workers run."""
     revision, head = _revision(conn), head_revision()
     if revision != head:
-        told = f"the schema is at {revision}, which this version, at {head}, does not know"
+        wrong = f"the schema is at {revision}, which this version, at {head}, does not know"
         why = "a newer release may have made it"
-        yield Finding("postgres", Severity.WARNING, told, why, "update this process")
+        yield Finding("postgres", Severity.WARNING, wrong, why, "update this process")
 
 
 def _revision(conn: Conn) -> str | None:
@@ -210,9 +200,9 @@ def _revision(conn: Conn) -> str | None:
     return row["version_num"] if row else None
 
 
-def _old(told: str) -> Finding:
-    why = "nothing can be carried out"
-    return Finding("postgres", Severity.FAULT, told, why, "els migrate")
+def _old(wrong: str) -> Finding:
+    why = "workers can carry nothing out"
+    return Finding("postgres", Severity.FAULT, wrong, why, "els migrate")
 
 
 def head_revision() -> str:
@@ -239,7 +229,7 @@ def _no_rights(lacking: list[str], conn: Conn) -> Finding:
         "postgres",
         Severity.FAULT,
         f"the role {role} lacks {', '.join(lacking)}",
-        "messages cannot be carried out",
+        "workers cannot carry messages out",
         "; ".join(f"GRANT {each} TO {role}" for each in lacking),
     )
 
@@ -272,46 +262,48 @@ def _since(before: datetime) -> float:
 
 
 def _skew(server: str, ahead_s: float, took_s: float) -> Iterator[Finding]:
-    """Compare clocks: the server's moment lies somewhere within the time that the answer took."""
+    """Compare clocks: the server read its own at some moment before its answer came."""
     if -SKEW_S <= ahead_s <= took_s + SKEW_S:
         return
-    told = f"its clock is {abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'} ours"
-    why = "deadlines and signs of life are judged by two clocks"
-    yield Finding(server, Severity.WARNING, told, why, "let NTP set the clocks of both machines")
+    wrong = f"its clock is {abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'} ours"
+    why = "two clocks decide on deadlines and heartbeats"
+    yield Finding(server, Severity.WARNING, wrong, why, "let NTP set the clocks of both machines")
 
 
 # --- Redis and Valkey ----------------------------------------------------------------------------
 
 
 def check_redis(client: redis.Redis, server: str) -> list[Finding]:
-    """Ask a Redis, which is `redis`, that of slots, or `broker`, which may be both."""
+    """Check a Redis: `redis` holds the slots, `broker` the queues, and maybe the slots too."""
     is_broker = server == "broker"
+    found: list[Finding] = []
     try:
         client.ping()
+        found += _allowed(_information(client, server, is_broker=is_broker), server, INFORMATION)
+        found += _writes(client, server)
+        found += _tracking(client) if is_broker else []
+        found += _allowed(_skew_of_redis(client, server), server, "the clock")
     except AWAY as error:
         return [_away(server, error, f"start it, or mend {_setting(server)}")]
-    except redis.RedisError as error:
+    except redis.RedisError as error:  # of PING: the others name what they met
         return [_away(server, error, f"mend {_setting(server)}, or the ACL of its user")]
-    try:
-        found = [
-            *_information(client, server, is_broker=is_broker),
-            *_writes(client, server),
-            *(_tracking(client) if is_broker else []),
-            *_skew_of_redis(client, server),
-        ]
-    except AWAY as error:
-        return [_away(server, error, f"start it, or mend {_setting(server)}")]
     return [*{each.wrong: each for each in reversed(found)}.values()][::-1]
 
 
-def _information(client: redis.Redis, server: str, *, is_broker: bool) -> Iterator[Finding]:
+def _allowed(checks: Iterator[Finding], server: str, what: str) -> list[Finding]:
+    """Run checks; where the server refuses their command, warn of that. Raises AWAY."""
+    found: list[Finding] = []
     try:
-        info = client.info()
+        found += checks
     except AWAY:
         raise
     except redis.RedisError as error:
-        yield _unchecked(server, "version, eviction and append-only file", error)
-        return
+        found.append(_unchecked(server, what, error))
+    return found
+
+
+def _information(client: redis.Redis, server: str, *, is_broker: bool) -> Iterator[Finding]:
+    info = client.info()
     yield from _version(server, str(info.get("redis_version", "")))
     yield from _role(server, info)
     yield from _eviction(server, info.get("maxmemory_policy"), is_broker=is_broker)
@@ -347,7 +339,7 @@ def _replica(server: str, primary: str) -> Finding:
 
 def _eviction(server: str, policy: object, *, is_broker: bool) -> Iterator[Finding]:
     if policy is None:
-        yield _unchecked(server, "eviction", "INFO does not tell maxmemory_policy")
+        yield _unchecked(server, "eviction", "INFO has no maxmemory_policy")
     elif policy != "noeviction":
         severity = Severity.FAULT if is_broker else Severity.WARNING
         why = (
@@ -362,15 +354,15 @@ def _eviction(server: str, policy: object, *, is_broker: bool) -> Iterator[Findi
 def _append_only(info: Mapping[str, Any]) -> Iterator[Finding]:  # Any: as redis-py reads it
     enabled = info.get("aof_enabled")
     if enabled is None:
-        yield _unchecked("broker", "the append-only file", "INFO does not tell aof_enabled")
+        yield _unchecked("broker", "the append-only file", "INFO has no aof_enabled")
     elif not enabled:
-        why = "a restart of the server forgets the messages that wait"
+        why = "a restart of the server loses the messages that wait"
         step = "CONFIG SET appendonly yes, and in its configuration"
         yield Finding("broker", Severity.WARNING, "appendonly is off", why, step)
 
 
 def _writes(client: redis.Redis, server: str) -> Iterator[Finding]:
-    """Write a key that expires at once, beside the slots: no batch has such an id."""
+    """Write a key that expires at once, named as slots are: no batch has such an id."""
     key = "batch:{els.check}:available_slots"
     try:
         client.set(key, "1", px=1)
@@ -381,14 +373,15 @@ def _writes(client: redis.Redis, server: str) -> Iterator[Finding]:
         yield _replica(server, "in ROLE")
     except NoPermissionError as error:
         step = "allow the commands and the keys of the service to its user"
-        yield Finding(server, Severity.FAULT, str(error), "messages cannot be carried out", step)
+        why = "workers cannot carry messages out"
+        yield Finding(server, Severity.FAULT, str(error), why, step)
     except redis.RedisError as error:
         step = "look at its log and its INFO: memory, disk, replicas"
         yield Finding(server, Severity.FAULT, str(error), "it refuses writes", step)
 
 
 def _tracking(client: redis.Redis) -> Iterator[Finding]:
-    """Ask for what an idle worker uses, on a connection that is not used again."""
+    """Turn on what an idle worker uses, on a connection of its own."""
     try:
         with client.client() as alone:  # type: ignore[no-untyped-call] # redis-py's
             alone.execute_command("CLIENT", "TRACKING", "ON", "NOLOOP")
@@ -396,20 +389,14 @@ def _tracking(client: redis.Redis) -> Iterator[Finding]:
     except AWAY:
         raise
     except redis.RedisError as error:
-        why = "an idle worker is not told of new messages"
+        why = "an idle worker does not hear of new messages"
         step = "allow CLIENT TRACKING to the user of ELS_BROKER_URL"
         yield Finding("broker", Severity.FAULT, str(error), why, step)
 
 
 def _skew_of_redis(client: redis.Redis, server: str) -> Iterator[Finding]:
     before = datetime.now(UTC)
-    try:
-        seconds, micros = client.time()
-    except AWAY:
-        raise
-    except redis.RedisError as error:
-        yield _unchecked(server, "the clock", error)
-        return
+    seconds, micros = client.time()
     ahead_s = seconds + micros / 1e6 - before.timestamp()
     yield from _skew(server, ahead_s, _since(before))
 
@@ -421,26 +408,26 @@ def wait_for_schema(
     url: str,
     say: Callable[[Finding], object],
     stopped: Callable[[], bool],
-    sign: Callable[[], object] = lambda: None,
+    beat: Callable[[], object] = lambda: None,
 ) -> bool:
     """Wait until a connection of this URL sees the schema that this code needs, with its rights.
 
-    `say` gets each finding that differs from the one before, `sign` is called every second
-    meanwhile. False: `stopped` came true before.
+    `say` gets each finding that differs from the one before; `beat` is called every second
+    meanwhile. False: `stopped` came true first.
     """
     said: str | None = None
+    again = 0.0
     while not stopped():
-        sign()
-        finding = _missing(url)
-        if finding is None:
-            return True
-        if finding.wrong != said:
-            said = finding.wrong
-            say(finding)
-        again = time.monotonic() + ASK_EVERY_S
-        while time.monotonic() < again and not stopped():
-            sign()
-            time.sleep(min(SIGN_EVERY_S, max(0.0, again - time.monotonic())))
+        beat()
+        if time.monotonic() >= again:
+            finding = _missing(url)
+            if finding is None:
+                return True
+            if finding.wrong != said:
+                said = finding.wrong
+                say(finding)
+            again = time.monotonic() + ASK_EVERY_S
+        time.sleep(min(BEAT_EVERY_S, max(0.0, again - time.monotonic())))
     return False
 
 

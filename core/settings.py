@@ -3,11 +3,13 @@
 import json
 import os
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
+from core.catalogue import EVENTS, OPT_IN, event_task
 from core.errors import BadSettings
 
 PREFIX = "ELS_"
@@ -72,6 +74,14 @@ class Settings(BaseModel):
     def _from_json(cls, value: object) -> object:
         return json.loads(value) if isinstance(value, str) else value
 
+    @field_validator("event_routes")
+    @classmethod
+    def _of_known_types(cls, routes: dict[str, list[Route]]) -> dict[str, list[Route]]:
+        for unknown in routes.keys() - EVENTS:
+            [nearest] = get_close_matches(unknown, EVENTS, n=1, cutoff=0)
+            raise ValueError(f"there is no event {unknown}; the nearest is {nearest}")
+        return routes
+
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> "Settings":
         """Read the settings; raise `BadSettings` that names the variable and what is wrong.
@@ -93,14 +103,13 @@ class Settings(BaseModel):
             raise BadSettings("; ".join(names)) from error
 
     def routes(self, event_type: str) -> list[Route]:
-        """Where events of this type go. An empty list means nowhere.
-
-        By default every type has one route, but `EssaySlotAssigned`, which is only written where
-        a route asks for it.
-        """
+        """Return where events of this type go: without a setting, nowhere if they are opt-in."""
         if event_type in self.event_routes:
             return self.event_routes[event_type]
-        if event_type == "EssaySlotAssigned":
+        if event_type in OPT_IN:
             return []
-        snake = "".join("_" + c.lower() if c.isupper() else c for c in event_type).lstrip("_")
-        return [Route(task=f"els.events.{snake}", queue=self.events_queue)]
+        return [Route(task=event_task(event_type), queue=self.events_queue)]
+
+    def opt_in_events(self) -> frozenset[str]:
+        """Return the opt-in event types that a route asks for."""
+        return frozenset(filter(self.routes, OPT_IN))

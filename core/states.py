@@ -1,4 +1,4 @@
-"""The states of a batch and of an essay, and which may follow which. Pure."""
+"""The states of a batch and of an essay. Pure."""
 
 from enum import StrEnum
 
@@ -60,38 +60,11 @@ class OnDeadline(StrEnum):
     PROCEED = "proceed"
 
 
-NEXT: dict[BatchStatus, frozenset[BatchStatus]] = {
-    BatchStatus.AWAITING_CONTENT_VALIDATION: frozenset(
-        {
-            BatchStatus.AWAITING_STUDENT_VALIDATION,
-            BatchStatus.READY_FOR_PIPELINE_EXECUTION,
-            BatchStatus.CONTENT_INGESTION_FAILED,
-            BatchStatus.TIMED_OUT,
-            BatchStatus.CANCELLED,
-        }
-    ),
-    BatchStatus.AWAITING_STUDENT_VALIDATION: frozenset(
-        {
-            BatchStatus.READY_FOR_PIPELINE_EXECUTION,
-            BatchStatus.TIMED_OUT,
-            BatchStatus.CANCELLED,
-        }
-    ),
-    BatchStatus.READY_FOR_PIPELINE_EXECUTION: frozenset(),
-    BatchStatus.CONTENT_INGESTION_FAILED: frozenset(),
-    BatchStatus.TIMED_OUT: frozenset(),
-    BatchStatus.CANCELLED: frozenset(),
-}
-
+OPEN = {BatchStatus.AWAITING_CONTENT_VALIDATION, BatchStatus.AWAITING_STUDENT_VALIDATION}
 CLOSED: dict[BatchStatus, ExcessReason] = {
     BatchStatus.CANCELLED: ExcessReason.BATCH_CANCELLED,
     BatchStatus.TIMED_OUT: ExcessReason.BATCH_TIMED_OUT,
 }
-
-
-def sources(target: BatchStatus) -> list[BatchStatus]:
-    """Return the states from which a batch may go to `target`."""
-    return [state for state, following in NEXT.items() if target in following]
 
 
 def completed_status(class_type: ClassType, provisioned_count: int) -> BatchStatus:

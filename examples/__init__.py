@@ -1,1 +1,1 @@
-"""How other services take part: a consumer of our events, and essays to try it with."""
+"""Examples for other services: a consumer of our events, and essays to send."""

@@ -1,10 +1,10 @@
-"""A downstream service, as small as it can be: it receives our events and drops repeats.
+"""A minimal downstream service: it receives our events and drops repeats.
 
     DOWNSTREAM_BROKER_URL=redis://… celery -A examples.consumer worker -Q els.events --pool solo
 
-Events arrive at least once, so a consumer keeps the ids that it has seen. The one rule: the id is
-written in the same transaction as the consumer's own work. Then a crash in between undoes both,
-and the next delivery does both; afterwards a repeat finds its id and does nothing.
+Events arrive at least once, so a consumer stores the ids that it has seen. The one rule: write the
+id in the same transaction as your own work. A crash in between then undoes both, and the next
+delivery does both. After that, a repeat finds its id and does nothing.
 """
 
 import hashlib
@@ -40,24 +40,24 @@ app.conf.update(
     task_reject_on_worker_lost=True,
     task_ignore_result=True,
     task_default_queue="els.events",
-    task_default_queue_type="quorum",  # RabbitMQ: as the service declares it, on several nodes
+    task_default_queue_type="quorum",  # RabbitMQ: the service declares the same
     worker_prefetch_multiplier=1,
-    # Seconds until the events of a dead worker come again.
+    # Seconds until the broker redelivers the events of a dead worker.
     broker_transport_options={"visibility_timeout": 60},
     broker_connection_retry_on_startup=True,
 )
 
 
 def database() -> sqlite3.Connection:
-    """Open the consumer's own database, given by `DOWNSTREAM_DB`."""
+    """Open the consumer's own database, named by `DOWNSTREAM_DB`."""
     opened = sqlite3.connect(os.environ.get("DOWNSTREAM_DB", "downstream.sqlite"), timeout=10)
     opened.executescript(SCHEMA)
     return opened
 
 
 def receive(event: dict[str, Any]) -> bool:  # Any: a CloudEvent, JSON
-    """Take an event once; return False for a repeat."""
-    with closing(database()) as opened, opened:  # one transaction, rolled back if we fail
+    """Process an event once; return False for a repeat."""
+    with closing(database()) as opened, opened:  # one transaction, rolled back on an error
         new = opened.execute(
             "INSERT INTO received_events (id, type, batch_id, sequence, body)"
             " VALUES (?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
@@ -75,7 +75,7 @@ def receive(event: dict[str, Any]) -> bool:  # Any: a CloudEvent, JSON
 
 
 def start_pipeline(opened: sqlite3.Connection, ready: dict[str, Any]) -> None:
-    """Do the consumer's own work, here: note the batch; but only for an intact list of essays."""
+    """Do your own work; here, store the batch, if its list of essays is intact."""
     essays = ready.get("ready_essays")
     if essays is not None and manifest(essays) != ready["manifest_sha256"]:
         raise ValueError(f"batch {ready['batch_id']}: the essays are not those of the manifest")
@@ -86,7 +86,7 @@ def start_pipeline(opened: sqlite3.Connection, ready: dict[str, Any]) -> None:
 
 
 def manifest(essays: list[dict[str, Any]]) -> str:
-    """Compute the manifest of a list of essays, as any language can: see docs/events.md."""
+    """Compute the manifest of a list of essays; the rule is in docs/events.md."""
     lines = sorted(f"{essay['essay_id']} {essay['text_storage_id']}\n" for essay in essays)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 

@@ -13,23 +13,13 @@ import redis
 from celery import Celery
 from kombu.exceptions import OperationalError
 
+from core.catalogue import TASKS
 from core.db.connection import Conn
 from core.errors import StackError
-from tasks import broker
 from tasks.worker import amqp
 
 POLL_S = 0.1
 Event = dict[str, Any]  # Any: a message's JSON
-
-# Events do not name their type, but each type has a field that no other has.
-TASK_BY_FIELD = {
-    "essay_ids": "els.register_batch",
-    "contents": "els.assign_contents",
-    "text_storage_id": "els.assign_content",
-    "validation_error_code": "els.reject_content",
-    "associations": "els.confirm_students",
-    "reason": "els.cancel_batch",
-}
 
 
 @dataclass(frozen=True)
@@ -49,7 +39,7 @@ class Sender:
             self.app.conf.task_default_queue_type = "quorum"
             self.app.conf.task_default_exchange_type = "topic"
             self.app.conf.broker_transport_options = amqp.OPTIONS
-            broker.install()  # its transport also uses a queue that others declared otherwise
+            amqp.install()  # its transport also uses a queue that others declared otherwise
         self.queue = queue
 
     def __enter__(self) -> Self:
@@ -128,7 +118,7 @@ def read_events(text: str) -> Iterator[tuple[str, Event]]:
         if entry.keys() == {"task", "event"}:
             yield str(entry["task"]), entry["event"]
             continue
-        task = next((TASK_BY_FIELD[field] for field in TASK_BY_FIELD if field in entry), None)
+        task = next((task.name for task in TASKS.values() if task.known_by in entry), None)
         if task is None:
             raise ValueError(
                 f"entry {number} fits no task: write it as"

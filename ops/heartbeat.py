@@ -5,8 +5,9 @@ from datetime import UTC, datetime
 
 import redis
 
+from core import heartbeat as core_heartbeat
 from core.db.connection import Conn
-from core.heartbeat import NO_PULSE, Pulse, read_pulse
+from core.heartbeat import NO_HEARTBEAT, Heartbeat
 from core.pauses import Pause
 from core.probe import probe_postgres, probe_redis
 from core.slots import Slots, connect_once
@@ -14,12 +15,12 @@ from core.slots import Slots, connect_once
 NO_RIGHT = "42501"
 
 
-def read_heartbeat(client: redis.Redis, broker_url: str, queue: str) -> Pulse:
+def read_heartbeat(client: redis.Redis, broker_url: str, queue: str) -> Heartbeat:
     """Read the heartbeat; an empty one where Redis does not answer, which has its own cause."""
     try:
-        return read_pulse(client, _queue_length(broker_url, queue))
+        return core_heartbeat.read_heartbeat(client, _queue_length(broker_url, queue))
     except redis.RedisError:
-        return NO_PULSE
+        return NO_HEARTBEAT
 
 
 def _queue_length(broker_url: str, queue: str) -> int | None:
@@ -33,7 +34,7 @@ def _queue_length(broker_url: str, queue: str) -> int | None:
         return None
 
 
-def with_own_probe(heartbeat: Pulse, conn: Conn, slots: Slots) -> Pulse:
+def with_own_probe(heartbeat: Heartbeat, conn: Conn, slots: Slots) -> Heartbeat:
     """Add the outage that a probe from here finds: perhaps no worker has met it yet.
 
     A probe without the right to write says nothing about the server.

@@ -1,23 +1,14 @@
-"""The Celery app, and what each worker process opens once: Postgres, Redis, the lifecycle."""
-
-import gc
-from typing import TYPE_CHECKING, Any
+"""The Celery app: its configuration. README.md in `tasks/worker` tells how our workers differ."""
 
 from celery import Celery, signals
-from celery.app import trace
 
 from core import logs
-from core.crash import crashpoint
+from core.catalogue import BATCHED
 from core.settings import Settings
-from tasks import broker
-from tasks.worker import amqp, amqp_queues
-from tasks.worker.starting import wait_for_servers
-
-if TYPE_CHECKING:
-    pass
+from tasks.worker import amqp
+from tasks.worker.setup import set_up
 
 settings = Settings.from_env()
-broker.install()  # before the first connection
 
 RESULT_EXPIRES_S = 3600  # only chord keys: results are not stored
 RESULT_ANSWER_S = 5.0  # for Redis to take a result; Celery waits for 120 s
@@ -25,20 +16,14 @@ SOFT_SHUTDOWN_S = 3.0  # what running tasks get before their messages are handed
 DEATHS = 5  # of processes that carried a message out; then it is the message that kills them
 AT_ONCE = 100  # messages that a process carries out together: some 40 ms of work
 BYTES_AT_ONCE = 256 * 1024  # of these: some 800 contents, and always under `claim.lua`'s 4 000
-QUICK = (  # tasks whose messages are; their hop to the process costs as much as they do
-    "els.assign_content",
-    "els.assign_contents",
-    "els.reject_content",
-    "els.seal_slots",
-    "els.seal_books",
-)  # not els.announce_ready: it takes 2 ms a batch, and other processes are to share these
+# Tasks whose messages are: the hop to a process costs as much as one of these. Not
+# els.announce_ready, which takes 2 ms a batch: other processes are to share these.
+QUICK = (*BATCHED, "els.seal_slots", "els.seal_books")
 FIRST = ("els.sweep", "els.relay")  # taken before all other messages: a backlog delays neither
 ONCE = {"retry": False}  # of publishing a tick: beat itself tries again
 PUSHED = 2 * AT_ONCE  # messages a process on RabbitMQ, which pushes them: in work and next
-GARBAGE = (10_000, 50, 50)  # allocations a collection; Python's 700 are those of two messages
 
 app = Celery("els", include=["tasks.upstream", "tasks.completion", "tasks.maintenance"])
-app.loader.override_backends = dict.fromkeys(("redis", "rediss"), "tasks.worker.results:Backend")
 app.conf.update(
     broker_url=settings.broker_url or settings.redis_url or "memory://",
     result_backend=settings.redis_url or "cache+memory://",
@@ -57,6 +42,7 @@ app.conf.update(
     redis_socket_keepalive=True,
     redis_backend_health_check_interval=RESULT_ANSWER_S,
     worker_consumer="tasks.worker.consumer:Consumer",
+    dead_letters="tasks.dead_letters",  # what the worker keeps them with
     worker_concurrency=settings.concurrency,
     worker_prefetch_multiplier=1,
     worker_deduplicate_successful_tasks=False,  # loses chord callbacks
@@ -68,9 +54,9 @@ app.conf.update(
     broker_transport_options={
         "visibility_timeout": settings.visibility_timeout,
         "socket_keepalive": True,
-        "on_junk": "tasks.dead_letters:keep_junk",
-        "take_together": (QUICK, AT_ONCE, BYTES_AT_ONCE),
-        "go_first": FIRST,
+        "on_malformed": "tasks.dead_letters:keep_malformed",
+        "batching": {"tasks": QUICK, "messages": AT_ONCE, "bytes": BYTES_AT_ONCE},
+        "urgent_tasks": FIRST,
     },
     beat_scheduler="tasks.worker.beat:Scheduler",
     beat_schedule={  # no `expires`: beat would set it by its clock, a worker judge it by another
@@ -87,51 +73,11 @@ if str(app.conf.broker_url).startswith("amqp"):
         broker_transport_options=amqp.OPTIONS,
         broker_heartbeat=amqp.HEARTBEAT_S,
     )
-    app.steps["consumer"].add("tasks.worker.amqp_queues:Queues")
-    amqp_queues.wait_at_least_a_second()
-
-
-app.Task.Request = "tasks.worker.request:QuietRequest"
-app.events.dispatcher_cls = "tasks.worker.monitoring:Dispatcher"
-
-
-def result_repr(result: object, most: int) -> str:
-    """Write what a task returned, as monitors see it.
-
-    Celery's own takes 29 µs for one of ours, as it writes any object whatever token by token.
-    """
-    return repr(result)[:most]
-
-
-trace.saferepr = result_repr  # type: ignore[attr-defined] # absent from its types
-
-
 if settings.crashpoint:  # in tests only
-    signals.before_task_publish.connect(
-        lambda **_: crashpoint("callback_claimed"), sender="els.announce_ready", weak=False
-    )
+    app.conf.broker_transport_options["crashpoint"] = "core.crash:crashpoint"
+set_up(app, settings)
 
 
 @signals.setup_logging.connect
 def _log_our_way(**_: object) -> None:
     logs.configure(settings, for_good=True)
-
-
-@signals.worker_init.connect
-def _refuse_to_work_without_servers(sender: Any, **_: object) -> None:  # Any: Celery's worker
-    """Exit rather than take messages that cannot be carried out."""
-    if sender.app is app and not (settings.database_url and settings.redis_url):
-        raise SystemExit(
-            "els: a worker needs ELS_DATABASE_URL and ELS_REDIS_URL; `els run` sets both"
-        )
-
-
-@signals.worker_init.connect
-def _start_when_the_servers_are_ready(sender: Any, **_: object) -> None:  # Any: Celery's worker
-    if sender.app is app:
-        wait_for_servers(settings, sender.hostname)
-
-
-@signals.worker_init.connect
-def _collect_garbage_less_often(**_: object) -> None:
-    gc.set_threshold(*GARBAGE)  # its processes inherit it

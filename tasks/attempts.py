@@ -8,7 +8,8 @@ import structlog
 from celery.exceptions import Reject
 
 from core.faults import Fault, fault, sqlstate
-from tasks.outages import sleep, wait_until_well
+from tasks.outages import wait_until_well
+from tasks.worker.waiting import sleep
 
 TRIES = 5  # of what fails while all servers are well
 FIRST_WAIT_S, WAIT_FACTOR = 0.1, 4  # between two tries: 8.5 s in all, longer than a restart

@@ -18,7 +18,6 @@ from kombu import Message
 
 from core import db
 from core.db.dead_letters import DeadLetter
-from core.errors import ELSError
 from core.faults import safe_message, sqlstate
 from core.messages import canonical
 from tasks.app import settings
@@ -28,10 +27,6 @@ from tasks.resources import resources
 UNKNOWN = "unknown"  # the task of what was no message: it cannot be replayed
 IDENTIFIER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 log = structlog.get_logger(__name__)
-
-
-class KeptAsDeadLetter(ELSError):
-    """A task failed, and its message is kept: the worker may acknowledge it."""
 
 
 def letter_of(
@@ -89,7 +84,7 @@ def keep_if_possible(letter: DeadLetter) -> int | None:
         return None
 
 
-def keep_junk(queue: str, payload: bytes, why: str) -> bool:
+def keep_malformed(queue: str, payload: bytes, why: str) -> bool:
     """Keep bytes that lay in a queue and are no message; False when that is not possible now.
 
     Runs in the worker's event loop, so it does not wait; the transport offers the bytes again.

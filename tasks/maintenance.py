@@ -14,7 +14,7 @@ from tasks.app import app, settings
 from tasks.completion import after_commit
 from tasks.outages import run_tick
 from tasks.resources import resources, send_event
-from tasks.worker.heartbeat import brief_redis
+from tasks.worker.clients import brief_redis
 
 log = structlog.get_logger(__name__)
 
@@ -31,7 +31,7 @@ def _sweep() -> dict[str, int]:
     if found is None:
         log.info("sweep_skipped", reason="another session holds its lock")
         return {}
-    heartbeat.swept(resources().slots.client)
+    heartbeat.note_sweep(resources().slots.client)
     mended = [each for each in found if each.mended]
     for each in mended:
         metrics.REPAIRS.labels(each.rule).inc()
@@ -50,4 +50,4 @@ def _begin_tick(task: str) -> None:
     """Let beat send the next tick. Where Redis does not answer, beat sends it a little later."""
     if settings.redis_url:
         with suppress(RedisError):
-            heartbeat.tick_begun(brief_redis(settings.redis_url), settings.queue, task)
+            heartbeat.tick_begun(brief_redis(), settings.queue, task)

@@ -6,36 +6,31 @@ message, which gets a few tries.
 """
 
 import os
-import signal
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cache
 from random import uniform
 from socket import gethostname
 from typing import TypeVar
 
 import psycopg
 import structlog
-from billiard.process import current_process
-from celery.exceptions import Reject
-from redis import Redis, RedisError
+from redis import RedisError
 
 from core import db, metrics, pauses
 from core.faults import Fault, fault, sqlstate
 from core.pauses import Outage, Pause
 from core.probe import probe_postgres, probe_redis
-from core.slots import Slots, connect_once
+from core.slots import Slots
 from tasks.app import settings
 from tasks.resources import resources
-from tasks.worker import heartbeat, stopping
+from tasks.worker.clients import brief_redis
+from tasks.worker.waiting import sleep
 
 FIRST_PROBE_S, LONGEST_PROBE_S = 1.0, 10.0
 NO_ROOM = ("53", "58")  # classes of SQLSTATE: insufficient resources, an error of the system
 PROBE_BYTES = 64 * 1024  # written after such an error: more than one page
-POLL_S = 0.2  # a wait ends so soon after the worker is asked to stop
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
@@ -68,13 +63,13 @@ def wait_until_well(error: Exception) -> bool:
         while outage:
             pause = replace(pause, outage=outage)
             with suppress(RedisError):  # it may be the one that refuses
-                pauses.say_paused(_client(), pause)
+                pauses.say_paused(brief_redis(), pause)
             sleep(wait * uniform(0.5, 1))
             wait = min(2 * wait, LONGEST_PROBE_S)
             outage = find_outage(size)
     finally:
         with suppress(RedisError):
-            pauses.say_resumed(_client(), pause.process)
+            pauses.say_resumed(brief_redis(), pause.process)
     resources().pool.drain()
     waited = datetime.now(UTC) - pause.since
     log.warning("resumed", server=pause.outage.server, paused_s=round(waited.total_seconds(), 1))
@@ -89,29 +84,7 @@ def find_outage(size: int) -> Outage | None:
             outage = probe_postgres(conn, size=size)
     except psycopg.Error as error:
         outage = Outage.of("postgres", error)
-    return outage or probe_redis(Slots(_client()))
-
-
-def sleep(seconds: float) -> None:
-    """Wait, and show that this worker is alive. Raises Reject if it is to stop.
-
-    A process of a pool ends at once instead, and its parent gives the messages back. Whatever it
-    wrote into its pipe now, which nobody reads while the worker stops, could block the parent.
-    """
-    until = time.monotonic() + seconds
-    while (left := until - time.monotonic()) > 0:
-        if stopping.asked():
-            if current_process().name != "MainProcess":
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise Reject("the worker stops while a server refuses", requeue=True)
-        heartbeat.show_if_alone()
-        time.sleep(min(POLL_S, left))
-
-
-@cache
-def _client() -> Redis:
-    assert settings.redis_url is not None, "a worker does not start without"
-    return connect_once(settings.redis_url)
+    return outage or probe_redis(Slots(brief_redis()))
 
 
 def _process() -> str:

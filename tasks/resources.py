@@ -56,12 +56,11 @@ def resources() -> Resources:
     slots = Slots(connect(settings.redis_url))
     if spans := traces():
         spans.watch(pool, slots.client)
-    routed = bool(settings.routes("EssaySlotAssigned"))
     pusher = Pusher(connect(settings.redis_url, timeout_s=1))  # ending waits for it
     if not app.conf.task_always_eager:
         pusher.start()
         atexit.register(pusher.stop)  # a child of prefork ends without, but says so
-    return Resources(pool, slots, Lifecycle(pool, slots, slot_events=routed), pusher)
+    return Resources(pool, slots, Lifecycle(pool, slots, settings.opt_in_events()), pusher)
 
 
 def send_event(event: dict[str, Any]) -> None:  # Any: a CloudEvent, JSON

@@ -17,31 +17,28 @@ from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from core import metrics
 from core.assignment import Result
+from core.catalogue import (
+    ASSIGN_CONTENT,
+    ASSIGN_CONTENTS,
+    CANCEL_BATCH,
+    CONFIRM_STUDENTS,
+    REGISTER_BATCH,
+    REJECT_CONTENT,
+    TASKS,
+)
 from core.crash import crashpoint
 from core.errors import InvalidEvent, Refusal
 from core.faults import Fault, fault, safe_message, sqlstate, waited_s
-from core.messages import (
-    BULK_LIMIT,
-    SINGLE_LIMIT,
-    BatchCancelled,
-    BatchContentsProvisioned,
-    BatchEssaysRegistered,
-    EssayContentProvisioned,
-    EssayValidationFailed,
-    Event,
-    Idempotency,
-    StudentAssociationsConfirmed,
-    parse,
-)
+from core.messages import Event, Idempotency, parse
 from core.model import Message, StepResult, Value
 from tasks.app import DEATHS, app, settings
 from tasks.attempts import attempts
 from tasks.completion import after_commit, again
-from tasks.dead_letters import KeptAsDeadLetter, body_of, keep, letter_of, names_event
+from tasks.dead_letters import body_of, keep, letter_of, names_event
 from tasks.resources import resources
 from tasks.worker import deaths
 from tasks.worker.batching import Call
-from tasks.worker.request import QuietRequest
+from tasks.worker.request import KeptAsDeadLetter, QuietRequest
 
 Parsed = tuple[Any, Idempotency]  # Any: an event of the task's model
 Step = Callable[[Any, Idempotency], StepResult]  # Any: likewise
@@ -93,34 +90,32 @@ def execute_batch(calls: Sequence[Call]) -> list[Value | None]:
     """
     clear_contextvars()
     started = time.monotonic()
-    parsed = [_parsed(call) for call in calls]
+    parsed = {n: each for n, call in enumerate(calls) if (each := _parse_or_none(call))}
+    values: list[Value | None] = [None] * len(calls)
     try:
         for attempt in attempts(tries=2):
             with attempt:
-                messages = [Message.of(*each) for each in parsed if each]
+                messages = [Message.of(event, idem) for event, idem in parsed.values()]
                 results = resources().lifecycle.assign(messages)
                 after_commit([each for each in results if isinstance(each, StepResult)])
     except Exception:  # whatever it is, each task meets it again, and deals with it
         log.warning("left_to_each_task", messages=len(calls), exc_info=True)
-        return [None] * len(calls)
-    each_result = iter(results)
-    values: list[Value | None] = []
-    for call, each in zip(calls, parsed, strict=True):
-        result = next(each_result) if each else None
-        if each and isinstance(result, StepResult):
-            _report(call.task, call.task_id, each[0], result, started)
-        values.append(result.value if isinstance(result, StepResult) else None)
+        return values
+    for (n, (event, _)), result in zip(parsed.items(), results, strict=True):
+        if isinstance(result, StepResult):
+            _report(calls[n].task, calls[n].task_id, event, result, started)
+            values[n] = result.value
     return values
 
 
-@app.task(bind=True, name="els.register_batch", typing=False)
+@app.task(bind=True, name=REGISTER_BATCH.name, typing=False)
 def register_batch(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     """Announce a batch and the essays that it expects."""
     return execute(self, args, kwargs, resources().lifecycle.register_batch)
 
 
 @app.task(
-    bind=True, name="els.assign_content", typing=False, execute_batch=staticmethod(execute_batch)
+    bind=True, name=ASSIGN_CONTENT.name, typing=False, execute_batch=staticmethod(execute_batch)
 )
 def assign_content(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     """Announce one stored text."""
@@ -128,7 +123,7 @@ def assign_content(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
 
 
 @app.task(
-    bind=True, name="els.assign_contents", typing=False, execute_batch=staticmethod(execute_batch)
+    bind=True, name=ASSIGN_CONTENTS.name, typing=False, execute_batch=staticmethod(execute_batch)
 )
 def assign_contents(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     """Announce the stored texts of one upload."""
@@ -136,34 +131,26 @@ def assign_contents(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
 
 
 @app.task(
-    bind=True, name="els.reject_content", typing=False, execute_batch=staticmethod(execute_batch)
+    bind=True, name=REJECT_CONTENT.name, typing=False, execute_batch=staticmethod(execute_batch)
 )
 def reject_content(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     """Announce a file that failed validation."""
     return execute(self, args, kwargs)
 
 
-@app.task(bind=True, name="els.confirm_students", typing=False)
+@app.task(bind=True, name=CONFIRM_STUDENTS.name, typing=False)
 def confirm_students(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     """Announce whose essays they are."""
     return execute(self, args, kwargs, resources().lifecycle.confirm_students)
 
 
-@app.task(bind=True, name="els.cancel_batch", typing=False)
+@app.task(bind=True, name=CANCEL_BATCH.name, typing=False)
 def cancel_batch(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     """Give a batch up."""
     return execute(self, args, kwargs, resources().lifecycle.cancel_batch)
 
 
-UPSTREAM = {
-    register_batch.name: (BatchEssaysRegistered, BULK_LIMIT),
-    assign_content.name: (EssayContentProvisioned, SINGLE_LIMIT),
-    assign_contents.name: (BatchContentsProvisioned, BULK_LIMIT),
-    reject_content.name: (EssayValidationFailed, SINGLE_LIMIT),
-    confirm_students.name: (StudentAssociationsConfirmed, BULK_LIMIT),
-    cancel_batch.name: (BatchCancelled, SINGLE_LIMIT),
-}
-QuietRequest.upstream = frozenset(UPSTREAM)
+QuietRequest.upstream = frozenset(TASKS)
 
 
 def _raise_or_return(result: Result) -> StepResult:
@@ -173,11 +160,12 @@ def _raise_or_return(result: Result) -> StepResult:
 
 
 def _parse(task: str, args: Sequence[object], kwargs: Mapping[str, object]) -> Parsed:
-    model, limit = UPSTREAM[task]
-    return parse(model, task, kwargs["event"] if names_event(args, kwargs) else None, limit)
+    known = TASKS[task]
+    raw = kwargs["event"] if names_event(args, kwargs) else None
+    return parse(known.model, task, raw, known.limit)
 
 
-def _parsed(call: Call) -> Parsed | None:
+def _parse_or_none(call: Call) -> Parsed | None:
     args, kwargs, _ = call.payload
     try:
         return _parse(call.task, args, kwargs)

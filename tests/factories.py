@@ -3,26 +3,12 @@
 from datetime import UTC, datetime
 from uuid import uuid4
 
-from core.messages import (
-    BatchCancelled,
-    BatchContentsProvisioned,
-    BatchEssaysRegistered,
-    EssayContentProvisioned,
-    EssayValidationFailed,
-    StudentAssociationsConfirmed,
-    parse,
-)
+from core.catalogue import TASKS
+from core.messages import parse
 from core.model import Message, SubmittingEvent
 
 LIMIT = 8 * 1024 * 1024
-MODELS = {
-    "els.register_batch": BatchEssaysRegistered,
-    "els.assign_content": EssayContentProvisioned,
-    "els.assign_contents": BatchContentsProvisioned,
-    "els.reject_content": EssayValidationFailed,
-    "els.confirm_students": StudentAssociationsConfirmed,
-    "els.cancel_batch": BatchCancelled,
-}
+MODELS = {task.name: task.model for task in TASKS.values()}
 
 
 def new_batch() -> str:
@@ -117,6 +103,16 @@ def confirmation(batch_id: str, associations: list[dict], class_id="class-1", **
 
 def cancellation(batch_id: str, reason: str = "teacher asked") -> dict:
     return common(batch_id, reason=reason)
+
+
+EXAMPLES = {  # one event for each task
+    "els.register_batch": registration("b", 3),
+    "els.assign_content": content("b"),
+    "els.assign_contents": contents("b", ["text-1", "text-2"]),
+    "els.reject_content": rejection("b"),
+    "els.confirm_students": confirmation("b", [association("essay-1"), association("essay-2")]),
+    "els.cancel_batch": cancellation("b"),
+}
 
 
 def take(lifecycle, task: str, event: dict):

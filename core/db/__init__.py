@@ -1,11 +1,11 @@
-"""Postgres: every statement of the service, one small function each, in the module of its subject.
+"""Postgres: every statement of the service, each in a function of the module of its subject.
 
-Each takes a connection first: an autocommitting one makes the statement a transaction of its own.
+Each takes a connection first: on an autocommitting one the statement is a transaction of its own.
 The long statements stand in `sql/`.
 """
 
 from core.db import batches, completion, dead_letters, idempotency, outbox, slots, sweep
-from core.db.connection import Conn, Row, connect, connect_once, jsonb, sql, transaction
+from core.db.connection import Conn, Row, connect, connect_once, jsonb, named_sql, sql, transaction
 
 __all__ = [
     "Conn",
@@ -17,6 +17,7 @@ __all__ = [
     "dead_letters",
     "idempotency",
     "jsonb",
+    "named_sql",
     "outbox",
     "slots",
     "sql",

@@ -19,7 +19,7 @@ OVERDUE = sql("overdue")
 
 @dataclass(frozen=True)
 class Overdue:
-    """A batch whose deadline has passed, what it wants then, and how long it has waited."""
+    """A batch whose deadline has passed, what it does then, and how long it has waited."""
 
     tracker: Tracker
     on_deadline: OnDeadline
@@ -27,24 +27,24 @@ class Overdue:
 
 
 def hold_registration_lock(conn: Conn, batch_id: str) -> None:
-    """Keep others from registering this batch, or parking for it, until the transaction ends."""
+    """Let nobody else register this batch, or park for it, until the transaction ends."""
     conn.execute("SELECT pg_advisory_xact_lock(hashtextextended('register/' || %s, 0))", [batch_id])
 
 
 def share_registration_lock(conn: Conn, batch_id: str) -> None:
-    """Keep this batch from being registered until the transaction ends."""
+    """Let nobody register this batch until the transaction ends."""
     conn.execute(
         "SELECT pg_advisory_xact_lock_shared(hashtextextended('register/' || %s, 0))", [batch_id]
     )
 
 
 def tracker(conn: Conn, batch_id: str, *, lock: bool = False) -> Tracker | None:
-    """Read a batch; None when it is not registered. `lock` keeps its row until the end."""
+    """Read a batch; None: it is not registered. `lock` holds its row until the end."""
     return trackers(conn, [batch_id], lock=lock).get(batch_id)
 
 
 def trackers(conn: Conn, batches: Sequence[str], *, lock: bool = False) -> dict[str, Tracker]:
-    """Read some batches; those that are not registered are left out."""
+    """Read the registered ones among these batches."""
     query: LiteralString = (
         "SELECT batch_id, status, class_id, org_id, user_id, course_code, correlation_id,"
         " expected_count, available_slots, essay_ids_sha256, completed_at, manifest_sha256,"
@@ -60,7 +60,7 @@ def trackers(conn: Conn, batches: Sequence[str], *, lock: bool = False) -> dict[
 def register(conn: Conn, batch: Row, essay_ids: Sequence[str]) -> tuple[int, int, list[Submission]]:
     """Write tracker and slots, and give the first slots to what waited.
 
-    Returns the open slots left, the contents that were assigned, and what is over.
+    Returns the number of open slots left, the number of assigned contents, and what found no slot.
     """
     slots = {"essay_ids": "\n".join(essay_ids), "expected_count": len(essay_ids)}
     row = conn.execute(REGISTER, {**batch, **slots}).fetchone()
@@ -70,41 +70,38 @@ def register(conn: Conn, batch: Row, essay_ids: Sequence[str]) -> tuple[int, int
 
 
 def close_open_slots(conn: Conn, batch_id: str) -> None:
-    """Mark every essay of a cancelled batch. Before the tracker, in the order of the hot path."""
+    """Mark every essay of a cancelled batch. Slots before the tracker, as `place` locks them."""
     conn.execute(
         "UPDATE essay_states SET current_status = 'cancelled' WHERE batch_id = %s", [batch_id]
     )
 
 
-def cancel(conn: Conn, batch_id: str, reason: str, sources: Sequence[BatchStatus]) -> bool:
-    """Mark the tracker as cancelled; False when its state does not allow it."""
-    row = conn.execute(
+def cancel(conn: Conn, batch_id: str, reason: str) -> bool:
+    """Mark an open batch as cancelled; False when it is not open."""
+    cancelled = conn.execute(
         "UPDATE batch_essay_trackers SET status = 'cancelled', available_slots = 0,"
-        " closed_at = now(), closed_reason = %s WHERE batch_id = %s AND status = ANY(%s)"
-        " RETURNING batch_id",
-        [reason, batch_id, list(sources)],
-    ).fetchone()
-    return row is not None
+        " closed_at = now(), closed_reason = %s WHERE batch_id = %s AND status IN"
+        " ('awaiting_content_validation', 'awaiting_student_validation')",
+        [reason, batch_id],
+    )
+    return cancelled.rowcount > 0
 
 
 def bring_deadline_near(conn: Conn, batch_id: str) -> bool:
     """Give a batch whose deadline never comes the usual one, a day from now."""
-    return (
-        conn.execute(
-            "UPDATE batch_essay_trackers SET deadline_at = now() + interval '1 day'"
-            " WHERE batch_id = %s AND deadline_at > now() + %s AND status IN"
-            " ('awaiting_content_validation', 'awaiting_student_validation')",
-            [batch_id, FURTHEST_DEADLINE],
-        ).rowcount
-        > 0
+    changed = conn.execute(
+        "UPDATE batch_essay_trackers SET deadline_at = now() + interval '1 day'"
+        " WHERE batch_id = %s AND deadline_at > now() + %s AND status IN"
+        " ('awaiting_content_validation', 'awaiting_student_validation')",
+        [batch_id, FURTHEST_DEADLINE],
     )
+    return changed.rowcount > 0
 
 
 def overdue(conn: Conn, batch_id: str) -> Overdue | None:
-    """Lock and read a batch whose deadline has passed, in the database's clock; else None.
+    """Lock and read a batch whose deadline has passed, by the database's clock; else None.
 
-    A batch that awaits contents and whose slots are wrong can never be sealed: it fails, full or
-    not, whatever it wanted.
+    Wrong slots can never be sealed: a batch that has some and awaits contents fails, full or not.
     """
     row = conn.execute(OVERDUE, {"batch_id": batch_id}).fetchone()
     found = tracker(conn, batch_id) if row else None
@@ -114,7 +111,7 @@ def overdue(conn: Conn, batch_id: str) -> Overdue | None:
 
 
 def fail_open_slots(conn: Conn, batch_id: str) -> list[str]:
-    """Mark the slots that nothing came for as failed; return their essay ids, in order."""
+    """Mark open slots as failed; return their essay ids, in order."""
     rows = conn.execute(
         "UPDATE essay_states SET current_status = 'content_ingestion_failed'"
         " WHERE batch_id = %s AND current_status = 'awaiting_content' RETURNING essay_id",
@@ -133,7 +130,7 @@ def time_out(conn: Conn, batch_id: str) -> None:
 
 
 def fill_up(conn: Conn, batch_id: str) -> None:
-    """Count the slots that were failed at the deadline as accounted for."""
+    """Count the slots that failed at the deadline as accounted for."""
     conn.execute(
         "UPDATE batch_essay_trackers SET available_slots = 0, full_at = now() WHERE batch_id = %s",
         [batch_id],
@@ -141,10 +138,10 @@ def fill_up(conn: Conn, batch_id: str) -> None:
 
 
 def facts(conn: Conn, batch_id: str) -> Row:
-    """Read the accounts of one batch; empty when it is not registered."""
+    """Read all counts and moments of one batch; empty: it is not registered."""
     return conn.execute(sql("facts"), {"batch_id": batch_id}).fetchone() or {}
 
 
 def timeline(conn: Conn, batch_id: str) -> list[DictRow]:
-    """Read what happened to a batch, in order."""
+    """Read the history of a batch, in order: `at` and `what`."""
     return conn.execute(sql("timeline"), {"batch_id": batch_id}).fetchall()

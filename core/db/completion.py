@@ -13,13 +13,13 @@ from core.events import Outgoing
 from core.states import BatchStatus
 from core.tracing import traceparent
 
-Bounds = tuple[str, str | None]  # of slots: from this essay id up to, not including, that one
+Bounds = tuple[str, str | None]  # of slots: the first essay id, and the first one after them
 ANNOUNCE = f"{sql('announce')} {sql('post')}"
 
 
 @dataclass(frozen=True)
 class Announcement:
-    """What becomes of a batch that is complete, and what to tell of it."""
+    """The next status of a complete batch, and the events about it."""
 
     status: BatchStatus
     provisioned_count: int
@@ -46,7 +46,7 @@ def slot_ranges(conn: Conn, ranges: Mapping[str, Bounds]) -> dict[str, list[Dict
             SELECT batch_id, essay_id, text_storage_id, current_status FROM essay_states
             WHERE batch_id = r.batch_id AND essay_id >= r.low
               AND (r.high IS NULL OR essay_id < r.high)
-            ORDER BY essay_id OFFSET 0 -- kept apart, so a batch at a time is read by its key
+            ORDER BY essay_id OFFSET 0 -- not merged into the query around it: read by its key
         ) e
         """,
         [[*ranges], *map(list, zip(*ranges.values(), strict=True))],
@@ -55,7 +55,7 @@ def slot_ranges(conn: Conn, ranges: Mapping[str, Bounds]) -> dict[str, list[Dict
 
 
 def accounts(conn: Conn, batches: Sequence[str]) -> dict[str, DictRow]:
-    """Read the accounts of some batches: the counter, the slots by state, what waits."""
+    """Read the counter of some batches, and count their slots by status and what waits."""
     rows = conn.execute(
         """
         SELECT t.batch_id, t.status, t.available_slots, t.expected_count, e.*,
@@ -76,11 +76,11 @@ def accounts(conn: Conn, batches: Sequence[str]) -> dict[str, DictRow]:
     return {row["batch_id"]: row for row in rows}
 
 
-def announce(conn: Conn, told: Mapping[str, Announcement]) -> dict[str, float | None]:
-    """Give full batches their next state and write their events, once, by one statement.
+def announce(conn: Conn, announcements: Mapping[str, Announcement]) -> dict[str, float | None]:
+    """Give full batches their next status and write their events, once, by one statement.
 
-    Returns the seconds to readiness of each (None: not ready). A batch that another call has
-    announced, or that is not full, is left out.
+    Returns the seconds from registration to readiness (None: not ready), without the batches that
+    are not full or that another call has announced.
     """
     batches = [
         {
@@ -90,14 +90,14 @@ def announce(conn: Conn, told: Mapping[str, Announcement]) -> dict[str, float | 
             "manifest_sha256": each.manifest_sha256,
             "events": outbox.numbered(batch_id, each.events),
         }
-        for batch_id, each in told.items()
+        for batch_id, each in announcements.items()
     ]
     rows = conn.execute(ANNOUNCE, {"batches": Jsonb(batches), "traceparent": traceparent.get()})
     return {row["batch_id"]: row["seconds"] for row in rows}
 
 
 def set_ready(conn: Conn, batch_id: str) -> float:
-    """Make a regular batch ready, its students being known; return the seconds that it took."""
+    """Make a regular batch ready; return the seconds since its registration."""
     row = conn.execute(
         "UPDATE batch_essay_trackers SET status = 'ready_for_pipeline_execution', ready_at = now()"
         " WHERE batch_id = %s"

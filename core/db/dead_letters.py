@@ -1,4 +1,4 @@
-"""Dead letters: messages that could not be carried out."""
+"""Dead letters: messages that no worker could carry out."""
 
 from dataclasses import asdict, dataclass
 from typing import cast
@@ -8,7 +8,7 @@ from core.db.connection import Conn
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """A message that could not be carried out, with everything needed to send it again."""
+    """A message with its error, and with all that is needed to send it again."""
 
     task: str
     task_id: str
@@ -21,7 +21,7 @@ class DeadLetter:
 
 
 def add(conn: Conn, letter: DeadLetter) -> int:
-    """Keep a message as a dead letter; return its id. A redelivery counts up the first one."""
+    """Write a dead letter; return its id. A redelivery counts up the first one."""
     row = conn.execute(
         """
         INSERT INTO dead_letters

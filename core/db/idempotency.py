@@ -12,7 +12,7 @@ from core.messages import Idempotency
 
 @dataclass(frozen=True)
 class Stored:
-    """What an idempotency key guards, and whether its batch still waits to be announced."""
+    """The first outcome of an event; `full`: nobody has announced its full batch yet."""
 
     task: str
     fingerprint: bytes
@@ -21,7 +21,6 @@ class Stored:
 
 
 def stored_outcome(conn: Conn, key: UUID) -> Stored | None:
-    """Look up what this event led to when it was seen first."""
     row = conn.execute(
         """
         SELECT k.task, k.fingerprint, k.outcome,
@@ -36,7 +35,10 @@ def stored_outcome(conn: Conn, key: UUID) -> Stored | None:
 
 
 def write_key(conn: Conn, idem: Idempotency, batch_id: str, outcome: Row) -> None:
-    """Write the key with its outcome; raises UniqueViolation when another delivery was faster."""
+    """Write the key of an event with its outcome.
+
+    Raises UniqueViolation (`pk_idempotency_keys`) when another delivery was faster.
+    """
     conn.execute(
         "INSERT INTO idempotency_keys (key, task, fingerprint, outcome, batch_id)"
         " VALUES (%s, %s, %s, %s, %s)",

@@ -1,7 +1,7 @@
-"""Moments that Python cannot hold: an infinite or far one in a row is read as the nearest one.
+"""Moments that Python cannot hold: an infinite or far one is read as the nearest one.
 
-Postgres has 'infinity', the year 10000 and years before Christ; Python's datetime has none of
-these. Without this, one such value in one row would fail every page that reads it.
+Postgres has 'infinity', the year 10000 and years before Christ, which no datetime can hold. One
+such value in one row would break every page that reads it.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -21,7 +21,7 @@ def _before_time(data: Buffer) -> bool:
 
 
 class _Reads(Loader):
-    """Reads as psycopg does, in C where it is built so; its own class cannot be extended."""
+    """Reads as psycopg does; its loaders in C cannot be extended."""
 
     reads: str
 
@@ -38,7 +38,6 @@ class MomentLoader(_Reads):
     reads = "timestamptz"
 
     def load(self, data: Buffer) -> datetime:
-        """Read one value."""
         try:
             moment: datetime = self._standard.load(data).astimezone(UTC)
         except (DataError, OverflowError):
@@ -52,7 +51,6 @@ class DurationLoader(_Reads):
     reads = "interval"
 
     def load(self, data: Buffer) -> timedelta:
-        """Read one value."""
         try:
             duration: timedelta = self._standard.load(data)
         except (DataError, OverflowError, ValueError):
@@ -61,7 +59,7 @@ class DurationLoader(_Reads):
 
 
 class _Context:
-    """What a connection takes its loaders from."""
+    """Where a connection gets its loaders from."""
 
     def __init__(self) -> None:
         self.adapters = AdaptersMap(adapters)
@@ -70,7 +68,6 @@ class _Context:
 
     @property
     def connection(self) -> None:
-        """None: these are for every connection."""
         return
 
 

@@ -1,4 +1,4 @@
-"""The outbox: events, written with what they tell and numbered in each batch."""
+"""The outbox: events, committed with what they announce and numbered in each batch."""
 
 from collections.abc import Sequence
 from operator import itemgetter
@@ -8,7 +8,7 @@ from psycopg.types.json import Jsonb
 
 from core.db import slots
 from core.db.connection import Conn, Row, sql
-from core.events import Outgoing, outgoing_id
+from core.events import Outgoing, outgoing_id, slot_assigned
 from core.states import EssayStatus
 from core.tracing import traceparent
 
@@ -18,7 +18,7 @@ POST_AGAIN = sql("post_again")
 
 
 def missing_events(conn: Conn, batches: Sequence[str]) -> list[DictRow]:
-    """Tell which of these batches are sealed, or ready, without the event that says so."""
+    """Find those of these batches that are sealed, or ready, without the event about it."""
     return conn.execute(
         """
         SELECT batch_id, coalesce(ready_at, completed_at) AS since, types FROM (
@@ -33,28 +33,16 @@ def missing_events(conn: Conn, batches: Sequence[str]) -> list[DictRow]:
                 THEN 'BatchEssaysReady' END], NULL) AS types
             FROM batch_essay_trackers t
             WHERE t.batch_id = ANY(%s) AND t.completed_at IS NOT NULL
-        ) told WHERE types <> '{}' ORDER BY batch_id
+        ) missing WHERE types <> '{}' ORDER BY batch_id
         """,
         [list(batches)],
     ).fetchall()
 
 
 def post_slot_events(conn: Conn, batch_id: str) -> None:
-    """Post `EssaySlotAssigned` for every content that a batch has already."""
-    told = ("batch_id", "essay_id", "text_storage_id", "file_upload_id", "original_file_name")
+    """Post `EssaySlotAssigned` for every content of a batch."""
     essays = slots.essays_in(conn, batch_id, EssayStatus.READY_FOR_PROCESSING)
-    post(
-        conn,
-        batch_id,
-        [
-            Outgoing(
-                "EssaySlotAssigned",
-                {name: {**essay, "batch_id": batch_id}[name] for name in told},
-                generation=essay["text_storage_id"],
-            )
-            for essay in essays
-        ],
-    )
+    post(conn, batch_id, [slot_assigned(batch_id, essay) for essay in essays])
 
 
 def post(conn: Conn, batch_id: str, events: Sequence[Outgoing]) -> None:
@@ -71,7 +59,7 @@ def post(conn: Conn, batch_id: str, events: Sequence[Outgoing]) -> None:
 
 
 def post_again(conn: Conn, batch_id: str, events: Sequence[Outgoing]) -> None:
-    """Write events that the outbox lacks, with the ids, and the numbers, that they had."""
+    """Write missing events again, with the same ids and numbers as before."""
     conn.execute(POST_AGAIN, {"batch_id": batch_id, "events": Jsonb(numbered(batch_id, events))})
 
 
@@ -89,7 +77,6 @@ def numbered(batch_id: str, events: Sequence[Outgoing]) -> list[Row]:
 
 
 def was_posted(conn: Conn, batch_id: str, event_type: str) -> bool:
-    """Tell whether the outbox has an event of this type."""
     row = conn.execute(
         "SELECT FROM event_outbox WHERE batch_id = %s AND type = %s LIMIT 1", [batch_id, event_type]
     ).fetchone()
@@ -97,17 +84,16 @@ def was_posted(conn: Conn, batch_id: str, event_type: str) -> bool:
 
 
 def take_unpublished(conn: Conn, batches: Sequence[str], limit: int) -> list[DictRow]:
-    """Note the next events of some batches as published; return them, in the order of each.
+    """Mark the next events of some batches as published; return them, in the order of each.
 
-    They are so by commit. Others who relay one of these batches wait until then, so events leave in
-    their order.
+    Another relay of one of these batches waits for our commit, so events leave in their order.
     """
     rows = conn.execute(TAKE_UNPUBLISHED, {"batches": list(batches), "limit": limit})
     return sorted(rows, key=itemgetter("sequence"))
 
 
 def untake(conn: Conn, events: Sequence[Row], error: str) -> None:
-    """Note that the first of these events could not be handed to the broker, so none was."""
+    """Mark events as unpublished: the broker did not take the first, so none was sent."""
     ids = [event["id"] for event in events]
     conn.execute(
         "UPDATE event_outbox SET published_at = NULL, attempts = attempts - (id <> %(first)s)::int,"

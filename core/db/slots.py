@@ -6,6 +6,7 @@ from typing import Any
 from psycopg.rows import DictRow
 from psycopg.types.json import Jsonb
 
+from core.catalogue import ESSAY_SLOT_ASSIGNED, EXCESS_CONTENT_PROVISIONED
 from core.db.connection import Conn, Row, sql
 from core.events import outgoing_id
 from core.messages import Idempotency
@@ -53,7 +54,7 @@ def place(
 def _slot_rows(
     message: Message, slot_of: Mapping[str, str], slot_events: bool
 ) -> list[dict[str, Any]]:
-    event = "EssaySlotAssigned" if slot_events else None
+    event = ESSAY_SLOT_ASSIGNED.name if slot_events else None
     return [
         {
             **vars(submission),
@@ -78,7 +79,7 @@ def record_excess(
     conn: Conn, batch_id: str, submissions: Sequence[Submission], reason: ExcessReason
 ) -> bool:
     """Write submissions down as excess, with their events; False when a slot is open after all."""
-    event = "ExcessContentProvisioned" if reason is ExcessReason.NO_AVAILABLE_SLOT else None
+    event = EXCESS_CONTENT_PROVISIONED.name if reason is ExcessReason.NO_AVAILABLE_SLOT else None
     rows = [
         {**vars(each), "event_id": _content_event_id(batch_id, event, each)} for each in submissions
     ]
@@ -115,7 +116,7 @@ def open_slots(conn: Conn, batch_id: str) -> list[str]:
 
 
 def essays_in(conn: Conn, batch_id: str, *statuses: EssayStatus) -> list[DictRow]:
-    """Read the essays of some states, in order, with what events and seals tell of them."""
+    """Read the essays in these states, in order, with the columns of events and seals."""
     return essays_of(conn, [batch_id], *statuses)[batch_id]
 
 
@@ -140,7 +141,7 @@ def by_batch(batches: Iterable[str], rows: Iterable[DictRow]) -> dict[str, list[
 
 
 def associate(conn: Conn, batch_id: str, associations: Sequence[Row]) -> set[str]:
-    """Store on each essay whose it is; return the essay ids that the batch has."""
+    """Store the student of each essay; return those of the essay ids that the batch has."""
     rows = conn.execute(
         """
         UPDATE essay_states e
@@ -168,7 +169,7 @@ def students(conn: Conn, batch_id: str) -> dict[str, str | None]:
 
 
 def pending(conn: Conn, batch_id: str) -> list[tuple[int, Submission]]:
-    """Read what waits for a batch, in its order: the row's id and the submission."""
+    """Read what waits for a batch, in order: the row's id and the submission."""
     rows = conn.execute(
         "SELECT id, essay_file_id AS file_upload_id, original_file_name, text_storage_id,"
         " raw_file_storage_id, file_size_bytes, content_md5_hash, validation_error_code,"
@@ -180,7 +181,6 @@ def pending(conn: Conn, batch_id: str) -> list[tuple[int, Submission]]:
 
 
 def unpark(conn: Conn, row_id: int) -> None:
-    """Drop what waited, once it has a place."""
     conn.execute("DELETE FROM batch_pending_content WHERE id = %s", [row_id])
 
 

@@ -1,6 +1,7 @@
-"""What the rules of the sweep read, and what its repairs write."""
+"""The sweep: its lock, what the checks read, what the repairs write, and what failed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import LiteralString, cast
@@ -11,7 +12,7 @@ from psycopg.rows import DictRow
 from core.db.connection import Conn, sql
 from core.states import BatchStatus
 
-HOPELESS = 2  # repairs in a row that did not help
+HOPELESS = 2  # failed repairs in a row
 RETRY_AFTER = timedelta(seconds=5)  # doubled with each failure from the second on
 RETRY_AT_LATEST = timedelta(minutes=5)
 TRUE_STATUS = sql("true_status")
@@ -21,9 +22,9 @@ RECOUNT = sql("recount")
 
 @dataclass(frozen=True)
 class Unmended:
-    """What the sweep could not mend: how often it tried, with which error, since when.
+    """What the sweep could not repair: how often it tried, its last error, since when.
 
-    `waits`: it is not tried again just now.
+    `waits`: the sweep does not try again before `retry_at`.
     """
 
     failures: int
@@ -35,13 +36,12 @@ class Unmended:
 
     @property
     def hopeless(self) -> bool:
-        """The repair did not help twice in a row."""
         return self.failures >= HOPELESS
 
 
 @dataclass(frozen=True)
 class Holder:
-    """The session that holds the lock of the sweep; what this role may not see is None."""
+    """The session that holds the lock of the sweep. None: our role may not see this."""
 
     pid: int
     application_name: str | None
@@ -50,34 +50,33 @@ class Holder:
     sweeping: bool
 
     def __str__(self) -> str:
-        """Describe it for a person."""
         since = f" since {self.since:%Y-%m-%d %H:%M:%S} UTC" if self.since else ""
         name = self.application_name or "without a name"
         return f"pid {self.pid}, {name}, {self.state or 'state unknown'}{since}"
 
 
-def try_sweep_lock(conn: Conn) -> bool:
-    """Take the lock of the sweep for this session; False when another one has it.
+@contextmanager
+def lock(conn: Conn) -> Iterator[bool]:
+    """Take the lock of the sweep for this session; yield False when another session has it.
 
-    The session is renamed meanwhile, so that a sweep at work differs from a lock left behind.
+    The session is renamed meanwhile, so that `holder` tells a sweep from a lock left behind.
     """
     row = conn.execute("SELECT pg_try_advisory_lock(hashtextextended('sweep', 0)) AS ours")
-    ours = bool((row.fetchone() or {})["ours"])
-    if ours:
-        conn.execute(
-            "SELECT set_config('application_name',"
-            " left(current_setting('application_name'), 57) || ' sweep', false)"
-        )
-    return ours
+    if not (row.fetchone() or {})["ours"]:
+        yield False
+        return
+    conn.execute(
+        "SELECT set_config('application_name',"
+        " left(current_setting('application_name'), 57) || ' sweep', false)"
+    )
+    try:
+        yield True
+    finally:
+        conn.execute("SELECT pg_advisory_unlock(hashtextextended('sweep', 0))")
+        conn.execute("RESET application_name")
 
 
-def free_sweep_lock(conn: Conn) -> None:
-    """Give the lock of the sweep back."""
-    conn.execute("SELECT pg_advisory_unlock(hashtextextended('sweep', 0))")
-    conn.execute("RESET application_name")
-
-
-def sweep_holder(conn: Conn) -> Holder | None:
+def holder(conn: Conn) -> Holder | None:
     """Find the session that holds the lock of the sweep."""
     row = conn.execute(
         """
@@ -95,7 +94,7 @@ def sweep_holder(conn: Conn) -> Holder | None:
 
 
 def open_batches(conn: Conn, after: str, limit: int) -> list[tuple[str, int]]:
-    """Page through batches that await contents, by id: each with its count of open slots."""
+    """Page through batches that await contents, by id, with the counter of each."""
     rows = conn.execute(
         "SELECT batch_id, available_slots FROM batch_essay_trackers"
         " WHERE status = 'awaiting_content_validation' AND batch_id > %s"
@@ -106,9 +105,9 @@ def open_batches(conn: Conn, after: str, limit: int) -> list[tuple[str, int]]:
 
 
 def page_to_count(conn: Conn, after: str, batches: int, slots: int) -> list[str]:
-    """Page through batches that await contents, by id, for a look at their slots.
+    """Page through batches that await contents, by id, to count their slots.
 
-    At most so many, and no more than have so many slots together, but one at least.
+    At least one batch, at most `batches`, and no further one once they have `slots` together.
     """
     rows = conn.execute(
         """
@@ -137,7 +136,7 @@ def page_of_all(conn: Conn, after: str, limit: int) -> list[str]:
 
 
 def contradicted(conn: Conn, limit: int) -> list[str]:
-    """List batches whose status contradicts their row, by the index that holds only these."""
+    """List batches with a status that contradicts their row: an index holds only these."""
     rows = conn.execute(
         """
         SELECT batch_id FROM batch_essay_trackers
@@ -153,7 +152,7 @@ def contradicted(conn: Conn, limit: int) -> list[str]:
 
 
 def wrong_statuses(conn: Conn, batches: Sequence[str]) -> list[DictRow]:
-    """Tell which of these batches have a status that cannot be theirs, and the true one."""
+    """Find those of these batches that have a wrong status, with the true one."""
     query: LiteralString = (
         " SELECT batch_id, status, true_status, available_slots FROM wrong ORDER BY batch_id"
     )
@@ -161,9 +160,9 @@ def wrong_statuses(conn: Conn, batches: Sequence[str]) -> list[DictRow]:
 
 
 def restore_status(conn: Conn, batch_id: str) -> BatchStatus | None:
-    """Give a batch the status that its events, its seal and its moments say; None: it has it.
+    """Restore the status from the events, the seal and the moments of a batch; None: it was right.
 
-    Locked first, and judged in a second statement, which sees what others have just committed.
+    The first statement locks the row. So the second one sees what others have just committed.
     """
     conn.execute("SELECT FROM batch_essay_trackers WHERE batch_id = %s FOR UPDATE", [batch_id])
     row = conn.execute(RESTORE_STATUS, {"batches": [batch_id]}).fetchone()
@@ -171,10 +170,10 @@ def restore_status(conn: Conn, batch_id: str) -> BatchStatus | None:
 
 
 def reopen_cancelled_slots(conn: Conn, batch_id: str) -> bool:
-    """Undo slots that were cancelled by hand in an open batch; False when there is none.
+    """Undo cancellations of single slots in an open batch; False: there is none.
 
-    Slots before tracker, as always. A cancellation at the same time has both or none of its parts
-    committed, so the second look, which sees it, undoes the first statement.
+    Slots before the tracker, as `place` locks them. A cancellation of the whole batch commits both
+    at once: if one came in between, the second statement sees it, and the first is rolled back.
     """
     reopened = conn.execute(
         """
@@ -199,11 +198,10 @@ def reopen_cancelled_slots(conn: Conn, batch_id: str) -> bool:
 
 
 def recount(conn: Conn, batch_id: str) -> bool:
-    """Set a batch's counter to what is open; False when it was right, or its slots are wrong.
+    """Set the counter to the number of open slots; False: it was right, or the slots are wrong.
 
-    A count of wrong slots says nothing: the batch would count as full, and could not be sealed.
-    The tracker is locked first, and counted in a second statement: a submission that has its slot
-    but waits for the tracker still counts as open here, and then counts itself down.
+    The first statement locks the tracker. A submission that has its slot but waits for the tracker
+    still counts as open in the second one, and then decrements the counter itself.
     """
     conn.execute("SELECT FROM batch_essay_trackers WHERE batch_id = %s FOR UPDATE", [batch_id])
     row = conn.execute(RECOUNT, {"batch_id": batch_id}).fetchone()
@@ -211,12 +209,11 @@ def recount(conn: Conn, batch_id: str) -> bool:
 
 
 def note_repair(conn: Conn, batch_id: str, rule: str) -> None:
-    """Write down that the sweep mended something."""
     conn.execute("INSERT INTO repairs (batch_id, rule) VALUES (%s, %s)", [batch_id, rule])
 
 
 def unmended(conn: Conn, batch_id: str | None, limit: int) -> dict[tuple[str, str], Unmended]:
-    """Read what could not be mended, of one batch or of all; the key is batch and rule."""
+    """Read what the sweep could not repair, of one batch or of all, by batch and rule."""
     rows = conn.execute(
         "SELECT batch_id, rule, failures, last_error, since, tried_at, retry_at,"
         " coalesce(retry_at > now(), false) AS waits FROM unmended"
@@ -228,7 +225,7 @@ def unmended(conn: Conn, batch_id: str | None, limit: int) -> dict[tuple[str, st
 
 
 def unmended_by(conn: Conn, rule: str, limit: int) -> list[str]:
-    """List the batches that one rule found and could not mend, the oldest first."""
+    """List the batches of one rule that the sweep could not repair, the oldest first."""
     rows = conn.execute(
         "SELECT batch_id FROM unmended WHERE rule = %s ORDER BY since LIMIT %s", [rule, limit]
     )
@@ -236,9 +233,9 @@ def unmended_by(conn: Conn, rule: str, limit: int) -> list[str]:
 
 
 def note_failure(conn: Conn, batch_id: str, rule: str, error: str) -> int:
-    """Write down that a repair did not help; return how often by now.
+    """Count a repair that did not help; return how many did not by now.
 
-    From the second time on it is tried less and less often, at the latest after `RETRY_AT_LATEST`.
+    From the second time on the sweep tries less and less often, at least every `RETRY_AT_LATEST`.
     """
     row = conn.execute(
         """
@@ -265,7 +262,7 @@ def note_failure(conn: Conn, batch_id: str, rule: str, error: str) -> int:
 
 
 def note_alarm(conn: Conn, batch_id: str, rule: str) -> None:
-    """Remember a batch that only a person can mend, so that each look at all batches shows it."""
+    """Remember a batch that only a person can repair, so that each check of all finds it."""
     conn.execute(
         "INSERT INTO unmended (batch_id, rule) VALUES (%s, %s) ON CONFLICT DO NOTHING",
         [batch_id, rule],
@@ -273,5 +270,4 @@ def note_alarm(conn: Conn, batch_id: str, rule: str) -> None:
 
 
 def forget_unmended(conn: Conn, batch_id: str, rule: str) -> None:
-    """Forget what no longer breaks this rule."""
     conn.execute("DELETE FROM unmended WHERE batch_id = %s AND rule = %s", [batch_id, rule])

@@ -57,20 +57,19 @@ def _sweep(
     from ops.client import Sender
     from tasks.delivery import deliver
 
-    routed = bool(settings.routes("EssaySlotAssigned"))
     with (
         db.connect(found.database_url) as pool,
         Sender(found.broker_url, settings.queue) as sender,
     ):
         client = connect(found.redis_url)
-        client.ping()  # half of the rules read Redis; without it they would find nothing
+        client.ping()  # one rule reads Redis; without it the sweep would miss what it finds
         context = RepairContext(
-            Lifecycle(pool, Slots(client), slot_events=routed),
+            Lifecycle(pool, Slots(client), settings.opt_in_events()),
             lambda event: deliver(sender.app, event, settings.routes(event["type"])),
         )
         results = sweep(context, batch, dry_run=dry_run, at_once=True)
         with pool.connection() as conn:
-            holder = db.sweep.sweep_holder(conn)
+            holder = db.sweep.holder(conn)
     if results is None:
         held = f" ({holder})" if holder else ""
         fail(f"another sweep is at work{held}; try again in a moment", as_json)

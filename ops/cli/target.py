@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from urllib.parse import SplitResult, urlsplit
 
-from core.db.connection import parameters
+from core.db.url import parameters
 from core.errors import BadSettings, StackError
 from core.settings import Settings
 from ops.stack.supervisor import Endpoints, running

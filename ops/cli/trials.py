@@ -45,6 +45,9 @@ def torture(  # noqa: PLR0913, PLR0917 - an option each
         float | None, typer.Option(min=0.5, help="End every fault after this many seconds")
     ] = None,
     logs: Annotated[Path | None, typer.Option(help="Copy the logs into this folder")] = None,
+    rabbitmq: Annotated[
+        bool, typer.Option("--rabbitmq", help="Use RabbitMQ as the broker, not Valkey")
+    ] = False,
     list_faults: Annotated[
         bool, typer.Option("--list", help="List the faults and inject none")
     ] = False,
@@ -56,15 +59,23 @@ def torture(  # noqa: PLR0913, PLR0917 - an option each
     read-only; cuts connections or drops their data; flushes Redis; replays old messages. Exit
     status 1 if an invariant is broken.
     """
-    from ops.torture import all_faults, show
+    from ops.torture import all_faults, broker_kind, show
     from ops.torture import torture as run_torture
 
     if list_faults:
-        names = list(dict.fromkeys(fault.name for fault in all_faults()))
+        faults = all_faults(broker_kind(rabbitmq))
+        names = list(dict.fromkeys(fault.name for fault in faults))
         print_json(names) if as_json else out.print("\n".join(names), markup=False)
         return
     report = run_torture(
-        seed, minutes, batches, say, only=tuple(only or ()), longest_s=longest, logs=logs
+        seed,
+        minutes,
+        batches,
+        say,
+        only=tuple(only or ()),
+        longest_s=longest,
+        logs=logs,
+        rabbitmq=rabbitmq,
     )
     if as_json:
         print_json(report.as_json())

@@ -4,7 +4,10 @@ import os
 
 from examples.consumer import app
 
-app.conf.update(
-    broker_transport="tasks.broker:Transport",
-    broker_transport_options={"visibility_timeout": float(os.environ["ELS_VISIBILITY_TIMEOUT"])},
-)
+if not str(app.conf.broker_url).startswith("amqp"):
+    app.conf.update(
+        broker_transport="durable_redis:Transport",
+        broker_transport_options={
+            "visibility_timeout": float(os.environ["ELS_VISIBILITY_TIMEOUT"])
+        },
+    )

@@ -25,7 +25,7 @@ from core import db
 from core.db.connection import Conn
 from core.errors import StackError
 from core.events import manifest_sha256
-from core.invariants import Invariant, check_ledger, check_slots
+from core.invariants import Invariant, check_batches, check_slots
 from core.settings import Settings
 from core.slots import Slots, connect
 from migrations import upgrade
@@ -188,7 +188,7 @@ class Demo:
             lambda: {event["id"] for event in self._received(ids)} == written,
         )
         events = self._received(ids)
-        checked = check_ledger(self.conn, ids)
+        checked = check_batches(self.conn, ids)
         checked.append(check_slots(self.conn, slots, ids))
         checked += _check_received(events, written)
         outcomes = client.outcomes(self.conn, sent, 0)

@@ -26,7 +26,7 @@ from honcho.colour import get_colours  # type: ignore[import-untyped] # has no t
 from honcho.environ import parse_procfile  # type: ignore[import-untyped] # has no types
 from honcho.printer import Message, Printer  # type: ignore[import-untyped] # has no types
 
-from core import alive
+from core import health_file
 from core.errors import StackError
 from core.settings import Settings
 from ops.stack.embedded import (
@@ -426,7 +426,7 @@ class Stack:
 
     def _heartbeats(self) -> dict[int, float]:
         try:
-            return alive.signs(self._home)
+            return health_file.touched_at(self._home)
         except OSError:  # a file vanished in between
             return {}
 

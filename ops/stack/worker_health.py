@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from core import alive
+from core import health_file
 
 MAX_AGE_S = 30.0  # a heartbeat comes every 2 s, less regularly while the broker is down
 
@@ -18,7 +18,7 @@ MAX_AGE_S = 30.0  # a heartbeat comes every 2 s, less regularly while the broker
 def main(arguments: Sequence[str]) -> int:
     """Print the age of the latest heartbeat of this home; return the exit status."""
     options = _parser().parse_args(arguments)
-    ages = alive.ages_s(options.home, options.name)
+    ages = health_file.ages_s(options.home, options.name)
     youngest = min(ages, key=lambda name: ages[name], default=None)
     healthy = youngest is not None and ages[youngest] <= options.max_age
     if youngest is None:

@@ -3,7 +3,7 @@
 import errno
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -12,10 +12,11 @@ import redis
 
 from core.crash import POINTS
 from core.errors import StackError
-from core.heartbeat import read_pulse
+from core.heartbeat import read_heartbeat
 from ops.stack.embedded import until
 from ops.stack.proxy import BOTH, REPLIES, REQUESTS
 from ops.torture import refusals
+from ops.torture.brokers import Broker, Redis
 from ops.torture.stage import Stage, end
 
 SQLSTATES = ("53100", "53200", "58030", "57014", "42501", "XX123", "ZZ001")
@@ -43,14 +44,14 @@ class NoTicks(StackError):
     """No sweep ran while the clock of beat was off."""
 
 
-def all_faults() -> list[Fault]:
+def all_faults(broker: type[Broker]) -> list[Fault]:
     """List every fault, those more often that are to happen more often."""
-    return [*_deaths(), *_connections(), *_postgres(), *_redis(), *_clocks()]
+    return [*_deaths(), *_connections(), *_postgres(), *_refusing(broker), *_clocks()]
 
 
-def chosen(names: tuple[str, ...]) -> list[Fault]:
+def chosen(names: tuple[str, ...], broker: type[Broker]) -> list[Fault]:
     """List the faults of these names, or all. Raises StackError for a name that there is not."""
-    faults = all_faults()
+    faults = all_faults(broker)
     if unknown := sorted({*names} - {fault.name for fault in faults}):
         raise StackError(f"no such fault: {', '.join(unknown)}; `--list` prints the names")
     return [fault for fault in faults if not names or fault.name in names]
@@ -64,19 +65,21 @@ def _deaths() -> Iterator[Fault]:
     yield Fault("beat killed", lambda stage: stage.signal("beat", signal.SIGKILL))
     yield Fault("consumer killed", lambda stage: stage.signal("downstream", signal.SIGKILL))
     yield Fault("slots killed", lambda stage: stage.signal("valkey", signal.SIGKILL))
-    yield Fault("broker killed", lambda stage: stage.signal("broker", signal.SIGKILL))
+    yield Fault("broker killed", Stage.kill_broker)
     yield Fault("Postgres stopped at once", lambda stage: stage.signal("postgres", signal.SIGQUIT))
 
 
 def _connections() -> Iterator[Fault]:
     yield Fault("old messages replayed", lambda stage: stage.replay())
-    yield Fault("slots flushed", lambda stage: _with_slots(stage, redis.Redis.flushdb))
-    yield Fault("scripts flushed", lambda stage: _with_slots(stage, redis.Redis.script_flush))
+    yield Fault("slots flushed", lambda stage: stage.slots.insist(redis.Redis.flushdb))
+    flush = redis.Redis.script_flush
+    yield Fault("scripts flushed", lambda stage: stage.slots.insist(flush))
     for name in ("Postgres", "slots", "broker"):
         yield Fault(f"{name}: connections cut", partial(_cut, name))
         yield Fault(f"{name}: replies lost", partial(_lose_replies, name))
         yield Fault(f"{name}: slow", partial(_slow, name))
         yield Fault(f"{name}: connections swallowed", partial(_swallow, name))
+    yield Fault("broker: connections dropped", lambda stage: stage.broker.drop_connections())
 
 
 def _postgres() -> Iterator[Fault]:
@@ -93,19 +96,13 @@ def _postgres() -> Iterator[Fault]:
     yield Fault("Postgres: disk full", _fill_disk, lambda stage: stage.disk.why_not)
 
 
-REDIS: Mapping[str, Callable[[redis.Redis], AbstractContextManager[None]]] = {
-    "a replica": refusals.replica,
-    "out of memory": refusals.out_of_memory,
-    "without replicas": refusals.without_replicas,
-    "snapshots fail": refusals.snapshots_failing,
-}
-
-
-def _redis() -> Iterator[Fault]:
+def _refusing(broker: type[Broker]) -> Iterator[Fault]:
+    known = {"slots": Redis.refusals, "broker": broker.refusals}
     for names in (["slots"], ["broker"], ["slots", "broker"]):
         who = " and ".join(names)
-        for what, refusal in REDIS.items():
-            yield Fault(f"{who}: {what}", partial(_refuse, names, refusal))
+        for what in known[names[0]]:
+            if all(what in known[name] for name in names):
+                yield Fault(f"{who}: {what}", partial(_refuse, names, what))
         processes = ["valkey" if name == "slots" else name for name in names]
         yield Fault(f"{who}: frozen", partial(_freeze, processes, FROZEN_S))
 
@@ -124,10 +121,6 @@ def _kill_at(point: str, stage: Stage) -> None:
     doomed = stage.start_worker(["--pool", "solo"], ELS_CRASHPOINT=point)
     until(lambda: doomed.poll() is not None, 8)
     end(doomed)
-
-
-def _with_slots(stage: Stage, step: Callable[[redis.Redis], object]) -> None:
-    refusals.insist(lambda: step(stage.clients["slots"]), (redis.RedisError,))
 
 
 def _cut(name: str, stage: Stage) -> None:
@@ -168,16 +161,10 @@ def _while(
     return strike
 
 
-def _refuse(
-    names: list[str],
-    refusal: Callable[[redis.Redis], AbstractContextManager[None]],
-    stage: Stage,
-) -> None:
+def _refuse(names: list[str], what: str, stage: Stage) -> None:
     with ExitStack() as undo:
         for name in names:
-            client = stage.clients[name]
-            refusals.insist(client.ping, (redis.RedisError,))
-            undo.enter_context(refusal(client))
+            undo.enter_context(stage.servers[name].refusing(what))
         stage.hold(*REFUSAL_S)
 
 
@@ -238,6 +225,6 @@ def _await_ticks(stage: Stage) -> None:
 
 def _swept_since(stage: Stage, since: float) -> bool:
     with suppress(redis.RedisError):
-        swept_at = read_pulse(stage.clients["slots"], None).swept_at
+        swept_at = read_heartbeat(stage.slots.client, None).swept_at
         return swept_at is not None and swept_at.timestamp() > since
     return False

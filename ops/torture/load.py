@@ -17,7 +17,7 @@ from ops import client
 from ops.client import Event, Sender, common
 
 PACE_S = 0.02  # between two messages of the load: below what two cores can carry
-MOST_WAITING = 1_000  # at the broker: more only shows how long a backlog takes, not a recovery
+MOST_WAITING = 300  # at the broker: more only shows how long a backlog takes, not a recovery
 ASKED_EVERY = 25  # messages sent before the broker is asked again how many wait
 AHEAD = 60  # messages made and not sent yet: those of several batches, in any order
 FINAL = ("ready_for_pipeline_execution", "content_ingestion_failed")

@@ -21,6 +21,7 @@ class Report:
     seed: int
     minutes: float
     longest_s: float  # of one fault
+    broker: str
     faults: Counter[str] = field(default_factory=Counter)
     skipped: dict[str, str] = field(default_factory=dict)  # fault -> why
     exits: Counter[str] = field(default_factory=Counter)  # fault -> workers that ended
@@ -59,6 +60,7 @@ class Report:
         return {
             "ok": self.ok,
             "seed": self.seed,
+            "broker": self.broker,
             "minutes": self.minutes,
             "longest_fault_s": self.longest_s,
             "faults": dict(sorted(self.faults.items())),
@@ -83,7 +85,9 @@ class Report:
 def show(report: Report, out: Console) -> None:
     """Write everything for a person."""
     shown = report.as_json()
-    out.print(f"seed {report.seed}: {report.batches} batches, {report.messages} messages")
+    out.print(
+        f"seed {report.seed}, {report.broker}: {report.batches} batches, {report.messages} messages"
+    )
     out.print(f"no fault lasted longer than {report.longest_s:g} s\n")
     slowest = report.slowest()
     for name, count in shown["faults"].items():

@@ -15,18 +15,19 @@ from random import Random
 import psycopg
 import redis
 
-from core.db.connection import Conn
+from core.db import Conn
 from core.errors import StackError
 from core.explain import Explanation, explain
-from core.invariants import Invariant, check_ledger, check_slots
+from core.invariants import Invariant, check_batches, check_slots
 from core.settings import Settings
 from core.slots import CLAIM_LEASE, Slots, connect
 from migrations import upgrade
 from ops.client import Sender
 from ops.demo.play import CONSUMER
 from ops.heartbeat import read_heartbeat
-from ops.stack.embedded import Valkey, free_port, make_home, until
+from ops.stack.embedded import make_home, until
 from ops.stack.supervisor import Child, Stack
+from ops.torture.brokers import QUEUE, Broker, RabbitMQ, ValkeyBroker
 from ops.torture.faults import Fault, NoTicks, chosen
 from ops.torture.load import AWAITS_STUDENTS, FINAL, Load, statuses
 from ops.torture.report import Report
@@ -40,7 +41,7 @@ EXPLAINED = 5  # broken batches that are explained
 LONGEST_FAULT_S, SHORTEST_FAULT_S = 75.0, 3.0
 
 
-def torture(
+def torture(  # noqa: PLR0913 - an option each
     seed: int,
     minutes: float,
     batches: int,
@@ -49,28 +50,33 @@ def torture(
     only: tuple[str, ...] = (),
     longest_s: float | None = None,
     logs: Path | None = None,
+    rabbitmq: bool = False,
 ) -> Report:
     """Run a private stack, send batches and do harm for so many minutes; check what is left.
 
     `only` names the faults to do. No fault lasts longer than `longest_s`: by default an eighth of
-    the session, at least 3 s and at most 75. `logs` gets what the processes wrote.
-    Raises StackError for a fault that there is not.
+    the session, at least 3 s and at most 75. `logs` gets what the processes wrote. `rabbitmq` takes
+    a node of RabbitMQ for the broker, in place of a Valkey.
+    Raises StackError for a fault that there is not, and where RabbitMQ is not installed.
     """
-    faults = chosen(only)
+    kind = broker_kind(rabbitmq)
+    faults = chosen(only, kind)
     longest_s = longest_s or min(max(minutes * 60 / 8, SHORTEST_FAULT_S), LONGEST_FAULT_S)
-    report = Report(seed, minutes, longest_s)
+    report = Report(seed, minutes, longest_s, kind.name)
     say(f"no fault lasts longer than {longest_s:g} s")
     with ExitStack() as undo:
         folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="els-torture-")))
         disk = SmallDisk(folder / "disk")
         undo.callback(disk.unmount)
         disk.mount()
-        broker = Valkey(folder / "broker" / "valkey", free_port(), "torture")
+        broker = kind(folder / "broker")
         undo.callback(broker.stop)
         broker.start()
         home = _home(folder, disk)
         if logs:
             undo.callback(shutil.copytree, home / "log", logs, dirs_exist_ok=True)
+            copied = logs / "broker"
+            undo.callback(shutil.copytree, broker.log.parent, copied, dirs_exist_ok=True)
         stack = undo.enter_context(_stack(home, broker, say, undo))
         stack.watch(Child("broker", broker.launch, broker.log, broker.process))
         stage = Stage(stack, broker, disk, Random(seed), longest_s)
@@ -88,6 +94,11 @@ def torture(
     return report
 
 
+def broker_kind(rabbitmq: bool) -> type[RabbitMQ | ValkeyBroker]:
+    """Choose the broker."""
+    return RabbitMQ if rabbitmq else ValkeyBroker
+
+
 def _home(folder: Path, disk: SmallDisk) -> Path:
     """Make the home of the stack; the files of Postgres are on the small disk, if there is one."""
     home = folder / "home"
@@ -97,7 +108,7 @@ def _home(folder: Path, disk: SmallDisk) -> Path:
     return home
 
 
-def _stack(home: Path, broker: Valkey, say: Callable[[str], None], undo: ExitStack) -> Stack:
+def _stack(home: Path, broker: Broker, say: Callable[[str], None], undo: ExitStack) -> Stack:
     settings = Settings(home=home, sweep_every=1, broker_url=broker.url)
     schedule = "-q -A tasks.app beat --pidfile="
     return Stack(
@@ -141,7 +152,7 @@ class Session:
                 say(f"skipped: {fault.name}: {why}")
             else:
                 self.faults.append(fault)
-        sender = Sender(stage.broker_url, "els")
+        sender = Sender(stage.broker_url, QUEUE)
         self.load = Load(sender, Random(stage.random.random()))
         stage.replay = partial(self.load.replay, 20, stage.random)
         self.slots = Slots(connect(stage.slots_url))
@@ -155,10 +166,11 @@ class Session:
         """Torment for so many minutes or batches, then look; `finish` is called in any case."""
         try:
             with self.load.sender, self.stage.open():
-                arguments = (batches, self.stage.ended, self.stage.waiting)
+                arguments = (batches, self.stage.ended, self.stage.broker.waiting)
                 load = threading.Thread(target=self.load.run, args=arguments)
                 load.start()
                 self._probe("first", time.monotonic())  # workers that only start meet no fault
+                self.stage.broker.settle()
                 self._torment(time.monotonic() + minutes * 60, load)
                 self.stage.ended.set()
                 load.join()
@@ -215,7 +227,7 @@ class Session:
         batches = sorted(self.load.batches)
         quiet = until(lambda: self._given_up() or self._is_quiet(batches), QUIET_S)
         with self.stage.books() as conn:
-            checked = check_ledger(conn, batches)
+            checked = check_batches(conn, batches)
             checked.append(check_slots(conn, self.slots, batches))
             found = statuses(conn, batches)
             ends = [b for b in batches if found.get(b) not in FINAL]
@@ -252,7 +264,7 @@ class Session:
         return False
 
     def _explain(self, conn: Conn, batch_id: str) -> Explanation:
-        signs = read_heartbeat(self.slots.client, self.stage.broker_url, "els")
+        signs = read_heartbeat(self.slots.client, self.stage.broker_url, QUEUE)
         return explain(conn, self.slots, batch_id, signs)
 
     def _status(self, batch_id: str) -> str | None:

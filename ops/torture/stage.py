@@ -13,22 +13,19 @@ from random import Random
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
-
 from core import db
-from core.db.connection import Conn
+from core.db import Conn
 from core.errors import StackError
-from ops.stack.embedded import Valkey, leashed, until
+from ops.stack.embedded import leashed, until
 from ops.stack.proxy import Proxy
 from ops.stack.supervisor import Stack
+from ops.torture.brokers import Broker, Redis
 
 WORKERS = [["--pool", "solo"], ["--pool", "solo"], ["--pool", "prefork", "--concurrency", "2"]]
 WORKER = [sys.executable, "-m", "celery", "-q", "-A", "tasks.app", "worker"]
 DISK_MB = 768  # Postgres with a write-ahead log of `WAL_MB`, and room for the load of an hour
 WAL_MB = 128
-START_S = 30  # what a server gets to start again
+START_S = 60  # what a server gets to start again
 
 
 class SmallDisk:
@@ -66,7 +63,7 @@ class Stage:
     """The servers, the workers and the proxies between them, of one session."""
 
     def __init__(
-        self, stack: Stack, broker: Valkey, disk: SmallDisk, random: Random, longest_s: float
+        self, stack: Stack, broker: Broker, disk: SmallDisk, random: Random, longest_s: float
     ) -> None:
         found = stack.endpoints
         self.stack = stack
@@ -76,7 +73,8 @@ class Stage:
         self.home = Path(found.home)
         self.database_url = found.database_url
         self.slots_url, self.broker_url = found.redis_url, broker.url
-        self.clients = {"slots": _admin(self.slots_url), "broker": _admin(self.broker_url)}
+        self.slots, self.broker = Redis(self.slots_url), broker
+        self.servers: dict[str, Redis | Broker] = {"slots": self.slots, "broker": broker}
         urls = {"Postgres": self.database_url, "slots": self.slots_url, "broker": self.broker_url}
         self.proxies = {
             name: Proxy(urlsplit(url).port or 0, Random(random.random()))
@@ -99,8 +97,7 @@ class Stage:
                 end(worker)
             for proxy in self.proxies.values():
                 proxy.stop()
-            for client in self.clients.values():
-                client.close()
+            self.slots.client.close()
 
     def staff(self) -> int:
         """Have as many workers as there should be; return how many had ended by themselves."""
@@ -143,17 +140,23 @@ class Stage:
 
     def pid(self, name: str) -> int:
         """Return the process id of a server. Raises StackError when it stays down."""
-        until(lambda: self.stack.pid(name) is not None, START_S)
+        self._until(lambda: self.stack.pid(name) is not None)
         pid = self.stack.pid(name)
         if pid is None:
             raise StackError(f"{name} is down")
         return pid
 
-    def waiting(self) -> int:
-        """Count the messages that wait at the broker; 0 while it does not answer."""
-        with suppress(redis.RedisError):
-            return int(str(self.clients["broker"].llen("els")))
-        return 0
+    def kill_broker(self) -> None:
+        """Kill the broker, and wait until it serves again: a node takes seconds to start.
+
+        Raises StackError when it stays down.
+        """
+        killed = self.pid("broker")
+        os.kill(killed, signal.SIGKILL)
+        self._until(lambda: self.stack.pid("broker") not in {None, killed})
+        self._until(self.broker.serves)
+        if not self.broker.serves():
+            raise StackError("the broker that was killed does not serve again")
 
     def hold(self, shortest_s: float, longest_s: float) -> float:
         """Let a fault last, within the bounds of this session; return for how long it did."""
@@ -173,6 +176,9 @@ class Stage:
         """The file that says by how many seconds the clock of beat is off."""
         return self.home / "beat-clock"
 
+    def _until(self, started: Callable[[], bool]) -> None:
+        until(lambda: self.ended.is_set() or started(), START_S)
+
     def _through(self, name: str, url: str) -> str:
         proxy = self.proxies[name]
         return url.replace(f":{proxy.target_port}", f":{proxy.port}")
@@ -189,13 +195,6 @@ def beat(celery: str, clock: str) -> str:
     """Write the command of a beat whose clock can be set."""
     script = Path(__file__).with_name("clock.py")
     return f'exec "{sys.executable}" -P "{script}" {clock} {celery}'
-
-
-def _admin(url: str) -> redis.Redis:
-    """Connect for those who reconfigure: they repeat nothing unasked, and wait for a frozen one."""
-    return redis.Redis.from_url(
-        url, decode_responses=True, socket_timeout=30, retry=Retry(NoBackoff(), 0)
-    )
 
 
 ENVIRON: Mapping[str, str] = {"ELS_VISIBILITY_TIMEOUT": "5", "ELS_SWEEP_EVERY": "1"}

@@ -8,8 +8,8 @@ from urllib.parse import urlencode
 
 from core.db.connection import Conn
 from core.explain import explain
+from core.rules import RULES
 from core.settings import Settings
-from core.sweep import RULES
 from ops import queries
 from ops.web.connections import Connections
 from ops.web.rendering import NOT_REGISTERED, STATES

@@ -8,7 +8,7 @@ from psycopg_pool import ConnectionPool
 
 from core import db
 from core.db.connection import Conn
-from core.heartbeat import Pulse
+from core.heartbeat import Heartbeat
 from core.settings import Settings
 from core.slots import Slots, connect_once
 from ops.heartbeat import read_heartbeat
@@ -33,6 +33,6 @@ class Connections:
         """Lend a connection to Postgres. Raises PoolTimeout."""
         return self.pool.connection(timeout=TIMEOUT_S)
 
-    def heartbeat(self) -> Pulse:
+    def heartbeat(self) -> Heartbeat:
         broker_url = self.settings.broker_url or self.settings.redis_url or ""
         return read_heartbeat(self.client, broker_url, self.settings.queue)

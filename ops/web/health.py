@@ -14,12 +14,13 @@ from kombu.exceptions import OperationalError
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from core import db
+from core.checks import CheckContext, Finding, Shared
 from core.db.connection import Conn
 from core.db.sweep import Unmended
 from core.pauses import Pause, read_pauses
+from core.rules import RULES, Rule
 from core.slots import Slots
 from core.states import BatchStatus, ClassType
-from core.sweep import RULES, CheckContext, Finding, Rule, Shared
 from ops import queries
 
 STUCK_LIMIT = 100  # batches listed per rule
@@ -103,7 +104,7 @@ class SnapshotCache:
     def _read(self) -> Snapshot:
         with self._pool.connection(timeout=TIMEOUT_S) as conn:
             context = CheckContext(conn, self._slots, limit=STUCK_LIMIT, shared=Shared())
-            stuck = [(rule, findings(rule, context)) for rule in RULES]
+            stuck = [(rule, rule.find(context)) for rule in RULES]
             unmended = db.sweep.unmended(conn, None, STUCK_LIMIT * len(RULES))
             pauses = paused_processes(self._slots.client)
             return Snapshot(queries.counts(conn), queries.gauges(conn), stuck, pauses, unmended)
@@ -115,11 +116,3 @@ def paused_processes(client: redis.Redis) -> list[Pause]:
         return read_pauses(client)
     except redis.RedisError:
         return []
-
-
-def findings(rule: Rule, context: CheckContext) -> list[Finding] | None:
-    """Check a rule; None: it needs Redis, which does not answer."""
-    try:
-        return rule.check(context)
-    except redis.RedisError:
-        return None

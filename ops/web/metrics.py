@@ -15,8 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from core import heartbeat, metrics
+from core.rules import RULES
 from core.states import BatchStatus, ClassType
-from core.sweep import RULES
 from ops.web.health import STUCK_LIMIT, UNANSWERED, SnapshotCache
 
 WAITING = {
@@ -85,12 +85,12 @@ class Exposition(Collector):
             yield _one(name, meaning, snapshot.waiting[name])
 
     def _workers(self) -> Iterator[Metric]:
-        pulse = heartbeat.read_pulse(self._client, None)
-        age = (datetime.now(UTC) - pulse.swept_at).total_seconds() if pulse.swept_at else math.inf
-        yield _one("els_workers", "Workers whose heartbeat is fresh.", len(pulse.workers))
+        seen = heartbeat.read_heartbeat(self._client, None)
+        age = (datetime.now(UTC) - seen.swept_at).total_seconds() if seen.swept_at else math.inf
+        yield _one("els_workers", "Workers whose heartbeat is fresh.", len(seen.workers))
         yield _one("els_sweep_age_seconds", "Time since the last sweep; +Inf: unknown.", age)
         paused = _gauge("els_paused_processes", "Processes that wait for a server.", "server")
-        waiting = Counter(pause.outage.server for pause in pulse.pauses)
+        waiting = Counter(pause.outage.server for pause in seen.pauses)
         for server in ("postgres", "redis", "broker"):
             paused.add_metric([server], waiting[server])
         yield paused

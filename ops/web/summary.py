@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 import redis
 
 from core import db
+from core.checks import PAGE, CheckContext, Finding, Shared
 from core.db.connection import Conn, Row
-from core.explain import Cause, service_causes
-from core.sweep import PAGE, RULES, CheckContext, Finding, Rule, Shared
+from core.explain import service_causes
+from core.rules import RULES, Cause, Rule
 from ops import queries
 from ops.web.connections import Connections
-from ops.web.health import findings
 
 NEVER = datetime.max.replace(tzinfo=UTC)
 
@@ -52,7 +52,7 @@ def read_summary(connections: Connections, stuck: StuckBatches) -> Summary:
     error = _error_of(connections.client.ping)
     heartbeat = connections.heartbeat()
     with connections.postgres() as conn:
-        holder = db.sweep.sweep_holder(conn) if heartbeat.beat_silent else None
+        holder = db.sweep.holder(conn) if heartbeat.beat_silent else None
         return Summary(
             counters=queries.counters(conn),
             workers=len(heartbeat.workers),
@@ -68,7 +68,7 @@ def find_stuck(connections: Connections) -> StuckBatches:
     """
     with connections.postgres() as conn:
         context = CheckContext(conn, connections.slots, shared=Shared())
-        return _stuck(conn, [(rule, findings(rule, context) or []) for rule in RULES])
+        return _stuck(conn, [(rule, rule.find(context) or []) for rule in RULES])
 
 
 def _stuck(conn: Conn, found: list[tuple[Rule, list[Finding]]]) -> StuckBatches:

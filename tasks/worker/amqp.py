@@ -14,14 +14,16 @@ import structlog
 from amqp import spec
 from amqp.exceptions import AMQPError, NotFound, PreconditionFailed
 from billiard.process import current_process
+from kombu import transport
 from kombu.exceptions import KombuError, OperationalError
 from kombu.transport import pyamqp
+
+from durable_redis import DELIVERY_COUNT
 
 CONFIRM_S = 10  # for a confirm; RabbitMQ sends none while an alarm of memory or disk blocks us
 ANSWER_S = 15  # for any other answer, so that a frozen server is not waited for without end
 PERSISTENT = 2  # delivery mode of what must not be lost; events of monitors are transient
 CHAT = ".pidbox"  # exchanges of remote control, whose words may reach nobody
-DELIVERY_COUNT = "x-delivery-count"
 
 # A connection that a firewall drops silently ends within 20 s: the kernel probes it after 10 s, and
 # gives up on what is written and not acknowledged.
@@ -313,3 +315,17 @@ class SSLTransport(pyamqp.SSLTransport):
     """The same over TLS."""
 
     Connection = Connection
+
+
+TRANSPORTS = {
+    "amqp": f"{__name__}:Transport",
+    "pyamqp": f"{__name__}:Transport",
+    "amqps": f"{__name__}:SSLTransport",
+}
+
+
+def install() -> None:
+    """Make every RabbitMQ broker of this process use these transports."""
+    for scheme, ours in TRANSPORTS.items():
+        transport.TRANSPORT_ALIASES[scheme] = ours
+        transport._transport_cache.pop(scheme, None)  # type: ignore[attr-defined] # not in its types

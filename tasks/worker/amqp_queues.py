@@ -263,7 +263,9 @@ class Keeper:
         known = message.headers.get("task") in self._worker.app.tasks
         if code == "MALFORMED_MESSAGE" and not known:
             code = "UNKNOWN_TASK"
-        self._worker.keep(message, OperationalError(f"RabbitMQ dropped it: {reason}"), code)
+        self._worker.undeliverable.keep(
+            message, OperationalError(f"RabbitMQ dropped it: {reason}"), code
+        )
 
 
 def why_dropped(headers: Mapping[str, Any]) -> str:  # Any: AMQP's

@@ -7,7 +7,8 @@ alone, so a message that kills its process takes others with it only once.
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -20,8 +21,9 @@ from celery.exceptions import TaskRevokedError
 from celery.worker.state import task_ready
 
 from core.crash import crashpoint
-from tasks.app import AT_ONCE, BYTES_AT_ONCE, QUICK, app, result_repr, settings
+from tasks.app import AT_ONCE, BYTES_AT_ONCE, QUICK, app, settings
 from tasks.worker.request import QuietRequest
+from tasks.worker.setup import result_repr
 
 TASK_SIGNALS = (signals.task_prerun, signals.task_success, signals.task_postrun)
 log = structlog.get_logger(__name__)
@@ -34,6 +36,9 @@ class Call(NamedTuple):
     task_id: str
     request: dict[str, Any]  # Any: Celery's headers
     payload: tuple[Sequence[object], Mapping[str, object], Mapping[str, object] | None]
+
+
+ExecuteBatch = Callable[[Sequence[Call]], Sequence[object]]
 
 
 class Batcher:
@@ -51,7 +56,8 @@ class Batcher:
     def add(self, request: QuietRequest) -> None:
         """Let a request run, with others if it is plain."""
         if self._hub is None or not _is_plain(request):
-            self._process(request)
+            with ending(request):
+                self._process(request)
             return
         self._waiting.append(request)
         if len(self._waiting) == 1:
@@ -74,7 +80,8 @@ class Batcher:
             case []:
                 raise TaskRevokedError("there is nothing left to carry out")
             case [request]:
-                request.execute_using_pool(pool)
+                with ending(request):
+                    request.execute_using_pool(pool)
             case requests:
                 BatchJob(requests, self._hub).start(pool)
 
@@ -111,14 +118,15 @@ class BatchJob:
     def start(self, pool: Any) -> None:  # Any: one of Celery's pools
         """Send the messages to the pool."""
         calls = [Call(r.task.name, r.id, r.request_dict, r.message.payload) for r in self._requests]
-        pool.apply_async(
-            run_batch,
-            args=(calls,),
-            accept_callback=self.accepted,
-            callback=self.succeeded,
-            error_callback=self.failed,
-            correlation_id=calls[0].task_id,
-        )
+        with ending(*self._requests):
+            pool.apply_async(
+                run_batch,
+                args=(calls,),
+                accept_callback=self.accepted,
+                callback=self.succeeded,
+                error_callback=self.failed,
+                correlation_id=calls[0].task_id,
+            )
 
     def accepted(self, pid: Any, at: float) -> None:  # Any: an int, where types want a string
         """Note which process has begun, and when by the monotonic clock."""
@@ -131,7 +139,8 @@ class BatchJob:
         try:
             for request, result in zip(self._requests, results, strict=True):
                 request.acknowledged_with = tags
-                request.on_success(result)
+                with ending(request):
+                    request.on_success(result)
         finally:
             self._hub.call_soon(self._acknowledge, tags)
 
@@ -154,6 +163,30 @@ class BatchJob:
         log.error("job_failed", messages=len(self._requests), error=repr(info.exception))
 
 
+@contextmanager
+def ending(*requests: QuietRequest) -> Iterator[None]:
+    """Leave none of these messages in work, whatever Celery raises when it ends one.
+
+    Celery raises where Redis records no result of a step of the chord; a pool without processes
+    lets it into the event loop. A message left in work would be renewed for ever, and its batch
+    stuck. So it goes back to the broker; a step of the chord is left to the sweep.
+    """
+    try:
+        yield
+    except TaskRevokedError:
+        raise
+    except Exception:
+        log.exception("task_not_ended", tasks=[request.id for request in requests])
+        for request in requests:
+            task_ready(request)
+            if request.acknowledged:
+                continue
+            if request.name in request.upstream:
+                request.reject()
+            else:
+                request.acknowledge()
+
+
 def run_batch(calls: Sequence[Call]) -> list[Any]:  # Any: of Celery's tracer
     """Execute several messages in a process of the pool; return what Celery's tracer does.
 
@@ -161,7 +194,11 @@ def run_batch(calls: Sequence[Call]) -> list[Any]:  # Any: of Celery's tracer
     it has something to do: what the batch did not settle, what a signal or a link waits for.
     """
     started = monotonic()
-    values = _execute_batches(calls)
+    values: list[object] = [None] * len(calls)
+    for execute_batch, indexes in _batches(calls).items():
+        some = execute_batch([calls[index] for index in indexes])
+        for index, value in zip(indexes, some, strict=True):
+            values[index] = value
     fast: bool = app.use_fast_trace_task  # type: ignore[attr-defined] # absent from its types
     trace = fast_trace_task if fast else trace_task_ret
     return [
@@ -172,21 +209,16 @@ def run_batch(calls: Sequence[Call]) -> list[Any]:  # Any: of Celery's tracer
     ]
 
 
-def _execute_batches(calls: Sequence[Call]) -> list[object]:
-    """Return the value of each message that was executed with others; None: its task must run."""
-    values: list[object] = [None] * len(calls)
+def _batches(calls: Sequence[Call]) -> dict[ExecuteBatch, list[int]]:
+    """Group the messages that one function executes together; each group has several."""
+    batches: dict[ExecuteBatch, list[int]] = {}
     if any(signal.receivers for signal in TASK_SIGNALS):
-        return values
-    batches: dict[Callable[[Sequence[Call]], Sequence[object]], list[int]] = {}
+        return batches
     for index, call in enumerate(calls):
-        execute = getattr(app.tasks[call.task], "execute_batch", None)
-        if execute and not any((call.payload[2] or {}).values()):  # nothing is linked to it
-            batches.setdefault(execute, []).append(index)
-    for execute, indexes in batches.items():
-        if len(indexes) > 1:
-            for index, value in zip(indexes, execute([calls[i] for i in indexes]), strict=True):
-                values[index] = value
-    return values
+        execute_batch = getattr(app.tasks[call.task], "execute_batch", None)
+        if execute_batch and not any((call.payload[2] or {}).values()):  # nothing is linked to it
+            batches.setdefault(execute_batch, []).append(index)
+    return {execute: indexes for execute, indexes in batches.items() if len(indexes) > 1}
 
 
 def _succeeded(call: Call, value: object, seconds: float) -> tuple[int, str, float]:

@@ -16,7 +16,7 @@ from kombu import Connection
 
 from core import heartbeat
 from tasks.app import settings
-from tasks.worker.heartbeat import brief_redis
+from tasks.worker.clients import brief_redis
 
 ANSWER_S = 2.0  # for a broker to answer; meanwhile beat sends nothing
 WAIT_S = 20.0  # for a tick that no worker begins, before another is sent: the first may be lost
@@ -164,7 +164,7 @@ def _begun(task: str) -> bool | None:
     if settings.redis_url is None:
         return None
     try:
-        return heartbeat.may_send_tick(brief_redis(settings.redis_url), settings.queue, task)
+        return heartbeat.may_send_tick(brief_redis(), settings.queue, task)
     except redis.RedisError:
         return None
 

@@ -19,9 +19,9 @@ import psutil
 import redis
 
 from core import heartbeat
-from core.slots import connect_once
+from durable_redis import lost_workers
 from tasks.app import settings
-from tasks.broker import lost_workers
+from tasks.worker.clients import brief_redis
 
 KEPT_S = 24 * 3600  # a mark of a message that never came again
 SEEN = "dead"  # of a mark: the parent saw this process die
@@ -33,7 +33,7 @@ def count(request: Any) -> int:  # Any: Celery's context of a task
     if not _delivered_before(request):
         return 0
     try:
-        marks = cast("set[str]", _client().smembers(_key(request.id)))
+        marks = cast("set[str]", brief_redis().smembers(_key(request.id)))
     except redis.RedisError:
         marks = set()
     dead = [mark for mark in marks if not _lives(mark)]
@@ -53,14 +53,14 @@ def marked(request: Any) -> Iterator[None]:  # Any: likewise
         yield
     finally:
         with suppress(redis.RedisError):
-            _client().srem(key, mark)
+            brief_redis().srem(key, mark)
 
 
 def forget(request: Any) -> None:  # Any: likewise
     """Drop the marks of a message that is done."""
     if _delivered_before(request):
         with suppress(redis.RedisError):
-            _client().delete(_key(request.id))
+            brief_redis().delete(_key(request.id))
 
 
 def note(task_id: str) -> None:
@@ -69,7 +69,7 @@ def note(task_id: str) -> None:
 
 
 def _add(key: str, mark: str) -> None:
-    with suppress(redis.RedisError), _client().pipeline() as pipe:
+    with suppress(redis.RedisError), brief_redis().pipeline() as pipe:
         pipe.sadd(key, mark)
         pipe.expire(key, KEPT_S)
         pipe.execute()
@@ -90,7 +90,7 @@ def _lives(mark: str) -> bool:
             return f"{psutil.Process(int(pid)).create_time():.2f}" == start
         return False
     try:
-        return worker in heartbeat.read_pulse(_client(), None).workers
+        return worker in heartbeat.read_heartbeat(brief_redis(), None).workers
     except redis.RedisError:
         return True
 
@@ -113,9 +113,3 @@ def _host() -> str:
 
 def _key(task_id: str) -> str:
     return f"els:begun:{task_id}"
-
-
-@cache
-def _client() -> redis.Redis:
-    assert settings.redis_url is not None, "a worker does not start without"
-    return connect_once(settings.redis_url)

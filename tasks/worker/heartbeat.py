@@ -1,55 +1,54 @@
-"""Signs of life of a worker: a file for supervisors, and a time in Redis for everybody else."""
+"""The heartbeat of a worker: a file for supervisors, and a time in Redis for everybody else."""
 
 import os
 import time
 from contextlib import suppress
-from functools import cache
+from typing import Any
 
 import redis
+from celery import signals
 
-from core import alive, heartbeat, pauses
-from core.slots import connect_once
-from tasks import broker
+import durable_redis
+from core import health_file, heartbeat, pauses
 from tasks.app import settings
+from tasks.worker.clients import brief_redis
 
 EVERY_S = 2.0  # as Celery's heartbeat
 
 _worker: tuple[int, str] | None = None  # process id and name of the worker's main process
-_shown_at = float("-inf")
-_refused = False  # by the broker, as it was shown last
+_sent_at = float("-inf")
+_refused = False  # by the broker, at the last heartbeat
 
 
-def show(worker: str) -> None:
-    """Show that the main process of a worker is alive; what cannot be written now is left out."""
-    global _worker, _shown_at
-    _worker, _shown_at = (os.getpid(), worker), time.monotonic()
-    with suppress(OSError):  # a home that nobody can write to: the check finds no sign
-        alive.show(settings.home, worker)
+def send(worker: str) -> None:
+    """Send a heartbeat of a worker's main process, as far as its file and Redis take it."""
+    global _worker, _sent_at
+    _worker, _sent_at = (os.getpid(), worker), time.monotonic()
+    with suppress(OSError):  # nobody can write to this home: the health check finds no file
+        health_file.touch(settings.home, worker)
     if settings.redis_url:
-        with suppress(redis.RedisError):  # the sign is missed, which is what it is for
-            client = brief_redis(settings.redis_url)
-            heartbeat.worker_lives(client, worker)
-            _show_refusal(client, worker)
+        with suppress(redis.RedisError):
+            heartbeat.note_worker(brief_redis(), worker)
+            _send_refusal(worker)
 
 
-def _show_refusal(client: redis.Redis, worker: str) -> None:
-    """Say whether the broker refuses this worker; of the other servers its processes say so."""
+def _send_refusal(worker: str) -> None:
+    """Say whether the broker refuses this worker; its processes say so of the other servers."""
     global _refused  # noqa: PLW0603 - of the process
-    if refusal := broker.refusal():
+    if refusal := durable_redis.refusal():
         outage = pauses.Outage("broker", refusal.error)
-        pauses.say_paused(client, pauses.Pause(worker, outage, refusal.since))
+        pauses.say_paused(brief_redis(), pauses.Pause(worker, outage, refusal.since))
     elif _refused:
-        pauses.say_resumed(client, worker)
+        pauses.say_resumed(brief_redis(), worker)
     _refused = refusal is not None
 
 
-def show_if_alone() -> None:
-    """Do so where a task runs in the main process itself (`--pool solo`), which waits for it."""
-    if _worker and _worker[0] == os.getpid() and time.monotonic() - _shown_at > EVERY_S:
-        show(_worker[1])
+def send_if_solo() -> None:
+    """Send one from a task that runs in the main process itself, which waits for it (`solo`)."""
+    if _worker and _worker[0] == os.getpid() and time.monotonic() - _sent_at > EVERY_S:
+        send(_worker[1])
 
 
-@cache
-def brief_redis(url: str) -> redis.Redis:
-    """Connect briefly and without repeats: a worker's main loop, or beat, waits meanwhile."""
-    return connect_once(url, timeout_s=1)
+@signals.heartbeat_sent.connect
+def _with_celerys(sender: Any, **_: object) -> None:  # Any: Celery's heart, untyped
+    send(sender.eventer.hostname)

@@ -7,6 +7,7 @@ when Postgres holds its outcome or its dead letter; otherwise it goes back.
 
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import structlog
@@ -15,14 +16,21 @@ from billiard.exceptions import Terminated, WorkerLostError
 from celery.exceptions import Ignore, Reject, Retry
 from celery.worker.request import Request
 from celery.worker.state import task_ready
+from redis import RedisError
 
-from tasks.dead_letters import KeptAsDeadLetter, body_of, keep_if_possible, letter_of
+from core.errors import ELSError
 from tasks.delivery import describe
 from tasks.worker import deaths, stopping
 
-PASSED_ON = (KeptAsDeadLetter, Reject, Retry, Ignore, Terminated)  # Celery's way with them is right
 LOST = (WorkerLostError, SystemExit, KeyboardInterrupt)
 log = structlog.get_logger(__name__)
+
+
+class KeptAsDeadLetter(ELSError):
+    """A task failed, and its message is kept: the worker may acknowledge it."""
+
+
+PASSED_ON = (KeptAsDeadLetter, Reject, Retry, Ignore, Terminated)  # Celery's way with them is right
 
 
 class QuietRequest(Request):
@@ -71,7 +79,12 @@ class QuietRequest(Request):
             task_ready(self)
             self.reject()
             return
-        super().on_failure(exc_info, send_failed_event, return_ok)
+        try:
+            super().on_failure(exc_info, send_failed_event, return_ok)
+        except RedisError:  # it takes no result of a step of the chord; the sweep comes after
+            log.exception("failure_not_recorded", task=self.name, task_id=self.id)
+            if not self.acknowledged:
+                self.reject()
 
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002 - as Celery calls it
         """Tell monitors of an error by its name: its text may hold what a row holds."""
@@ -93,11 +106,13 @@ class QuietRequest(Request):
         self._already_revoked = True
         code = "EXPIRED" if expired else "REVOKED"
         why = f"expired at {self.expires}" if expired else f"was {reason} by remote control"
-        body = body_of(self.args or (), self.kwargs or {})
-        letter = letter_of(self.name, self.id, body, ValueError(f"the message {why}"), code)
+        dead_letters = import_module(self.task.app.conf.dead_letters)
+        body = dead_letters.body_of(self.args or (), self.kwargs or {})
+        error = ValueError(f"the message {why}")
+        letter = dead_letters.letter_of(self.name, self.id, body, error, code)
         acknowledge = partial(announce, reason, terminated, signum, expired)
         release = partial(self._release, acknowledge)
-        self.pool.apply_async(keep_if_possible, args=(letter,), callback=release)
+        self.pool.apply_async(dead_letters.keep_if_possible, args=(letter,), callback=release)
 
     def _release(self, acknowledge: Callable[[], None], kept: int | None) -> None:
         if kept is None:

@@ -1,5 +1,6 @@
 """A worker starts to work only when its servers are ready for it."""
 
+import gc
 import signal
 import threading
 from collections.abc import Iterator
@@ -7,28 +8,42 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import structlog
+from celery import Celery
 
-from core import alive
+from core import health_file
 from core.requirements import Finding, Severity, check_servers, wait_for_schema
 from core.settings import Settings
 from tasks.worker.stopping import STOPS
 
+GARBAGE = (10_000, 50, 50)  # allocations a collection; Python's 700 are those of two messages
 log = structlog.get_logger(__name__)
 
 
-def wait_for_servers(settings: Settings, worker: str) -> None:
-    """Wait for the schema, then name what else the servers lack; a signal to stop ends the process.
+def start(app: Celery, settings: Settings, sender: Any, **_: object) -> None:  # Any: a worker
+    """Prepare a worker of this app to work, or exit. Receives Celery's signal `worker_init`."""
+    if sender.app is not app:
+        return
+    if not (settings.database_url and settings.redis_url):
+        raise SystemExit(
+            "els: a worker needs ELS_DATABASE_URL and ELS_REDIS_URL; `els run` sets both"
+        )
+    _wait_for_servers(settings, sender.hostname)
+    gc.set_threshold(*GARBAGE)  # its processes inherit it
 
-    Meanwhile the file of this worker says that it is well.
+
+def _wait_for_servers(settings: Settings, worker: str) -> None:
+    """Wait for the schema, then log what else the servers lack. A signal to stop ends the process.
+
+    Meanwhile the heartbeat file of this worker is touched.
     """
 
-    def sign() -> None:
+    def send_heartbeat() -> None:
         with suppress(OSError):
-            alive.show(settings.home, worker)
+            health_file.touch(settings.home, worker)
 
     assert settings.database_url, "a worker has refused to start without"
-    with _told_to_stop() as stopped:
-        ready = wait_for_schema(settings.database_url, _waits, stopped.is_set, sign)
+    with _stop_signal() as stopped:
+        ready = wait_for_schema(settings.database_url, _waits, stopped.is_set, send_heartbeat)
         if ready:
             _name_findings(settings)
     if not ready or stopped.is_set():
@@ -46,8 +61,8 @@ def _name_findings(settings: Settings) -> None:
 
 
 @contextmanager
-def _told_to_stop() -> Iterator[threading.Event]:
-    """Note a signal to stop: Celery's own handlers come with the consumer."""
+def _stop_signal() -> Iterator[threading.Event]:
+    """Catch a signal to stop: Celery installs its own handlers later, with the consumer."""
     stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stopped

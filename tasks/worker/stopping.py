@@ -27,7 +27,7 @@ def asked() -> bool:
 
 
 @contextmanager
-def heeded_between_turns(hub: Any) -> Iterator[None]:  # Any: Kombu's event loop, untyped
+def stop_between_turns(hub: Any) -> Iterator[None]:  # Any: Kombu's event loop, untyped
     """Let a signal to stop wait until this loop comes round, which takes a second at most.
 
     A second one acts at once, for a turn that does not end; so does any one outside of this.

@@ -1,5 +1,6 @@
 import pytest
 
+from core.catalogue import OPT_IN
 from core.lifecycle import Lifecycle
 from tests.factories import new_batch
 
@@ -12,8 +13,8 @@ def batch_id():
 
 @pytest.fixture
 def telling(pool, slots):
-    """A lifecycle where somebody asks for `EssaySlotAssigned`."""
-    return Lifecycle(pool, slots, slot_events=True)
+    """A lifecycle where somebody asks for every opt-in event."""
+    return Lifecycle(pool, slots, OPT_IN)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import hashlib
 
-from core.invariants import check_ledger, check_slots
+from core.invariants import check_batches, check_slots
 
 TABLES = {
     "batch_essay_trackers": "batch_id",
@@ -89,7 +89,7 @@ def manifest(essays):
 
 def broken(conn, batch_id, *, at_rest=False, slots=None):
     """The titles of the invariants that this batch breaks; `at_rest` takes all of them."""
-    checked = check_ledger(conn, [batch_id])
+    checked = check_batches(conn, [batch_id])
     if slots is not None:
         checked.append(check_slots(conn, slots, [batch_id]))
     return [i.title for i in checked if not i.holds and (at_rest or i.title not in AT_REST_ONLY)]

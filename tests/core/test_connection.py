@@ -14,7 +14,7 @@ import redis
 from psycopg.errors import LockNotAvailable
 
 from core import db, slots
-from core.db.connection import conninfo, parameters
+from core.db.url import conninfo, parameters
 from core.errors import BadSettings
 from migrations import current, head, upgrade
 from ops.stack.embedded import Postgres, free_port

@@ -9,32 +9,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from core.catalogue import OPT_IN
 from core.errors import InvalidEvent
 from core.lifecycle import Lifecycle
 from core.messages import BULK_LIMIT, SINGLE_LIMIT, canonical, parse
 from tests.core import looks
 from tests.core.story import assign, cancel, confirm, register, reject, upload
 from tests.factories import (
+    EXAMPLES,
     MODELS,
     a_content,
     association,
-    cancellation,
-    confirmation,
-    content,
-    contents,
     essay_ids,
-    registration,
-    rejection,
 )
 
-EVENTS = {
-    "els.register_batch": registration("b", 3),
-    "els.assign_content": content("b"),
-    "els.assign_contents": contents("b", ["text-1", "text-2"]),
-    "els.reject_content": rejection("b"),
-    "els.confirm_students": confirmation("b", [association("essay-1"), association("essay-2")]),
-    "els.cancel_batch": cancellation("b"),
-}
 OPTIONAL = {
     "els.register_batch": {
         "org_id": "org-1",
@@ -55,7 +43,7 @@ OPTIONAL = {
     "els.cancel_batch": {},
 }
 COMMON = ["event_id", "correlation_id", "timestamp", "schema_version", "batch_id"]
-REGISTER, ASSIGN, UPLOAD, REJECT, CONFIRM, CANCEL = EVENTS
+REGISTER, ASSIGN, UPLOAD, REJECT, CONFIRM, CANCEL = EXAMPLES
 
 
 def read(task, event, limit=BULK_LIMIT):
@@ -70,36 +58,36 @@ def refused(task, event, limit=BULK_LIMIT):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("task", EVENTS)
+@pytest.mark.parametrize("task", EXAMPLES)
 def test_a_valid_event_is_read(task):
-    event, idem = read(task, EVENTS[task])
+    event, idem = read(task, EXAMPLES[task])
 
     assert event.batch_id == "b"
-    assert idem.key == UUID(EVENTS[task]["event_id"])
+    assert idem.key == UUID(EXAMPLES[task]["event_id"])
     assert idem.task == task
     assert len(idem.fingerprint) == 32
 
 
-@pytest.mark.parametrize("task", EVENTS)
+@pytest.mark.parametrize("task", EXAMPLES)
 def test_every_optional_field_is_read(task):
-    event, _ = read(task, EVENTS[task] | OPTIONAL[task])
+    event, _ = read(task, EXAMPLES[task] | OPTIONAL[task])
 
     assert {name: getattr(event, name) for name in OPTIONAL[task]} == OPTIONAL[task]
 
 
 @pytest.mark.parametrize(
     ("task", "field"),
-    [(task, field) for task, event in EVENTS.items() for field in event],
+    [(task, field) for task, event in EXAMPLES.items() for field in event],
 )
 def test_a_missing_field_is_refused_by_its_name(task, field):
-    event = {name: value for name, value in EVENTS[task].items() if name != field}
+    event = {name: value for name, value in EXAMPLES[task].items() if name != field}
 
     assert field in refused(task, event)
 
 
-@pytest.mark.parametrize("task", EVENTS)
+@pytest.mark.parametrize("task", EXAMPLES)
 def test_an_unknown_field_is_refused_by_its_name(task):
-    assert "suprise" in refused(task, EVENTS[task] | {"suprise": 1})
+    assert "suprise" in refused(task, EXAMPLES[task] | {"suprise": 1})
 
 
 @pytest.mark.parametrize(
@@ -110,7 +98,7 @@ def test_an_unknown_field_is_refused_by_its_name(task):
     ],
 )
 def test_an_unknown_field_inside_is_refused(task, field, inner):
-    assert "suprise" in refused(task, EVENTS[task] | {field: [inner]})
+    assert "suprise" in refused(task, EXAMPLES[task] | {field: [inner]})
 
 
 @pytest.mark.parametrize(
@@ -119,7 +107,7 @@ def test_an_unknown_field_inside_is_refused(task, field, inner):
 def test_a_missing_field_inside_an_upload_is_refused(field):
     inner = {name: value for name, value in a_content("t").items() if name != field}
 
-    assert f"contents.0.{field}" in refused(UPLOAD, EVENTS[UPLOAD] | {"contents": [inner]})
+    assert f"contents.0.{field}" in refused(UPLOAD, EXAMPLES[UPLOAD] | {"contents": [inner]})
 
 
 BAD_IDENTIFIERS = {
@@ -150,9 +138,9 @@ BAD_IDENTIFIERS = {
 
 
 @pytest.mark.parametrize("value", BAD_IDENTIFIERS.values(), ids=BAD_IDENTIFIERS.keys())
-@pytest.mark.parametrize("task", EVENTS)
+@pytest.mark.parametrize("task", EXAMPLES)
 def test_what_is_no_identifier_is_refused(task, value):
-    assert "batch_id" in refused(task, EVENTS[task] | {"batch_id": value}) or surrogate(value)
+    assert "batch_id" in refused(task, EXAMPLES[task] | {"batch_id": value}) or surrogate(value)
 
 
 def surrogate(value):
@@ -160,7 +148,7 @@ def surrogate(value):
 
 
 def test_a_refusal_says_in_words_what_an_identifier_is():
-    reason = refused(CANCEL, EVENTS[CANCEL] | {"batch_id": "a b"})
+    reason = refused(CANCEL, EXAMPLES[CANCEL] | {"batch_id": "a b"})
 
     assert "batch_id: must be 1 to 64 characters, each a letter A to Z or a to z" in reason
 
@@ -175,7 +163,7 @@ def test_a_refusal_says_in_words_what_an_identifier_is():
     ids=["essay", "association"],
 )
 def test_what_is_no_identifier_is_refused_inside_too(task, build, value):
-    refused(task, EVENTS[task] | build(value))
+    refused(task, EXAMPLES[task] | build(value))
 
 
 BAD_COMMON = {
@@ -205,14 +193,14 @@ BAD_COMMON = {
 
 
 @pytest.mark.parametrize("change", BAD_COMMON.values(), ids=BAD_COMMON.keys())
-@pytest.mark.parametrize("task", EVENTS)
+@pytest.mark.parametrize("task", EXAMPLES)
 def test_a_bad_common_field_is_refused_by_its_name(task, change):
-    assert next(iter(change)) in refused(task, EVENTS[task] | change)
+    assert next(iter(change)) in refused(task, EXAMPLES[task] | change)
 
 
-@pytest.mark.parametrize("task", EVENTS)
+@pytest.mark.parametrize("task", EXAMPLES)
 def test_true_is_no_schema_version(task):
-    assert "schema_version" in refused(task, EVENTS[task] | {"schema_version": True})
+    assert "schema_version" in refused(task, EXAMPLES[task] | {"schema_version": True})
 
 
 BAD = {
@@ -310,7 +298,7 @@ BAD = {
 
 @pytest.mark.parametrize(("task", "change"), BAD.values(), ids=BAD.keys())
 def test_a_bad_field_is_refused(task, change):
-    refused(task, EVENTS[task] | change)
+    refused(task, EXAMPLES[task] | change)
 
 
 NUMERALS = ["1900000000", "1900000000.5", "-1"]
@@ -318,7 +306,7 @@ NUMERALS = ["1900000000", "1900000000.5", "-1"]
 
 @pytest.mark.parametrize("value", NUMERALS)
 def test_seconds_written_as_text_are_no_timestamp(value):
-    refused(CANCEL, EVENTS[CANCEL] | {"timestamp": value})
+    refused(CANCEL, EXAMPLES[CANCEL] | {"timestamp": value})
 
 
 @pytest.mark.parametrize(
@@ -332,25 +320,25 @@ def test_too_many_are_refused_and_the_most_are_taken(task, field, most, build):
     one = {"essay_ids": str, "contents": lambda n: a_content(f"t{n}")}[field]
     many = [one(number) for number in range(most + 1)]
 
-    event, _ = read(task, EVENTS[task] | {field: many[:-1]} | build(most))
-    reason = refused(task, EVENTS[task] | {field: many} | build(most + 1))
+    event, _ = read(task, EXAMPLES[task] | {field: many[:-1]} | build(most))
+    reason = refused(task, EXAMPLES[task] | {field: many} | build(most + 1))
 
     assert len(getattr(event, field)) == most
     assert field in reason
 
 
-NOT_OBJECTS = [None, 1, 1.5, True, "text", b"bytes", [], [EVENTS[CANCEL]], (), set(), object()]
+NOT_OBJECTS = [None, 1, 1.5, True, "text", b"bytes", [], [EXAMPLES[CANCEL]], (), set(), object()]
 
 
 @pytest.mark.parametrize("raw", NOT_OBJECTS, ids=lambda raw: type(raw).__name__)
-@pytest.mark.parametrize("task", EVENTS)
+@pytest.mark.parametrize("task", EXAMPLES)
 def test_what_is_no_object_is_refused(task, raw):
     assert "JSON object" in refused(task, raw)
 
 
 @pytest.mark.parametrize("key", [1, None, (1, 2), b"x", 1.5, True], ids=repr)
 def test_a_key_that_is_no_text_is_refused(key):
-    refused(CANCEL, EVENTS[CANCEL] | {key: "x"})
+    refused(CANCEL, EXAMPLES[CANCEL] | {key: "x"})
     refused(CANCEL, {key: "x"})
 
 
@@ -364,7 +352,7 @@ def test_an_empty_object_names_what_is_missing():
 def test_the_reason_tells_no_values():
     secret = a_content("t", original_file_name=["Anna Andersson.txt"])
 
-    reason = refused(UPLOAD, EVENTS[UPLOAD] | {"contents": [secret]})
+    reason = refused(UPLOAD, EXAMPLES[UPLOAD] | {"contents": [secret]})
 
     assert "Anna" not in reason
     assert "contents.0.original_file_name" in reason
@@ -376,7 +364,7 @@ def test_the_reason_tells_no_values():
 @pytest.mark.parametrize("limit", [SINGLE_LIMIT, BULK_LIMIT])
 @pytest.mark.parametrize("letter", ["x", "é", "大"], ids=["1-byte", "2-bytes", "3-bytes"])
 def test_a_body_may_be_as_large_as_the_limit_and_no_larger(limit, letter):
-    bare = EVENTS[REGISTER] | {"metadata": {"text": ""}}
+    bare = EXAMPLES[REGISTER] | {"metadata": {"text": ""}}
     free = limit - len(canonical(bare).encode())
     width = len(letter.encode())
     text = letter * (free // width) + "x" * (free % width)
@@ -398,14 +386,14 @@ def nested(depth):
 
 @pytest.mark.parametrize("depth", [500, 5_000, 100_000])
 def test_a_body_nested_too_deeply_is_refused(depth):
-    refused(REGISTER, EVENTS[REGISTER] | {"metadata": nested(depth)})
+    refused(REGISTER, EXAMPLES[REGISTER] | {"metadata": nested(depth)})
 
 
 def test_a_body_that_holds_itself_is_refused():
     endless = {}
     endless["metadata"] = endless
 
-    refused(REGISTER, EVENTS[REGISTER] | {"metadata": endless})
+    refused(REGISTER, EXAMPLES[REGISTER] | {"metadata": endless})
 
 
 @pytest.mark.parametrize("depth", [1, 50, 150])
@@ -431,7 +419,7 @@ def test_a_body_nested_within_reason_is_kept(lifecycle, conn, batch_id, depth):
     ids=str,
 )
 def test_utc_may_be_written_in_these_ways(timestamp):
-    event, _ = read(CANCEL, EVENTS[CANCEL] | {"timestamp": timestamp})
+    event, _ = read(CANCEL, EXAMPLES[CANCEL] | {"timestamp": timestamp})
 
     assert event.timestamp.utcoffset() == timedelta(0)
 
@@ -439,18 +427,18 @@ def test_utc_may_be_written_in_these_ways(timestamp):
 def test_a_local_datetime_of_a_typed_sender_is_refused():
     local = datetime(2030, 1, 1, tzinfo=timezone(timedelta(hours=2)))
 
-    refused(CANCEL, EVENTS[CANCEL] | {"timestamp": local})
+    refused(CANCEL, EXAMPLES[CANCEL] | {"timestamp": local})
 
 
 def test_a_typed_uuid_is_the_same_as_its_text():
-    event = EVENTS[CANCEL]
+    event = EXAMPLES[CANCEL]
     typed = {**event, "event_id": UUID(event["event_id"])}
 
     assert read(CANCEL, typed)[1] == read(CANCEL, event)[1]
 
 
 def test_a_backslash_before_u0000_is_no_nul():
-    event, _ = read(CANCEL, EVENTS[CANCEL] | {"reason": r"C:\u0000 and \\u0000"})
+    event, _ = read(CANCEL, EXAMPLES[CANCEL] | {"reason": r"C:\u0000 and \\u0000"})
 
     assert event.reason == r"C:\u0000 and \\u0000"
 
@@ -466,7 +454,7 @@ FINGERPRINTS = {
 
 @pytest.mark.parametrize(("change", "same"), FINGERPRINTS.values(), ids=FINGERPRINTS.keys())
 def test_a_fingerprint_is_over_all_but_the_timestamp(change, same):
-    first, again = EVENTS[ASSIGN], EVENTS[ASSIGN] | change
+    first, again = EXAMPLES[ASSIGN], EXAMPLES[ASSIGN] | change
 
     equal = read(ASSIGN, first)[1].fingerprint == read(ASSIGN, again)[1].fingerprint
 
@@ -474,7 +462,7 @@ def test_a_fingerprint_is_over_all_but_the_timestamp(change, same):
 
 
 def test_a_fingerprint_is_the_hash_of_the_canonical_json_without_the_timestamp():
-    event = EVENTS[ASSIGN] | {"original_file_name": "Aufsätze.txt"}
+    event = EXAMPLES[ASSIGN] | {"original_file_name": "Aufsätze.txt"}
 
     _, idem = read(ASSIGN, event)
 
@@ -484,7 +472,7 @@ def test_a_fingerprint_is_the_hash_of_the_canonical_json_without_the_timestamp()
 
 
 def test_a_fingerprint_survives_a_trip_over_the_wire():
-    event = EVENTS[REGISTER] | OPTIONAL[REGISTER] | {"course_code": "Größe 大"}
+    event = EXAMPLES[REGISTER] | OPTIONAL[REGISTER] | {"course_code": "Größe 大"}
     travelled = json.loads(json.dumps(dict(reversed(event.items()))))
 
     assert read(REGISTER, travelled)[1] == read(REGISTER, event)[1]
@@ -510,7 +498,7 @@ ODD_IDENTIFIERS = [
 @pytest.mark.parametrize("odd", ODD_IDENTIFIERS)
 def test_odd_identifiers_work_all_the_way(pool, conn, slots, odd):
     batch_id = f"{odd}-{uuid4().hex}"[:64] if len(odd) < 31 else uuid4().hex + "x" * 32
-    lifecycle = Lifecycle(pool, slots, slot_events=True)
+    lifecycle = Lifecycle(pool, slots, OPT_IN)
     ids = {"user_id": odd, "class_id": odd, "org_id": odd}
 
     register(lifecycle, batch_id, [odd, "other", "third"], **ids)
@@ -590,8 +578,8 @@ JSON = st.recursive(
 @st.composite
 def mutated(draw):
     """A valid event, a few of whose parts were replaced, removed or added."""
-    task = draw(st.sampled_from(list(EVENTS)))
-    event = json.loads(json.dumps(EVENTS[task] | OPTIONAL[task]))
+    task = draw(st.sampled_from(list(EXAMPLES)))
+    event = json.loads(json.dumps(EXAMPLES[task] | OPTIONAL[task]))
     for _ in range(draw(st.integers(0, 4))):
         place = event
         while True:
@@ -634,5 +622,5 @@ def test_whatever_comes_is_read_or_refused(case):
 @given(JSON | st.dictionaries(st.text(st.characters()), JSON))
 @settings(max_examples=200, deadline=None, derandomize=True)
 def test_whatever_else_comes_is_refused(raw):
-    for task in EVENTS:
+    for task in EXAMPLES:
         refused(task, raw)

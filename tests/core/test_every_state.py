@@ -17,7 +17,7 @@ from psycopg.types.json import Jsonb
 from structlog.testing import capture_logs
 
 from core.explain import explain
-from core.heartbeat import Pulse
+from core.heartbeat import Heartbeat
 from core.repairs import RepairContext
 from core.states import BatchStatus, EssayStatus
 from core.sweep import sweep
@@ -154,7 +154,7 @@ def insert(conn, state):
 
 def unexplained(conn, slots, batches):
     """List the batches that are neither finished nor have a cause."""
-    alive = Pulse(["worker@one"], datetime.now(UTC), 0)
+    alive = Heartbeat(["worker@one"], datetime.now(UTC), 0)
     found = []
     for batch_id in batches:
         told = explain(conn, slots, batch_id, alive)
@@ -189,10 +189,10 @@ def statuses(conn):
 def test_every_state_has_a_cause_and_no_repair_makes_it_worse(
     alone, lifecycle, conn, slots, monkeypatch, shard
 ):
-    for name, value in {"PAGE": 10_000, "COUNTED_SLOTS": 10**6, "DRIFT_PAGE": 10_000}.items():
-        monkeypatch.setattr(f"core.sweep.{name}", value)
-    monkeypatch.setattr("core.sweep.AUDIT_PAGE", 10_000)
-    monkeypatch.setattr("core.sweep.RELAY_GRACE", timedelta(0))
+    monkeypatch.setattr("core.sweep.PAGE", 10_000)
+    for name, value in {"AUDIT_PAGE": 10_000, "COUNTED_SLOTS": 10**6, "DRIFT_PAGE": 10_000}.items():
+        monkeypatch.setattr(f"core.checks.{name}", value)
+    monkeypatch.setattr("core.checks.RELAY_GRACE", timedelta(0))
     tried = list(states())[shard::SHARDS]
     made = {insert(conn, state): state for state in tried}
     made.pop(None)  # what constraints refused

@@ -17,8 +17,6 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.pool import NullPool
 
 from core.states import (
-    CLOSED,
-    NEXT,
     BatchStatus,
     ClassType,
     EssayStatus,
@@ -26,7 +24,6 @@ from core.states import (
     OnDeadline,
     SubmissionKind,
     completed_status,
-    sources,
 )
 from migrations import config, current, head, upgrade
 from migrations.schema import metadata
@@ -303,28 +300,6 @@ def test_every_identifier_is_compared_bytewise(database_url):
 
 
 # --- states ---------------------------------------------------------------------------------------
-
-
-def test_every_state_has_its_next_ones():
-    assert set(NEXT) == set(BatchStatus)
-    assert set().union(*NEXT.values()) == set(BatchStatus) - {
-        BatchStatus.AWAITING_CONTENT_VALIDATION
-    }
-
-
-def test_a_state_without_a_next_one_is_an_end():
-    assert {state for state, following in NEXT.items() if not following} == {
-        BatchStatus.READY_FOR_PIPELINE_EXECUTION,
-        BatchStatus.CONTENT_INGESTION_FAILED,
-        BatchStatus.TIMED_OUT,
-        BatchStatus.CANCELLED,
-    }
-    assert set(CLOSED) == {BatchStatus.TIMED_OUT, BatchStatus.CANCELLED}
-
-
-@pytest.mark.parametrize("target", BatchStatus)
-def test_the_sources_of_a_state_are_those_that_may_go_there(target):
-    assert all((target in NEXT[state]) == (state in sources(target)) for state in BatchStatus)
 
 
 @pytest.mark.parametrize(

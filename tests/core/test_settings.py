@@ -128,7 +128,16 @@ def test_a_slot_is_told_to_nobody_unless_a_route_asks():
     )
 
     assert Settings().routes("EssaySlotAssigned") == []
+    assert Settings().opt_in_events() == set()
+    assert asked.opt_in_events() == {"EssaySlotAssigned"}
     assert asked.routes("EssaySlotAssigned") == [Route(task="a.b", queue="c")]
+
+
+def test_a_route_for_an_unknown_type_is_an_error_that_names_the_nearest():
+    routes = '{"BatchEssayReady": [{"task": "a.b", "queue": "c"}]}'
+
+    with pytest.raises(BadSettings, match=r"ELS_EVENT_ROUTES.*BatchEssayReady.*BatchEssaysReady"):
+        Settings.from_env({"ELS_EVENT_ROUTES": routes})
 
 
 def test_a_type_may_go_elsewhere_to_many_or_nowhere():

@@ -10,21 +10,14 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from core import db
+from core.checks import CURSOR, PENDING_PATIENCE, QUERIES, CheckContext, counter_wrong, slot_drift
 from core.db.dead_letters import DeadLetter
 from core.lifecycle import Lifecycle
 from core.outbox import relay
 from core.repairs import RepairContext
+from core.rules import RULES
 from core.slots import CLAIM_LEASE, Slots
-from core.sweep import (
-    CURSOR,
-    PENDING_PATIENCE,
-    QUERIES,
-    RULES,
-    CheckContext,
-    counter_wrong,
-    slot_drift,
-    sweep,
-)
+from core.sweep import sweep
 from tests.core import looks
 from tests.core.crowd import DEADLINE_S, at_once
 from tests.core.story import assign, cancel, fill, register, reject, texts, upload
@@ -294,7 +287,7 @@ def test_a_dry_run_mends_nothing(alone, lifecycle, conn, slots, batch_id, code):
 
 
 def test_a_sweep_after_a_dry_run_mends_what_that_found(alone, lifecycle, conn, monkeypatch):
-    monkeypatch.setattr("core.sweep.DRIFT_PAGE", 2)
+    monkeypatch.setattr("core.checks.DRIFT_PAGE", 2)
     batches = sorted(new_batch() for _ in range(4))
     for batch_id in batches:
         break_slot_drift(lifecycle, conn, batch_id)
@@ -487,7 +480,7 @@ def test_a_closed_batch_does_not_drift(alone, lifecycle, slots, batch_id):
 def test_the_look_for_drift_goes_on_where_it_ended_and_begins_anew(
     alone, lifecycle, slots, conn, monkeypatch
 ):
-    monkeypatch.setattr("core.sweep.DRIFT_PAGE", 3)
+    monkeypatch.setattr("core.checks.DRIFT_PAGE", 3)
     batches = sorted(new_batch() for _ in range(7))
     for batch_id in batches:
         register(lifecycle, batch_id, 1)
@@ -565,7 +558,7 @@ def test_a_count_amid_contents_is_exact(alone, lifecycle, conn, slots, batch_id,
 def test_the_count_goes_on_where_it_ended_and_begins_anew(
     alone, lifecycle, conn, slots, monkeypatch
 ):
-    monkeypatch.setattr("core.sweep.COUNTED_SLOTS", 5)
+    monkeypatch.setattr("core.checks.COUNTED_SLOTS", 5)
     batches = sorted(new_batch() for _ in range(5))
     for batch_id in batches:
         break_counter_wrong(lifecycle, conn, batch_id)

@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 
 from core import db, heartbeat
 from core.explain import explain
-from core.heartbeat import Pulse
+from core.heartbeat import Heartbeat
 from core.lifecycle import Lifecycle
 from core.repairs import RepairContext
 from core.slots import Slots
@@ -60,7 +60,7 @@ def unmended(conn, batch_id):
 
 
 def alive():
-    return Pulse(["worker@one"], datetime.now(UTC), 0)
+    return Heartbeat(["worker@one"], datetime.now(UTC), 0)
 
 
 def causes(conn, slots, batch_id, seen=None):
@@ -351,7 +351,7 @@ def test_a_batch_with_a_deleted_slot_ends_at_its_deadline(
 def test_an_alarm_about_slots_is_seen_wherever_the_count_is(
     alone, lifecycle, conn, slots, batch_id, monkeypatch
 ):
-    monkeypatch.setattr("core.sweep.COUNTED_SLOTS", 1)
+    monkeypatch.setattr("core.checks.COUNTED_SLOTS", 1)
     break_slot_missing(lifecycle, conn, batch_id)
     for _ in range(3):
         register(lifecycle, new_batch(), 1)
@@ -562,7 +562,7 @@ def elsewhere(database_url):
 
 
 def late():
-    return Pulse(["worker@one"], datetime.now(UTC) - heartbeat.SWEEP_LATE * 2, 0)
+    return Heartbeat(["worker@one"], datetime.now(UTC) - heartbeat.SWEEP_LATE * 2, 0)
 
 
 def test_who_holds_the_lock_of_the_sweep_is_named(lifecycle, conn, slots, batch_id, elsewhere):
@@ -581,12 +581,12 @@ def test_a_sweep_at_work_is_no_reason(lifecycle, conn, slots, batch_id, database
     register(lifecycle, batch_id, 1)
 
     with db.connect_once(database_url) as other:
-        assert db.sweep.try_sweep_lock(other)
-        held = db.sweep.sweep_holder(conn)
-        named = causes(conn, slots, batch_id, late())
-        db.sweep.free_sweep_lock(other)
+        with db.sweep.lock(other) as ours:
+            held = db.sweep.holder(conn)
+            named = causes(conn, slots, batch_id, late())
         name = other.execute("SHOW application_name").fetchone()["application_name"]
 
+    assert ours
     assert (held.application_name, held.sweeping) == ("els sweep", True)
     assert "sweep_lock_held" not in named
     assert name == "els"

@@ -13,7 +13,7 @@ import pytest
 import redis
 from celery import Celery
 
-from core.invariants import check_ledger, check_slots
+from core.invariants import check_batches, check_slots
 from core.slots import Slots
 from ops.stack.embedded import leashed
 from tests.core import looks
@@ -157,7 +157,7 @@ def events_of(conn):
 @pytest.fixture
 def assert_invariants(conn, valkey):
     def broken(batches):
-        return [i for i in check_ledger(conn, batches) if not i.holds]
+        return [i for i in check_batches(conn, batches) if not i.holds]
 
     def check(*batches):
         """Wait until the workers are done with these batches; then all must hold."""

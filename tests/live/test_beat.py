@@ -228,9 +228,9 @@ import redis
 from core import heartbeat
 client = redis.Redis.from_url(os.environ["ELS_REDIS_URL"], decode_responses=True)
 if sys.argv[1] == "give":
-    heartbeat.worker_lives(client, "worker@skewed")
-    heartbeat.swept(client)
-seen = heartbeat.read_pulse(client, 0)
+    heartbeat.note_worker(client, "worker@skewed")
+    heartbeat.note_sweep(client)
+seen = heartbeat.read_heartbeat(client, 0)
 print(seen.workers, seen.beat_silent, flush=True)
 """
 

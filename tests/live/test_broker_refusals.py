@@ -12,9 +12,9 @@ import redis
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from core import alive
+from core import health_file
+from durable_redis.refusals import Refusals
 from ops.stack.embedded import Valkey, free_port
-from tasks.refusals import Refusals
 from tests import factories as make
 from tests.live.conftest import until
 
@@ -226,7 +226,7 @@ def test_a_broker_that_refuses_for_a_while_costs_no_message_and_no_worker(
             over = time.monotonic() + (FROZEN_S if how == "frozen" else REFUSED_S)
             while time.monotonic() < over:
                 assert worker.poll() is None
-                assert max(alive.ages_s(service.home).values()) < 20, "its main loop turns"
+                assert max(health_file.ages_s(service.home).values()) < 20, "its main loop turns"
                 time.sleep(0.2)
         ended = time.monotonic()
     until(lambda: events_of(batch, "BatchEssaysReady"), 30, "the batch is ready")
@@ -297,9 +297,9 @@ def test_what_a_worker_is_refused_with_can_be_read(broker):
     with broker.refuses("a replica"), pytest.raises(redis.ReadOnlyError) as refused:
         broker.default.set("key", 1)
 
-    refusals.note(refused.value)
+    refusals.begin(refused.value)
     first = refusals.current
-    refusals.note(refused.value)
+    refusals.begin(refused.value)
     second, paused = refusals.current, refusals.paused
     refusals.end()
 

@@ -80,9 +80,9 @@ def test_a_worker_without_its_broker_stays_healthy(workers, health, tmp_path):
 
 @pytest.mark.parametrize("name", ["a", "b"])
 def test_one_of_several_workers_of_a_home_can_be_asked_for(health, name):
-    from core import alive
+    from core import health_file
 
-    alive.show(health.home, name)
+    health_file.touch(health.home, name)
 
     assert health("--name", name)["healthy"]
     assert not health("--name", "c")["healthy"]

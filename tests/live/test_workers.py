@@ -10,7 +10,7 @@ from random import Random
 import pytest
 import redis
 
-from tasks.worker.consumer import EVENTS_EVERY_S
+from tasks.worker.monitoring import FLUSHED_EVERY_S
 from tests import factories as make
 from tests.live.conftest import until
 
@@ -143,7 +143,7 @@ def test_task_events_are_published_in_batches_and_none_is_missing(workers):
         "started": 60,
         "succeeded": 60,
     }
-    assert len(batches) <= told_s / EVENTS_EVERY_S + 180 / 24 + 2  # 24: as Celery fills a batch
+    assert len(batches) <= told_s / FLUSHED_EVERY_S + 180 / 24 + 2  # 24: as Celery fills a batch
 
 
 def test_what_beat_sends_goes_before_all_that_waits(workers, valkey, tmp_path):

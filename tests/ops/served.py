@@ -14,7 +14,7 @@ import redis
 import uvicorn
 
 from core import db
-from core.heartbeat import swept, worker_lives
+from core.heartbeat import note_sweep, note_worker
 from core.lifecycle import Lifecycle
 from core.settings import Settings
 from core.slots import Slots
@@ -82,8 +82,8 @@ class Served:
 
     def lives(self):
         """Give the signs of life of a worker and of the sweep."""
-        worker_lives(self.client, "worker@test")
-        swept(self.client)
+        note_worker(self.client, "worker@test")
+        note_sweep(self.client)
 
     def get(self, path, method="GET", **headers):
         named = {name.replace("_", "-"): value for name, value in headers.items()}

@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from core.explain import explain
-from core.heartbeat import Pulse
+from core.heartbeat import Heartbeat
 from core.slots import Slots
 from tests import factories as make
 from tests.core import story
@@ -71,7 +71,7 @@ def test_the_board_and_explain_name_the_same_cause(served):
     batch = announced(served, make.new_batch())
     letter(served, batch, "REGISTRATION_CONFLICT")
     with served.pool.connection() as conn:
-        told = explain(conn, Slots(served.client), batch, Pulse(["w"], None, 0))
+        told = explain(conn, Slots(served.client), batch, Heartbeat(["w"], None, 0))
 
     title = next(c.title for c in told.causes if c.code == "dead_letter_waiting")
 

@@ -10,8 +10,8 @@ import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 from core import db, metrics
+from core.rules import RULES
 from core.states import BatchStatus
-from core.sweep import RULES
 from ops.stack.embedded import Valkey, free_port
 from tests.core import story
 from tests.factories import new_batch
@@ -100,7 +100,7 @@ def test_a_part_that_is_away_is_named_and_everything_else_is_told(database_url, 
     assert (health[0] == 503) == (part == "postgres")
     assert health[1].get("unchecked") == {
         "postgres": None,
-        "redis": ["counter_wrong", "slot_drift"],
+        "redis": ["slot_drift"],
     }.get(part, [])
     assert alive == (200, "alive\n")
     assert "secret-word" not in str([ready, health])

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from core import db
 from core.db.dead_letters import DeadLetter
-from core.heartbeat import read_pulse
+from core.heartbeat import read_heartbeat
 from core.outbox import relay
 from ops import queries
 from ops.cli.main import app
@@ -104,8 +104,8 @@ def test_a_waiting_batch_is_explained_to_people_and_to_programs(service, tell):
     batch = make.new_batch()
     tell(registration(batch, 2), content(batch))
     with redis.Redis.from_url(service.env["redis_url"]) as client:
-        until(lambda: read_pulse(client, 0).workers, what="a worker has given a sign of life")
-        until(lambda: not read_pulse(client, 0).beat_silent, what="the sweep has run")
+        until(lambda: read_heartbeat(client, 0).workers, what="a worker has given a sign of life")
+        until(lambda: not read_heartbeat(client, 0).beat_silent, what="the sweep has run")
 
     told, as_json = service.els("explain", batch), service.els("explain", batch, "--json")
 

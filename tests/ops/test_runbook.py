@@ -6,24 +6,20 @@ import shlex
 import pytest
 import typer.main
 
-from core.explain import PLAIN
-from core.sweep import RULES
+from core.rules import CAUSES
 from ops.cli.main import app
 from tests.ops.conftest import ROOT
 
 RUNBOOK = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^#+ (.+)\n([\s\S]*?)(?=^#+ |\Z)", RUNBOOK, re.MULTILINE))
 COMMANDS = sorted(set(re.findall(r"`(els [^`]+)`", RUNBOOK)))
-CAUSES = {rule.code: rule.command for rule in RULES} | {
-    code: command for code, (*_, command) in PLAIN.items()
-}
 ALERTS = {head for head in SECTIONS if head.startswith("Els")}
 DEPLOY = ROOT / "deploy"
 
 
 @pytest.mark.parametrize("code", CAUSES)
 def test_a_cause_has_a_section_with_its_command(code):
-    command = CAUSES[code].replace("{batch}", "BATCH")
+    command = CAUSES[code].command.replace("{batch}", "BATCH")
 
     assert f"`{command}`" in SECTIONS[code]
     assert "**Look:**" in SECTIONS[code]

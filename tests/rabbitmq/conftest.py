@@ -10,7 +10,7 @@ from celery import Celery
 from kombu import Connection, pools
 from kombu.exceptions import OperationalError
 
-from core.invariants import check_ledger, check_slots
+from core.invariants import check_batches, check_slots
 from core.slots import Slots
 from tests.core import looks
 from tests.live.conftest import Workers, until
@@ -170,7 +170,7 @@ def letters(conn):
 @pytest.fixture
 def assert_invariants(conn, valkey):
     def broken(batches):
-        return [i for i in check_ledger(conn, batches) if not i.holds]
+        return [i for i in check_batches(conn, batches) if not i.holds]
 
     def ready(batches):
         return conn.execute(

@@ -151,11 +151,11 @@ def beside(servers, policed):
 def assert_all_ready(postgres, batches):
     """Wait until each batch is ready, by a database that may just have come back."""
     from core import db
-    from core.invariants import check_ledger
+    from core.invariants import check_batches
 
     def left():
         with db.connect_once(postgres.url) as conn:
-            return [i for i in check_ledger(conn, batches) if not i.holds], conn.execute(
+            return [i for i in check_batches(conn, batches) if not i.holds], conn.execute(
                 "SELECT count(DISTINCT batch_id) AS ready FROM event_outbox"
                 " WHERE type = 'BatchEssaysReady' AND published_at IS NOT NULL"
             ).fetchone()["ready"]

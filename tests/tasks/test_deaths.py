@@ -81,7 +81,7 @@ def test_a_worker_elsewhere_is_alive_while_it_gives_signs(again, valkey):
     valkey.sadd(key, "worker@there|another-host|17|1.00")
 
     gone = deaths.count(again)
-    heartbeat.worker_lives(valkey, "worker@there")
+    heartbeat.note_worker(valkey, "worker@there")
 
     assert (gone, deaths.count(again)) == (1, 0)
 

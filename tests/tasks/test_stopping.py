@@ -7,7 +7,7 @@ import pytest
 from celery.exceptions import WorkerShutdown
 from celery.worker import state
 
-from tasks.worker.stopping import heeded_between_turns
+from tasks.worker.stopping import stop_between_turns
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_a_signal_waits_for_the_end_of_a_turn(hub, heeded):
     within = []
     hub.call_soon(lambda: (stop(), within.extend(heeded)))
 
-    with heeded_between_turns(hub), pytest.raises(WorkerShutdown):
+    with stop_between_turns(hub), pytest.raises(WorkerShutdown):
         next(hub.create_loop())
 
     assert (within, heeded) == ([], ["SIGTERM"])
@@ -44,7 +44,7 @@ def test_a_second_signal_acts_at_once_and_once(hub, heeded):
     within = []
     hub.call_soon(lambda: (stop(2), within.extend(heeded)))
 
-    with heeded_between_turns(hub):
+    with stop_between_turns(hub):
         next(hub.create_loop())
 
     assert within == heeded == ["SIGTERM"]
@@ -57,14 +57,14 @@ def test_a_signal_of_a_turn_that_fails_acts_when_the_loop_is_left(hub, heeded):
 
     hub.call_soon(lose_the_connection)
 
-    with pytest.raises(ConnectionError), heeded_between_turns(hub):
+    with pytest.raises(ConnectionError), stop_between_turns(hub):
         next(hub.create_loop())
 
     assert heeded == ["SIGTERM"]
 
 
 def test_a_signal_outside_of_the_loop_acts_at_once(hub, heeded):
-    with heeded_between_turns(hub):
+    with stop_between_turns(hub):
         pass
 
     stop()

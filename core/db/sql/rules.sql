@@ -1,14 +1,13 @@
--- What the sweep looks for. Each query returns batches that break a rule, the oldest first:
--- batch_id, since, detail. %(batch)s limits the look to one batch, NULL takes all. Each reads an
--- index that holds only what may break the rule, so healthy batches cost nothing; what waits is
--- looked up batch by batch (a scalar subquery is not made a join, which would read all batches).
+-- What the sweep looks for: batch_id, since and detail of the batches that break a rule. The check
+-- of a rule chooses one batch, or the oldest findings.
+--
+-- Each query reads an index that holds only what may break the rule, so healthy batches cost
+-- nothing. What waits is looked up batch by batch: Postgres makes no join of a scalar subquery, and
+-- a join would read all batches.
 
 -- rule: full_not_announced
-SELECT batch_id, full_at AS since, NULL AS detail
-FROM batch_essay_trackers
+SELECT batch_id, full_at AS since, NULL AS detail FROM batch_essay_trackers
 WHERE full_at IS NOT NULL AND completed_at IS NULL AND closed_at IS NULL
-  AND (%(batch)s::text IS NULL OR batch_id = %(batch)s)
-ORDER BY full_at LIMIT %(limit)s OFFSET %(offset)s;
 
 -- rule: pending_though_registered
 WITH waiting AS MATERIALIZED (
@@ -19,7 +18,6 @@ WITH waiting AS MATERIALIZED (
 )
 SELECT * FROM waiting w
 WHERE (SELECT true FROM batch_essay_trackers t WHERE t.batch_id = w.batch_id)
-ORDER BY since LIMIT %(limit)s OFFSET %(offset)s;
 
 -- rule: deadline_passed
 -- A full batch is announced by the rule before this one, unless its slots are wrong.
@@ -32,16 +30,12 @@ WHERE status IN ('awaiting_content_validation', 'awaiting_student_validation')
           AND (SELECT count(*) FILTER (WHERE e.current_status <> 'cancelled') <> t.expected_count
                       OR count(*) <> t.expected_count
                FROM essay_states e WHERE e.batch_id = t.batch_id))
-  AND (%(batch)s::text IS NULL OR batch_id = %(batch)s)
-ORDER BY deadline_at LIMIT %(limit)s OFFSET %(offset)s;
 
 -- rule: deadline_never
 SELECT batch_id, registered_at AS since, 'deadline_at is ' || deadline_at AS detail
 FROM batch_essay_trackers
 WHERE status IN ('awaiting_content_validation', 'awaiting_student_validation')
   AND deadline_at > now() + %(furthest)s::interval
-  AND (%(batch)s::text IS NULL OR batch_id = %(batch)s)
-ORDER BY deadline_at LIMIT %(limit)s OFFSET %(offset)s;
 
 -- rule: event_not_delivered
 SELECT batch_id, min(created_at) AS since,
@@ -49,15 +43,13 @@ SELECT batch_id, min(created_at) AS since,
            THEN 'to be delivered again' ELSE 'never tried' END) AS detail
 FROM event_outbox
 WHERE published_at IS NULL AND created_at < now() - %(grace)s::interval
-  AND (%(batch)s::text IS NULL OR batch_id = %(batch)s)
-GROUP BY batch_id ORDER BY since LIMIT %(limit)s OFFSET %(offset)s;
+GROUP BY batch_id
 
 -- rule: dead_letter_waiting
 SELECT batch_id, min(parked_at) AS since, string_agg(DISTINCT code, ', ') AS detail
 FROM dead_letters
 WHERE replayed_at IS NULL AND discarded_at IS NULL AND batch_id IS NOT NULL
-  AND (%(batch)s::text IS NULL OR batch_id = %(batch)s)
-GROUP BY batch_id ORDER BY since LIMIT %(limit)s OFFSET %(offset)s;
+GROUP BY batch_id
 
 -- rule: pending_not_registered
 WITH waiting AS MATERIALIZED (
@@ -69,4 +61,3 @@ WITH waiting AS MATERIALIZED (
 SELECT * FROM waiting w
 WHERE (%(batch)s::text IS NOT NULL OR since < now() - %(patience)s::interval)
   AND (SELECT true FROM batch_essay_trackers t WHERE t.batch_id = w.batch_id) IS NULL
-ORDER BY since LIMIT %(limit)s OFFSET %(offset)s;

@@ -1,46 +1,46 @@
 """A thread that renews the messages which a worker holds, so that they do not become overdue.
 
-A message may be held for hours: until its `eta`, behind others, or in a task that waits until
-Postgres is back. The event loop cannot renew it, because `--pool solo` carries out tasks in the
-main thread. So a thread with a connection of its own does, for every pool. A killed or frozen
-process renews nothing, and its messages come back after the visibility timeout.
+A worker may hold a message for hours: until its `eta`, behind others, or in a task that takes long.
+The event loop cannot renew it, because `--pool solo` runs tasks in the main thread. So for every
+pool a thread with a connection of its own does. A killed or frozen process renews nothing, and its
+messages come back after the visibility timeout.
 
-A main loop that hangs must not hold messages for ever. The thread renews only while the loop has
-turned lately, or is inside a task: a task of any length is no hang.
+A main loop that hangs must not hold messages for ever. The thread renews only if the loop turned
+lately, or runs a task: a long task is no hang.
 """
 
+import logging
 import sys
 from collections.abc import Callable, Collection
 from threading import Event, Thread, get_ident
 from time import monotonic
 
-import structlog
 from redis.exceptions import RedisError
 
 HANGS_AFTER_S = 60.0  # no honest turn is as long: every wait in one has a limit of seconds
 RENEWED_EVERY_S = 5.0  # at least; and several times in a visibility timeout
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
-class Loop:
+class MainLoop:
     """The main loop of a worker, as another thread sees it."""
 
     def __init__(self) -> None:
         self._thread: int | None = None
         self._turned_at = float("-inf")
 
-    def turns(self) -> None:
-        """Note a turn; from the loop's own thread."""
+    def turned(self) -> None:
+        """Note a turn; the loop's own thread calls this."""
         self._thread, self._turned_at = get_ident(), monotonic()
 
     @property
-    def lives(self) -> bool:
-        """Whether the loop has turned lately, or carries out a task."""
+    def alive(self) -> bool:
+        """Whether the loop turned lately, or runs a task."""
         return monotonic() - self._turned_at < HANGS_AFTER_S or self._runs_a_task()
 
     def _runs_a_task(self) -> bool:
-        """Look for the frame of Celery in which the pools without processes run a task."""
+        """Search the stack for the function in which Celery's threads and `solo` run a task."""
         celery = sys.modules.get("celery.concurrency.base")
         frame = sys._current_frames().get(self._thread) if self._thread and celery else None
         while frame is not None:
@@ -51,27 +51,26 @@ class Loop:
 
 
 class Renewal(Thread):
-    """Calls `renew` with the tags of what is held, several times in a visibility timeout."""
+    """Calls `renew` with the tags of all held messages, several times in a visibility timeout."""
 
     def __init__(
         self,
-        loop: Loop,
-        held: Callable[[], Collection[str]],
+        loop: MainLoop,
+        held_tags: Callable[[], Collection[str]],
         renew: Callable[[Collection[str]], object],
         visibility_timeout_s: float,
     ) -> None:
         super().__init__(name="renewal", daemon=True)
         self._loop = loop
-        self._held = held
+        self._held_tags = held_tags
         self._renew = renew
         self._every_s = min(visibility_timeout_s / 4, RENEWED_EVERY_S)
         self._stopped = Event()
         self._failed = False
 
     def run(self) -> None:
-        """Renew until stopped."""
         while not self._stopped.wait(self._every_s):
-            if self._loop.lives and (tags := self._held()):
+            if self._loop.alive and (tags := self._held_tags()):
                 self._try(tags)
 
     def stop(self) -> None:
@@ -83,7 +82,7 @@ class Renewal(Thread):
             self._renew(tags)
         except (RedisError, OSError) as error:
             if not self._failed:
-                log.warning("messages_not_renewed", messages=len(tags), error=str(error))
+                log.warning("messages_not_renewed: %d: %s", len(tags), error)
             self._failed = True
         else:
             self._failed = False

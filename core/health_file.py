@@ -1,7 +1,7 @@
-"""A file that a worker touches as long as its main loop turns, for supervisors. It holds its pid.
+"""The health file: a worker touches it while its main loop turns. It holds the worker's pid.
 
-It stands apart from `core.heartbeat`, which asks Redis: a broker that is away must not look like
-a dead worker, or an outage becomes a storm of restarts. Imports little, because it is read often.
+Supervisors read it instead of Redis: a broker that is away must not look like a dead worker, or an
+outage becomes a storm of restarts. They read it often, so this module imports little.
 """
 
 import os
@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 
-def show(home: Path, worker: str) -> None:
+def touch(home: Path, worker: str) -> None:
     """Note that the main loop of this worker turns. Raises OSError."""
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     path, pid = _file(home, worker), str(os.getpid())
@@ -20,7 +20,7 @@ def show(home: Path, worker: str) -> None:
 
 
 def ages_s(home: Path, worker: str = "*") -> dict[str, float]:
-    """Tell how long ago each worker of this home gave its last sign; or one, by name."""
+    """Return for each worker of this home, or for one, the seconds since its last touch."""
     now = time.time()
     return {
         path.stem.removeprefix("worker-"): now - path.stat().st_mtime
@@ -28,8 +28,8 @@ def ages_s(home: Path, worker: str = "*") -> dict[str, float]:
     }
 
 
-def signs(home: Path) -> dict[int, float]:
-    """Tell when each process gave its last sign, by the file system's clock."""
+def touched_at(home: Path) -> dict[int, float]:
+    """Return for each pid the time of its last touch, by the file system's clock."""
     return {
         int(pid): path.stat().st_mtime
         for path in home.glob(_file(home, "*").name)

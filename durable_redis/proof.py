@@ -1,21 +1,26 @@
 """Kill workers at random moments and count the messages that are lost.
 
-    python -m bench.broker_loss --messages 10000 --kills 40 --transport els --prefetch 1
+    python -m durable_redis.proof --messages 10000 --kills 40 --transport durable --prefetch 1
 
-Kombu's stock transport sends the messages, a few hundred ahead of the workers. After a random
-number of runs a worker is killed, with all its processes, and another started, time and again. A
-task writes its number and the time to another database of the Valkey that is started for the run.
+Kombu's stock transport sends the messages, a few hundred ahead of the workers. Again and again,
+after a random number of runs, this program kills a worker with all its processes and starts
+another. A task writes its number and the time to database 1 of the Redis or Valkey, which this
+program starts (`--server`), or gets (`--url`) and then empties.
 """
 
 import argparse
 import os
 import random
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,19 +30,19 @@ from urllib.parse import urlsplit
 
 import redis
 from celery import Celery, current_app
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 
-from ops.stack.embedded import Valkey, free_port
-
-QUEUE = "broker-loss"
+QUEUE = "durable-redis-proof"
 DONE = "done"  # list of "number time"
 VISIBILITY_S = 5
 BACKLOG = 300  # so that every kill hits a worker that is busy
 PATIENCE_S = VISIBILITY_S + 10  # without progress; then what is missing counts as lost
-TRANSPORTS = {"els": "tasks.broker:Transport", "stock": "kombu.transport.redis:Transport"}
+TRANSPORTS = {"durable": "durable_redis:Transport", "stock": "kombu.transport.redis:Transport"}
 
 
 def _app(transport: str) -> Celery:
-    app = Celery(f"broker_loss_{transport}")
+    app = Celery(f"proof_{transport}")
     app.conf.update(
         broker_transport=TRANSPORTS[transport],
         broker_transport_options={
@@ -65,7 +70,7 @@ def _marks(broker_url: str) -> redis.Redis:
     return redis.Redis.from_url(urlsplit(broker_url)._replace(path="/1").geturl())
 
 
-els, stock = _app("els"), _app("stock")  # `celery -A bench.broker_loss:els`
+durable, stock = _app("durable"), _app("stock")  # `celery -A durable_redis.proof:durable`
 
 
 class Workers:
@@ -80,7 +85,7 @@ class Workers:
         """Kill the worker that runs longest, with its children, and start another."""
         oldest = self._running.pop(0)
         if oldest.poll() is not None:
-            raise SystemExit(f"a worker ended by itself; its words are in {self._log.name}")
+            raise SystemExit(f"a worker ended by itself; its log is {self._log.name}")
         self._end(oldest)
         self._running.append(self._start())
 
@@ -91,7 +96,7 @@ class Workers:
         self._log.close()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        name = ["-n", f"{random.getrandbits(48):x}@bench"]
+        name = ["-n", f"{random.getrandbits(48):x}@proof"]
         return subprocess.Popen(  # noqa: S603 - our own command
             [*self._command, *name],
             stdout=self._log,
@@ -120,7 +125,7 @@ class Report:
 
     def __str__(self) -> str:
         return (
-            f"{self.transport:5}  prefetch {self.prefetch}  messages {self.messages}  "
+            f"{self.transport:7}  prefetch {self.prefetch}  messages {self.messages}  "
             f"kills {self.kills}  lost {self.lost}  run again {self.runs_more_than_once}  "
             f"left in unacked {self.left_unacked}  slowest {self.slowest_s:.1f} s  "
             f"last after the last kill {self.last_s:.1f} s"
@@ -130,8 +135,10 @@ class Report:
 def measure(url: str, transport: str, options: argparse.Namespace, log: Path) -> Report:
     """Run one transport on an empty Valkey."""
     broker, marks = redis.Redis.from_url(url), _marks(url)
-    broker.flushall()
-    command = f"-A bench.broker_loss:{transport} -b {url} worker -P {options.pool} -c 2 -Q {QUEUE}"
+    broker.flushdb()
+    marks.flushdb()
+    command = f"-A durable_redis.proof:{transport} -b {url} worker -P {options.pool} -c 2"
+    command += f" -Q {QUEUE}"
     command += f" --prefetch-multiplier {options.prefetch} --without-gossip --without-mingle"
     command += " --without-heartbeat -l WARNING"
     workers = Workers(options.workers, [sys.executable, "-m", "celery", *command.split()], log)
@@ -204,8 +211,28 @@ def _read(marks: redis.Redis) -> tuple[dict[int, float], Counter[int]]:
     return first, runs
 
 
+@contextmanager
+def _server(program: str | None, home: Path) -> Iterator[str]:
+    """Run a server on a free port; give its URL."""
+    if program is None:
+        raise SystemExit("there is no valkey-server or redis-server: give --server or --url")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    command = [*f"{program} --port {port} --bind 127.0.0.1 --dir {home} --save".split(), ""]
+    url = f"redis://127.0.0.1:{port}/0"
+    with (home / "server.log").open("wb") as log:
+        server = subprocess.Popen(command, stdout=log)  # noqa: S603 - our own command
+    try:
+        retry = Retry(ConstantBackoff(0.1), 100)
+        redis.Redis.from_url(url, retry=retry, retry_on_error=[redis.ConnectionError]).ping()
+        yield url
+    finally:
+        server.terminate()
+        server.wait()
+
+
 def main() -> None:
-    """Read the options, start a Valkey, and print a line for each run."""
+    """Read the options, and print a line for each run."""
     parser = argparse.ArgumentParser(description="Kill workers and count lost messages.")
     parser.add_argument("--messages", type=int, default=2000)
     parser.add_argument("--kills", type=int, default=10)
@@ -213,17 +240,16 @@ def main() -> None:
     parser.add_argument("--prefetch", type=int, default=1)
     parser.add_argument("--pool", choices=["solo", "prefork"], default="solo")
     parser.add_argument("--workers", type=int, default=3)
+    parser.add_argument("--url", help="a Redis of which the proof may empty databases 0 and 1")
+    found = shutil.which("valkey-server") or shutil.which("redis-server")
+    parser.add_argument("--server", default=found, help="a server to start, where no URL is given")
     options = parser.parse_args()
-    home = Path(tempfile.mkdtemp(prefix="broker-loss-"))
-    valkey = Valkey(home / "valkey", free_port(), "bench-password")
-    valkey.start()
-    try:
-        chosen = list(TRANSPORTS) if options.transport == "both" else [options.transport]
+    home = Path(tempfile.mkdtemp(prefix="durable-redis-proof-"))
+    chosen = list(TRANSPORTS) if options.transport == "both" else [options.transport]
+    with nullcontext(options.url) if options.url else _server(options.server, home) as url:
         for transport in chosen:
-            report = measure(valkey.url, transport, options, home / f"{transport}.log")
+            report = measure(url, transport, options, home / f"{transport}.log")
             print(report, flush=True)
-    finally:
-        valkey.stop()
 
 
 if __name__ == "__main__":

@@ -1,181 +1,32 @@
-"""The broker that loses nothing, beside Kombu's stock transport, which producers keep."""
+"""The transport beside Kombu's stock one, which senders keep."""
 
 import base64
 import json
-import os
 import random
 import signal
 import statistics
-import subprocess
-import sys
 import time
-from contextlib import contextmanager, suppress
-from uuid import NAMESPACE_OID, uuid4, uuid5
+from uuid import uuid4
 
 import pytest
 import redis
-from celery import Celery, current_app
 from kombu import Connection, Producer, transport
 from kombu.transport import redis as stock_redis
 
-from core import db
-from core.db.dead_letters import DeadLetter
-from ops.stack.embedded import leashed
-from tasks import broker
+import durable_redis
+from durable_redis.unacked import Batching
+from tests.durable_redis.crew import (
+    KEEP,
+    MARGIN_S,
+    OURS,
+    PREFIX,
+    QUEUE,
+    STOCK,
+    VISIBILITY_S,
+    channel_on,
+    take,
+)
 from tests.live.conftest import until
-
-VISIBILITY_S = 2
-MARGIN_S = 5  # a dead worker's messages are back within the visibility timeout and this
-QUEUE = "broker"
-PREFIX = "prefix."
-OURS, STOCK = "tasks.broker:Transport", "kombu.transport.redis:Transport"
-URL = os.environ["ELS_REDIS_URL"].removesuffix("/0") + "/5"
-
-
-def app_on(transport_name):
-    app = Celery(transport_name, broker=os.environ.get("BROKER", URL), set_as_current=False)
-    app.conf.update(
-        broker_transport=transport_name,
-        broker_transport_options={
-            "visibility_timeout": VISIBILITY_S,
-            "on_junk": f"{__name__}:keep_junk",
-            **({} if transport_name == OURS else {"unacked_restore_interval": 1}),
-            **({} if transport_name == OURS else {"unacked_restore_throttle": 1}),
-        },
-        broker_connection_retry_on_startup=True,
-        task_default_queue=QUEUE,
-        task_acks_late=True,
-        task_ignore_result=True,
-        worker_prefetch_multiplier=1,
-    )
-    app.task(name="run")(run)
-    app.task(name="stay")(stay)
-    return app
-
-
-def run(number):
-    """Write down that a message has run."""
-    with redis.Redis.from_url(URL) as client:
-        request = current_app.current_task.request
-        lost = broker.lost_workers(request)
-        line = {"number": number, "at": time.time(), "info": request.delivery_info, "lost": lost}
-        client.rpush("ran", json.dumps(line))
-
-
-def stay(number, seconds):
-    """Take a while, and write down that a message has run."""
-    time.sleep(seconds)
-    run(number)
-
-
-def keep_junk(queue, payload, why):
-    """Write a dead letter, as the service does."""
-    with redis.Redis.from_url(URL) as client:
-        if client.exists("no dead letters"):
-            raise OSError("the database is away")
-    letter = DeadLetter(
-        task="unknown",
-        task_id=str(uuid5(NAMESPACE_OID, payload.hex())),
-        batch_id=None,
-        body=json.dumps({"not_json": base64.b64encode(payload).decode()}),
-        code="VALIDATION_ERROR",
-        message=f"{queue}: {why}",
-    )
-    with db.connect_once(os.environ["ELS_DATABASE_URL"]) as conn:
-        db.dead_letters.add(conn, letter)
-
-
-ours, stock = app_on(OURS), app_on(STOCK)
-
-
-class Place:
-    """An empty database of Valkey, and workers on it."""
-
-    def __init__(self, logs):
-        self.client = redis.Redis.from_url(URL)
-        self.client.flushdb()
-        self.logs = logs
-        self.processes = []
-        self.upstream = Celery("upstream", broker=URL, set_as_current=False)
-        self.upstream.conf.broker_transport = STOCK
-
-    def start(self, app="ours", pool="solo", concurrency=1, prefetch=1, url=URL, **settings):
-        command = f"celery -A {__name__}:{app} worker -P {pool} -c {concurrency} -Q {QUEUE}"
-        command += f" --prefetch-multiplier {prefetch} -n {uuid4().hex}@broker"
-        with (self.logs / f"{len(self.processes)}.log").open("wb") as log:
-            process = subprocess.Popen(
-                leashed([sys.executable, "-m", *command.split()], signal.SIGKILL),
-                env={**os.environ, "BROKER": url, **settings},
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        self.processes.append(process)
-        return process
-
-    @contextmanager
-    def start_paused(self):
-        """Start a worker that runs message 0, and stands still meanwhile."""
-        worker = self.start()
-        self.send(0)
-        self.all_have_run(1)
-        worker.send_signal(signal.SIGSTOP)
-        os.waitpid(worker.pid, os.WUNTRACED)
-        yield
-        worker.send_signal(signal.SIGCONT)
-
-    def send(self, *numbers, **options):
-        for number in numbers:
-            self.upstream.send_task("run", [number], **{"queue": QUEUE, **options})
-
-    def ran(self):
-        return [json.loads(line) for line in self.client.lrange("ran", 0, -1)]
-
-    def numbers(self):
-        return [line["number"] for line in self.ran()]
-
-    def all_have_run(self, count, timeout_s=30):
-        until(lambda: len(self.numbers()) >= count, timeout_s, f"{count} messages have run")
-        until(self.is_quiet, what="nothing is unacknowledged")
-
-    def is_quiet(self):
-        lists = [QUEUE, *(f"{QUEUE}\x06\x16{step}" for step in (3, 6, 9)), "unacked"]
-        return not self.client.exists(*lists, "unacked_index")
-
-    def stop(self):
-        for process in self.processes:
-            with suppress(ProcessLookupError):  # with its children, which outlive a killed parent
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait(10)
-        self.upstream.close()
-        self.client.close()
-
-
-@pytest.fixture
-def place(database_url, tmp_path):
-    opened = Place(tmp_path)
-    yield opened
-    opened.stop()
-
-
-@contextmanager
-def channel_on(transport_name=OURS, **options):
-    """Open a channel that leaves what it holds as it is, like a worker that is killed."""
-    options = {"visibility_timeout": VISIBILITY_S, **options}
-    with Connection(URL, transport=transport_name, transport_options=options) as connection:
-        channel = connection.channel()
-        channel.do_restore = False
-        yield channel
-
-
-def take(channel, queue=QUEUE):
-    """Take a message on a stock channel or ours; return it."""
-    taken = []
-    channel.basic_qos(prefetch_count=len(channel.qos._delivered) + 1)
-    channel.basic_consume(queue, False, taken.append, "tag")
-    channel.connection.client.drain_events(timeout=5)
-    channel.basic_cancel("tag")
-    return taken[0]
 
 
 def a_copy_of(payload, **changes):
@@ -193,7 +44,7 @@ def encoded(body):
 def test_a_worker_killed_between_take_and_run_loses_nothing(place, run):
     with place.start_paused():
         place.send(1, 2, 3)
-        doomed = place.start(ELS_CRASHPOINT="taken")
+        doomed = place.start(CRASH_AT="taken")
         until(lambda: doomed.poll() is not None, what="the worker dies")
         died = time.time()
         assert (place.client.hlen("unacked"), place.client.llen(QUEUE)) == (1, 2)
@@ -211,7 +62,7 @@ def test_a_restore_that_is_cut_short_is_completed_by_another_worker(place, run):
         place.send(1, 2, 3)
         with channel_on() as channel:
             assert all(channel.basic_get(QUEUE) for _ in range(3))
-        doomed = place.start(ELS_CRASHPOINT="restoring")
+        doomed = place.start(CRASH_AT="restoring")
         until(lambda: doomed.poll() is not None, what="the worker dies after the first message")
         died = time.time()
         assert (place.client.hlen("unacked"), place.client.llen(QUEUE)) == (2, 1)
@@ -231,7 +82,7 @@ def test_two_workers_restore_a_message_once(place):
         until(lambda: first.unacked.overdue(VISIBILITY_S, 10), what="the message is overdue")
         [(tag, note)] = first.unacked.overdue(VISIBILITY_S, 10)
 
-        moved = [c.put_back(tag, note, age_s=VISIBILITY_S) for c in (first, second)]
+        moved = [c.requeue(tag, note, age_s=VISIBILITY_S) for c in (first, second)]
 
     assert moved == [True, False]
     assert place.client.llen(QUEUE) == 1
@@ -247,13 +98,13 @@ def test_a_slow_restorer_leaves_a_message_that_is_in_work_again(place):
         channel.qos.restore_by_tag(tag)
         assert channel.basic_get(QUEUE)
 
-        moved = channel.put_back(tag, note, age_s=1)
+        moved = channel.requeue(tag, note, age_s=1)
 
-        assert channel.unacked.note(tag) == note, "the same bytes, but younger"
+        assert channel.unacked.entry(tag) == note, "the same bytes, but younger"
         assert not moved
 
 
-# --- what is taken -----------------------------------------------------------------------------
+# --- what is fetched---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("prefix", ["", PREFIX], ids=["bare keys", "prefixed keys"])
@@ -278,7 +129,7 @@ def test_a_restored_message_differs_by_its_mark_alone(place, prefix):
         assert place.client.lrange(prefix + QUEUE, 0, -1) == [once]
 
 
-def test_a_message_that_cannot_be_noted_stays_in_its_list(place):
+def test_a_message_whose_entry_cannot_be_written_stays_in_its_list(place):
     place.send(1)
     place.client.set("unacked", "not a hash")
 
@@ -288,7 +139,7 @@ def test_a_message_that_cannot_be_noted_stays_in_its_list(place):
     assert place.client.llen(QUEUE) == 1
 
 
-def test_copies_of_a_message_are_noted_each(place):
+def test_copies_of_a_message_have_an_entry_each(place):
     place.send(1)
     place.client.lpush(QUEUE, place.client.lindex(QUEUE, 0))
 
@@ -327,9 +178,9 @@ def test_the_prefetch_window_is_kept_and_no_ack_leaves_nothing(place):
     assert place.is_quiet()
 
 
-def test_messages_of_some_tasks_go_before_all_that_wait(place):
+def test_urgent_messages_go_before_all_that_wait(place):
     place.send(1, 2)
-    with channel_on(go_first=("urgent",)) as channel:
+    with channel_on(urgent_tasks=("urgent",)) as channel:
         producer = Producer(channel)
         for task in ("urgent", "other", "urgent"):
             headers = {"task": task, "id": task}
@@ -340,13 +191,13 @@ def test_messages_of_some_tasks_go_before_all_that_wait(place):
     assert tasks == ["urgent", "urgent", "run", "run", "other", None]
 
 
-def test_messages_of_some_tasks_are_taken_together_and_count_as_one(place):
+def test_a_batch_is_fetched_at_once_and_counts_as_one(place):
     place.send(*range(3))
     place.upstream.send_task("walk", [3], queue=QUEUE)
     place.send(4)
     place.upstream.send_task("other", queue=QUEUE)
     place.send(5)
-    with channel_on(take_together=(("run", "walk"), 3, 10**6), visibility_timeout=60) as channel:
+    with channel_on(batching=Batching(("run", "walk"), 3, 10**6), visibility_timeout=60) as channel:
         taken, held = [], []
         channel.basic_qos(prefetch_count=2)
         channel.basic_consume(QUEUE, False, taken.append, "tag")
@@ -371,9 +222,9 @@ def test_messages_of_some_tasks_are_taken_together_and_count_as_one(place):
     assert left == 2
 
 
-def test_what_is_taken_together_has_a_size_and_one_is_taken_whatever_its_size(place):
+def test_a_batch_has_a_size_and_a_single_message_may_have_any_size(place):
     place.send("a" * 5_000, "b" * 100, "c" * 100, "d" * 5_000, "e")
-    with channel_on(take_together=(("run",), 9, 3_000), visibility_timeout=60) as channel:
+    with channel_on(batching=Batching(("run",), 9, 3_000), visibility_timeout=60) as channel:
         taken, counts = [], []
         channel.basic_consume(QUEUE, False, taken.append, "tag")
         while len(taken) < 5:
@@ -388,10 +239,10 @@ def test_what_is_taken_together_has_a_size_and_one_is_taken_whatever_its_size(pl
     assert place.is_quiet()
 
 
-def test_junk_behind_messages_that_are_taken_together_stays_and_is_kept(place, conn):
+def test_a_malformed_message_behind_a_batch_stays_and_is_kept(place):
     place.send(1, 2)
-    place.client.lpush(QUEUE, junk := uuid4().hex)
-    with channel_on(take_together=(("run",), 9, 10**6), on_junk=f"{__name__}:keep_junk") as channel:
+    place.client.lpush(QUEUE, payload := uuid4().hex)
+    with channel_on(batching=Batching(("run",), 9, 10**6), on_malformed=KEEP) as channel:
         taken = []
         channel.basic_qos(prefetch_count=2)
         channel.basic_consume(QUEUE, False, taken.append, "tag")
@@ -400,11 +251,9 @@ def test_junk_behind_messages_that_are_taken_together_stays_and_is_kept(place, c
         channel.connection.client.drain_events(timeout=5)
         channel.basic_cancel("tag")
 
-    assert (len(taken), waiting) == (2, [junk.encode()])
-    assert not place.client.exists(QUEUE, f"{QUEUE}.junk")
-    body = json.dumps({"not_json": base64.b64encode(junk.encode()).decode()})
-    kept = conn.execute("SELECT 1 FROM dead_letters WHERE body::text = %s", [body])
-    assert kept.fetchone()
+    assert (len(taken), waiting) == (2, [payload.encode()])
+    assert not place.client.exists(QUEUE, f"{QUEUE}.malformed")
+    assert place.client.hkeys("kept") == [payload.encode()]
 
 
 @pytest.mark.parametrize("strategy", ["round_robin", "priority"])
@@ -455,7 +304,7 @@ def test_each_worker_restores_and_runs_what_the_other_took(place, worker, dead):
     assert [line["info"].get("redelivered") for line in place.ran() if not line["number"]] == [True]
 
 
-def test_an_idle_worker_is_told_of_a_message(place):
+def test_an_idle_worker_gets_a_message_at_once(place):
     place.start()
     place.send(0)
     place.all_have_run(1)
@@ -475,24 +324,24 @@ def test_install_makes_each_redis_url_ours(monkeypatch, url):
     monkeypatch.setattr(transport, "_transport_cache", {})
     before = Connection(url).get_transport_cls()
 
-    broker.install()
+    durable_redis.install()
 
     assert (before, Connection(url).get_transport_cls()) == (
         stock_redis.Transport,
-        broker.Transport,
+        durable_redis.Transport,
     )
 
 
-# --- junk --------------------------------------------------------------------------------------
+# --- malformed messages ------------------------------------------------------------------------
 
 
-def test_junk_becomes_dead_letters_and_the_messages_around_it_run(place, conn):
+def test_malformed_messages_are_kept_and_the_messages_around_them_run(place):
     place.send(0)
     good = place.client.lindex(QUEUE, 0)
     headers, properties = (json.loads(good)[name] for name in ("headers", "properties"))
     untagged = {k: v for k, v in properties.items() if k != "delivery_tag"}
     mark = uuid4().hex
-    junk = [
+    malformed = [
         f"\x80 not JSON {mark}".encode("latin-1"),
         json.dumps(["a list", mark]).encode(),
         json.dumps({"hello": mark}).encode(),
@@ -509,35 +358,32 @@ def test_junk_becomes_dead_letters_and_the_messages_around_it_run(place, conn):
         a_copy_of(good, headers={**headers, "timelimit": 5}, mark=mark),
         good.replace(b'"origin": "', b'"origin": "\\ud800' + mark.encode()),
     ]
-    for number, payload in enumerate(junk, start=1):
+    for number, payload in enumerate(malformed, start=1):
         place.client.lpush(QUEUE, payload)
         place.send(number)
 
     worker = place.start()
-    place.all_have_run(len(junk) + 1)
+    place.all_have_run(len(malformed) + 1)
 
-    ours_only = "SELECT * FROM dead_letters WHERE starts_with(message, %s)"
-    rows = conn.execute(ours_only, [f"{QUEUE}: "]).fetchall()
-    kept = {base64.b64decode(row["body"]["not_json"]): row for row in rows}
-    assert sorted(place.numbers()) == list(range(len(junk) + 1))
-    assert [payload for payload in junk if payload not in kept] == []
-    assert {kept[payload]["code"] for payload in junk} == {"VALIDATION_ERROR"}
-    assert not place.client.exists(f"{QUEUE}.junk")
+    kept = place.client.hgetall("kept")
+    assert sorted(place.numbers()) == list(range(len(malformed) + 1))
+    assert kept.keys() == set(malformed)
+    assert all(reason.startswith(f"{QUEUE}: ".encode()) for reason in kept.values())
+    assert not place.client.exists(f"{QUEUE}.malformed")
     assert worker.poll() is None
 
 
-def test_junk_waits_until_it_can_be_kept(place, conn):
-    junk = uuid4().bytes
+def test_a_malformed_message_waits_until_it_can_be_kept(place):
+    payload = uuid4().bytes
     place.client.set("no dead letters", 1)
-    place.client.lpush(QUEUE, junk)
+    place.client.lpush(QUEUE, payload)
     worker = place.start()
     place.send(1)
     place.all_have_run(1)
 
-    assert place.client.lrange(f"{QUEUE}.junk", 0, -1) == [junk]
+    assert place.client.lrange(f"{QUEUE}.malformed", 0, -1) == [payload]
     place.client.delete("no dead letters")
-    until(lambda: not place.client.exists(f"{QUEUE}.junk"), what="the junk is kept")
+    until(lambda: not place.client.exists(f"{QUEUE}.malformed"), what="the message is kept")
 
-    task_id = str(uuid5(NAMESPACE_OID, junk.hex()))
-    assert conn.execute("SELECT 1 FROM dead_letters WHERE task_id = %s", [task_id]).fetchone()
+    assert place.client.hexists("kept", payload)
     assert worker.poll() is None

@@ -1,7 +1,7 @@
--- Renew notes: their worker lives, so they are not overdue. Those that are gone stay gone.
+-- Renew unacked entries: their worker lives, so they are not overdue. Deleted ones stay deleted.
 -- KEYS  1 unacked_index
 -- ARGV  the tags
--- It removes nothing; but after a write, a Redis whose memory is full lets a script go on.
+-- This removes nothing. But a Redis whose memory is full lets a script go on after its first write.
 redis.call('ZREMRANGEBYRANK', KEYS[1], 1, 0)
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000

@@ -1,16 +1,16 @@
--- Read the notes that are older than the visibility timeout, newest first.
+-- Read the unacked entries that are older than the visibility timeout, newest first.
 -- KEYS  1 unacked  2 unacked_index
 -- ARGV  1 visibility timeout in s  2 how many at most
--- Returns pairs: tag, note.
+-- Returns pairs: tag, entry.
 local time = redis.call('TIME')
 local latest = time[1] + time[2] / 1000000 - ARGV[1]
 local found = {}
 local tags = redis.call('ZRANGE', KEYS[2], latest, '-inf', 'BYSCORE', 'REV', 'LIMIT', 0, ARGV[2])
 for _, tag in ipairs(tags) do
-  local note = redis.call('HGET', KEYS[1], tag)
-  if note then
+  local entry = redis.call('HGET', KEYS[1], tag)
+  if entry then
     found[#found + 1] = tag
-    found[#found + 1] = note
+    found[#found + 1] = entry
   else
     redis.call('ZREM', KEYS[2], tag)
   end

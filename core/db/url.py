@@ -1,0 +1,116 @@
+"""The database's URL, as SQLAlchemy or libpq writes it, with our parameters added.
+
+libpq reads it, for the service and for the migrations alike, so both see the same schema. A
+parameter of the URL wins over ours.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote, unquote
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import Conninfo
+
+from core.errors import BadSettings
+
+STATEMENT_TIMEOUT_MS = 60_000  # registering 100 000 slots takes a few seconds
+LOCK_TIMEOUT_MS = 10_000  # below the statement's, so that a lock is reported as a lock (55P03)
+URL = re.compile(r"(\w+)(?:\+\w+)?(://(?:[^@/]*@)?[^?]*)(?:\?(.*))?", re.DOTALL)  # as libpq cuts it
+# The kernel notices within 20 s that a peer is gone without a word, in use or not.
+OURS: Mapping[str, Any] = {  # Any: parameters of libpq
+    "application_name": "els",
+    "connect_timeout": 5,
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 2,
+    "tcp_user_timeout": 20_000,  # ms
+}
+SESSION = (
+    f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={LOCK_TIMEOUT_MS} -c timezone=UTC"
+)
+
+
+def conninfo(url: str, session: str = SESSION) -> str:
+    """Write a URL as libpq takes it, with our parameters where it leaves them open.
+
+    `session` is a list of our options. Where two set the same, Postgres takes the last, which is
+    the URL's. A service file and PGOPTIONS count as the URL. Raises BadSettings.
+    """
+    given = parameters(url)
+    known = _defaults(given.get("service")) | given
+    ours = {name: value for name, value in OURS.items() if name not in known}
+    return make_conninfo(**given | ours | {"options": f"{session} {known.get('options', '')}"})
+
+
+def parameters(url: str) -> dict[str, Any]:  # Any: strings; so psycopg types them
+    """Read the parameters of a URL. Raises BadSettings, which names the fault and no password."""
+    try:
+        return dict(conninfo_to_dict(_for_libpq(url)))
+    except psycopg.ProgrammingError as error:
+        _, _, query = url.partition("?")
+        reason = re.sub(
+            r'"([^"]*)"', lambda word: word[0] if word[1] in query else '"…"', str(error).strip()
+        )
+        raise BadSettings(
+            f"the database's URL cannot be read: {reason};"
+            " ELS_DATABASE_URL is written postgresql://user:password@host:5432/name"
+        ) from error
+
+
+def _for_libpq(url: str) -> str:
+    """Translate what SQLAlchemy reads and libpq does not.
+
+    These are a driver's name, several hosts with ports, "=" in a value, "+" for a space in options.
+    """
+    found = URL.fullmatch(url)
+    if not found:
+        return url  # host=… dbname=…
+    scheme, base, query = found.groups()
+    pairs = [pair.partition("=")[::2] for pair in (query or "").split("&") if pair]
+    values = [(name, unquote(_spaced(name, value))) for name, value in pairs]
+    values = [*_hosts(values), *((name, value) for name, value in values if name != "host")]
+    written = "&".join(f"{name}={quote(value, safe='')}" for name, value in values)
+    return f"{scheme}{base}?{written}" if written else f"{scheme}{base}"
+
+
+def _spaced(name: str, value: str) -> str:
+    """Read "+" as a space where an option begins or ends with it."""
+    if name != "options":
+        return value
+    return value.replace("-c+", "-c ").replace("+-", " -").strip("+")
+
+
+def _hosts(values: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Write hosts, each with a port of its own or not, as libpq's two lists."""
+    hosts = [each for name, value in values if name == "host" for each in value.split(",")]
+    ports = [each for name, value in values if name == "port" for each in value.split(",")]
+    cut = [re.fullmatch(r"\[?([^/]*?)\]?:(\d+)", host) for host in hosts]
+    if not hosts:
+        return []
+    if not any(cut):
+        return [("host", ",".join(hosts))]
+    named = [found[1] if found else host for found, host in zip(cut, hosts, strict=True)]
+    default = ports[0] if len(ports) == 1 else ""
+    return [
+        ("host", ",".join(named)),
+        ("port", ",".join(found[2] if found else default for found in cut)),
+    ]
+
+
+def _defaults(service: str | None) -> dict[str, str]:
+    """Read the service file and libpq's own variables, as libpq does."""
+    before = os.environ.get("PGSERVICE")
+    try:
+        if service:
+            os.environ["PGSERVICE"] = service  # libpq looks it up by this name alone
+        options = Conninfo.get_defaults()
+    finally:
+        if service and before is None:
+            del os.environ["PGSERVICE"]
+        elif before is not None:
+            os.environ["PGSERVICE"] = before
+    return {each.keyword.decode(): each.val.decode() for each in options if each.val}

@@ -1,0 +1,311 @@
+"""The rules, and the plain causes: why a batch is not ready, in one table.
+
+The sweep, the pages, the metrics and `els explain` read this table, so that they cannot drift
+apart. A code has its section in docs/runbook.md and is never renamed.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from redis import RedisError
+
+from core import checks, repairs
+from core.checks import Check, CheckContext, Finding
+from core.repairs import RepairContext
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why a batch is not ready, what the service does about it, and what a person can do.
+
+    The texts of the table name facts in braces; `told` fills them in.
+    """
+
+    code: str
+    title: str
+    reason: str
+    by_itself: str
+    command: str
+    since: datetime | None = None
+
+    def told(self, since: datetime | None = None, **facts: object) -> "Cause":
+        """Fill the facts into the texts."""
+        return Cause(
+            self.code,
+            self.title.format(**facts),
+            self.reason.format(**facts),
+            self.by_itself.format(**facts),
+            self.command.format(**facts),
+            since,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule(Cause):
+    """A cause that must not stay. Without a repair it is an alarm: a person must act.
+
+    `repair` returns whether it changed anything; somebody else may have been faster. `paged`: the
+    check reads some batches at a time, so the sweep remembers its findings.
+    """
+
+    check: Check
+    repair: Callable[[RepairContext, str], bool] | None = None
+    paged: bool = False
+
+    def find(self, context: CheckContext) -> list[Finding] | None:
+        """Find what breaks the rule; None: Redis does not answer, and this check needs it."""
+        try:
+            return self.check(context)
+        except RedisError:
+            return None
+
+
+UNTIL_THE_DEADLINE = "nothing before the deadline; at the deadline the batch is timed out"
+RULES = [
+    Rule(
+        code="status_wrong",
+        title="The status of the batch is not what happened to it",
+        reason="somebody changed its row by hand",
+        by_itself="the sweep puts back the status that its events and its seal say, in its turn",
+        command="els reconcile {batch}",
+        check=checks.status_wrong,
+        repair=repairs.restore_status,
+        paged=True,
+    ),
+    Rule(
+        code="slot_missing",
+        title="A slot of the batch is gone",
+        reason="somebody deleted it by hand; its essay id is stored nowhere else",
+        by_itself=UNTIL_THE_DEADLINE,
+        command="els cancel {batch} --reason WHY",
+        check=checks.slot_missing,
+        paged=True,
+    ),
+    Rule(
+        code="slot_extra",
+        title="The batch has more slots than registered essays",
+        reason="somebody inserted slots by hand",
+        by_itself=UNTIL_THE_DEADLINE,
+        command="els find {batch}",
+        check=checks.slot_extra,
+        paged=True,
+    ),
+    Rule(
+        code="slot_cancelled",
+        title="Single slots of an open batch are cancelled",
+        reason="somebody changed them by hand; the service cancels a slot only with its batch",
+        by_itself="the sweep gives them back the state that their contents say, in its turn",
+        command="els reconcile {batch}",
+        check=checks.slot_cancelled,
+        repair=repairs.reopen_slots,
+        paged=True,
+    ),
+    Rule(
+        code="counter_wrong",
+        title="The counter of open slots differs from the slots",
+        reason="a row was changed by hand, or restored from a backup",
+        by_itself="the sweep counts the slots of the batch again, in its turn",
+        command="els reconcile {batch}",
+        check=checks.counter_wrong,
+        repair=repairs.recount,
+        paged=True,
+    ),
+    Rule(
+        code="pending_though_registered",
+        title="Contents wait although the batch is registered",
+        reason="a row was written by hand, or restored from a backup",
+        by_itself="the sweep gives them their slots within seconds",
+        command="els reconcile {batch}",
+        check=checks.by_query("pending_though_registered"),
+        repair=repairs.drain,
+    ),
+    Rule(
+        code="full_not_announced",
+        title="All slots are accounted for, but the batch was not announced",
+        reason="the completion chord is under way, or a worker died before its callback ran",
+        by_itself="the sweep seals and announces it within seconds",
+        command="els reconcile {batch}",
+        check=checks.by_query("full_not_announced"),
+        repair=repairs.announce,
+    ),
+    Rule(
+        code="slot_drift",
+        title="Redis and Postgres disagree on the free slots",
+        reason="Redis was flushed or restored, or a worker died between claim and commit",
+        by_itself="the next content of the batch, or the sweep, rebuilds Redis from Postgres",
+        command="els reconcile {batch}",
+        check=checks.slot_drift,
+        repair=repairs.reseed,
+    ),
+    Rule(
+        code="deadline_never",
+        title="The deadline of the batch never comes",
+        reason="somebody changed it by hand; a deadline is at most ten years away",
+        by_itself="the sweep sets it to a day from now, within seconds",
+        command="els reconcile {batch}",
+        check=checks.by_query("deadline_never"),
+        repair=repairs.bring_deadline_near,
+    ),
+    Rule(
+        code="deadline_passed",
+        title="The deadline has passed",
+        reason="contents, or the confirmation of students, did not come in time",
+        by_itself="the sweep times the batch out, or proceeds with what is there, within seconds",
+        command="els reconcile {batch}",
+        check=checks.by_query("deadline_passed"),
+        repair=repairs.time_out,
+    ),
+    Rule(
+        code="event_missing",
+        title="The outbox lacks an event of the batch",
+        reason="somebody deleted it by hand, so nobody can tell whether it was delivered",
+        by_itself="the sweep writes it again, with the same id, in its turn",
+        command="els reconcile {batch}",
+        check=checks.event_missing,
+        repair=repairs.post_missing,
+        paged=True,
+    ),
+    Rule(
+        code="event_not_delivered",
+        title="An event of the batch has not been delivered",
+        reason="the broker did not take it, or no worker relays",
+        by_itself="the sweep and beat's relay try again every few seconds",
+        command="els outbox list",
+        check=checks.by_query("event_not_delivered"),
+        repair=repairs.relay,
+    ),
+    Rule(
+        code="dead_letter_waiting",
+        title="The service could not carry out a message for the batch",
+        reason="its sender must correct it, or somebody must mend its cause",
+        by_itself="nothing: a person must replay or discard it",
+        command="els dead-letters list --batch {batch}",
+        check=checks.by_query("dead_letter_waiting"),
+    ),
+    Rule(
+        code="pending_not_registered",
+        title="Contents wait for a batch that nobody has registered",
+        reason="the registration is late, got lost, or is a dead letter",
+        by_itself="they get their slots when the batch is registered",
+        command="els dead-letters list --task els.register_batch",
+        check=checks.by_query("pending_not_registered"),
+    ),
+]
+
+# Not broken rules: what every batch waits for, what this one waits for, or how it ended.
+PLAIN = [
+    Cause(
+        "unknown_batch",
+        "Nobody has registered this batch, and no content waits for it",
+        "the id is mistyped, or its messages did not arrive or could not be carried out",
+        "nothing",
+        "els dead-letters list --task els.register_batch",
+    ),
+    Cause(
+        "redis_unreachable",
+        "Redis does not answer",
+        "it is down, or not reachable from here",
+        "messages are retried until it is back",
+        "els env",
+    ),
+    Cause(
+        "broker_unreachable",
+        "The broker does not answer",
+        "it is down, or not reachable from here",
+        "senders keep their messages, and events wait in the outbox, until it is back",
+        "els env",
+    ),
+    Cause(
+        "server_refuses",
+        "{server} refuses writes",
+        "{error}",
+        "workers keep their messages, ask again every 10 s at most, and go on once it takes writes",
+        "els env",
+    ),
+    Cause(
+        "no_worker",
+        "No worker is running",
+        "no worker has given a sign of life for 15 s",
+        "messages wait in the queue",
+        "els run",
+    ),
+    Cause(
+        "sweep_lock_held",
+        "Another session holds the lock of the sweep ({holder})",
+        "a worker or a command hangs in a sweep, or somebody took the lock by hand",
+        "the sweep goes on once that session ends or gives the lock back",
+        "els reconcile",
+    ),
+    Cause(
+        "beat_silent",
+        "The sweep has not run for a while",
+        "beat is not running, or no worker takes its messages",
+        "nothing that the sweep mends is mended meanwhile",
+        "els reconcile",
+    ),
+    Cause(
+        "queue_backlog",
+        "Many messages wait in the queue",
+        "more messages come than the workers carry out",
+        "the workers carry them out in turn",
+        "els status",
+    ),
+    Cause(
+        "claims_in_flight",
+        "Slots are claimed, but their contents are not committed",
+        "a worker is committing them now, or it died and the broker delivers its message again",
+        "the message is redelivered within the visibility timeout; the claim ends after 3 minutes",
+        "els status {batch}",
+    ),
+    Cause(
+        "deadline_near",
+        "The deadline is near",
+        "contents, or students, are still missing",
+        "at {deadline} the batch {ending}",
+        "els status {batch}",
+    ),
+    Cause(
+        "being_sealed",
+        "Every slot is accounted for, and the batch is being sealed at this moment",
+        "its last content has just come",
+        "it is announced within seconds",
+        "els status {batch}",
+    ),
+    Cause(
+        "waiting_for_contents",
+        "The batch waits for contents ({open} of {slots} slots are open)",
+        "the file service has not announced a text for every slot",
+        "it goes on with the next content; at {deadline} it {ending}",
+        "els status {batch}",
+    ),
+    Cause(
+        "waiting_for_students",
+        "The batch waits for the confirmation of its students",
+        "els.confirm_students has not come",
+        "it goes on with that message; at {deadline} it {ending}",
+        "els status {batch}",
+    ),
+    Cause(
+        "all_slots_failed",
+        "Every file of the batch was rejected",
+        "no essay is left to be ready",
+        "nothing: this is its last state",
+        "els status {batch}",
+    ),
+    Cause(
+        "timed_out",
+        "The batch was timed out at its deadline",
+        "on_deadline is `fail`, and not everything had come",
+        "nothing: this is its last state",
+        "els status {batch}",
+    ),
+    Cause(
+        "cancelled",
+        "The batch was cancelled",
+        "els.cancel_batch was sent",
+        "nothing: this is its last state",
+        "els status {batch}",
+    ),
+]
+CAUSES = {cause.code: cause for cause in [*RULES, *PLAIN]}

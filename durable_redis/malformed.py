@@ -1,0 +1,104 @@
+"""Malformed messages: each moves to a list of its own, until the option `on_malformed` keeps it."""
+
+import logging
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import TYPE_CHECKING, cast
+
+from kombu.transport import virtual
+from kombu.utils.encoding import bytes_to_str
+from kombu.utils.imports import symbol_by_name
+from redis.exceptions import ResponseError
+
+from durable_redis.messages import MALFORMED, check_call, parse
+
+if TYPE_CHECKING:
+    from durable_redis.channel import Channel
+
+OFFERED_EVERY_S = 5  # again, where `on_malformed` did not keep it
+OFFERED_AT_ONCE = 10  # each call may write to a database, in the event loop
+
+OnMalformed = Callable[[str, bytes, str], bool | None]
+log = logging.getLogger(__name__)
+
+
+class MalformedMessages:
+    """The malformed messages of a channel's queues."""
+
+    def __init__(self, channel: "Channel", keep: OnMalformed | str | None) -> None:
+        """`keep` is the option `on_malformed`."""
+        self._channel = channel
+        self._keep = keep
+        self._offered_at = float("-inf")
+
+    def open(self, queue: str, tag: bytes, payload: bytes) -> virtual.Message | None:
+        """Make a message of what was fetched; None if it is malformed, and set aside now."""
+        try:
+            return self._parse(payload, bytes_to_str(tag))
+        except MALFORMED:
+            self.set_aside(queue, tag, payload)
+        return None
+
+    def set_aside(self, queue: str, tag: bytes, payload: bytes) -> None:
+        """Move an unacked message to the list for malformed ones, and offer it.
+
+        Where Redis refuses that, the entry becomes overdue, and the message is fetched once more.
+        """
+        store, name = self._channel.unacked, bytes_to_str(tag)
+        try:
+            entry = store.entry(name)
+            if entry is None:
+                return
+            store.requeue(name, entry, payload, [self._channel.malformed_list(queue)], last=True)
+        except ResponseError as error:
+            log.warning("malformed_message_waits: queue %s: %s", queue, error)
+            return
+        self.offer(queue)
+
+    def offer(self, queue: str) -> None:
+        """Hand malformed messages to `on_malformed`, oldest first; remove those that it kept."""
+        if self._keep is None:
+            log.error("malformed_message_waits: queue %s: there is no on_malformed", queue)
+            return
+        try:
+            for _ in range(OFFERED_AT_ONCE):
+                if not self._offer_oldest(queue, self._channel.malformed_list(queue)):
+                    return
+        except ResponseError as error:
+            log.warning("malformed_message_waits: queue %s: %s", queue, error)
+
+    def offer_again(self, queues: Sequence[str]) -> None:
+        """Offer, every few seconds, what nobody kept before, or what a dead worker set aside."""
+        if self._keep is not None and monotonic() - self._offered_at > OFFERED_EVERY_S:
+            self._offered_at = monotonic()
+            for queue in queues:
+                self.offer(queue)
+
+    def _offer_oldest(self, queue: str, key: str) -> bool:
+        """Return whether there was one and it was kept."""
+        client = self._channel.unacked.client
+        payload = cast("bytes | None", client.lindex(key, -1))
+        if payload is None:
+            return False
+        try:
+            keep = cast(OnMalformed, symbol_by_name(cast(str, self._keep)))
+            kept = keep(queue, payload, self._reason(payload))
+        except Exception:  # whatever it is, the worker lives on and the message stays
+            log.exception("malformed_message_waits: queue %s", queue)
+            return False
+        if kept is False:
+            return False
+        client.lrem(key, -1, cast(str, payload))
+        return True
+
+    def _parse(self, payload: bytes, tag: str) -> virtual.Message:
+        raw = parse(payload)
+        raw["properties"]["delivery_tag"] = tag  # another one if a copy of the message is in work
+        return self._channel.Message(raw, channel=self._channel)
+
+    def _reason(self, payload: bytes) -> str:
+        try:
+            check_call(self._parse(payload, ""))
+        except MALFORMED as error:
+            return f"{type(error).__name__}: {error}"
+        return "Redis or Celery cannot read it; the worker's log may say more"

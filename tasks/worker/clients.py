@@ -1,0 +1,17 @@
+"""The Redis client of a worker's main loop, of beat, and of who asks whether Redis is well."""
+
+from functools import cache
+
+from redis import Redis
+
+from core.slots import connect_once
+from tasks.app import settings
+
+ANSWER_S = 1  # a main loop, or beat, waits meanwhile
+
+
+@cache
+def brief_redis() -> Redis:
+    """Connect so that each call is tried once, and briefly. A worker has a Redis URL."""
+    assert settings.redis_url is not None, "a worker does not start without"
+    return connect_once(settings.redis_url, timeout_s=ANSWER_S)
