@@ -319,7 +319,7 @@ class Testbed:
         Raises BenchError.
         """
         with self.pool.connection() as conn, conn.transaction(force_rollback=True):
-            conn.execute("ANALYZE")  # for this alone: nobody has told the planner what came here
+            conn.execute("ANALYZE")  # the planner has no statistics of these new rows
             broken = [each.title for each in check_batches(conn, batches) if not each.holds]
             found = conn.execute(
                 "SELECT (SELECT count(*) FROM event_outbox"

@@ -1,6 +1,6 @@
-"""The SQL of the command line and the pages: a statement a function.
+"""What people read and change in Postgres: for the pages and the commands, a function a statement.
 
-The statements of the service itself are in `core/db/`.
+The statements of the service itself stand in `core/db/`.
 """
 
 import json
@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import LiteralString
 from uuid import UUID
 
-from psycopg.errors import UndefinedTable
 from psycopg.rows import DictRow
 
 from core.db.connection import Conn
 from core.messages import NAME_LENGTH
 from core.states import BatchStatus, ClassType
 
-Cursor = tuple[str, str]  # the last row of a page: its moment, as text, and its batch id
+Cursor = tuple[str, str]  # the end of a page: a moment, as text, and a batch id
 FIRST: Cursor = ("infinity", "~")  # after every moment, and after every identifier
 LAST_CHARACTER = "\U0010ffff"  # in the order of code points, which is that of UTF-8
 
@@ -31,15 +30,15 @@ SEARCH = _sql("search")
 
 
 def statuses(conn: Conn, batch_id: str | None, limit: int) -> list[DictRow]:
-    """Read the rows of `els status`, newest first; also unregistered batches with contents."""
+    """Read batches for `els status`, newest first, with those that contents only wait for."""
     return conn.execute(_sql("statuses"), {"batch_id": batch_id, "limit": limit}).fetchall()
 
 
 def find(conn: Conn, wanted: str, limit: int) -> list[DictRow]:
-    """Read every row that has this id or name, the oldest first, open slots last."""
+    """Find everything that has this id or name, the oldest first, open slots last."""
     quoted = {json.dumps(wanted), json.dumps(wanted, ensure_ascii=False)}  # in a dead letter
-    params = {"id": wanted, "quoted": [*quoted], "limit": limit}
-    return conn.execute(_sql("find"), params).fetchall()
+    parameters = {"id": wanted, "quoted": [*quoted], "limit": limit}
+    return conn.execute(_sql("find"), parameters).fetchall()
 
 
 def letters(
@@ -52,7 +51,7 @@ def letters(
     code: str | None = None,
     before: int | None = None,
 ) -> list[DictRow]:
-    """List dead letters without bodies, newest first; `every`: replayed and discarded ones too."""
+    """List dead letters without their bodies, newest first; `every` includes handled ones."""
     return conn.execute(
         "SELECT id, task, task_id, batch_id, code, sqlstate, message, deliveries, parked_at,"
         " replayed_at, discarded_at FROM dead_letters"
@@ -74,7 +73,6 @@ def letters(
 
 
 def letter(conn: Conn, number: int) -> DictRow | None:
-    """Read a dead letter with its body."""
     return conn.execute("SELECT * FROM dead_letters WHERE id = %s", [number]).fetchone()
 
 
@@ -83,6 +81,7 @@ def mark_replayed(conn: Conn, number: int) -> None:
 
 
 def mark_discarded(conn: Conn, number: int) -> None:
+    """Note that nobody needs a dead letter any more; it stays until its batch is purged."""
     conn.execute("UPDATE dead_letters SET discarded_at = now() WHERE id = %s", [number])
 
 
@@ -94,7 +93,7 @@ def undelivered(
     event_type: str | None = None,
     failing: bool = False,
 ) -> list[DictRow]:
-    """List events that wait for delivery, the oldest first; `failing`: only those with an error."""
+    """List undelivered events, the oldest first; `failing`: only those with an error."""
     return conn.execute(
         "SELECT id, batch_id, type, sequence, created_at, attempts, last_error FROM event_outbox"
         " WHERE published_at IS NULL"
@@ -107,7 +106,7 @@ def undelivered(
 
 
 def republish(conn: Conn, since: datetime, batch_id: str | None) -> int:
-    """Mark the events written since a moment as undelivered; return their number."""
+    """Let the relay deliver events again that were written since then; return their number."""
     return conn.execute(
         "UPDATE event_outbox SET published_at = NULL"
         " WHERE published_at IS NOT NULL AND created_at >= %(since)s"
@@ -117,7 +116,7 @@ def republish(conn: Conn, since: datetime, batch_id: str | None) -> int:
 
 
 def purgeable(conn: Conn, days: float, limit: int) -> list[str]:
-    """List closed batches this old, without undelivered events or unsettled dead letters."""
+    """List batches that ended so long ago and have no undelivered event or waiting letter."""
     rows = conn.execute(
         """
         SELECT t.batch_id FROM batch_essay_trackers t
@@ -137,7 +136,7 @@ def purgeable(conn: Conn, days: float, limit: int) -> list[str]:
 
 
 def purge(conn: Conn, batch_id: str) -> None:
-    """Delete a batch with all its rows."""
+    """Delete a batch with all that belongs to it."""
     conn.execute("DELETE FROM idempotency_keys WHERE batch_id = %s", [batch_id])
     conn.execute("DELETE FROM repairs WHERE batch_id = %s", [batch_id])
     conn.execute("DELETE FROM unmended WHERE batch_id = %s", [batch_id])
@@ -146,7 +145,7 @@ def purge(conn: Conn, batch_id: str) -> None:
 
 
 def expired_pending(conn: Conn, days: float, *, delete: bool) -> int:
-    """Count, or delete, contents this old whose batch nobody registered."""
+    """Count, or delete, contents that have waited so long for a registration."""
     waited: LiteralString = (
         " FROM batch_pending_content p WHERE p.received_at < now() - make_interval(secs => %s"
         " * 86400) AND NOT EXISTS (SELECT FROM batch_essay_trackers t"
@@ -159,7 +158,7 @@ def expired_pending(conn: Conn, days: float, *, delete: bool) -> int:
 
 
 def counts(conn: Conn) -> dict[tuple[BatchStatus, ClassType], int]:
-    """Count batches by state and class type. Reads every batch: 25 ms for 100 000."""
+    """Count batches by status and class type. Reads every batch: 25 ms for 100 000."""
     rows = conn.execute(
         "SELECT status, class_id IS NOT NULL AS regular, count(*) AS n FROM batch_essay_trackers"
         " GROUP BY status, regular"
@@ -169,45 +168,30 @@ def counts(conn: Conn) -> dict[tuple[BatchStatus, ClassType], int]:
 
 
 def gauges(conn: Conn) -> dict[str, float]:
-    """Read the gauges of `/metrics`, by metric name."""
+    """Measure what waits, by the names of the metrics."""
     row = conn.execute(_sql("gauges")).fetchone()
-    assert row is not None, "the statement has no WHERE"
+    assert row is not None, "it has no WHERE"
     return row
 
 
-def revision(conn: Conn) -> str | None:
-    """Read the schema revision of the database; None: it has no schema."""
-    try:
-        row = conn.execute("SELECT version_num FROM alembic_version").fetchone()
-    except UndefinedTable:
-        return None
-    return row["version_num"] if row else None
-
-
 def newest(
-    conn: Conn, status: str | None, without: Sequence[str], after: Cursor | None, limit: int
+    conn: Conn, status: str | None, but: Sequence[str], after: Cursor | None, limit: int
 ) -> list[Cursor]:
-    """List batches of a state after a cursor, newest first, without these."""
+    """Page through batches, newest first: those in a status, without `but`."""
     since, batch_id = after or FIRST
     rows = conn.execute(
         "SELECT registered_at, batch_id FROM batch_essay_trackers"
         " WHERE (registered_at, batch_id) < (%(since)s::timestamptz, %(batch_id)s)"
         " AND (%(status)s::text IS NULL OR status = %(status)s)"
-        " AND batch_id <> ALL(%(without)s)"
+        " AND batch_id <> ALL(%(but)s)"
         " ORDER BY registered_at DESC, batch_id DESC LIMIT %(limit)s",
-        {
-            "since": since,
-            "batch_id": batch_id,
-            "status": status,
-            "without": list(without),
-            "limit": limit,
-        },
+        {"since": since, "batch_id": batch_id, "status": status, "but": list(but), "limit": limit},
     )
     return [(row["registered_at"].isoformat(), row["batch_id"]) for row in rows]
 
 
-def unregistered(conn: Conn, after: str, limit: int) -> list[str]:
-    """List unregistered batches that contents wait for, by id."""
+def waited_for(conn: Conn, after: str, limit: int) -> list[str]:
+    """Page by id through batches that contents wait for and nobody has registered."""
     rows = conn.execute(
         "SELECT DISTINCT batch_id FROM batch_pending_content p WHERE batch_id > %s AND NOT EXISTS"
         " (SELECT FROM batch_essay_trackers t WHERE t.batch_id = p.batch_id)"
@@ -218,46 +202,37 @@ def unregistered(conn: Conn, after: str, limit: int) -> list[str]:
 
 
 def search(
-    conn: Conn, text: str, status: str | None, after: Cursor | None, limit: int
+    conn: Conn, words: str, status: str | None, after: Cursor | None, limit: int
 ) -> list[Cursor]:
     """Find batches by the id of batch, user, file or correlation, newest first.
 
-    Searches files only when nothing else matches, because that reads all essays. Tries the text as
-    it is, then without surrounding blanks.
+    Only when nothing else has this name it searches the files, which reads all essays. The words
+    must match exactly, or without the blanks that a person copied with them.
     """
     since, batch_id = after or FIRST
     try:
-        uuid = UUID(text)
+        uuid = UUID(words)
     except ValueError:
         uuid = None
-    wanted = {
-        "uuid": uuid,
-        "status": status,
-        "since": since,
-        "batch_id": batch_id,
-        "limit": limit,
-    }
-    spellings = dict.fromkeys(filter(None, (text, text.strip())))
-    for files, each in product((False, True), spellings):
-        params = {**wanted, "text": each, "beyond": _beyond(each), "files": files}
-        rows = conn.execute(SEARCH, params).fetchall()
+    common = {"uuid": uuid, "status": status, "since": since, "batch_id": batch_id, "limit": limit}
+    spelt = dict.fromkeys(filter(None, (words, words.strip())))
+    for files, each in product((False, True), spelt):
+        # After every id and name that begins with these words, bytewise.
+        beyond = each + LAST_CHARACTER * (NAME_LENGTH + 1)
+        parameters = {**common, "words": each, "beyond": beyond, "files": files}
+        rows = conn.execute(SEARCH, parameters).fetchall()
         if rows:
             break
     return [(row["since"], row["batch_id"]) for row in rows]
 
 
-def _beyond(prefix: str) -> str:
-    """Return a bound that sorts, bytewise, after every id that begins with the prefix."""
-    return prefix + LAST_CHARACTER * (NAME_LENGTH + 1)
-
-
 def board(conn: Conn, batches: Sequence[str]) -> list[DictRow]:
-    """Read the board's rows of these batches, in this order; also of unregistered ones."""
+    """Read batches for the board, in this order; also those that nobody has registered."""
     return conn.execute(_sql("board"), {"batches": list(batches)}).fetchall()
 
 
 def states(conn: Conn, batches: Sequence[str]) -> dict[str, str]:
-    """Read the states of these batches; an unregistered one has none."""
+    """Read the statuses of the registered ones among these batches."""
     rows = conn.execute(
         "SELECT batch_id, status FROM batch_essay_trackers WHERE batch_id = ANY(%s)",
         [list(batches)],
@@ -266,7 +241,7 @@ def states(conn: Conn, batches: Sequence[str]) -> dict[str, str]:
 
 
 def counters(conn: Conn) -> DictRow:
-    """Count open batches, batches ready today (UTC), waiting events and dead letters."""
+    """Count for the head of the board: open, ready today (UTC), waiting events and letters."""
     row = conn.execute(
         "SELECT (SELECT count(*) FROM batch_essay_trackers WHERE status IN"
         " ('awaiting_content_validation', 'awaiting_student_validation')) AS open,"
@@ -281,7 +256,7 @@ def counters(conn: Conn) -> DictRow:
 
 
 def slots_page(conn: Conn, batch_id: str, after: str, limit: int) -> list[DictRow]:
-    """List the slots of a batch after an essay id."""
+    """Page through the slots of a batch, by essay id."""
     return conn.execute(
         "SELECT essay_id, current_status, text_storage_id, file_upload_id, original_file_name,"
         " file_size_bytes, validation_error_code, assigned_at FROM essay_states"
@@ -297,7 +272,7 @@ def slot(conn: Conn, batch_id: str, essay_id: str) -> DictRow | None:
 
 
 def events(conn: Conn, batch_id: str, limit: int) -> list[DictRow]:
-    """List the events of a batch, the newest first."""
+    """List the events of a batch with their delivery, the newest first."""
     return conn.execute(
         "SELECT id, type, sequence, created_at, published_at, attempts, last_error"
         " FROM event_outbox WHERE batch_id = %s ORDER BY sequence DESC LIMIT %s",

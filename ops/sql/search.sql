@@ -7,22 +7,22 @@
 -- Files have no index, because every content would pay for it: only %(files)s reads all essays.
 WITH found AS (
     SELECT batch_id FROM batch_essay_trackers
-    WHERE batch_id >= %(text)s AND batch_id < %(beyond)s
+    WHERE batch_id >= %(words)s AND batch_id < %(beyond)s
     UNION
     SELECT batch_id FROM batch_essay_trackers
-    WHERE user_id ~>=~ %(text)s AND user_id ~<~ %(beyond)s
+    WHERE user_id ~>=~ %(words)s AND user_id ~<~ %(beyond)s
     UNION
     SELECT batch_id FROM batch_essay_trackers WHERE correlation_id = %(uuid)s::uuid
     UNION
     SELECT batch_id FROM batch_pending_content
-    WHERE batch_id >= %(text)s AND batch_id < %(beyond)s
-       OR %(files)s AND %(text)s IN (essay_file_id, text_storage_id, original_file_name)
+    WHERE batch_id >= %(words)s AND batch_id < %(beyond)s
+       OR %(files)s AND %(words)s IN (essay_file_id, text_storage_id, original_file_name)
     UNION
     SELECT batch_id FROM essay_states
-    WHERE %(files)s AND %(text)s IN (file_upload_id, text_storage_id, original_file_name)
+    WHERE %(files)s AND %(words)s IN (file_upload_id, text_storage_id, original_file_name)
     UNION
     SELECT batch_id FROM excess_content
-    WHERE %(files)s AND %(text)s IN (file_upload_id, text_storage_id, original_file_name)
+    WHERE %(files)s AND %(words)s IN (file_upload_id, text_storage_id, original_file_name)
 ), dated AS (
     -- Python cannot hold every moment; the nearest one it can hold serves as the cursor.
     SELECT batch_id, CASE WHEN t.registered_at < '9999-12-31Z'

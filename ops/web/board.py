@@ -116,7 +116,7 @@ def page_of(conn: Conn, summary: Summary, query: Query) -> tuple[list[str], Quer
 def _not_stuck(conn: Conn, query: Query, stuck: list[str], limit: int) -> list[queries.Cursor]:
     if query.state == NOT_REGISTERED:
         after = query.cursor[1] if query.cursor else ""
-        found = queries.unregistered(conn, after, limit + len(stuck))
+        found = queries.waited_for(conn, after, limit + len(stuck))
         return [("infinity", batch_id) for batch_id in found if batch_id not in stuck][:limit]
     return queries.newest(conn, query.state or None, stuck, query.cursor, limit)
 
