@@ -82,11 +82,11 @@ def _fill(conn: Conn, slots: Slots, options: argparse.Namespace) -> None:
             slots.seed(f"batch-{number}", free)
 
 
-def _report(mender: RepairContext, options: argparse.Namespace) -> None:
+def _report(context: RepairContext, options: argparse.Namespace) -> None:
     rounds, mended = [], 0
     for _ in range(options.rounds):
         started = time.perf_counter()
-        found = sweep(mender) or []
+        found = sweep(context) or []
         rounds.append((time.perf_counter() - started, len(found)))
         mended += len(found)
     quiet = [seconds for seconds, found in rounds if not found]
@@ -94,15 +94,15 @@ def _report(mender: RepairContext, options: argparse.Namespace) -> None:
     print(f"{options.batches} open batches of {options.slots} slots, {options.rounds} sweeps")
     print(f"  quiet   {_times(quiet)}")
     print(f"  mending {_times(busy)}, {mended} batches mended")
-    with mender.lifecycle.pool.connection() as conn:
-        look = CheckContext(conn, mender.lifecycle.slots)
+    with context.lifecycle.pool.connection() as conn:
+        check = CheckContext(conn, context.lifecycle.slots)
         for rule in RULES:
-            print(f"    {rule.code:26} {_times([_timed(rule.check, look) for _ in range(9)])}")
+            print(f"    {rule.code:26} {_times([_timed(rule.check, check) for _ in range(9)])}")
 
 
 def _timed(check: Callable[[CheckContext], object], look: CheckContext) -> float:
     started = time.perf_counter()
-    check(look)
+    check(check)
     return time.perf_counter() - started
 
 

@@ -255,7 +255,7 @@ class Testbed:
     # --- measuring -----------------------------------------------------------------------------
 
     def empty(self) -> None:
-        """Begin anew: empty tables, no slots, no events, and no checkpoint due."""
+        """Begin again: empty tables, no slots, no events, and no checkpoint due."""
         with self.pool.connection() as conn:
             if not self.keeps:
                 conn.execute(TRUNCATE)

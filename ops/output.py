@@ -18,7 +18,7 @@ def say(line: str) -> None:
 
 
 def print_line(line: str) -> None:
-    """Print a line as it is: an id in it may look like markup, and is never wrapped."""
+    """Print a line unchanged: an id in it may look like markup, and is never wrapped."""
     out.print(line, markup=False, soft_wrap=True)
 
 

@@ -178,8 +178,8 @@ def _given_up(conn: Conn, code: str, title: str) -> Invariant:
         " FROM dead_letters WHERE code = %s ORDER BY id",
         [code],
     ).fetchall()
-    told = "{task} {task_id} of {batch_id}: {sqlstate} {message}"
-    return Invariant(title, [told.format(**row) for row in rows])
+    line = "{task} {task_id} of {batch_id}: {sqlstate} {message}"
+    return Invariant(title, [line.format(**row) for row in rows])
 
 
 def _submissions(message: Message) -> list[tuple[str, str]]:

@@ -226,7 +226,7 @@ class Session:
         self.say("quiet: no more faults")
         batches = sorted(self.load.batches)
         quiet = until(lambda: self._given_up() or self._is_quiet(batches), QUIET_S)
-        with self.stage.books() as conn:
+        with self.stage.connection() as conn:
             checked = check_batches(conn, batches)
             checked.append(check_slots(conn, self.slots, batches))
             found = statuses(conn, batches)
@@ -250,7 +250,7 @@ class Session:
         return Invariant("Every event arrived downstream", lost)
 
     def _is_quiet(self, batches: list[str]) -> bool:
-        with suppress(psycopg.OperationalError), self.stage.books() as conn:
+        with suppress(psycopg.OperationalError), self.stage.connection() as conn:
             found = statuses(conn, batches)
             for batch_id, status in found.items():
                 if status == AWAITS_STUDENTS:
@@ -268,7 +268,7 @@ class Session:
         return explain(conn, self.slots, batch_id, signs)
 
     def _status(self, batch_id: str) -> str | None:
-        with suppress(psycopg.Error), self.stage.books() as conn:
+        with suppress(psycopg.Error), self.stage.connection() as conn:
             return statuses(conn, [batch_id]).get(batch_id)
         return None
 

@@ -166,7 +166,7 @@ class Stage:
         return seconds
 
     @contextmanager
-    def books(self) -> Iterator[Conn]:
+    def connection(self) -> Iterator[Conn]:
         """Connect to Postgres, not through the proxy."""
         with db.connect_once(self.database_url) as conn:
             yield conn
