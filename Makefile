@@ -4,7 +4,7 @@ SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help env demo run test test-outages test-rabbitmq torture bench check lock clean
+.PHONY: help env demo run quick test test-outages test-rabbitmq torture bench check hooks lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -55,6 +55,10 @@ check: env ## run linters and type checks
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+hooks: ## let git run the checks before each commit
+	@if command -v pre-commit >/dev/null; then pre-commit install; \
+	else git config core.hooksPath scripts/hooks; fi
 
 lock: ## resolve and pin the requirements files again (needs uv)
 	uv pip compile --universal --generate-hashes --python-version 3.11 -q pyproject.toml --extra tracing -o requirements.txt
