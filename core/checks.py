@@ -24,9 +24,12 @@ PENDING_PATIENCE = timedelta(hours=1)  # contents may wait this long for a regis
 CURSOR = "els:sweep:cursor"  # the last open batch that was compared with Redis
 COUNTED = "els:sweep:counted"  # the last open batch whose slots were counted
 AUDITED = "els:sweep:audited"  # the last batch that was compared with its events
+# What no sweep has tried to repair comes first, so a page of hopeless findings hides no other one.
 CHOSEN: LiteralString = """
-    SELECT * FROM ({}) broken WHERE %(batch)s::text IS NULL OR batch_id = %(batch)s
-    ORDER BY since LIMIT %(limit)s OFFSET %(offset)s
+    SELECT broken.* FROM ({}) broken
+    LEFT JOIN unmended u ON u.batch_id = broken.batch_id AND u.rule = %(code)s
+    WHERE %(batch)s::text IS NULL OR broken.batch_id = %(batch)s
+    ORDER BY u.tried_at NULLS FIRST, broken.since LIMIT %(limit)s
 """
 QUERIES = {code: CHOSEN.format(query) for code, query in db.named_sql("rules", "-- rule: ").items()}
 
@@ -59,7 +62,7 @@ class CheckContext:
     """Where a check looks. `batch` None: at all batches, for `limit` findings at most.
 
     `moves_on` lets the next check of all batches start where this one ended; only the sweep does
-    so. `offset` skips the oldest findings, which the last sweeps could not repair.
+    so.
     """
 
     conn: Conn
@@ -67,7 +70,6 @@ class CheckContext:
     batch: str | None = None
     limit: int = PAGE
     moves_on: bool = False
-    offset: int = 0
     shared: Shared | None = None
 
 
@@ -79,9 +81,9 @@ def by_query(code: str) -> Check:
 
     def check(context: CheckContext) -> list[Finding]:
         parameters = {
+            "code": code,
             "batch": context.batch,
             "limit": context.limit,
-            "offset": context.offset,
             "grace": RELAY_GRACE,
             "patience": PENDING_PATIENCE,
             "furthest": db.batches.FURTHEST_DEADLINE,

@@ -1,4 +1,4 @@
-"""Crash points: places where a test may kill the process, to see that nothing is lost."""
+"""Crash points: a test kills the process at one of them, and then checks that nothing is lost."""
 
 import os
 import signal
@@ -8,26 +8,26 @@ from core.errors import BadSettings
 from core.settings import Settings
 
 POINTS = {
-    "taken": "the broker's message is noted as taken, nothing has run",
+    "taken": "the worker has taken a message, nothing has run",
     "claimed": "a slot is claimed in Redis, Postgres knows nothing",
     "before_commit": "a transaction is about to commit",
-    "committed": "a step is committed, what follows it is not begun",
+    "committed": "a step is committed, what follows it has not begun",
     "registered_before_seed": "a registration is committed, its slots are not in Redis",
     "before_ack": "a task has run, its message is not acknowledged",
     "sealing": "a header of the completion chord begins",
     "sealed": "a header has its result, Celery has not counted it",
-    "callback_claimed": "Celery has claimed the chord's callback, and not published it",
+    "callback_claimed": "Celery has claimed the chord's callback, but has not published it",
     "before_announce": "the chord's callback begins",
     "announcing": "the announcement is written, not committed",
     "announced": "the announcement is committed, nothing is relayed",
-    "published": "an event is with the broker, not marked as published",
-    "sweeping": "the sweep has found something, and not mended it",
+    "published": "the broker has an event, the outbox does not say so",
+    "sweeping": "the sweep has found something, but has not repaired it",
     "restoring": "an overdue message is back in its queue, the others are not",
 }
 
 
 def crashpoint(name: str) -> None:
-    """Die here by SIGKILL if `ELS_CRASHPOINT` names this point; otherwise do nothing."""
+    """Kill this process (SIGKILL) if `ELS_CRASHPOINT` names this point."""
     if _armed() == name:
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -36,5 +36,5 @@ def crashpoint(name: str) -> None:
 def _armed() -> str | None:
     point = Settings.from_env().crashpoint
     if point is not None and point not in POINTS:
-        raise BadSettings(f"ELS_CRASHPOINT: there is no {point}, but {', '.join(POINTS)}")
+        raise BadSettings(f"ELS_CRASHPOINT: there is no {point}; use one of {', '.join(POINTS)}")
     return point

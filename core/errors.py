@@ -1,28 +1,22 @@
-"""The few errors, each a fact with the ids it is about.
-
-`ELSError.code` is the public error code of the contract. An error is either a refusal (the
-message is wrong: kept as a dead letter) or it may pass (`SlotsInFlight`: try again in a moment).
-"""
+"""The errors that this service raises on purpose. `core.faults` decides what follows them."""
 
 
 class ELSError(Exception):
-    """Anything that this service raises on purpose."""
+    """`code` is the public error code, where the contract has one."""
 
     code = "ERROR"
 
 
 class Refusal(ELSError):
-    """The message cannot be carried out as it is; state is unchanged. Do not retry: park it."""
+    """The message is wrong and has changed nothing. Keep it as a dead letter; do not retry."""
 
 
 class InvalidEvent(Refusal):
-    """The body does not validate against its event."""
-
     code = "VALIDATION_ERROR"
 
 
 class IdempotencyConflict(Refusal):
-    """This event id was seen before, with another body."""
+    """Another body came with this event id before."""
 
     code = "IDEMPOTENCY_CONFLICT"
 
@@ -34,42 +28,36 @@ class RegistrationConflict(Refusal):
 
 
 class UnknownBatch(Refusal):
-    """No such batch is registered."""
-
     code = "UNKNOWN_BATCH"
 
 
 class UnknownEssay(Refusal):
-    """An essay is named that does not belong to the batch."""
+    """The message names an essay that is not of its batch."""
 
     code = "UNKNOWN_ESSAY"
 
 
 class WrongBatchState(Refusal):
-    """The batch is in a state that does not allow this."""
-
     code = "WRONG_BATCH_STATE"
 
 
 class SlotsInFlight(ELSError):
-    """Postgres has open slots, but others hold every claim on them. Retry in a moment."""
+    """The batch has open slots, but other messages have claimed them all. Retry in a moment."""
 
     code = "SLOTS_IN_FLIGHT"
 
 
 class BrokenSeal(ELSError):
-    """The slots of a batch are not what its seals say. The sweep seals it anew."""
+    """The slots of a batch are not what its seals say. The sweep seals the batch again."""
 
     code = "BROKEN_SEAL"
 
 
 class BadSettings(ELSError):
-    """A setting is unknown or has a value that cannot be used."""
-
     code = "BAD_SETTINGS"
 
 
 class StackError(ELSError):
-    """The embedded stack cannot be started, found or stopped."""
+    """`els` cannot start, find or stop a stack, or reach its servers."""
 
     code = "STACK_ERROR"

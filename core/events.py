@@ -27,14 +27,14 @@ EVENT_LIMIT = 512 * KIB  # an event over this carries `essays_ref`
 ESSAYS_IN_REF = 1_000  # essays that an event over the limit still carries, if they fit
 ROOM = 64 * KIB  # of an event over the limit: for its names, its references and the first essays
 OBJECTS = ("metadata", "student_prompt_ref")  # the sender's, of up to 8 MiB
-NOT_RECEIVED = "NOT_RECEIVED"  # category of a slot that nothing came for until the deadline
+NOT_RECEIVED = "NOT_RECEIVED"  # category of a slot that was open at the deadline
 MISSING_NAMED = 5_000  # missing essays named in an event: 330 KiB of ids at most
 NEVER_FITS = EVENT_LIMIT // 100  # essays; each takes over 100 bytes of JSON
 
 
 @dataclass(frozen=True)
 class Outgoing:
-    """An event to be posted. `generation` tells events of one type and batch apart."""
+    """An event for the outbox. `generation` distinguishes events of one type and batch."""
 
     type: str
     data: Row
@@ -42,7 +42,7 @@ class Outgoing:
 
 
 def outgoing_id(batch_id: str, event_type: str, generation: str) -> UUID:
-    """Return the deterministic id of an outgoing event, by which consumers drop repeats."""
+    """Return the id of an event: always the same, so that consumers can drop repeats."""
     return uuid5(EVENT_IDS, f"{batch_id}/{event_type}/{generation}")
 
 
@@ -52,7 +52,7 @@ def outgoing_id(batch_id: str, event_type: str, generation: str) -> UUID:
 def completion(
     batch: Tracker, essays: Sequence[Row], failed: Sequence[Row], manifest: str
 ) -> list[Outgoing]:
-    """Write what is true of any batch when all of its slots are accounted for."""
+    """Write the events of any batch with all of its slots accounted for."""
     data = {
         "batch_id": batch.batch_id,
         "expected_count": batch.expected_count,
@@ -73,7 +73,6 @@ def completion(
 
 
 def essays_ready(batch: Tracker, essays: Sequence[Row], manifest: str) -> Outgoing:
-    """Write the readiness event."""
     data = {
         "batch_id": batch.batch_id,
         "expected_count": batch.expected_count,
@@ -92,7 +91,7 @@ def timeout_event(
     waited_s: float,
     on_deadline: OnDeadline,
 ) -> Outgoing:
-    """Write the event of a passed deadline; `missing` are the essays that nothing came for."""
+    """Write the event of a passed deadline; `missing` are the essays of the open slots."""
     data = {
         "batch_id": batch.batch_id,
         "expected_count": batch.expected_count,
@@ -107,14 +106,12 @@ def timeout_event(
 
 
 def slot_assigned(batch_id: str, essay: Row) -> Outgoing:
-    """Write the event of one content that has a slot."""
     names = ("essay_id", "text_storage_id", "file_upload_id", "original_file_name")
     data = {"batch_id": batch_id, **{name: essay[name] for name in names}}
     return Outgoing(ESSAY_SLOT_ASSIGNED.name, data, generation=essay["text_storage_id"])
 
 
 def batch_cancelled(batch_id: str, reason: str) -> Outgoing:
-    """Write the event of a batch that was given up."""
     return Outgoing(BATCH_CANCELLED.name, {"batch_id": batch_id, "reason": reason})
 
 
@@ -130,17 +127,17 @@ def _validation_errors(batch_id: str, failed: Sequence[Row], *, critical: bool) 
 
 
 def _registered(batch: Tracker, *objects: str) -> Row:
-    """Tell what the registration said of a batch, to the letter; what it left out is left out."""
+    """Repeat fields of the registration to the letter, without those that it left out."""
     names = ("class_type", "course_code", "user_id", "org_id", "class_id", *objects)
-    told = {name: getattr(batch, name) for name in names}
-    return {name: value for name, value in told.items() if value is not None}
+    fields = {name: getattr(batch, name) for name in names}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 # --- sizes -------------------------------------------------------------------------------------
 
 
 def _with_essays(data: Row, field: str, rows: Sequence[Row]) -> Row:
-    """Add the essays, or a reference to them where the event would be over `EVENT_LIMIT`."""
+    """Add the essays, or a reference to them if the event would be over `EVENT_LIMIT`."""
     if len(rows) <= NEVER_FITS:
         whole = {**data, field: [_essay(row) for row in rows]}
         if _size(whole) <= EVENT_LIMIT:
@@ -157,7 +154,7 @@ def _with_essays(data: Row, field: str, rows: Sequence[Row]) -> Row:
 
 
 def _without_large_objects(data: Row) -> Row:
-    """Refer to the sender's objects, the larger first, where they leave no `ROOM` in an event."""
+    """Replace the sender's objects by references, the larger first, until `ROOM` is left."""
     sizes = {name: _size(data[name]) for name in OBJECTS if name in data}
     references: dict[str, Row] = {}
     for name in sorted(sizes, key=sizes.__getitem__, reverse=True):
@@ -169,23 +166,21 @@ def _without_large_objects(data: Row) -> Row:
 
 
 def _that_fit(rows: Sequence[Row], room: int) -> list[Row]:
-    """Tell of the first essays, of as many as fit into so many bytes."""
-    told = []
+    """Return the first essays, as many as fit into `room` bytes."""
+    fitting = []
     for essay in map(_essay, rows):
         room -= _size(essay) + 1  # a comma
         if room < 0:
             break
-        told.append(essay)
-    return told
+        fitting.append(essay)
+    return fitting
 
 
 def _size(value: object) -> int:
-    """Measure a value as canonical JSON, in bytes."""
     return len(canonical(value).encode())
 
 
 def _essay(row: Row) -> Row:
-    """Tell what an event says of an essay; what it does not have is left out."""
     names = (
         "essay_id",
         "text_storage_id",
@@ -220,15 +215,14 @@ def cloud_event(row: Row) -> dict[str, Any]:  # Any: a JSON object
 
 
 def manifest_line(essay: Row) -> str:
-    """Write the line of the manifest that stands for one assigned essay."""
     return f"{essay['essay_id']} {essay['text_storage_id']}\n"
 
 
 def manifest_sha256(essays: Iterable[Row]) -> str:
-    """Compute the manifest of these essays, to be compared with the one that an event carries.
+    """Compute the manifest of these essays; compare it with `manifest_sha256` of an event.
 
-    The rule: a line for each assigned essay, its id, a space, its text_storage_id, a newline;
-    the lines sorted bytewise; the SHA-256 of them all, in hex. Failed slots have no line. A storage
-    id holds no blank and no newline, so no two lists have the same lines.
+    Each assigned essay has a line: its id, a space, its text_storage_id, a newline. The manifest is
+    the SHA-256, in hex, of these lines in bytewise order. Failed slots have no line. No id contains
+    a blank or a newline, so two different lists never have the same lines.
     """
     return hashlib.sha256("".join(sorted(map(manifest_line, essays))).encode()).hexdigest()

@@ -1,37 +1,32 @@
-"""Whose fault is an exception? Everything that follows an error is decided by this answer.
+"""Whose fault is an exception? The answer decides what happens to its message.
 
-docs/faults.md lists what falls under which fault; a test walks through every SQLSTATE class of
-Postgres and every error class of redis-py.
+docs/faults.md lists the errors of each fault. A test checks every SQLSTATE class of Postgres and
+every error class of redis-py.
 """
 
-from datetime import timedelta
 from enum import StrEnum
-from random import uniform
 
 import psycopg
 import redis
 
 from core.errors import Refusal, SlotsInFlight
 
-# Classes of SQLSTATE by which Postgres refuses a message's own values: data, and constraints.
+# Postgres refuses the values of a message with these classes: data, and constraints.
 VALUES_REFUSED = ("22", "23")
-# Serialization, deadlock, lock timeout, and a statement that was cancelled (our own timeout).
+# Serialization, deadlock, lock timeout, and a cancelled statement (our own timeout).
 CONTENTION_SQLSTATES = frozenset({"40001", "40P01", "55P03", "57014"})
-FIRST_WAIT = timedelta(seconds=0.5)
-LONGEST_WAIT = timedelta(seconds=15)
 
 
 class Fault(StrEnum):
-    """Who has to change so that the message can be carried out."""
+    """What has to change before a worker can execute the message."""
 
-    MESSAGE = "message"  # its sender: it becomes a dead letter
-    CONTENTION = "contention"  # others who work on the same rows: it is tried again for a while
+    MESSAGE = "message"  # its body: it becomes a dead letter
+    CONTENTION = "contention"  # others use the same rows: the worker retries for a while
     ENVIRONMENT = "environment"  # a server: the worker waits until the server takes writes again
-    BUG = "bug"  # this program: it is tried a few times, then it becomes a dead letter
+    BUG = "bug"  # this program: the worker retries a few times, then it becomes a dead letter
 
 
 def fault(error: BaseException) -> Fault:
-    """Decide whose fault an exception is."""
     match error:
         case psycopg.Error() if error.sqlstate:
             return _fault_of_sqlstate(error.sqlstate)
@@ -53,7 +48,7 @@ def _fault_of_sqlstate(state: str) -> Fault:
 
 
 def sqlstate(error: BaseException | None) -> str | None:
-    """Return the SQLSTATE of a database error, or of what caused this error."""
+    """Return the SQLSTATE of a database error, or of the database error that caused this one."""
     while error is not None:
         if isinstance(error, psycopg.Error) and error.sqlstate:
             return error.sqlstate
@@ -62,23 +57,6 @@ def sqlstate(error: BaseException | None) -> str | None:
 
 
 def safe_message(error: BaseException) -> str:
-    """Write an error in up to 2 000 characters that Postgres can keep."""
+    """Write an error in up to 2 000 characters, without those that Postgres cannot store."""
     text = str(error) or type(error).__name__
     return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()[:2000]
-
-
-def wait_s(retries: int) -> float:
-    """Return the jittered seconds to wait before retry number `retries` (0 is the first)."""
-    return nominal_wait_s(retries) * uniform(0.5, 1)
-
-
-def nominal_wait_s(retries: int) -> float:
-    """Return the seconds without jitter: doubled each time, up to `LONGEST_WAIT`."""
-    return float(
-        min(FIRST_WAIT.total_seconds() * 2 ** min(retries, 20), LONGEST_WAIT.total_seconds())
-    )
-
-
-def waited_s(retries: int) -> float:
-    """Return how long so many retries have waited at most."""
-    return sum(nominal_wait_s(n) for n in range(retries))

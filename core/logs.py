@@ -1,4 +1,4 @@
-"""Logs: structlog for our lines and everybody else's, JSON or for the console, on stderr."""
+"""Logs on stderr, as JSON or for the console: this service's lines and those of its libraries."""
 
 import json
 import logging
@@ -11,14 +11,14 @@ import structlog
 from core.settings import Settings
 from core.tracing import traceparent
 
-# Ends at the end of its line, or of the JSON string or Python string that holds it.
+# It ends with its line, or with the JSON or Python string that holds it.
 ROW = re.compile(r"Failing row contains \(.*?\)\.(?=[\\\n\"']|$)", re.DOTALL)
 
-LINE = json.JSONEncoder(default=repr)  # made once: that takes as long as to write a line
+LINE = json.JSONEncoder(default=repr)  # made once: making it takes as long as writing a line
 
 
 class Lines(structlog.WriteLogger):
-    """Writes our lines to stderr, under the name of their module."""
+    """Writes the lines of one module to stderr."""
 
     def __init__(self, name: str = "") -> None:
         super().__init__(sys.stderr)
@@ -28,7 +28,7 @@ class Lines(structlog.WriteLogger):
 def configure(settings: Settings, *, for_good: bool = False) -> None:
     """Give every log line of this process the same form. Safe to call again, unless `for_good`.
 
-    Ours do not go through the standard library's loggers, which take more than twice as long.
+    Our own lines bypass the loggers of the standard library, which take more than twice as long.
     """
     shared: list[Any] = [  # Any: structlog types its processors so
         structlog.contextvars.merge_contextvars,
@@ -42,7 +42,7 @@ def configure(settings: Settings, *, for_good: bool = False) -> None:
     if settings.log_format == "json":
         last = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_as_json)]
     else:
-        plain = structlog.dev.plain_traceback  # the others show what variables hold
+        plain = structlog.dev.plain_traceback  # the other formatters print the values of variables
         colors = sys.stderr.isatty()
         last = [structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)]
     last.append(_hide_rows)
@@ -61,11 +61,10 @@ def configure(settings: Settings, *, for_good: bool = False) -> None:
     )
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(logging.WARNING)  # libraries speak when something is wrong; we say outcomes
+    root.setLevel(logging.WARNING)  # of libraries: only what is wrong
 
 
 def _add_trace(logger: object, method: str, event: Any) -> Any:  # Any: as structlog types them
-    """Name the trace and the span that a line belongs to."""
     if parent := traceparent.get():
         _, event["trace_id"], event["span_id"], _ = parent.split("-")
     return event
@@ -76,5 +75,5 @@ def _as_json(line: object, default: object) -> str:
 
 
 def _hide_rows(logger: object, method: str, line: str) -> str:
-    """Cut what Postgres quotes of a row that it refuses: files are often named after students."""
+    """Cut the row that Postgres quotes when it refuses one: file names often name students."""
     return ROW.sub("Failing row contains (…).", line) if "Failing row" in line else line

@@ -38,7 +38,7 @@ IDENTIFIER = r"^[A-Za-z0-9_-]{1,64}$"
 NAME = r"^\P{Cc}*$"  # Cc: the C0 and C1 control characters and DEL, nothing else
 STORAGE_KEY = r"^[!-~]*$"
 NAME_LENGTH = 255
-RULES = {  # a pattern, as pydantic checks it -> what a sender is told
+RULES = {  # the rule of each pattern, in words for senders
     IDENTIFIER: "must be 1 to 64 characters, each a letter A to Z or a to z, a digit, _ or -",
     NAME: "must not hold control characters, such as a tab or a line break",
     STORAGE_KEY: "must hold visible ASCII characters only, ! to ~: no blanks, no letters such as é",
@@ -52,10 +52,10 @@ def _utc(moment: datetime) -> datetime:
 
 
 Identifier = Annotated[str, Field(pattern=IDENTIFIER)]
-# A name that others gave: of a user, an organisation, a class, a student, a course.
+# A name that others give: of a user, an organisation, a class, a student or a course.
 Name = Annotated[str, Field(min_length=1, max_length=NAME_LENGTH, pattern=NAME)]
-# Where a store keeps a file, such as a key of S3. It has no blank, which parts it from the essay id
-# in a line of the manifest, and a claimant that is no content from one that is.
+# The key of a file in a store, such as S3. It contains no blank, because a blank separates it from
+# the essay id in a line of the manifest, and marks the claimant of a slot that is a rejected file.
 StorageKey = Annotated[str, Field(min_length=1, max_length=NAME_LENGTH, pattern=STORAGE_KEY)]
 
 
@@ -89,17 +89,17 @@ class Wire(BaseModel):
 
 
 class Event(Wire):
-    """What every event carries. `event_id` is the idempotency key."""
+    """The fields of every event. `event_id` is the idempotency key."""
 
     event_id: UUID
     correlation_id: UUID
     timestamp: Timestamp
-    schema_version: Annotated[int, Field(ge=1, le=1)]  # a literal would take `true`
+    schema_version: Annotated[int, Field(ge=1, le=1)]  # a Literal would accept `true`
     batch_id: Identifier
 
 
 class BatchEssaysRegistered(Event):
-    """The orchestrator expects these essays. Without `class_id` it is a guest batch."""
+    """The orchestrator expects these essays. A batch without `class_id` is a guest batch."""
 
     essay_ids: Annotated[list[Identifier], Field(min_length=1, max_length=100_000)]
     expected_essay_count: int
@@ -154,7 +154,7 @@ class EssayValidationFailed(Event):
 
 
 class Association(Wire):
-    """Whose essay this is; `student_id` None means an unknown student."""
+    """The student of an essay; None: unknown."""
 
     essay_id: Identifier
     student_id: Name | None = None
@@ -165,7 +165,7 @@ class Association(Wire):
 
 
 class StudentAssociationsConfirmed(Event):
-    """A teacher, or a timeout, settled whose essays these are."""
+    """A teacher, or a timeout, confirmed the students of a batch."""
 
     class_id: Name
     associations: Annotated[list[Association], Field(max_length=100_000)]
@@ -187,7 +187,7 @@ class BatchCancelled(Event):
 
 @dataclass(frozen=True)
 class Idempotency:
-    """What makes a repeat a repeat: the key, the task it is for, and what the body said."""
+    """A repeat has the same key, task and fingerprint of the body."""
 
     key: UUID
     task: str
@@ -195,7 +195,7 @@ class Idempotency:
 
 
 def _plain(value: object) -> str:
-    """Write what Kombu's JSON decoder makes of its typed values the way JSON senders write it."""
+    """Write a typed value of Kombu's JSON decoder as other senders write it in JSON."""
     match value:
         case UUID():
             return str(value)
@@ -204,7 +204,7 @@ def _plain(value: object) -> str:
     raise TypeError(f"{type(value).__name__} is no JSON value")
 
 
-CANONICAL = json.JSONEncoder(  # made once: it costs more than what it writes of a small body
+CANONICAL = json.JSONEncoder(  # made once: making it takes longer than writing a small body
     sort_keys=True,
     separators=(",", ":"),
     ensure_ascii=False,
@@ -228,14 +228,14 @@ def parse(model: type[E], task: str, raw: object, limit: int) -> tuple[E, Idempo
     """Validate a body; return the event and its idempotency key with fingerprint.
 
     `limit` is in bytes of canonical JSON. The fingerprint is the SHA-256 of the canonical JSON
-    without `timestamp`, so that a sender may stamp a repeat anew. Raises InvalidEvent.
+    without `timestamp`, so a sender may send a repeat with another one. Raises InvalidEvent.
     """
     if not isinstance(raw, Mapping):
         raise InvalidEvent(f"{task}: the event must be a JSON object; send kwargs={{'event': …}}")
     try:
-        said = canonical({key: raw[key] for key in raw if key != "timestamp"})
+        compared = canonical({key: raw[key] for key in raw if key != "timestamp"})
         stamp = canonical({key: raw[key] for key in raw if key == "timestamp"})
-        text = "{" + ",".join(filter(None, (said[1:-1], stamp[1:-1]))) + "}"
+        text = "{" + ",".join(filter(None, (compared[1:-1], stamp[1:-1]))) + "}"
         body = text.encode()
     except UnicodeEncodeError as error:
         raise InvalidEvent(
@@ -244,24 +244,23 @@ def parse(model: type[E], task: str, raw: object, limit: int) -> tuple[E, Idempo
     except (ValueError, TypeError, RecursionError) as error:
         raise InvalidEvent(f"{task}: the event is not JSON: {error}") from error
     if len(body) > limit:
-        raise InvalidEvent(f"{task}: the event has {len(body)} bytes; at most {limit} are taken")
+        raise InvalidEvent(f"{task}: the event has {len(body)} bytes; at most {limit} are allowed")
     try:
         event = model.model_validate_json(body)
     except ValidationError as error:
         raise InvalidEvent(f"{task}: {_first_faults(error)}") from error
-    if "\\u0000" in text and NUL.search(text):  # the first is a hundred times as fast
+    if "\\u0000" in text and NUL.search(text):  # `in` is a hundred times as fast
         raise InvalidEvent(f"{task}: the event holds a NUL character, which no text may")
-    return event, Idempotency(event.event_id, task, hashlib.sha256(said.encode()).digest())
+    return event, Idempotency(event.event_id, task, hashlib.sha256(compared.encode()).digest())
 
 
 def _first_faults(error: ValidationError, most: int = 5) -> str:
     """Name the first faults by field, without the values: they may be personal."""
     faults = error.errors(include_url=False, include_input=False)
-    told = [f"{'.'.join(map(str, fault['loc'])) or 'event'}: {_rule(fault)}" for fault in faults]
-    more = f" (and {len(told) - most} more)" if len(told) > most else ""
-    return "; ".join(told[:most]) + more
+    named = [f"{'.'.join(map(str, fault['loc'])) or 'event'}: {_rule(fault)}" for fault in faults]
+    more = f" (and {len(named) - most} more)" if len(named) > most else ""
+    return "; ".join(named[:most]) + more
 
 
 def _rule(fault: ErrorDetails) -> str:
-    """Say which rule a value breaks: of a pattern in plain words."""
     return RULES.get(fault.get("ctx", {}).get("pattern", ""), fault["msg"])

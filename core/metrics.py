@@ -1,7 +1,7 @@
-"""What worker processes count, and how it adds up in Redis.
+"""What worker processes count, and how their counts add up in Redis.
 
-Counting is an addition in the process. A thread hands on what was added every few seconds, to one
-hash for all processes on all hosts, which the ops page shows (ADR 8).
+Counting is an addition in the process. A thread adds what is new to one hash every few seconds, for
+all processes on all hosts; the ops page exports that hash (ADR 8).
 """
 
 from collections.abc import Mapping
@@ -17,10 +17,10 @@ from redis import Redis, RedisError
 from core.catalogue import BATCHED, REGISTER_BATCH
 
 HASH = "els:metrics"  # field: a sample as Prometheus writes it; value: its sum over all processes
-EVERY_S = 2.0  # between two pushes; a killed process loses what it counted since its last one
-MARK_S = 3600  # how long Redis remembers a process's last push: longer than any retry of it
-LAST_PUSH_S = 1.0  # what a push under way gets to end before the process does
-NO_SQLSTATE = "none"  # an error that is not the database's, or a lost connection
+EVERY_S = 2.0  # between two pushes; a killed process loses its counts since the last one
+MARK_S = 3600  # Redis remembers the number of a process's last push: longer than any retry
+LAST_PUSH_S = 1.0  # a process that ends waits for a push under way
+NO_SQLSTATE = "none"  # no database error, or a lost connection
 ADD = (Path(__file__).parent / "lua" / "add_counts.lua").read_text()
 
 REGISTRY = CollectorRegistry()
@@ -29,7 +29,7 @@ PATIENT_S = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600, 3 * 24 * 3600, 7
 
 REGISTRATIONS = Counter(
     "els_batch_registration",
-    "Registrations carried out, by outcome.",
+    "Registrations executed, by outcome.",
     ["outcome"],
     registry=REGISTRY,
 )
@@ -93,8 +93,8 @@ for server in ("postgres", "redis"):
     PAUSES.labels(server, NO_SQLSTATE)
 
 
-def carried_out(task: str, outcome: str, became: Mapping[str, int], seconds: float) -> None:
-    """Count a message that led to this outcome, and the contents that it announced."""
+def executed(task: str, outcome: str, became: Mapping[str, int], seconds: float) -> None:
+    """Count a message by its outcome, and its contents by what `became` of them."""
     if task == REGISTER_BATCH.name:
         REGISTRATIONS.labels(outcome).inc()
         REGISTRATION_SECONDS.observe(seconds)
@@ -105,14 +105,13 @@ def carried_out(task: str, outcome: str, became: Mapping[str, int], seconds: flo
 
 
 def retried(task: str, sqlstate: str | None) -> None:
-    """Count a message that is to be tried again."""
+    """Count a message that a worker will try again."""
     RETRIES.labels(sqlstate or NO_SQLSTATE).inc()
     if task == REGISTER_BATCH.name:
         REGISTRATION_FAILURES.labels(sqlstate or NO_SQLSTATE).inc()
 
 
-def parked(task: str, sqlstate: str | None) -> None:
-    """Count a message that became a dead letter."""
+def dead_lettered(task: str, sqlstate: str | None) -> None:
     if task == REGISTER_BATCH.name:
         REGISTRATIONS.labels("dead_letter").inc()
         REGISTRATION_FAILURES.labels(sqlstate or NO_SQLSTATE).inc()
@@ -121,24 +120,23 @@ def parked(task: str, sqlstate: str | None) -> None:
 
 
 def paused(server: str, sqlstate: str | None) -> None:
-    """Count a process that waits for a server."""
     PAUSES.labels(server, sqlstate or NO_SQLSTATE).inc()
 
 
 def ready(seconds: float | None) -> None:
-    """Count a batch that became ready after so long; None: it did not."""
+    """Count a batch that became ready this long after its registration; None: it did not."""
     if seconds is not None:
         READINESS_SECONDS.observe(seconds)
 
 
 def field(sample: Sample) -> str:
-    """Write a sample without its value, as Prometheus does."""
+    """Write the name and labels of a sample as Prometheus does."""
     labels = ",".join(f'{name}="{value}"' for name, value in sample.labels.items())
     return f"{sample.name}{{{labels}}}" if labels else sample.name
 
 
 def counted() -> dict[str, float]:
-    """Read what this process has counted so far."""
+    """Return the counts of this process by `field`."""
     samples = (sample for metric in REGISTRY.collect() for sample in metric.samples)
     return {field(s): s.value for s in samples if not s.name.endswith("_created")}
 
@@ -150,18 +148,17 @@ class Pusher:
         self._add = client.register_script(ADD)
         self._mark = f"{{{HASH}}}:{uuid4().hex}"  # the braces: in the same cluster slot
         self._number = 0
-        self._told = counted()
-        self._on_its_way: dict[str, float] = {}
+        self._pushed = counted()
+        self._unconfirmed: dict[str, float] = {}
         self._pushing, self._ending = Lock(), Event()
         self._thread = Thread(target=self._run, name="els-metrics", daemon=True)
 
     def start(self) -> "Pusher":
-        """Push every `EVERY_S` from now on."""
         self._thread.start()
         return self
 
     def stop(self) -> None:
-        """Push once more, as the process is about to end."""
+        """Push once more, before the process ends."""
         self._ending.set()
         if self._thread.is_alive():
             self._thread.join(LAST_PUSH_S)
@@ -169,23 +166,23 @@ class Pusher:
             self.push()
 
     def push(self) -> None:
-        """Add what was counted since the last push. Raises redis.RedisError.
+        """Add what is new since the last push. Raises redis.RedisError.
 
-        The next call then repeats the same push under its number, so that a lost reply counts
-        nothing twice.
+        After an error the next call repeats this push under the same number, so that Redis counts
+        nothing twice if only the reply was lost.
         """
         with self._pushing:
-            if not self._on_its_way:
-                now, told = counted(), self._told
-                added = {name: value - told.get(name, 0) for name, value in now.items()}
-                self._on_its_way = {name: more for name, more in added.items() if more}
-                self._told, self._number = now, self._number + 1
-            if self._on_its_way:
-                pairs = [part for pair in self._on_its_way.items() for part in pair]
+            if not self._unconfirmed:
+                now, before = counted(), self._pushed
+                added = {name: value - before.get(name, 0) for name, value in now.items()}
+                self._unconfirmed = {name: more for name, more in added.items() if more}
+                self._pushed, self._number = now, self._number + 1
+            if self._unconfirmed:
+                pairs = [part for pair in self._unconfirmed.items() for part in pair]
                 self._add(keys=[HASH, self._mark], args=[self._number, MARK_S, *pairs])
-                self._on_its_way = {}
+                self._unconfirmed = {}
 
     def _run(self) -> None:
         while not self._ending.wait(EVERY_S):
-            with suppress(RedisError):  # the next push says it again
+            with suppress(RedisError):  # the next push repeats this one
                 self.push()

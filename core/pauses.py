@@ -1,6 +1,6 @@
-"""Servers that refuse writes, and the processes that wait for them, as these say in Redis.
+"""Processes that wait for a server which refuses writes. Each notes its pause in Redis.
 
-A process says so at each probe, every 10 s at most; what it said 30 s ago no longer counts.
+A process renews its note at each probe, every 10 s at most; a note of over 30 s ago is stale.
 """
 
 import json
@@ -28,49 +28,48 @@ class Outage:
 
     @classmethod
     def of(cls, server: Server, error: Exception) -> "Outage":
-        """Describe what a server answered, in one line."""
+        """Describe an error in one line."""
         text = " ".join(safe_message(error).split())
         return cls(server, f"{type(error).__name__}: {text}"[:500], sqlstate(error))
 
 
 @dataclass(frozen=True)
 class Pause:
-    """A process of a worker that takes no messages, what it waits for, and since when."""
+    """A process of a worker that takes no messages until an outage ends."""
 
     process: str
     outage: Outage
     since: datetime
 
     def as_json(self) -> dict[str, str | None]:
-        """Write it for programs."""
         return {"process": self.process, **asdict(self.outage), "since": self.since.isoformat()}
 
 
-def say_paused(client: Redis, pause: Pause) -> None:
-    """Note that a process waits. Raises redis.RedisError."""
+def write_pause(client: Redis, pause: Pause) -> None:
+    """Note or renew a pause. Raises redis.RedisError."""
     row = {**asdict(pause.outage), "since": pause.since.timestamp(), "at": server_time(client)}
     client.hset(PAUSES, pause.process, json.dumps(row))
 
 
-def say_resumed(client: Redis, process: str) -> None:
-    """Note that a process goes on. Raises redis.RedisError."""
+def delete_pause(client: Redis, process: str) -> None:
+    """Note that a process takes messages again. Raises redis.RedisError."""
     client.hdel(PAUSES, process)
 
 
 def read_pauses(client: Redis) -> list[Pause]:
-    """List the processes that wait, the longest first. Raises redis.RedisError."""
-    said = cast("Mapping[str, str]", client.hgetall(PAUSES))
-    if not said:
+    """List the pauses, the longest first. Raises redis.RedisError."""
+    rows = cast("Mapping[str, str]", client.hgetall(PAUSES))
+    if not rows:
         return []
     now = server_time(client)
     pauses = []
-    for process, text in said.items():
+    for process, text in rows.items():
         row = json.loads(text)
         if now - row.pop("at") <= FRESH_S:
             since = datetime.fromtimestamp(row.pop("since"), UTC)
             pauses.append(Pause(process, Outage(**row), since))
         else:
-            client.hdel(PAUSES, process)  # it was killed
+            client.hdel(PAUSES, process)  # killed: a process that resumes deletes its own
     return sorted(pauses, key=lambda pause: pause.since)
 
 

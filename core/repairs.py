@@ -24,7 +24,7 @@ class RepairContext:
 
 
 def restore_status(context: RepairContext, batch_id: str) -> bool:
-    """Put a status back that somebody changed by hand; a closed batch keeps no open slot."""
+    """Restore a status that somebody changed by hand; a closed batch keeps no open slot."""
     with db.transaction(context.lifecycle.pool) as conn:
         restored = db.sweep.restore_status(conn, batch_id)
         if restored is BatchStatus.CANCELLED:
@@ -47,19 +47,16 @@ def reopen_slots(context: RepairContext, batch_id: str) -> bool:
 
 
 def recount(context: RepairContext, batch_id: str) -> bool:
-    """Set the counter to the open slots."""
     with db.transaction(context.lifecycle.pool) as conn:
         return db.sweep.recount(conn, batch_id)
 
 
 def drain(context: RepairContext, batch_id: str) -> bool:
-    """Give waiting contents their slots."""
     context.lifecycle.drain(batch_id)
     return True
 
 
 def announce(context: RepairContext, batch_id: str) -> bool:
-    """Seal and announce a full batch."""
     return bool(context.lifecycle.complete(batch_id).value["outcome"] == "announced")
 
 
@@ -75,33 +72,28 @@ def reseed(context: RepairContext, batch_id: str) -> bool:
 
 
 def bring_deadline_near(context: RepairContext, batch_id: str) -> bool:
-    """Give a batch whose deadline never comes a day from now."""
     with context.lifecycle.pool.connection() as conn:
         return db.batches.bring_deadline_near(conn, batch_id)
 
 
 def time_out(context: RepairContext, batch_id: str) -> bool:
-    """Do what a batch wants at its deadline."""
     return bool(context.lifecycle.time_out(batch_id).value["outcome"] != "not_due")
 
 
 def relay(context: RepairContext, batch_id: str) -> bool:
-    """Deliver the events of a batch."""
     return outbox.relay(context.lifecycle.pool, [batch_id], context.send) > 0
 
 
 def post_missing(context: RepairContext, batch_id: str) -> bool:
-    """Write the events again that say that a batch is sealed, or ready.
+    """Write the missing events of a sealed or ready batch again.
 
-    Their ids follow from what they are about, so a consumer that has had one drops the repeat.
-    Raises BrokenSeal where the slots are no longer those that were sealed.
+    Their ids follow from their contents, so a consumer that has one drops the repeat. Raises
+    BrokenSeal where the slots have changed since the batch was sealed.
     """
     with db.transaction(context.lifecycle.pool) as conn:
         tracker = db.batches.tracker(conn, batch_id, lock=True)
-        missing = {
-            each for row in db.outbox.missing_events(conn, [batch_id]) for each in row["types"]
-        }
-        if tracker is None or not missing:
+        rows = db.outbox.missing_events(conn, [batch_id])
+        if tracker is None or not rows:
             return False
         slots = db.slots.essays_in(conn, batch_id, *ACCOUNTED)
         written = announcement(tracker, slots, Sealed([seal_of("", None, slots)], books=True))
@@ -111,7 +103,5 @@ def post_missing(context: RepairContext, batch_id: str) -> bool:
         if tracker.status is BatchStatus.READY_FOR_PIPELINE_EXECUTION:
             essays = [s for s in slots if s["current_status"] == EssayStatus.READY_FOR_PROCESSING]
             events[BATCH_ESSAYS_READY.name] = essays_ready(tracker, essays, written.manifest_sha256)
-        db.outbox.post_again(
-            conn, batch_id, [each for each in events.values() if each.type in missing]
-        )
+        db.outbox.post_again(conn, batch_id, [events[each] for each in rows[0]["types"]])
     return True

@@ -26,19 +26,14 @@ class Cause:
     title: str
     reason: str
     by_itself: str
-    command: str
+    command: str = "els status {batch}"
     since: datetime | None = None
 
     def told(self, since: datetime | None = None, **facts: object) -> "Cause":
         """Fill the facts into the texts."""
-        return Cause(
-            self.code,
-            self.title.format(**facts),
-            self.reason.format(**facts),
-            self.by_itself.format(**facts),
-            self.command.format(**facts),
-            since,
-        )
+        texts = (self.title, self.reason, self.by_itself, self.command)
+        title, reason, by_itself, command = (text.format(**facts) for text in texts)
+        return Cause(self.code, title, reason, by_itself, command, since)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +44,7 @@ class Rule(Cause):
     check reads some batches at a time, so the sweep remembers its findings.
     """
 
+    command: str = "els reconcile {batch}"
     check: Check
     repair: Callable[[RepairContext, str], bool] | None = None
     paged: bool = False
@@ -68,7 +64,6 @@ RULES = [
         title="The status of the batch is not what happened to it",
         reason="somebody changed its row by hand",
         by_itself="the sweep puts back the status that its events and its seal say, in its turn",
-        command="els reconcile {batch}",
         check=checks.status_wrong,
         repair=repairs.restore_status,
         paged=True,
@@ -96,7 +91,6 @@ RULES = [
         title="Single slots of an open batch are cancelled",
         reason="somebody changed them by hand; the service cancels a slot only with its batch",
         by_itself="the sweep gives them back the state that their contents say, in its turn",
-        command="els reconcile {batch}",
         check=checks.slot_cancelled,
         repair=repairs.reopen_slots,
         paged=True,
@@ -106,7 +100,6 @@ RULES = [
         title="The counter of open slots differs from the slots",
         reason="a row was changed by hand, or restored from a backup",
         by_itself="the sweep counts the slots of the batch again, in its turn",
-        command="els reconcile {batch}",
         check=checks.counter_wrong,
         repair=repairs.recount,
         paged=True,
@@ -116,7 +109,6 @@ RULES = [
         title="Contents wait although the batch is registered",
         reason="a row was written by hand, or restored from a backup",
         by_itself="the sweep gives them their slots within seconds",
-        command="els reconcile {batch}",
         check=checks.by_query("pending_though_registered"),
         repair=repairs.drain,
     ),
@@ -125,7 +117,6 @@ RULES = [
         title="All slots are accounted for, but the batch was not announced",
         reason="the completion chord is under way, or a worker died before its callback ran",
         by_itself="the sweep seals and announces it within seconds",
-        command="els reconcile {batch}",
         check=checks.by_query("full_not_announced"),
         repair=repairs.announce,
     ),
@@ -134,7 +125,6 @@ RULES = [
         title="Redis and Postgres disagree on the free slots",
         reason="Redis was flushed or restored, or a worker died between claim and commit",
         by_itself="the next content of the batch, or the sweep, rebuilds Redis from Postgres",
-        command="els reconcile {batch}",
         check=checks.slot_drift,
         repair=repairs.reseed,
     ),
@@ -143,7 +133,6 @@ RULES = [
         title="The deadline of the batch never comes",
         reason="somebody changed it by hand; a deadline is at most ten years away",
         by_itself="the sweep sets it to a day from now, within seconds",
-        command="els reconcile {batch}",
         check=checks.by_query("deadline_never"),
         repair=repairs.bring_deadline_near,
     ),
@@ -152,7 +141,6 @@ RULES = [
         title="The deadline has passed",
         reason="contents, or the confirmation of students, did not come in time",
         by_itself="the sweep times the batch out, or proceeds with what is there, within seconds",
-        command="els reconcile {batch}",
         check=checks.by_query("deadline_passed"),
         repair=repairs.time_out,
     ),
@@ -161,7 +149,6 @@ RULES = [
         title="The outbox lacks an event of the batch",
         reason="somebody deleted it by hand, so nobody can tell whether it was delivered",
         by_itself="the sweep writes it again, with the same id, in its turn",
-        command="els reconcile {batch}",
         check=checks.event_missing,
         repair=repairs.post_missing,
         paged=True,
@@ -256,56 +243,48 @@ PLAIN = [
         "Slots are claimed, but their contents are not committed",
         "a worker is committing them now, or it died and the broker delivers its message again",
         "the message is redelivered within the visibility timeout; the claim ends after 3 minutes",
-        "els status {batch}",
     ),
     Cause(
         "deadline_near",
         "The deadline is near",
         "contents, or students, are still missing",
         "at {deadline} the batch {ending}",
-        "els status {batch}",
     ),
     Cause(
         "being_sealed",
         "Every slot is accounted for, and the batch is being sealed at this moment",
         "its last content has just come",
         "it is announced within seconds",
-        "els status {batch}",
     ),
     Cause(
         "waiting_for_contents",
         "The batch waits for contents ({open} of {slots} slots are open)",
         "the file service has not announced a text for every slot",
         "it goes on with the next content; at {deadline} it {ending}",
-        "els status {batch}",
     ),
     Cause(
         "waiting_for_students",
         "The batch waits for the confirmation of its students",
         "els.confirm_students has not come",
         "it goes on with that message; at {deadline} it {ending}",
-        "els status {batch}",
     ),
     Cause(
         "all_slots_failed",
         "Every file of the batch was rejected",
         "no essay is left to be ready",
         "nothing: this is its last state",
-        "els status {batch}",
     ),
     Cause(
         "timed_out",
         "The batch was timed out at its deadline",
         "on_deadline is `fail`, and not everything had come",
         "nothing: this is its last state",
-        "els status {batch}",
     ),
     Cause(
         "cancelled",
         "The batch was cancelled",
         "els.cancel_batch was sent",
         "nothing: this is its last state",
-        "els status {batch}",
     ),
 ]
 CAUSES = {cause.code: cause for cause in [*RULES, *PLAIN]}

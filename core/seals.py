@@ -1,4 +1,4 @@
-"""Seals: what the completion chord checks of a batch before its callback announces it. Pure."""
+"""Seals: the headers of the completion chord check the slots, its callback checks the seals."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ Row = Mapping[str, Any]  # Any: a database row
 
 
 class Seal(TypedDict):
-    """One range of slots, as a header of the chord saw it. JSON, as it travels through Redis."""
+    """One range of slots, as a header of the chord found it. Celery sends it as JSON."""
 
     low: str
     high: str | None
@@ -25,14 +25,14 @@ class Seal(TypedDict):
 
 
 class Sealed(NamedTuple):
-    """What the headers of a chord saw of a batch: its slots by range; whether its books agree."""
+    """What the headers of a chord found: a seal for each range; whether the counter is right."""
 
     slots: Sequence[Seal]
     books: bool
 
 
 def seal_of(low: str, high: str | None, slots: Sequence[Row]) -> Seal:
-    """Seal a range: each slot must be assigned or failed; the digest is over the assigned ones."""
+    """Seal a range, from `low` up to but not including `high`. The digest is of assigned slots."""
     assigned, failed = _by_outcome(slots)
     return Seal(
         low=low,
@@ -45,14 +45,14 @@ def seal_of(low: str, high: str | None, slots: Sequence[Row]) -> Seal:
 
 
 def announcement(batch: Tracker, slots: Sequence[Row], sealed: Sealed) -> Announcement:
-    """Write the events of a complete batch, after holding its slots against the seals.
+    """Check the slots of a complete batch against its seals, then write its events.
 
     `slots` are the assigned and the failed ones, in the order of their ids. Raises BrokenSeal.
     """
     if not sealed.books:
         raise BrokenSeal(f"batch {batch.batch_id}: its counter and its slots disagree")
     essays, failed = _by_outcome(slots)
-    _hold_against(batch.batch_id, essays, failed, sealed.slots)
+    _check(batch.batch_id, essays, failed, sealed.slots)
     status = completed_status(batch.class_type, len(essays))
     manifest = manifest_sha256(essays)
     events = completion(batch, essays, failed, manifest)
@@ -62,19 +62,18 @@ def announcement(batch: Tracker, slots: Sequence[Row], sealed: Sealed) -> Announ
 
 
 def _by_outcome(slots: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """Pick the assigned slots, and the failed ones."""
     assigned, failed = ([s for s in slots if s["current_status"] == each] for each in ACCOUNTED)
     return assigned, failed
 
 
-def _hold_against(
+def _check(
     batch_id: str, essays: Sequence[Row], failed: Sequence[Row], seals: Sequence[Seal]
 ) -> None:
     counted = (sum(s["provisioned"] for s in seals), sum(s["failed"] for s in seals))
     if not all(s["sealed"] for s in seals) or counted != (len(essays), len(failed)):
         raise BrokenSeal(
             f"batch {batch_id}: {counted} slots were sealed as assigned and failed,"
-            f" but it has {(len(essays), len(failed))}; the sweep will seal it anew"
+            f" but it has {(len(essays), len(failed))}; the sweep will seal it again"
         )
     start = 0
     for seal in seals:
@@ -82,7 +81,7 @@ def _hold_against(
         if _digest(essays[start:end]) != seal["digest"]:
             raise BrokenSeal(
                 f"batch {batch_id}: the slots from {seal['low']} on have changed"
-                " since they were sealed; the sweep will seal them anew"
+                " since they were sealed; the sweep will seal them again"
             )
         start = end
 

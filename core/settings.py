@@ -1,4 +1,4 @@
-"""Settings: every `ELS_*` variable, and nothing else reads the environment."""
+"""Settings: every `ELS_*` variable. Nothing else reads the environment."""
 
 import json
 import os
@@ -26,7 +26,7 @@ class Route(BaseModel):
 
 
 class Login(BaseModel):
-    """Who vouches for those that look at Flower: `allow` is a pattern of their mail addresses."""
+    """The OAuth provider of Flower's users; `allow` is a pattern of their mail addresses."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -38,7 +38,7 @@ class Login(BaseModel):
 
 
 class Settings(BaseModel):
-    """One value a setting; durations are seconds. Read with `Settings.from_env()`."""
+    """Durations are in seconds. Read with `Settings.from_env()`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -84,9 +84,9 @@ class Settings(BaseModel):
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> "Settings":
-        """Read the settings; raise `BadSettings` that names the variable and what is wrong.
+        """Read the settings. Raises BadSettings, which names each wrong variable and the rule.
 
-        An empty variable counts as absent, as compose files write optional ones.
+        An empty variable counts as absent: that is how compose files write optional ones.
         """
         environ = os.environ if environ is None else environ
         given = {k: v for k, v in environ.items() if k.startswith(PREFIX) and v != ""}
@@ -103,7 +103,7 @@ class Settings(BaseModel):
             raise BadSettings("; ".join(names)) from error
 
     def routes(self, event_type: str) -> list[Route]:
-        """Return where events of this type go: without a setting, nowhere if they are opt-in."""
+        """Return the consumers of an event type. By default an opt-in type has none."""
         if event_type in self.event_routes:
             return self.event_routes[event_type]
         if event_type in OPT_IN:

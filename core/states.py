@@ -1,4 +1,4 @@
-"""The states of a batch and of an essay. Pure."""
+"""The states of a batch and of an essay."""
 
 from enum import StrEnum
 
@@ -27,19 +27,18 @@ ACCOUNTED = EssayStatus.READY_FOR_PROCESSING, EssayStatus.CONTENT_INGESTION_FAIL
 
 
 class ClassType(StrEnum):
-    """A batch with a class is regular, whatever its organisation; one without is a guest's."""
+    """A batch with a class id is regular, with or without an organisation."""
 
     GUEST = "GUEST"
     REGULAR = "REGULAR"
 
     @classmethod
     def of(cls, class_id: str | None) -> "ClassType":
-        """Tell the class type of a batch from its class id."""
         return cls.GUEST if class_id is None else cls.REGULAR
 
 
 class SubmissionKind(StrEnum):
-    """What the file service announced: a stored text, or a file that it rejected."""
+    """What the file service sent: a stored text, or the news of a rejected file."""
 
     CONTENT = "content"
     FAILURE = "failure"
@@ -68,7 +67,7 @@ CLOSED: dict[BatchStatus, ExcessReason] = {
 
 
 def completed_status(class_type: ClassType, provisioned_count: int) -> BatchStatus:
-    """Tell what a batch becomes when all of its slots are accounted for."""
+    """Return the status of a batch once all of its slots are accounted for."""
     if provisioned_count == 0:
         return BatchStatus.CONTENT_INGESTION_FAILED
     if class_type is ClassType.REGULAR:

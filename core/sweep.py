@@ -5,14 +5,11 @@ reports it, and tries it less and less often.
 """
 
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import cast
 
 import structlog
 from psycopg import Error as PostgresError
 from psycopg.errors import RaiseException
-from redis import RedisError
 
 from core import db, tracing
 from core.checks import KNOWN, PAGE, CheckContext, Finding, Shared
@@ -25,7 +22,6 @@ from core.repairs import RepairContext
 from core.rules import RULES, Rule
 from core.slots import Slots
 
-OFFSETS = "els:sweep:offsets"  # hash: rule -> findings that the next sweep skips
 log = structlog.get_logger(__name__)
 
 
@@ -80,32 +76,14 @@ class _Sweep:
 
     def run(self) -> Iterator[SweepResult]:
         moves_on = self.batch is None and not self.dry_run
-        offsets = self._read_offsets() if moves_on else {}
+        context = CheckContext(self.conn, self.slots, self.batch, PAGE, moves_on, self.shared)
         for rule in RULES:
-            offset = offsets.get(rule.code, 0)
-            results = [self._settle(rule, each) for each in self._find(rule, moves_on, offset)]
+            found = rule.find(context)
+            if found is None:
+                log.warning("check_failed", rule=rule.code, error="Redis does not answer")
+            results = [self._settle(rule, each) for each in found or []]
             self._forget_mended(rule, results)
-            left = sum(not each.mended for each in results)
-            offsets[rule.code] = offset + left if len(results) == PAGE else 0
             yield from results
-        if moves_on:
-            with suppress(RedisError):  # then the next sweep begins with the oldest
-                self.slots.client.hset(OFFSETS, mapping=dict(offsets.items()))
-
-    def _read_offsets(self) -> dict[str, int]:
-        try:
-            kept = cast("dict[str, str]", self.slots.client.hgetall(OFFSETS))
-        except RedisError:
-            return {}
-        return {code: int(offset) for code, offset in kept.items()}
-
-    def _find(self, rule: Rule, moves_on: bool, offset: int) -> list[Finding]:
-        found = rule.find(
-            CheckContext(self.conn, self.slots, self.batch, PAGE, moves_on, offset, self.shared)
-        )
-        if found is None:
-            log.warning("check_failed", rule=rule.code, error="Redis does not answer")
-        return found or []
 
     def _settle(self, rule: Rule, finding: Finding) -> SweepResult:
         """Repair a finding if that can help now; remember what a person must repair."""

@@ -1,36 +1,26 @@
-"""Traces, as core knows them: the `traceparent` (W3C) of the work at hand, and spans for its parts.
+"""The `traceparent` (W3C) of the current work, and spans for its parts.
 
-Core has no tracer and needs none: nothing is traced until `tasks/tracing.py` sets one.
+Core has no tracer: it traces nothing until `tasks/tracing.py` sets one.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
-from typing import Protocol
+
+# Starts a span: its name, its parent (None: a new trace), whether it sends a message, its ids.
+Tracer = Callable[[str, str | None, bool, dict[str, str]], AbstractContextManager[object]]
 
 traceparent: ContextVar[str | None] = ContextVar("traceparent", default=None)
-
-
-class Tracer(Protocol):
-    """Starts a span that ends with the context; with `parent` None, a trace of its own."""
-
-    def __call__(
-        self, name: str, parent: str | None, sends: bool, about: dict[str, str]
-    ) -> AbstractContextManager[object]:
-        """Name it by a word or two; `sends` marks a message; `about` are ids."""
-
-
 _tracers: list[Tracer] = []  # none or one
 
 
 def span(
-    name: str, parent: str | None = None, *, sends: bool = False, **about: str
+    name: str, parent: str | None = None, *, sends: bool = False, **ids: str
 ) -> AbstractContextManager[object]:
-    """Do a part of the work under a span, where there is a tracer."""
-    for tracer in _tracers:
-        return tracer(name, parent, sends, about)
-    return nullcontext()
+    """Trace what the context does as one span, if this process has a tracer."""
+    return _tracers[0](name, parent, sends, ids) if _tracers else nullcontext()
 
 
 def use(*tracers: Tracer) -> None:
-    """Trace with this tracer from now on, in this process; with none, not at all."""
+    """Trace with this tracer in this process from now on; without one, stop tracing."""
     _tracers[:] = tracers

@@ -30,12 +30,11 @@ class Tracker:
 
     @property
     def class_type(self) -> ClassType:
-        """Guest or regular."""
         return ClassType.of(self.class_id)
 
     @property
     def full(self) -> bool:
-        """Every slot is accounted for, and nobody has announced it."""
+        """Every slot is accounted for, but the batch is not announced yet."""
         return (
             self.status is BatchStatus.AWAITING_CONTENT_VALIDATION
             and self.available_slots == 0
@@ -44,5 +43,5 @@ class Tracker:
 
     @property
     def excess_reason(self) -> ExcessReason:
-        """Why a submission without a slot gets none."""
+        """Why a submission that finds no slot is excess."""
         return CLOSED.get(self.status, ExcessReason.NO_AVAILABLE_SLOT)

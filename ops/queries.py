@@ -1,6 +1,6 @@
-"""What people ask of the books, and the few things they do to them. A statement a function.
+"""What people read and change in Postgres: for the pages and the commands, a function a statement.
 
-The service's own statements stand in `core/db/`.
+The statements of the service itself stand in `core/db/`.
 """
 
 import json
@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import LiteralString
 from uuid import UUID
 
-from psycopg.errors import UndefinedTable
 from psycopg.rows import DictRow
 
 from core.db.connection import Conn
 from core.messages import NAME_LENGTH
 from core.states import BatchStatus, ClassType
 
-Place = tuple[str, str]  # where a page ends: a moment, as text, and a batch id
-FIRST: Place = ("infinity", "~")  # after every moment, and after every identifier
+Cursor = tuple[str, str]  # the end of a page: a moment, as text, and a batch id
+FIRST: Cursor = ("infinity", "~")  # after every moment, and after every identifier
 LAST_CHARACTER = "\U0010ffff"  # in the order of code points, which is that of UTF-8
 
 
@@ -31,15 +30,15 @@ SEARCH = _sql("search")
 
 
 def statuses(conn: Conn, batch_id: str | None, limit: int) -> list[DictRow]:
-    """Read batches as `els status` shows them, newest first; those only waited for included."""
+    """Read batches for `els status`, newest first, with those that contents only wait for."""
     return conn.execute(_sql("statuses"), {"batch_id": batch_id, "limit": limit}).fetchall()
 
 
 def find(conn: Conn, wanted: str, limit: int) -> list[DictRow]:
-    """Read where everything is that bears this id or name, the oldest first, open slots last."""
+    """Find everything that has this id or name, the oldest first, open slots last."""
     quoted = {json.dumps(wanted), json.dumps(wanted, ensure_ascii=False)}  # in a dead letter
-    told = {"id": wanted, "quoted": [*quoted], "limit": limit}
-    return conn.execute(_sql("find"), told).fetchall()
+    parameters = {"id": wanted, "quoted": [*quoted], "limit": limit}
+    return conn.execute(_sql("find"), parameters).fetchall()
 
 
 def letters(
@@ -52,7 +51,7 @@ def letters(
     code: str | None = None,
     before: int | None = None,
 ) -> list[DictRow]:
-    """List dead letters without their bodies, newest first; `every`: handled ones as well."""
+    """List dead letters without their bodies, newest first; `every` includes handled ones."""
     return conn.execute(
         "SELECT id, task, task_id, batch_id, code, sqlstate, message, deliveries, parked_at,"
         " replayed_at, discarded_at FROM dead_letters"
@@ -74,17 +73,15 @@ def letters(
 
 
 def letter(conn: Conn, number: int) -> DictRow | None:
-    """Read a dead letter, whole."""
     return conn.execute("SELECT * FROM dead_letters WHERE id = %s", [number]).fetchone()
 
 
 def mark_replayed(conn: Conn, number: int) -> None:
-    """Note that a dead letter was sent again."""
     conn.execute("UPDATE dead_letters SET replayed_at = now() WHERE id = %s", [number])
 
 
 def mark_discarded(conn: Conn, number: int) -> None:
-    """Note that a dead letter needs nothing any more; it is kept until its batch is purged."""
+    """Note that nobody needs a dead letter any more; it stays until its batch is purged."""
     conn.execute("UPDATE dead_letters SET discarded_at = now() WHERE id = %s", [number])
 
 
@@ -96,7 +93,7 @@ def undelivered(
     event_type: str | None = None,
     failing: bool = False,
 ) -> list[DictRow]:
-    """List events that wait for delivery, the oldest first; `failing`: only ones with an error."""
+    """List undelivered events, the oldest first; `failing`: only those with an error."""
     return conn.execute(
         "SELECT id, batch_id, type, sequence, created_at, attempts, last_error FROM event_outbox"
         " WHERE published_at IS NULL"
@@ -109,7 +106,7 @@ def undelivered(
 
 
 def republish(conn: Conn, since: datetime, batch_id: str | None) -> int:
-    """Have delivered events delivered again, from a moment on; return how many."""
+    """Let the relay deliver events again that were written since then; return their number."""
     return conn.execute(
         "UPDATE event_outbox SET published_at = NULL"
         " WHERE published_at IS NOT NULL AND created_at >= %(since)s"
@@ -119,7 +116,7 @@ def republish(conn: Conn, since: datetime, batch_id: str | None) -> int:
 
 
 def purgeable(conn: Conn, days: float, limit: int) -> list[str]:
-    """List batches that ended so long ago, without an undelivered event or a waiting letter."""
+    """List batches that ended so long ago and have no undelivered event or waiting letter."""
     rows = conn.execute(
         """
         SELECT t.batch_id FROM batch_essay_trackers t
@@ -148,7 +145,7 @@ def purge(conn: Conn, batch_id: str) -> None:
 
 
 def expired_pending(conn: Conn, days: float, *, delete: bool) -> int:
-    """Count, or delete, contents that have waited so long for a batch that nobody registers."""
+    """Count, or delete, contents that have waited so long for a registration."""
     waited: LiteralString = (
         " FROM batch_pending_content p WHERE p.received_at < now() - make_interval(secs => %s"
         " * 86400) AND NOT EXISTS (SELECT FROM batch_essay_trackers t"
@@ -161,7 +158,7 @@ def expired_pending(conn: Conn, days: float, *, delete: bool) -> int:
 
 
 def counts(conn: Conn) -> dict[tuple[BatchStatus, ClassType], int]:
-    """Count batches by state and class type. Reads every batch: 25 ms for 100 000."""
+    """Count batches by status and class type. Reads every batch: 25 ms for 100 000."""
     rows = conn.execute(
         "SELECT status, class_id IS NOT NULL AS regular, count(*) AS n FROM batch_essay_trackers"
         " GROUP BY status, regular"
@@ -171,25 +168,16 @@ def counts(conn: Conn) -> dict[tuple[BatchStatus, ClassType], int]:
 
 
 def gauges(conn: Conn) -> dict[str, float]:
-    """Measure what waits; the names are those of the metrics."""
+    """Measure what waits, by the names of the metrics."""
     row = conn.execute(_sql("gauges")).fetchone()
     assert row is not None, "it has no WHERE"
     return row
 
 
-def revision(conn: Conn) -> str | None:
-    """Read which revision of the schema the database has; None: it has no schema."""
-    try:
-        row = conn.execute("SELECT version_num FROM alembic_version").fetchone()
-    except UndefinedTable:
-        return None
-    return row["version_num"] if row else None
-
-
 def newest(
-    conn: Conn, status: str | None, but: Sequence[str], after: Place | None, limit: int
-) -> list[Place]:
-    """Page through batches, newest first: those of a state, but not these; `after` a place."""
+    conn: Conn, status: str | None, but: Sequence[str], after: Cursor | None, limit: int
+) -> list[Cursor]:
+    """Page through batches, newest first: those in a status, without `but`."""
     since, batch_id = after or FIRST
     rows = conn.execute(
         "SELECT registered_at, batch_id FROM batch_essay_trackers"
@@ -197,19 +185,13 @@ def newest(
         " AND (%(status)s::text IS NULL OR status = %(status)s)"
         " AND batch_id <> ALL(%(but)s)"
         " ORDER BY registered_at DESC, batch_id DESC LIMIT %(limit)s",
-        {
-            "since": since,
-            "batch_id": batch_id,
-            "status": status,
-            "but": list(but),
-            "limit": limit,
-        },
+        {"since": since, "batch_id": batch_id, "status": status, "but": list(but), "limit": limit},
     )
     return [(row["registered_at"].isoformat(), row["batch_id"]) for row in rows]
 
 
 def waited_for(conn: Conn, after: str, limit: int) -> list[str]:
-    """Page through batches that contents wait for, but that nobody has registered; by id."""
+    """Page by id through batches that contents wait for and nobody has registered."""
     rows = conn.execute(
         "SELECT DISTINCT batch_id FROM batch_pending_content p WHERE batch_id > %s AND NOT EXISTS"
         " (SELECT FROM batch_essay_trackers t WHERE t.batch_id = p.batch_id)"
@@ -220,46 +202,37 @@ def waited_for(conn: Conn, after: str, limit: int) -> list[str]:
 
 
 def search(
-    conn: Conn, words: str, status: str | None, after: Place | None, limit: int
-) -> list[Place]:
+    conn: Conn, words: str, status: str | None, after: Cursor | None, limit: int
+) -> list[Cursor]:
     """Find batches by the id of batch, user, file or correlation, newest first.
 
-    Files are looked for when nothing else bears this name: that reads all essays. The words are
-    taken to the letter; if nothing bears them, without the blanks that a person copied along.
+    Only when nothing else has this name it searches the files, which reads all essays. The words
+    must match exactly, or without the blanks that a person copied with them.
     """
     since, batch_id = after or FIRST
     try:
         uuid = UUID(words)
     except ValueError:
         uuid = None
-    wanted = {
-        "uuid": uuid,
-        "status": status,
-        "since": since,
-        "batch_id": batch_id,
-        "limit": limit,
-    }
+    common = {"uuid": uuid, "status": status, "since": since, "batch_id": batch_id, "limit": limit}
     spelt = dict.fromkeys(filter(None, (words, words.strip())))
     for files, each in product((False, True), spelt):
-        told = {**wanted, "words": each, "beyond": _beyond(each), "files": files}
-        rows = conn.execute(SEARCH, told).fetchall()
+        # After every id and name that begins with these words, bytewise.
+        beyond = each + LAST_CHARACTER * (NAME_LENGTH + 1)
+        parameters = {**common, "words": each, "beyond": beyond, "files": files}
+        rows = conn.execute(SEARCH, parameters).fetchall()
         if rows:
             break
     return [(row["since"], row["batch_id"]) for row in rows]
 
 
-def _beyond(words: str) -> str:
-    """Write what comes after every id and name that begins with these words, bytewise."""
-    return words + LAST_CHARACTER * (NAME_LENGTH + 1)
-
-
 def board(conn: Conn, batches: Sequence[str]) -> list[DictRow]:
-    """Read batches as the board shows them, in this order; also ones that nobody registered."""
+    """Read batches for the board, in this order; also those that nobody has registered."""
     return conn.execute(_sql("board"), {"batches": list(batches)}).fetchall()
 
 
 def states(conn: Conn, batches: Sequence[str]) -> dict[str, str]:
-    """Tell the states of those of these batches that are registered."""
+    """Read the statuses of the registered ones among these batches."""
     rows = conn.execute(
         "SELECT batch_id, status FROM batch_essay_trackers WHERE batch_id = ANY(%s)",
         [list(batches)],
@@ -268,7 +241,7 @@ def states(conn: Conn, batches: Sequence[str]) -> dict[str, str]:
 
 
 def counters(conn: Conn) -> DictRow:
-    """Count what the board shows above: open, ready today (UTC), events and letters waiting."""
+    """Count for the head of the board: open, ready today (UTC), waiting events and letters."""
     row = conn.execute(
         "SELECT (SELECT count(*) FROM batch_essay_trackers WHERE status IN"
         " ('awaiting_content_validation', 'awaiting_student_validation')) AS open,"
@@ -293,7 +266,6 @@ def slots_page(conn: Conn, batch_id: str, after: str, limit: int) -> list[DictRo
 
 
 def slot(conn: Conn, batch_id: str, essay_id: str) -> DictRow | None:
-    """Read one slot."""
     return conn.execute(
         "SELECT * FROM essay_states WHERE batch_id = %s AND essay_id = %s", [batch_id, essay_id]
     ).fetchone()

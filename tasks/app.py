@@ -12,11 +12,11 @@ settings = Settings.from_env()
 
 RESULT_EXPIRES_S = 3600  # only chord keys: results are not stored
 RESULT_ANSWER_S = 5.0  # for Redis to take a result; Celery waits for 120 s
-SOFT_SHUTDOWN_S = 3.0  # what running tasks get before their messages are handed back
-DEATHS = 5  # of processes that carried a message out; then it is the message that kills them
-AT_ONCE = 100  # messages that a process carries out together: some 40 ms of work
+SOFT_SHUTDOWN_S = 3.0  # for running tasks to end, before their messages go back
+DEATHS = 5  # of processes that executed a message; then it is the message that kills them
+AT_ONCE = 100  # messages of one job: some 40 ms of work
 BYTES_AT_ONCE = 256 * 1024  # of these: some 800 contents, and always under `claim.lua`'s 4 000
-# Tasks whose messages are: the hop to a process costs as much as one of these. Not
+# Tasks that share jobs: the hop to a process costs as much as one of these. Not
 # els.announce_ready, which takes 2 ms a batch: other processes are to share these.
 QUICK = (*BATCHED, "els.seal_slots", "els.seal_books")
 FIRST = ("els.sweep", "els.relay")  # taken before all other messages: a backlog delays neither
@@ -42,7 +42,7 @@ app.conf.update(
     redis_socket_keepalive=True,
     redis_backend_health_check_interval=RESULT_ANSWER_S,
     worker_consumer="tasks.worker.consumer:Consumer",
-    dead_letters="tasks.dead_letters",  # what the worker keeps them with
+    dead_letters="tasks.dead_letters",  # the module that keeps them; this setting is ours
     worker_concurrency=settings.concurrency,
     worker_prefetch_multiplier=1,
     worker_deduplicate_successful_tasks=False,  # loses chord callbacks

@@ -17,13 +17,14 @@ from redis import RedisError
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from core import outbox
+from core.backoff import wait_s
 from core.crash import crashpoint
-from core.faults import Fault, fault, wait_s
+from core.faults import Fault, fault
 from core.model import StepResult, Value
 from core.seals import Seal, Sealed
 from tasks.app import DEATHS, app
 from tasks.attempts import attempts
-from tasks.delivery import describe
+from tasks.delivery import redacted_kwargs
 from tasks.resources import resources, send_event
 from tasks.worker import deaths
 
@@ -69,7 +70,7 @@ def dispatch_completion(batches: Mapping[str, int | None]) -> None:
 def _call(task: AnyTask, batches: Collection[str]) -> Signature:
     """Call a task of the chord; described by us, since Celery takes its time over that."""
     kwargs = {"batches": batches}
-    said = {"argsrepr": "()", "kwargsrepr": describe(kwargs)}
+    said = {"argsrepr": "()", "kwargsrepr": redacted_kwargs(kwargs)}
     return task.signature(kwargs=kwargs, options=said)
 
 

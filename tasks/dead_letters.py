@@ -1,8 +1,8 @@
-"""Dead letters: messages that cannot be carried out, kept whole with the reason.
+"""Dead letters: messages that the service cannot execute, kept whole with the reason.
 
-A message leaves the broker only when Postgres holds its outcome or its dead letter. So letters are
-written by a process of the pool, which waits in place while Postgres refuses; and where a letter
-cannot be written at all, its message goes back to the broker.
+A message leaves the broker only when Postgres holds its outcome or its dead letter. So a process of
+the pool writes letters, and waits while Postgres refuses. If it cannot write one at all, the
+message goes back to the broker.
 """
 
 import base64
@@ -24,7 +24,7 @@ from tasks.app import settings
 from tasks.attempts import attempts
 from tasks.resources import resources
 
-UNKNOWN = "unknown"  # the task of what was no message: it cannot be replayed
+UNKNOWN = "unknown"  # the task of a malformed message: nobody can replay it
 IDENTIFIER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 log = structlog.get_logger(__name__)
 
@@ -32,7 +32,7 @@ log = structlog.get_logger(__name__)
 def letter_of(
     task: str, task_id: str, body: object, error: Exception, code: str, deliveries: int = 1
 ) -> DeadLetter:
-    """Make the dead letter of a message, whatever its body is."""
+    """Make the dead letter of a message with any body."""
     named = body.get("batch_id") if isinstance(body, Mapping) else None
     return DeadLetter(
         task=task,
@@ -57,10 +57,8 @@ def letter_of_message(message: Message, error: Exception, code: str) -> DeadLett
 def keep(letter: DeadLetter) -> int:
     """Write a dead letter; return its number. Waits while Postgres refuses.
 
-    Raises the error of Postgres where that is not the server's trouble, and Reject where the worker
-    stops.
+    Raises the error of Postgres if its cause is the letter, and Reject if the worker stops.
     """
-
     for attempt in attempts():
         with attempt, resources().pool.connection() as conn:
             number = db.dead_letters.add(conn, letter)
@@ -76,7 +74,7 @@ def keep(letter: DeadLetter) -> int:
 
 
 def keep_if_possible(letter: DeadLetter) -> int | None:
-    """Do so, called by a pool of Celery's, which takes no exception; None: it is not kept."""
+    """Do so for a pool of Celery's, which takes no exception; None: Postgres does not hold it."""
     try:
         return keep(letter)
     except Exception:
@@ -85,9 +83,9 @@ def keep_if_possible(letter: DeadLetter) -> int | None:
 
 
 def keep_malformed(queue: str, payload: bytes, why: str) -> bool:
-    """Keep bytes that lay in a queue and are no message; False when that is not possible now.
+    """Keep a malformed message; False if that is not possible now.
 
-    Runs in the worker's event loop, so it does not wait; the transport offers the bytes again.
+    It runs in the worker's event loop, so it does not wait. The transport offers the bytes again.
     """
     body = {"queue": queue, "base64": base64.b64encode(payload).decode()}
     task_id = hashlib.sha256(payload).hexdigest()
@@ -104,25 +102,25 @@ def keep_malformed(queue: str, payload: bytes, why: str) -> bool:
 
 
 def names_event(args: Sequence[object], kwargs: Mapping[str, object]) -> bool:
-    """Tell whether a task was called as it is to be: with `event`, and nothing else."""
+    """Tell whether the only argument of a call is `event`."""
     return not args and kwargs.keys() == {"event"}
 
 
 def body_of(args: Sequence[object], kwargs: Mapping[str, object]) -> object:
-    """Return what a call announces: its event, or all of it if it is not called as it is to be."""
+    """Return the event of a call, or all of its arguments if it has others."""
     return kwargs["event"] if names_event(args, kwargs) else {"args": args, "kwargs": kwargs}
 
 
 def as_json(body: object) -> str:
-    """Write a body as JSON, whatever it is: to the letter where JSON can hold it."""
+    """Write a body as JSON: exactly where JSON can hold it, else its `repr`."""
     try:
         return json.dumps(json.loads(canonical(body)), allow_nan=False)
     except (ValueError, TypeError, RecursionError):
-        return json.dumps({"not_json": _shown(body)})
+        return json.dumps({"not_json": _repr(body)})
 
 
 def _body(message: Message) -> object:
-    """Return the event of a message, or whatever else it holds."""
+    """Return the event of a message, else its body."""
     try:
         args, kwargs, _ = json.loads(message.body or "")
     except (ValueError, TypeError, RecursionError):
@@ -131,7 +129,7 @@ def _body(message: Message) -> object:
     return body_of(args, kwargs) if isinstance(kwargs, dict) else {"args": args, "kwargs": kwargs}
 
 
-def _shown(body: object) -> str:
+def _repr(body: object) -> str:
     try:
         return repr(body)
     except RecursionError:

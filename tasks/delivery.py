@@ -1,4 +1,4 @@
-"""Handing events to the broker, for the worker's relay and for the command line."""
+"""Sends events to the broker, for the worker's relay and for the command line."""
 
 from collections.abc import Sequence
 from itertools import islice
@@ -17,7 +17,7 @@ BATCHES_SHOWN = 50  # of a message of the chord: enough to know it by
 def deliver(app: Celery, event: dict[str, Any], routes: Sequence[Route]) -> None:  # Any: JSON
     """Send a CloudEvent once for each of its routes, its id as task id. Raises OSError.
 
-    The message goes on in the trace of the task that made the event true, whoever delivers it.
+    The message continues the trace of the task that wrote the event.
     """
     about = {"batch_id": event["subject"], "correlation_id": event["correlationid"]}
     origin = event.get("traceparent")
@@ -32,19 +32,19 @@ def deliver(app: Celery, event: dict[str, Any], routes: Sequence[Route]) -> None
                     task_id=event["id"],
                     ignore_result=True,
                     argsrepr="()",
-                    kwargsrepr=describe({"event": event}),
+                    kwargsrepr=redacted_kwargs({"event": event}),
                     headers={"traceparent": trace} if trace else None,
                 )
         except (OperationalError, RedisError) as error:
             raise ConnectionError(f"the broker does not take events: {error}") from error
 
 
-def describe(kwargs: object) -> str:
-    """Write the ids of a message, each cut to a readable length; nothing else of it."""
-    told = kwargs if isinstance(kwargs, dict) else {}
-    if isinstance(batches := told.get("batches"), list | dict):
+def redacted_kwargs(kwargs: object) -> str:
+    """Write the ids in a message, each cut to a readable length, and nothing else."""
+    given = kwargs if isinstance(kwargs, dict) else {}
+    if isinstance(batches := given.get("batches"), list | dict):
         return f"batches={','.join(str(each)[:64] for each in islice(batches, BATCHES_SHOWN))}"
-    event = told.get("event", told)
+    event = given.get("event", given)
     if not isinstance(event, dict):
         return "{…}"
     named = ("type", "batch_id", "subject", "event_id", "id", "correlation_id")

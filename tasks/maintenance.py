@@ -1,4 +1,4 @@
-"""What beat asks for: the sweep, which mends what is stuck, and the relay of events."""
+"""Beat's tasks: the sweep, which mends stuck batches, and the relay of events."""
 
 from collections import Counter
 from contextlib import suppress
@@ -21,7 +21,7 @@ log = structlog.get_logger(__name__)
 
 @app.task(name="els.sweep")
 def sweep() -> dict[str, int]:
-    """Find what must not stay as it is, and mend it; return how many batches by rule."""
+    """Find and mend stuck batches; return how many by rule."""
     _begin_tick("els.sweep")
     return run_tick(_sweep, {})
 
@@ -41,13 +41,13 @@ def _sweep() -> dict[str, int]:
 
 @app.task(name="els.relay")
 def relay() -> int:
-    """Send every event that the relay right after a commit did not."""
+    """Send each event that the relay right after its commit has not sent."""
     _begin_tick("els.relay")
     return run_tick(lambda: outbox.relay_all(resources().pool, send_event), 0)
 
 
 def _begin_tick(task: str) -> None:
-    """Let beat send the next tick. Where Redis does not answer, beat sends it a little later."""
+    """Let beat send the next tick. If Redis does not answer, beat sends it a little later."""
     if settings.redis_url:
         with suppress(RedisError):
             heartbeat.tick_begun(brief_redis(), settings.queue, task)

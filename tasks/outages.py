@@ -1,8 +1,7 @@
-"""While a server refuses, a process waits in place: it takes nothing, says so, goes on by itself.
+"""While a server refuses, a process waits with its message, says so, and goes on by itself.
 
-A probe decides. While it fails, a server is in trouble: the process keeps its message and waits,
-for as long as it takes. While it succeeds, the servers are well and the error belongs to this
-message, which gets a few tries.
+A probe decides. If it fails, a server is in trouble, and the process waits, for hours if need be.
+If it succeeds, the servers are well, and the error belongs to this message, which gets a few tries.
 """
 
 import os
@@ -37,7 +36,7 @@ log = structlog.get_logger(__name__)
 
 
 def run_tick(step: Callable[[], T], otherwise: T) -> T:
-    """Run what beat asks for; where a server refuses it, wait, and leave it to the next tick."""
+    """Run a task of beat's; if a server refuses, wait, and leave the work to the next tick."""
     try:
         return step()
     except Exception as error:
@@ -49,7 +48,7 @@ def run_tick(step: Callable[[], T], otherwise: T) -> T:
 
 
 def wait_until_well(error: Exception) -> bool:
-    """Wait while a server refuses; False if none did. Raises Reject where the worker stops."""
+    """Wait while a server refuses; False if none does. Raises Reject if the worker stops."""
     size = PROBE_BYTES if (sqlstate(error) or "").startswith(NO_ROOM) else 0
     outage = find_outage(size)
     if outage is None:
@@ -63,13 +62,13 @@ def wait_until_well(error: Exception) -> bool:
         while outage:
             pause = replace(pause, outage=outage)
             with suppress(RedisError):  # it may be the one that refuses
-                pauses.say_paused(brief_redis(), pause)
+                pauses.write_pause(brief_redis(), pause)
             sleep(wait * uniform(0.5, 1))
             wait = min(2 * wait, LONGEST_PROBE_S)
             outage = find_outage(size)
     finally:
         with suppress(RedisError):
-            pauses.say_resumed(brief_redis(), pause.process)
+            pauses.delete_pause(brief_redis(), pause.process)
     resources().pool.drain()
     waited = datetime.now(UTC) - pause.since
     log.warning("resumed", server=pause.outage.server, paused_s=round(waited.total_seconds(), 1))

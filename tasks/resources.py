@@ -33,7 +33,7 @@ class Resources:
 
 @cache
 def traces() -> "Traces | None":
-    """Import what spans need, only where a worker is asked for them. Raises BadSettings."""
+    """Make spans if a setting asks for them; import OpenTelemetry only then. Raises BadSettings."""
     if settings.traces_endpoint is None:
         return None
     try:
@@ -59,7 +59,7 @@ def resources() -> Resources:
     pusher = Pusher(connect(settings.redis_url, timeout_s=1))  # ending waits for it
     if not app.conf.task_always_eager:
         pusher.start()
-        atexit.register(pusher.stop)  # a child of prefork ends without, but says so
+        atexit.register(pusher.stop)  # a child of prefork skips this, but sends a signal
     return Resources(pool, slots, Lifecycle(pool, slots, settings.opt_in_events()), pusher)
 
 
@@ -81,7 +81,7 @@ def _trace(sender: Any, **_: object) -> None:  # Any: Celery's worker
 
 
 @signals.worker_process_init.connect
-def _forget_the_parents_stores(**_: object) -> None:
+def _forget_the_parents_connections(**_: object) -> None:
     resources.cache_clear()
 
 

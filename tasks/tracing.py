@@ -1,8 +1,8 @@
 """Traces: a span for each message, and in it one for each statement, Redis call and delivery.
 
 By hand on OpenTelemetry's API, for the reasons in docs/adr/0007-spans-by-hand.md. Imported only
-where `ELS_TRACES_ENDPOINT` is set. Spans tell names, ids and outcomes: no values, and of an error
-its type alone, since its message may quote a row.
+where `ELS_TRACES_ENDPOINT` is set. Spans hold names, ids and outcomes, no values; and the type of
+an error, not its message, which may quote a row.
 """
 
 import atexit
@@ -96,7 +96,7 @@ class Traces:
         client.execute_command = traced  # type: ignore[method-assign] # of this client alone
 
     def flush(self, **_: object) -> None:
-        """Send what is left, and stop."""
+        """Send the remaining spans, and stop."""
         made, self._made = self._made, None
         if made:
             made[0].shutdown()
@@ -114,13 +114,13 @@ class Traces:
     # --- messages ------------------------------------------------------------------------------
 
     def _begin(self, task: AnyTask, task_id: str, **_: object) -> None:
-        clear_contextvars()  # what the task before has bound is none of this one's
+        clear_contextvars()  # of the task before
         if task.name in self._unseen:
             return
-        parent = W3C.extract(_told(task.request.headers), context.get_current())
+        parent = W3C.extract(_trace_headers(task.request.headers), context.get_current())
         span = self._tracer().start_span(task.name, parent, SpanKind.CONSUMER)
         span.set_attributes({"messaging.system": "celery", "messaging.message.id": task_id})
-        request: Any = task.request  # Any: which takes what one gives it
+        request: Any = task.request  # Any: it takes any attribute
         request.span = ExitStack()
         request.span.enter_context(_within(span))
 
@@ -150,7 +150,7 @@ class Traces:
     def _part(
         self, name: str, parent: str | None, sends: bool, about: dict[str, str]
     ) -> AbstractContextManager[object]:
-        origin = W3C.extract(_told({"traceparent": parent}), context.Context())
+        origin = W3C.extract(_trace_headers({"traceparent": parent}), context.Context())
         kind = SpanKind.PRODUCER if sends else SpanKind.INTERNAL
         attributes = {f"els.{key}": value for key, value in about.items()}
         return _within(self._tracer().start_span(name, origin, kind, attributes))
@@ -182,9 +182,9 @@ class Traces:
 def _within(span: trace.Span) -> Iterator[trace.Span]:
     """Make a span the current one, and end it."""
     seen = span.get_span_context()
-    told = f"00-{seen.trace_id:032x}-{seen.span_id:016x}-{seen.trace_flags:02x}"
+    parent = f"00-{seen.trace_id:032x}-{seen.span_id:016x}-{seen.trace_flags:02x}"
     now = context.attach(trace.set_span_in_context(span))
-    before = tracing.traceparent.set(told)
+    before = tracing.traceparent.set(parent)
     try:
         yield span
     except BaseException as error:
@@ -197,8 +197,8 @@ def _within(span: trace.Span) -> Iterator[trace.Span]:
         span.end()
 
 
-def _told(headers: Mapping[str, Any] | None) -> dict[str, str]:  # Any: JSON
-    """Read where a trace comes from; what is no string is no trace."""
+def _trace_headers(headers: Mapping[str, Any] | None) -> dict[str, str]:  # Any: JSON
+    """Return the headers of a trace that are strings."""
     names = ("traceparent", "tracestate")
     return {n: v for n in names if isinstance(v := (headers or {}).get(n), str)}
 

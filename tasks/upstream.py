@@ -17,6 +17,7 @@ from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from core import metrics
 from core.assignment import Result
+from core.backoff import waited_s
 from core.catalogue import (
     ASSIGN_CONTENT,
     ASSIGN_CONTENTS,
@@ -28,7 +29,7 @@ from core.catalogue import (
 )
 from core.crash import crashpoint
 from core.errors import InvalidEvent, Refusal
-from core.faults import Fault, fault, safe_message, sqlstate, waited_s
+from core.faults import Fault, fault, safe_message, sqlstate
 from core.messages import Event, Idempotency, parse
 from core.model import Message, StepResult, Value
 from tasks.app import DEATHS, app, settings
@@ -198,7 +199,7 @@ def _count_retry(task: AnyTask, error: Exception) -> None:
 def _report(task: str, task_id: str, event: Event, result: StepResult, started: float) -> None:
     """Count and log what a message led to."""
     value = result.value
-    metrics.carried_out(task, value["outcome"], result.became, time.monotonic() - started)
+    metrics.executed(task, value["outcome"], result.became, time.monotonic() - started)
     log.info(
         value["outcome"],
         task=task,
@@ -217,7 +218,7 @@ def _refuse(task: AnyTask, body: object, error: Exception, code: str, deliveries
     except Exception as unkept:
         log.exception("message_goes_back", code=code)
         raise Reject(unkept, requeue=True) from unkept
-    metrics.parked(task.name, letter.sqlstate)
+    metrics.dead_lettered(task.name, letter.sqlstate)
     deaths.forget(task.request)
     value = {"outcome": "dead_letter", "batch_id": letter.batch_id, "code": code}
     return {**value, "dead_letter": number, "message": letter.message}

@@ -71,7 +71,7 @@ class Query:
         return int(self.after) if self.after.isascii() and self.after.isdigit() else 0
 
     @property
-    def place(self) -> queries.Place | None:
+    def place(self) -> queries.Cursor | None:
         """The last batch before this page; None among those in trouble."""
         since, parted, batch_id = self.after.partition("~")
         if not parted:
@@ -115,7 +115,7 @@ def pick(conn: Conn, seen: Overview, query: Query) -> tuple[list[str], Query | N
     return _cut(_healthy(conn, query, worst, PAGE + 1 - len(first)), query, first)
 
 
-def _healthy(conn: Conn, query: Query, worst: list[str], limit: int) -> list[queries.Place]:
+def _healthy(conn: Conn, query: Query, worst: list[str], limit: int) -> list[queries.Cursor]:
     """Choose batches that are not in trouble, one more than there is room for."""
     if query.state == NOT_REGISTERED:
         after = query.place[1] if query.place else ""
@@ -125,7 +125,7 @@ def _healthy(conn: Conn, query: Query, worst: list[str], limit: int) -> list[que
 
 
 def _cut(
-    found: list[queries.Place], query: Query, first: list[str]
+    found: list[queries.Cursor], query: Query, first: list[str]
 ) -> tuple[list[str], Query | None]:
     """Put a page together; what is over says that there is a next one."""
     room = PAGE - len(first)

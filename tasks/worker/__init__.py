@@ -1,1 +1,1 @@
-"""How our workers differ from Celery's. Nothing here knows what an essay is."""
+"""How our workers differ from Celery's: README.md has the reasons. Nothing here knows an essay."""

@@ -1,12 +1,12 @@
-"""RabbitMQ's transport: Kombu's, which loses nothing that is published, declared or rejected.
+"""RabbitMQ's transport: Kombu's, except that it loses no message.
 
-It acknowledges together what ends together, waits for each publisher confirm with a deadline,
-returns an unroutable message to its publisher as an error, and uses a queue or exchange as it is
-where somebody else declared it with other arguments.
+It acknowledges a job's messages by one frame, waits for each publisher confirm with a deadline,
+returns an unroutable message to its publisher as an error, and uses a queue or exchange that
+somebody declared with other arguments.
 """
 
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any, ClassVar
 
@@ -14,7 +14,9 @@ import structlog
 from amqp import spec
 from amqp.exceptions import AMQPError, NotFound, PreconditionFailed
 from billiard.process import current_process
-from kombu import transport
+from celery import Celery
+from kombu import Exchange, transport
+from kombu import Message as KombuMessage
 from kombu.exceptions import KombuError, OperationalError
 from kombu.transport import pyamqp
 
@@ -22,11 +24,11 @@ from durable_redis import DELIVERY_COUNT
 
 CONFIRM_S = 10  # for a confirm; RabbitMQ sends none while an alarm of memory or disk blocks us
 ANSWER_S = 15  # for any other answer, so that a frozen server is not waited for without end
-PERSISTENT = 2  # delivery mode of what must not be lost; events of monitors are transient
-CHAT = ".pidbox"  # exchanges of remote control, whose words may reach nobody
+PERSISTENT = 2  # delivery mode of messages; monitors' events are transient
+CHAT = ".pidbox"  # exchanges of remote control; their messages may reach nobody
 
 # A connection that a firewall drops silently ends within 20 s: the kernel probes it after 10 s, and
-# gives up on what is written and not acknowledged.
+# gives up on bytes that nobody acknowledges.
 SOCKET_SETTINGS = {
     socket.TCP_KEEPIDLE: 10,
     socket.TCP_KEEPINTVL: 5,
@@ -39,6 +41,7 @@ OPTIONS = {
     "socket_settings": SOCKET_SETTINGS,
 }
 FAREWELL_S = 2  # for the answer to a farewell: often the connection is dead, and there are several
+CARRIED_OVER = {"correlation_id", "reply_to", "priority", "message_id", "timestamp", "type"}
 FAREWELLS = (spec.Connection.CloseOk, spec.Channel.CloseOk, spec.Basic.CancelOk)
 HEARTBEAT_S = 10  # two missed ones end a connection, on either side
 
@@ -73,8 +76,8 @@ class Message(pyamqp.Message):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # Any: as Kombu calls it
         super().__init__(*args, **kwargs)
-        # RabbitMQ counts requeues and closed connections too, in each of which no worker died; and
-        # a message that was published again carries the old count.
+        # RabbitMQ counts requeues and closed connections too, where no worker died; and a message
+        # that somebody published once more carries the old count.
         count = self.headers.pop(DELIVERY_COUNT, 0)
         if count and self.delivery_info.get("redelivered"):
             self.headers[DELIVERY_COUNT] = 1
@@ -101,8 +104,23 @@ class Message(pyamqp.Message):
         return True
 
 
-class Channel(pyamqp.Channel):
-    """Acknowledges with one frame what it may; publishes, declares and rejects without loss."""
+class Waits:
+    """A channel or connection that waits for each answer with a deadline."""
+
+    def wait(
+        self,
+        method: Any,  # Any: as py-amqp has it
+        callback: Callable[..., Any] | None = None,
+        timeout: float | None = None,
+        returns_tuple: bool = False,
+    ) -> Any:
+        """Wait for an answer. Raises TimeoutError where none comes."""
+        timeout = timeout or (FAREWELL_S if method in FAREWELLS else ANSWER_S)
+        return super().wait(method, callback, timeout, returns_tuple)  # type: ignore[misc] # theirs
+
+
+class Channel(Waits, pyamqp.Channel):
+    """Acknowledges many messages by one frame; publishes, declares and rejects without loss."""
 
     Message = Message
     # A worker's. Raises AMQPError, KombuError or OSError.
@@ -223,13 +241,13 @@ class Channel(pyamqp.Channel):
     # --- declaring -----------------------------------------------------------------------------
 
     def queue_declare(self, queue: str = "", *args: Any, **kwargs: Any) -> Any:  # Any: py-amqp's
-        """Declare a queue; one that was declared otherwise is used as it is."""
+        """Declare a queue, or use one that has other arguments."""
         if args or kwargs.get("passive") or not kwargs.get("durable"):
             return super().queue_declare(queue, *args, **kwargs)
         return self._declared("queue", queue, pyamqp.Channel.queue_declare, (queue,), kwargs)
 
     def exchange_declare(self, exchange: str, type: str, *args: Any, **kwargs: Any) -> Any:  # noqa: A002 - py-amqp's
-        """Declare an exchange; one that was declared otherwise is used as it is."""
+        """Declare an exchange, or use one that has other arguments."""
         if args or kwargs.get("passive") or not kwargs.get("durable"):
             return super().exchange_declare(exchange, type, *args, **kwargs)
         declare = pyamqp.Channel.exchange_declare
@@ -248,29 +266,15 @@ class Channel(pyamqp.Channel):
             try:
                 return declare(asking, *args, **{**kwargs, "nowait": False})
             except PreconditionFailed as refused:
-                _say_that_it_differs(kind, name, str(refused))
+                _log_difference(kind, name, str(refused))
                 return declare(asking, *args, passive=True)
-
-    def wait(
-        self,
-        method: Any,  # Any: as py-amqp has it
-        callback: Callable[..., Any] | None = None,
-        timeout: float | None = None,
-        returns_tuple: bool = False,
-    ) -> Any:
-        """Wait for an answer. Raises TimeoutError where none comes."""
-        return super().wait(method, callback, timeout or _patience_s(method), returns_tuple)
-
-
-def _patience_s(method: Any) -> float:  # Any: one of py-amqp's, or a list
-    return FAREWELL_S if method in FAREWELLS else ANSWER_S
 
 
 _differing: set[tuple[str, str]] = set()
 
 
-def _say_that_it_differs(kind: str, name: str, refusal: str) -> None:
-    """Log it once; the processes of a pool leave that to the worker's parent."""
+def _log_difference(kind: str, name: str, refusal: str) -> None:
+    """Log it once. The processes of a pool leave that to the worker's parent."""
     if (kind, name) in _differing:
         return
     _differing.add((kind, name))
@@ -289,20 +293,10 @@ def _say_that_it_differs(kind: str, name: str, refusal: str) -> None:
     )
 
 
-class Connection(pyamqp.Connection):
+class Connection(Waits, pyamqp.Connection):
     """Kombu's connection with the channel above."""
 
     Channel = Channel
-
-    def wait(
-        self,
-        method: Any,  # Any: as py-amqp has it
-        callback: Callable[..., Any] | None = None,
-        timeout: float | None = None,
-        returns_tuple: bool = False,
-    ) -> Any:
-        """Wait for an answer. Raises TimeoutError where none comes."""
-        return super().wait(method, callback, timeout or _patience_s(method), returns_tuple)
 
 
 class Transport(pyamqp.Transport):
@@ -315,6 +309,35 @@ class SSLTransport(pyamqp.SSLTransport):
     """The same over TLS."""
 
     Connection = Connection
+
+
+def forward(
+    app: Celery,
+    message: KombuMessage,
+    exchange: Exchange,
+    routing_key: str,
+    headers: Mapping[str, str],
+) -> None:
+    """Publish a received message elsewhere, and wait for the confirm.
+
+    Raises OperationalError or OSError.
+    """
+    kept = {name: message.headers[name] for name in message.headers if name != "compression"}
+    given = message.properties
+    about: dict[str, Any] = {name: given[name] for name in CARRIED_OVER & given.keys()}
+    with app.producer_pool.acquire(block=True) as producer:
+        producer.publish(
+            message.body,
+            exchange=exchange,
+            routing_key=routing_key,
+            content_type=message.content_type,
+            content_encoding=message.content_encoding,
+            headers={**kept, **headers},
+            delivery_mode=PERSISTENT,
+            retry=True,
+            retry_policy={"max_retries": 1},
+            **about,
+        )
 
 
 TRANSPORTS = {

@@ -74,7 +74,7 @@ class Scheduler(beat.Scheduler):
         super().__init__(*args, **kwargs)
 
     def adjust(self, n: float, drift: float = 0) -> float:
-        """Leave a time as it is. Celery wakes up 10 ms before it."""
+        """Wake up on time; Celery does 10 ms early."""
         return n + drift
 
     def _when(self, entry: object, next_time_to_run: float, *_: object) -> float:
@@ -132,8 +132,8 @@ class Scheduler(beat.Scheduler):
     def _connect(self) -> None:
         """Connect to the broker if that is not done.
 
-        Either transport asks it for an answer, so nothing is published to a broker that hangs:
-        all of it would be carried out later.
+        Either transport waits for an answer. So beat sends nothing to a broker that hangs, which
+        would deliver it all later.
         """
         if self._broker:
             return

@@ -1,10 +1,9 @@
-"""How many processes died while they carried a message out.
+"""How many processes died while they executed a message.
 
-Brokers cannot know: they see redeliveries, lost connections and waits alike. So a process that
-carries out a message which was delivered before marks that in Redis, and takes the mark away when
-it is done or gives up. A mark whose process is gone is a death. A first delivery is not marked,
-which keeps the hot path free of it: the parent notes a death where it sees a child die, and the
-first loss of a whole worker counts as one, whatever it was at.
+A broker cannot know: it sees redeliveries, lost connections and waits alike. So a process that
+executes a redelivered message adds a mark in Redis, and removes it at the end. A mark without its
+process is a death. The first delivery, on the hot path, leaves no mark: the parent notes the death
+of a child that it sees, and the first loss of a whole worker counts as one death.
 """
 
 import os
@@ -23,13 +22,13 @@ from durable_redis import lost_workers
 from tasks.app import settings
 from tasks.worker.clients import brief_redis
 
-KEPT_S = 24 * 3600  # a mark of a message that never came again
+KEPT_S = 24 * 3600  # a mark, if its message never comes back
 SEEN = "dead"  # of a mark: the parent saw this process die
 BAR = "|"  # between the parts of a mark: worker, host, process id, its start
 
 
 def count(request: Any) -> int:  # Any: Celery's context of a task
-    """Count the processes that died with a message; 0 where Redis does not say."""
+    """Count the processes that died with a message; 0 if Redis does not answer."""
     if not _delivered_before(request):
         return 0
     try:
@@ -43,7 +42,7 @@ def count(request: Any) -> int:  # Any: Celery's context of a task
 
 @contextmanager
 def marked(request: Any) -> Iterator[None]:  # Any: likewise
-    """Mark for as long as it lasts that this process carries the message out."""
+    """Mark that this process executes the message."""
     if not _delivered_before(request):
         yield
         return
@@ -64,7 +63,7 @@ def forget(request: Any) -> None:  # Any: likewise
 
 
 def note(task_id: str) -> None:
-    """Note in the parent that a child died with a message that was delivered for the first time."""
+    """Note in the parent that a child died with a message at its first delivery."""
     _add(_key(task_id), f"{SEEN}{BAR}{uuid4().hex}")
 
 
@@ -81,7 +80,7 @@ def _delivered_before(request: Any) -> bool:  # Any: likewise
 
 
 def _lives(mark: str) -> bool:
-    """Look for the process here, if it ran here; else for a sign of life of its worker."""
+    """Look for the process, if it ran on this host; else for a heartbeat of its worker."""
     if mark.startswith(SEEN + BAR):
         return False
     worker, host, pid, start = mark.split(BAR)
@@ -103,7 +102,7 @@ def _mark(worker: str) -> str:
 
 @cache
 def _host() -> str:
-    """Name what a process id counts in: the host, and on it the container."""
+    """Name the host, and the container on it: process ids count in there."""
     try:
         namespace = os.readlink("/proc/self/ns/pid")
     except OSError:

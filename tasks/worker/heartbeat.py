@@ -37,9 +37,9 @@ def _send_refusal(worker: str) -> None:
     global _refused  # noqa: PLW0603 - of the process
     if refusal := durable_redis.refusal():
         outage = pauses.Outage("broker", refusal.error)
-        pauses.say_paused(brief_redis(), pauses.Pause(worker, outage, refusal.since))
+        pauses.write_pause(brief_redis(), pauses.Pause(worker, outage, refusal.since))
     elif _refused:
-        pauses.say_resumed(brief_redis(), worker)
+        pauses.delete_pause(brief_redis(), worker)
     _refused = refusal is not None
 
 

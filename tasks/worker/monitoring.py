@@ -6,14 +6,14 @@ from typing import Any
 from celery.events import EventDispatcher
 from celery.utils.time import utcoffset
 
-FLUSHED_EVERY_S = 0.2  # what monitors see is so late at most
+FLUSHED_EVERY_S = 0.2  # monitors get an event so late at most
 FLUSHED_AT_ONCE = 1000  # task events of one message, some 400 KB; Celery's 24 cost as much again
 
 
 class EventFlush:
     """Publishes a consumer's task events a few times a second.
 
-    Celery does at each turn of its event loop; that was half of what a worker's parent did.
+    Celery does at each turn of its event loop: half of the work of a worker's parent.
     """
 
     def __init__(self, consumer: Any) -> None:  # Any: Celery's, untyped

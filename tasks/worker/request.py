@@ -1,8 +1,8 @@
-"""A message in the worker's parent: what monitors see of it, and when it leaves the broker.
+"""A message in the worker's parent: when it leaves the broker, and which part monitors see.
 
-Celery acknowledges whatever a task raises, drops what expired or was revoked, and lets the sender
-set a time limit that kills our processes. Here a message of an upstream task leaves the broker only
-when Postgres holds its outcome or its dead letter; otherwise it goes back.
+Celery acknowledges a message that failed, drops one that expired or was revoked, and lets its
+sender set a time limit that kills our processes. Here a message of an upstream task leaves the
+broker only when its task has succeeded or a dead letter is written; otherwise it goes back.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from celery.worker.state import task_ready
 from redis import RedisError
 
 from core.errors import ELSError
-from tasks.delivery import describe
+from tasks.delivery import redacted_kwargs
 from tasks.worker import deaths, stopping
 
 LOST = (WorkerLostError, SystemExit, KeyboardInterrupt)
@@ -34,26 +34,26 @@ PASSED_ON = (KeptAsDeadLetter, Reject, Retry, Ignore, Terminated)  # Celery's wa
 
 
 class QuietRequest(Request):
-    """A message of which monitors see ids, and neither file names nor students."""
+    """Celery's request. Monitors see its ids, and neither file names nor students."""
 
     _already_revoked: bool  # Celery's own, absent from its types
 
     upstream: frozenset[str] = frozenset()  # the tasks whose messages must not be lost
     pool: Any = None  # Celery's pool of this worker
 
-    acknowledged_with: "list[Any] | None" = None  # tags of messages that are acknowledged together
+    acknowledged_with: "list[Any] | None" = None  # tags, which its job acknowledges at once
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # Any: as Celery calls it
         super().__init__(*args, **kwargs)
         self.time_limits = (None, None)
         self._argsrepr = "()"
-        self._kwargsrepr = describe(self.kwargs)
+        self._kwargsrepr = redacted_kwargs(self.kwargs)
         self.request_dict.update(
             argsrepr=self._argsrepr, kwargsrepr=self._kwargsrepr, timelimit=(None, None)
         )
 
     def acknowledge(self) -> None:
-        """Acknowledge the message, or leave it to who does so for several."""
+        """Acknowledge the message, or leave that to its job."""
         if self.acknowledged_with is None:
             super().acknowledge()
         elif not self.acknowledged:
@@ -61,13 +61,13 @@ class QuietRequest(Request):
             self.acknowledged = True
 
     def reject(self, requeue: bool = True) -> None:
-        """Give the message back to the broker; none is ever dropped."""
+        """Give the message back to the broker; never drop one."""
         super().reject(requeue=True)
 
     def on_failure(
         self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
     ) -> None:
-        """Acknowledge what failed only if it is kept; note a process that died with it."""
+        """Acknowledge a failed message only if it is kept; note a process that died with it."""
         error = exc_info.exception
         if isinstance(error, ExceptionWithTraceback):
             error = error.exc
@@ -87,10 +87,10 @@ class QuietRequest(Request):
                 self.reject()
 
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002 - as Celery calls it
-        """Tell monitors of an error by its name: its text may hold what a row holds."""
+        """Send monitors the name of an error alone: its text may quote a row."""
         if "exception" in fields:
             name, _, text = str(fields["exception"]).partition("(")
-            if name == KeptAsDeadLetter.__name__:  # it begins with the name of the error it is for
+            if name == KeptAsDeadLetter.__name__:  # its text begins with the name of the cause
                 name = text.strip("'\"").partition(":")[0]
             fields.update(exception=f"{name}: see the worker's log", traceback="")
         super().send_event(type, **fields)

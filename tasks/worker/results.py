@@ -1,4 +1,4 @@
-"""Celery's results in Redis, where only the counting of a chord is of use to us."""
+"""Celery's results in Redis; we need only its count of a chord's headers."""
 
 from typing import Any
 
@@ -7,14 +7,14 @@ from celery.backends.redis import RedisBackend
 
 
 class Backend(RedisBackend):
-    """Celery's, except that a task waits for no result of what it calls.
+    """Celery's, except that a task waits for no result of the tasks that it calls.
 
-    Celery's subscribes to the result of each header of a chord that a task dispatches, keeps it for
-    ever and never reads what Redis says (celery/celery issues 3808, 4824 and 6963): 3 KB a chord.
+    Celery's subscribes to the result of each header of a chord, keeps that for ever, and never
+    reads the replies (celery/celery issues 3808, 4824 and 6963): 3 KB a chord.
     """
 
     def add_pending_result(self, result: Any, *args: Any, **kwargs: Any) -> Any:  # Any: untyped
-        """Note that somebody waits for a result, unless we are in a task, which must not."""
+        """Note that somebody waits for a result; not in a task, which must not wait."""
         if _state.task_join_will_block():  # type: ignore[attr-defined] # absent from its types
             return result
         return super().add_pending_result(result, *args, **kwargs)

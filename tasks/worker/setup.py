@@ -1,4 +1,4 @@
-"""Installs what replaces or patches a part of Celery or Kombu. README.md has the reasons."""
+"""Installs the parts that replace Celery's or Kombu's. README.md has the reasons."""
 
 from functools import partial
 
@@ -8,7 +8,7 @@ from celery.app import trace
 import durable_redis
 from core.crash import crashpoint
 from core.settings import Settings
-from tasks.worker import amqp, amqp_queues, starting
+from tasks.worker import amqp, amqp_delays, starting
 
 
 def set_up(app: Celery, settings: Settings) -> None:
@@ -21,8 +21,8 @@ def set_up(app: Celery, settings: Settings) -> None:
     app.events.dispatcher_cls = "tasks.worker.monitoring:Dispatcher"
     trace.saferepr = result_repr  # type: ignore[attr-defined] # absent from its types
     if str(app.conf.broker_url).startswith("amqp"):
-        app.steps["consumer"].add("tasks.worker.amqp_queues:Queues")
-        amqp_queues.wait_at_least_a_second()
+        app.steps["consumer"].add("tasks.worker.amqp_setup:Queues")
+        amqp_delays.wait_at_least_a_second()
     signals.worker_init.connect(partial(starting.start, app, settings), weak=False)
     if settings.crashpoint:  # in tests only
         signals.before_task_publish.connect(

@@ -1,8 +1,8 @@
 """A worker stops between two turns of its event loop, not within one.
 
-Celery stops a worker from within the signal's handler: it ends the pool and gives messages back,
-wherever the main thread happens to be. Where that holds a lock of the pool, it then waits for
-itself for ever (issue 121649 of CPython).
+Celery stops a worker in the signal's handler: it ends the pool and gives messages back, wherever
+the main thread is. If that holds a lock of the pool, it waits for itself for ever (CPython's issue
+121649).
 """
 
 from collections.abc import Callable, Iterator
@@ -18,19 +18,19 @@ STOPS = (SIGTERM, SIGQUIT, SIGINT)
 
 Handler = Callable[[int, Any], None]  # Any: a frame, or None where it is left by now
 
-_asked = mmap(-1, 1)  # 1: this worker was asked to stop; shared with the processes of its pool
+_asked = mmap(-1, 1)  # 1: this worker is to stop; shared with the processes of its pool
 
 
 def asked() -> bool:
-    """Tell whether this worker was asked to stop, in any of its processes."""
+    """Tell, in any process of this worker, whether it is to stop."""
     return _asked[0] == 1
 
 
 @contextmanager
 def stop_between_turns(hub: Any) -> Iterator[None]:  # Any: Kombu's event loop, untyped
-    """Let a signal to stop wait until this loop comes round, which takes a second at most.
+    """Let a signal to stop wait for the next turn of this loop, a second at most.
 
-    A second one acts at once, for a turn that does not end; so does any one outside of this.
+    A second signal acts at once, in case the turn does not end. Outside of this context each does.
     """
     theirs: dict[int, Handler] = {n: h for n in STOPS if callable(h := signals[n])}
     waiting: list[int] = []
@@ -49,15 +49,15 @@ def stop_between_turns(hub: Any) -> Iterator[None]:  # Any: Kombu's event loop, 
             waiting.clear()
             theirs[number](number, None)
 
-    def heed() -> None:
+    def act_between_turns() -> None:
         if waiting:
             act()
             state.maybe_shutdown()
 
     signals.update(dict.fromkeys(theirs, ask))
-    hub.on_tick.add(heed)
+    hub.on_tick.add(act_between_turns)
     try:
         yield
     finally:
-        hub.on_tick.discard(heed)
+        hub.on_tick.discard(act_between_turns)
         act()

@@ -41,7 +41,7 @@ class Undeliverable:
     def _release(self, message: Message, letter: Any, kept: int | None) -> None:
         """Acknowledge a message that is kept; hold another one, and try again.
 
-        It does not go back to the broker: RabbitMQ drops what comes back too often.
+        It does not go back to the broker: RabbitMQ drops a message that comes back too often.
         """
         if kept is not None:
             message.ack_log_error(logger, self._consumer.connection_errors)

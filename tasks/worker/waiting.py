@@ -1,4 +1,4 @@
-"""How a task waits in place, in whatever process it runs."""
+"""How a task waits, in the main process or in one of a pool."""
 
 import os
 import signal
@@ -15,8 +15,8 @@ POLL_S = 0.2  # a wait ends so soon after somebody asks the worker to stop
 def sleep(seconds: float) -> None:
     """Wait, and send heartbeats. Raises Reject if the worker is to stop.
 
-    A process of a pool ends at once instead, and its parent gives the messages back. Nobody reads
-    its pipe while the worker stops, so what it wrote there could block the parent.
+    A process of a pool ends at once instead, and its parent gives the messages back. While a worker
+    stops, nobody reads the pipe of that process, so a result in it could block the parent.
     """
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:

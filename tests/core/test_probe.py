@@ -8,7 +8,7 @@ import pytest
 import redis
 from psycopg import sql
 
-from core.pauses import Outage, Pause, read_pauses, say_paused, say_resumed
+from core.pauses import Outage, Pause, delete_pause, read_pauses, write_pause
 from core.probe import probe_postgres, probe_redis
 from core.slots import Slots
 from migrations.schema import metadata
@@ -90,9 +90,9 @@ def test_a_process_that_waits_is_listed_until_it_goes_on(slots):
     pause = Pause("host:1", Outage("postgres", "read-only", "25006"), SINCE)
     client = slots.client
 
-    say_paused(client, pause)
+    write_pause(client, pause)
     listed = read_pauses(client)
-    say_resumed(client, "host:1")
+    delete_pause(client, "host:1")
 
     assert listed == [pause]
     assert read_pauses(client) == []
@@ -100,7 +100,7 @@ def test_a_process_that_waits_is_listed_until_it_goes_on(slots):
 
 def test_a_process_that_was_killed_while_it_waited_is_forgotten(slots, monkeypatch):
     monkeypatch.setattr("core.pauses.FRESH_S", -1)
-    say_paused(slots.client, Pause("host:1", Outage("redis", "away"), SINCE))
+    write_pause(slots.client, Pause("host:1", Outage("redis", "away"), SINCE))
 
     assert read_pauses(slots.client) == []
     assert slots.client.keys() == []

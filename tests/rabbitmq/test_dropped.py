@@ -7,7 +7,8 @@ import pytest
 from kombu import Producer, Queue
 
 from tasks.worker.amqp import Channel
-from tasks.worker.amqp_queues import DROPPED, dead_queue, drop, policy_commands
+from tasks.worker.amqp_dropped import DROPPED, dead_queue, drop
+from tasks.worker.amqp_policy import policy_commands
 from tests import factories as make
 from tests.live.conftest import until
 

@@ -6,14 +6,9 @@ from pathlib import Path
 import pytest
 
 from tasks.worker.amqp import Message
-from tasks.worker.amqp_queues import (
-    DROPPED,
-    LONGEST_DELAY_S,
-    _routing_key,
-    pattern_of,
-    policy_commands,
-    why_dropped,
-)
+from tasks.worker.amqp_delays import LONGEST_DELAY_S, _routing_key
+from tasks.worker.amqp_dropped import DROPPED, why_dropped
+from tasks.worker.amqp_policy import pattern_of, policy_commands
 
 
 @pytest.mark.parametrize(

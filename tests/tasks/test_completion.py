@@ -9,7 +9,7 @@ from core import lifecycle as plot
 from core.lifecycle import Lifecycle
 from tasks.app import app
 from tasks.completion import dispatch_completion
-from tasks.delivery import describe
+from tasks.delivery import redacted_kwargs
 from tasks.worker.batching import run_batch
 from tests.core import looks
 from tests.core.story import fill, register, texts
@@ -133,9 +133,9 @@ def test_somebody_outside_of_a_task_may_wait_for_a_result(batch_id):
 
 
 def test_monitors_see_the_batches_of_a_chord_and_no_more(batch_id):
-    assert describe({"batches": [batch_id, "b-2"]}) == f"batches={batch_id},b-2"
-    assert describe({"batches": {batch_id: ["", None]}}) == f"batches={batch_id}"
-    assert len(describe({"batches": ["x" * 1000] * 100_000})) < 50 * 65 + len("batches=")
+    assert redacted_kwargs({"batches": [batch_id, "b-2"]}) == f"batches={batch_id},b-2"
+    assert redacted_kwargs({"batches": {batch_id: ["", None]}}) == f"batches={batch_id}"
+    assert len(redacted_kwargs({"batches": ["x" * 1000] * 100_000})) < 50 * 65 + len("batches=")
 
 
 def test_a_sweep_that_another_session_locks_out_does_not_count_as_one(

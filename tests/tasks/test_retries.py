@@ -5,7 +5,8 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from core.faults import LONGEST_WAIT, nominal_wait_s, sqlstate, wait_s, waited_s
+from core.backoff import LONGEST_WAIT_S, nominal_wait_s, wait_s, waited_s
+from core.faults import sqlstate
 from tasks.resources import resources
 from tests.core import looks
 from tests.core.story import texts
@@ -105,7 +106,7 @@ def test_waits_grow_to_their_longest_and_are_jittered():
     nominal = [nominal_wait_s(n) for n in range(8)]
 
     assert nominal == [0.5, 1, 2, 4, 8, 15, 15, 15]
-    assert nominal_wait_s(10_000) == LONGEST_WAIT.total_seconds()
+    assert nominal_wait_s(10_000) == LONGEST_WAIT_S
     assert all(n / 2 <= wait_s(k) <= n for k, n in enumerate(nominal))
     assert len({wait_s(5) for _ in range(10)}) > 1
     assert waited_s(3) == 3.5

@@ -1,0 +1,95 @@
+"""Delays on RabbitMQ. Celery sends a countdown through exchanges that delay by whole seconds.
+
+A worker sends a message whose eta lies ahead there too. If it held the message, that would fill its
+prefetch window, and RabbitMQ ends a channel that holds a message for half an hour.
+"""
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+from amqp.exceptions import AMQPError
+from celery.app import base
+from kombu import Exchange, Message
+from kombu.exceptions import KombuError
+from kombu.transport.native_delayed_delivery import (
+    CELERY_DELAYED_DELIVERY_EXCHANGE,
+    MAX_LEVEL,
+    MAX_NUMBER_OF_BITS_TO_USE,
+    calculate_routing_key,
+    level_name,
+)
+
+from tasks.worker.amqp import Channel, forward
+
+HELD_S = 2  # until its eta, by the worker; a delayed message comes less than 1 s early
+LONGEST_DELAY_S = 2**MAX_NUMBER_OF_BITS_TO_USE - 1  # 8.5 years; the rest is another delay
+DELAYS = Exchange(level_name(MAX_LEVEL), type="topic", no_declare=True)
+
+log = structlog.get_logger(__name__)
+
+
+def wait_at_least_a_second() -> None:
+    """Make this process's Celery delay by 1 s where it would by 0, which it refuses.
+
+    A message keeps its exact eta. Celery rounds the delay down, so the worker waits for the rest.
+    """
+    base.calculate_routing_key = _routing_key  # type: ignore[attr-defined] # absent from its types
+
+
+def _routing_key(delay_s: int, routing_key: str) -> str:
+    return calculate_routing_key(min(max(delay_s, 1), LONGEST_DELAY_S), routing_key)
+
+
+def bind_to_delays(channel: Channel, queue: str) -> None:
+    """Bind a queue straight to the exchange where delays end.
+
+    Celery's own binding leads through the queue's exchange, and loses the message where that is
+    direct. Through both, a message still arrives once.
+    """
+    key = f"#.{queue}"
+    channel.queue_bind(queue, CELERY_DELAYED_DELIVERY_EXCHANGE, key)
+
+
+def sending_back_far_etas(
+    worker: Any,  # Any: Celery's consumer, untyped
+    handler: Callable[[Message], None],
+) -> Callable[[Message], None]:
+    def on_message(message: Message) -> None:
+        wait_s = _seconds_ahead(message.headers.get("eta"))
+        if not (wait_s > HELD_S and _delayed(worker, message, wait_s)):
+            handler(message)
+
+    return on_message
+
+
+def _seconds_ahead(eta: object) -> float:
+    if not isinstance(eta, str):
+        return 0
+    try:
+        moment = datetime.fromisoformat(eta)
+    except ValueError:  # Celery will say so
+        return 0
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return float((moment - datetime.now(UTC)).total_seconds())
+
+
+def _delayed(worker: Any, message: Message, wait_s: float) -> bool:  # Any: as above
+    """Send a message through the delays, and acknowledge it; False if that fails."""
+    queue = _queue_of(worker, message)
+    if not queue:
+        return False
+    try:
+        forward(worker.app, message, DELAYS, _routing_key(int(wait_s), queue), {})
+    except (AMQPError, KombuError, OSError) as error:
+        log.warning("eta_held_by_the_worker", error=str(error))
+        return False
+    message.ack_log_error(log, worker.connection_errors)
+    return True
+
+
+def _queue_of(worker: Any, message: Message) -> str:  # Any: as above
+    tag = message.delivery_info.get("consumer_tag")
+    tags: Mapping[str, str] = worker.task_consumer._active_tags
+    return next((name for name, each in tags.items() if each == tag), "")

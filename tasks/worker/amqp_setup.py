@@ -1,0 +1,74 @@
+"""Sets up RabbitMQ before a worker's first message: delays, and the queue of dropped messages."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Thread
+from typing import Any
+
+import structlog
+from amqp.exceptions import ChannelError
+from celery import Celery, bootsteps
+from celery.worker.consumer.delayed_delivery import DelayedDelivery
+from celery.worker.consumer.tasks import Tasks
+from kombu import Consumer
+
+from tasks.worker.amqp import Channel
+from tasks.worker.amqp_delays import bind_to_delays, sending_back_far_etas
+from tasks.worker.amqp_dropped import Keeper, dead_queue, drop
+from tasks.worker.amqp_policy import warn_without_policy
+
+DROPPED_AT_ONCE = 10  # dropped messages that a worker holds
+
+log = structlog.get_logger(__name__)
+
+
+@contextmanager
+def _or_without(event: str) -> Iterator[None]:
+    try:
+        yield
+    except ChannelError as refused:  # py-amqp opens the channel again
+        log.warning(event, error=str(refused))
+
+
+class Queues(bootsteps.StartStopStep):
+    """Does so each time the worker connects."""
+
+    requires = (Tasks, DelayedDelivery)
+
+    def __init__(self, worker: Any, **kwargs: Any) -> None:  # Any: Celery's consumer, untyped
+        self._dropped: Consumer | None = None
+        self._policy_checked = False
+        super().__init__(worker, **kwargs)
+
+    def start(self, worker: Any) -> None:  # Any: as above
+        """Prepare RabbitMQ, and consume dropped messages.
+
+        If RabbitMQ refuses a part, because a right is missing, the worker works without it.
+        """
+        app: Celery = worker.app
+        queue = str(app.conf.task_default_queue)
+        Channel.on_drop = staticmethod(lambda message: drop(app, message))
+        handler = type(worker).create_task_handler
+        worker.create_task_handler = lambda: sending_back_far_etas(worker, handler(worker))
+        channel = worker.connection.channel()
+        with _or_without("delays_not_bound"):
+            for name in app.amqp.queues.consume_from:
+                bind_to_delays(channel, name)
+        with _or_without("dropped_messages_not_consumed"):
+            self._dropped = Consumer(channel, [dead_queue(queue)], on_message=Keeper(worker).keep)
+            self._dropped.qos(prefetch_count=DROPPED_AT_ONCE)
+            self._dropped.consume()
+        if not self._policy_checked:
+            self._policy_checked = True
+            Thread(target=warn_without_policy, args=(app, queue), daemon=True).start()
+
+    def stop(self, worker: Any) -> None:  # Any: as above
+        """Consume dropped messages no more."""
+        dropped, self._dropped = self._dropped, None
+        if dropped and worker.connection:
+            try:
+                dropped.cancel()
+            except worker.connection_errors + worker.channel_errors as error:
+                log.debug("not_cancelled", error=str(error))
+
+    shutdown = stop
