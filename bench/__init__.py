@@ -1,1 +1,1 @@
-"""Proofs and timings that take too long for a test."""
+"""Benchmarks, and proofs that take too long for a test. Run them from a checkout."""

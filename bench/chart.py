@@ -15,38 +15,38 @@ STYLE = (
 
 
 def bars(title: str, figures: Sequence[Figure]) -> str:
-    """Draw one bar a figure, with a line from its lowest to its highest round."""
+    """Draw a bar per figure, with a line from its lowest to its highest round."""
     most = max(max(figure.values) for figure in figures)
     scale = (WIDTH - LEFT - RIGHT) / most
     rows = []
     for row, figure in enumerate(figures):
-        told, top = spread(figure.values), 34 + row * ROW
-        low, high = LEFT + told["low"] * scale, LEFT + told["high"] * scale
+        values, top = spread(figure.values), 34 + row * ROW
+        low, high = LEFT + values["low"] * scale, LEFT + values["high"] * scale
         rows += [
             _text(LEFT - 8, top + 13, figure.what, "end"),
             f'<rect class="bar" x="{LEFT}" y="{top}" height="16" rx="2"'
-            f' width="{told["median"] * scale:.1f}"/>',
+            f' width="{values["median"] * scale:.1f}"/>',
             f'<line class="mark" x1="{low:.1f}" x2="{high:.1f}" y1="{top + 8}" y2="{top + 8}"/>',
-            _text(high + 6, top + 13, number(told["median"])),
+            _text(high + 6, top + 13, number(values["median"])),
         ]
     unit = figures[0].unit
     return _svg(34 + len(figures) * ROW + 8, f"{title} ({unit})", rows)
 
 
 def line(title: str, points: Sequence[tuple[float, Figure]], across: str) -> str:
-    """Draw figures over a logarithmic scale."""
+    """Draw figures along a logarithmic axis."""
     high = max(spread(figure.values)["median"] for _, figure in points)
     logs = [math.log10(at) for at, _ in points]
     span = (logs[-1] - logs[0]) or 1
     left, width, height = 70, WIDTH - 140, 200
-    places = []
+    marks_at = []
     for x_log, (at, figure) in zip(logs, points, strict=True):
         median = spread(figure.values)["median"]
         x, y = left + (x_log - logs[0]) / span * width, TOP + height * (1 - median / high)
-        places.append((x, y, at, median))
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _, _ in places)
+        marks_at.append((x, y, at, median))
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _, _ in marks_at)
     marks = [f'<polyline class="line" points="{path}"/>']
-    for x, y, at, median in places:
+    for x, y, at, median in marks_at:
         marks.append(f'<circle class="bar" cx="{x:.1f}" cy="{y:.1f}" r="4"/>')
         marks.append(_text(x, y - 10, number(median), "middle"))
         marks.append(_text(x, TOP + height + 20, f"{at:,.0f}", "middle"))
@@ -57,7 +57,6 @@ def line(title: str, points: Sequence[tuple[float, Figure]], across: str) -> str
 
 
 def ratio_bars(title: str, ratios: Sequence[Ratio]) -> str:
-    """Draw one bar a ratio."""
     return bars(title, [Figure(r.goal.of, r.goal.what, "times", r.values) for r in ratios])
 
 
@@ -67,5 +66,5 @@ def _svg(height: float, title: str, parts: Sequence[str]) -> str:
     return "\n".join([head, STYLE, name, *parts, "</svg>\n"])
 
 
-def _text(x: float, y: float, words: str, anchor: str = "start") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
+def _text(x: float, y: float, text: str, anchor: str = "start") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'

@@ -11,7 +11,7 @@ import redis
 
 from bench.cases import Case
 from bench.measure import Goal
-from bench.stand import BenchError, Drained, Stand
+from bench.testbed import BenchError, Testbed, Timing
 from core import db
 
 CLAIMERS = 16
@@ -32,35 +32,35 @@ RETURNING essay_id
 """
 
 
-def claim_cases(stand: Stand) -> list[Case]:
-    """List the three ways."""
+def claim_cases(testbed: Testbed) -> list[Case]:
+    """List the three ways to claim."""
     ways = [
         ("claim_script", "claims by our script", by_script),
         ("claim_watch", "claims by WATCH, MULTI, EXEC", by_watch),
         ("claim_skip_locked", "claims by FOR UPDATE SKIP LOCKED", by_skip_locked),
     ]
     return [
-        Case(name, f"{what}, {CLAIMERS} claimers", partial(way, stand), step=CLAIMERS)
+        Case(name, f"{what}, {CLAIMERS} claimers", partial(way, testbed), step=CLAIMERS)
         for name, what, way in ways
     ]
 
 
-def by_script(stand: Stand, amount: int) -> Drained:
+def by_script(testbed: Testbed, amount: int) -> Timing:
     """Claim as the service does."""
     batch, essays = _batch(amount)
-    stand.slots.seed(batch, essays)
+    testbed.slots.seed(batch, essays)
 
     def claim(claimant: str) -> str | None:
-        [made] = stand.slots.claim({batch: [claimant]})[batch]
+        [made] = testbed.slots.claim({batch: [claimant]})[batch]
         return made.essay_id
 
     return _race(claim, amount)
 
 
-def by_watch(stand: Stand, amount: int) -> Drained:
-    """Claim optimistically, until nobody was faster."""
+def by_watch(testbed: Testbed, amount: int) -> Timing:
+    """Claim optimistically: try again when another claimer was faster."""
     batch, essays = _batch(amount)
-    client = stand.slots.client
+    client = testbed.slots.client
     free, held = f"batch:{{{batch}}}:free", f"batch:{{{batch}}}:held"
     client.sadd(free, *essays)
 
@@ -81,14 +81,14 @@ def by_watch(stand: Stand, amount: int) -> Drained:
     return _race(claim, amount)
 
 
-def by_skip_locked(stand: Stand, amount: int) -> Drained:
-    """Claim in Postgres alone, each claim committed."""
+def by_skip_locked(testbed: Testbed, amount: int) -> Timing:
+    """Claim in Postgres alone; commit each claim."""
     batch, essays = _batch(amount)
-    with db.connect(stand.database_url, size=CLAIMERS) as pool:
+    with db.connect(testbed.database_url, size=CLAIMERS) as pool:
         with pool.connection() as conn:
             conn.execute(TABLE)
             conn.execute("INSERT INTO bench_slots SELECT %s, unnest(%s::text[])", [batch, essays])
-            stand.calm()
+            testbed.calm()
 
         def claim(claimant: str) -> str | None:
             with pool.connection() as conn:
@@ -102,7 +102,7 @@ def _batch(slots: int) -> tuple[str, list[str]]:
     return f"claims-{next(_batches):06d}", [f"essay-{number:06d}" for number in range(slots)]
 
 
-def _race(claim: Claim, amount: int) -> Drained:
+def _race(claim: Claim, amount: int) -> Timing:
     """Let all claimers run for the slots; each must get one of its own."""
     with ThreadPoolExecutor(CLAIMERS) as claimers:
         list(claimers.map(lambda _: None, range(CLAIMERS)))
@@ -114,7 +114,7 @@ def _race(claim: Claim, amount: int) -> Drained:
         seconds = perf_counter() - started
     if len(set(got) - {None}) != amount:
         raise BenchError(f"{amount} claims got {len(set(got) - {None})} slots")
-    return Drained(amount, seconds)
+    return Timing(amount, seconds)
 
 
 GOALS = [

@@ -1,4 +1,4 @@
-"""`els bench`: the command; what it measures stands in the package `bench`."""
+"""`els bench`: the command; the rest of the package measures."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,35 +6,42 @@ from typing import Annotated
 import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from ops.cli.output import AsJson, err, out, print_json, say
+from ops.cli.options import AsJson
+from ops.output import err, out, print_json, say
 
 BROKERS = ("redis://", "rediss://", "amqp://", "amqps://")
 
 
 def bench(
-    quick: Annotated[bool, typer.Option("--quick", help="Two short rounds: a first look")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Two short rounds, for a first impression")
+    ] = False,
     seconds: Annotated[float, typer.Option(min=0.1, help="Length of one measurement")] = 2,
-    rounds: Annotated[int, typer.Option(min=1, help="Measurements of each case, in turns")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Measurements per case, in turns")] = 5,
     peers: Annotated[
-        bool, typer.Option("--peers", help="Other libraries at the same job too")
+        bool, typer.Option("--peers", help="Measure other libraries at the same job too")
     ] = False,
     growth: Annotated[
-        bool, typer.Option("--growth", help="Large batches, many of them, full tables too")
+        bool,
+        typer.Option("--growth", help="Measure large batches, many batches and full tables too"),
     ] = False,
-    pool: Annotated[str, typer.Option(help="Pool of a worker: prefork, solo, threads")] = "prefork",
-    processes: Annotated[int, typer.Option(min=1, help="Processes, or threads, of a worker")] = 2,
+    pool: Annotated[
+        str, typer.Option(help="Pool of a worker: prefork, solo or threads")
+    ] = "prefork",
+    processes: Annotated[int, typer.Option(min=1, help="Processes or threads per worker")] = 2,
     workers: Annotated[int, typer.Option(min=1, help="Workers")] = 1,
     prefetch: Annotated[
-        int | None, typer.Option(min=1, help="Messages fetched ahead, a process [default: as ours]")
+        int | None,
+        typer.Option(min=1, help="Messages fetched ahead per process (default: as the service)"),
     ] = None,
     database_url: Annotated[
-        str | None, typer.Option(help="An empty database, instead of an embedded Postgres")
+        str | None, typer.Option(help="Use this empty database, not an embedded Postgres")
     ] = None,
     redis_url: Annotated[
-        str | None, typer.Option(help="An empty Redis, instead of an embedded Valkey")
+        str | None, typer.Option(help="Use this empty Redis, not an embedded Valkey")
     ] = None,
     broker_url: Annotated[
-        str | None, typer.Option(help="A broker beside the Redis, such as amqp://…")
+        str | None, typer.Option(help="Use this broker, such as amqp://…, not the Redis")
     ] = None,
     out_dir: Annotated[
         Path | None, typer.Option("--out", help="Write JSON and charts into this folder")
@@ -42,39 +49,43 @@ def bench(
     name: Annotated[str, typer.Option(help="Name of the files written")] = "bench",
     as_json: AsJson = False,
 ) -> None:
-    """Measure throughput and latency of this installation, beside Celery tasks that do nothing.
+    """Measure throughput and latency on this machine, beside Celery tasks that do nothing.
 
-    On servers and workers of its own, with nothing else on them; your running service is not
-    touched. Every figure is a median over rounds in which all cases take turns; read the ratios.
+    It starts servers and workers of its own and leaves your running service alone. Each figure is
+    the median of several rounds, in which all cases take turns; compare by the ratios.
     """
     from dataclasses import replace
 
     from bench.run import QUICK, Plan
     from bench.run import bench as run_bench
-    from bench.stand import Crew, Servers, open_stand
+    from bench.testbed import Crew, Servers, open_testbed
     from tasks.app import PUSHED
 
     if pool not in ("prefork", "solo", "threads"):
-        raise typer.BadParameter(f"{pool} is none of prefork, solo, threads", param_hint="--pool")
+        raise typer.BadParameter(
+            f"{pool} is not one of prefork, solo, threads", param_hint="--pool"
+        )
     if broker_url and not broker_url.startswith(BROKERS):
-        raise typer.BadParameter("must be a Redis or RabbitMQ URL", param_hint="--broker-url")
+        raise typer.BadParameter(
+            "must be the URL of a Redis or RabbitMQ", param_hint="--broker-url"
+        )
     plan = QUICK if quick else replace(Plan(), seconds=seconds, rounds=rounds)
     ahead = prefetch or (PUSHED if (broker_url or "").startswith("amqp") else 1)
     crew = Crew(pool, 1 if pool == "solo" else processes, workers, ahead)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with (
-        open_stand(crew, Servers(database_url, redis_url, broker_url), say) as stand,
+        open_testbed(crew, Servers(database_url, redis_url, broker_url), say) as testbed,
         Progress(*columns, console=err, transient=True) as progress,
     ):
-        shown = progress.add_task("starting")
+        bar = progress.add_task("starting")
         done = 0
 
         def tick(part: str) -> None:
             nonlocal done
             done += 1
-            progress.update(shown, description=f"{part}: measurement {done}")
+            progress.update(bar, description=f"{part}: measurement {done}")
 
-        report = run_bench(stand, plan, peers=peers, growing=growth, tick=tick)
+        report = run_bench(testbed, plan, peers=peers, growing=growth, tick=tick)
     if as_json:
         print_json(report.as_json())
     else:

@@ -1,7 +1,7 @@
-"""The contest: our single contents and every peer do the same job, in turns.
+"""The contest: our single contents and every peer take turns at the same job.
 
-Timed by the database's own clock, from the moment when a tenth of the contents have their slots,
-so that starting processes costs nobody anything, to the last readiness.
+The database's clock times it, from the moment when a tenth of the contents have their slots, which
+leaves out the start of the processes, to the last readiness.
 """
 
 import subprocess
@@ -15,7 +15,7 @@ from bench.load import CLASS, register
 from bench.measure import Figure, Goal
 from bench.peers import PEERS, Peer
 from bench.peers.job import SCHEMA
-from bench.stand import PATIENCE_S, BenchError, Drained, Stand
+from bench.testbed import DRAIN_TIMEOUT_S, BenchError, Testbed, Timing
 
 OURS = "contest_singles"
 TENTH = 0.1
@@ -34,58 +34,58 @@ _batches = count()
 
 
 def measure_contest(
-    stand: Stand, seconds: float, rounds: int, tick: Callable[[], None]
+    testbed: Testbed, seconds: float, rounds: int, tick: Callable[[], None]
 ) -> tuple[list[Figure], list[str]]:
-    """Let all that are installed take turns; return a figure each, and who is missing."""
+    """Let all installed peers take turns; return a figure each, and the missing peers."""
     cases = [
-        Case(OURS, "single contents, in the contest", partial(run_ours, stand)),
-        *(Case(p.name, p.what, partial(run_peer, stand, p)) for p in PEERS if p.installed),
+        Case(OURS, "single contents, in the contest", partial(run_ours, testbed)),
+        *(Case(p.name, p.what, partial(run_peer, testbed, p)) for p in PEERS if p.installed),
     ]
     missing = [f"{p.what}: {p.package} is not installed" for p in PEERS if not p.installed]
     return run_cases(cases, seconds, rounds, tick), missing
 
 
 def contest_goals() -> list[Goal]:
-    """Say how many times as fast as each peer we ought to be."""
+    """List how many times as fast as each peer we should be."""
     return [
         Goal(f"single contents against {peer.what}", OURS, peer.name, at_least=peer.at_least)
         for peer in PEERS
     ]
 
 
-def run_ours(stand: Stand, amount: int) -> Drained:
-    """Fill batches of a class by single contents, on workers that are up."""
-    drain_singles(stand, amount)
-    return _timed(stand, OUR_TIMES, amount)
+def run_ours(testbed: Testbed, amount: int) -> Timing:
+    """Fill usual batches with single contents, on running workers."""
+    drain_singles(testbed, amount)
+    return _timed(testbed, OUR_TIMES, amount)
 
 
-def run_peer(stand: Stand, peer: Peer, amount: int) -> Drained:
-    """Enqueue the job of a peer, let its workers do it, and check what they did."""
-    stand.empty()
+def run_peer(testbed: Testbed, peer: Peer, amount: int) -> Timing:
+    """Enqueue the job of a peer, let its workers do it, and check the result."""
+    testbed.empty()
     names = [f"contest-{next(_batches):06d}" for _ in range(amount // CLASS)]
     if peer.our_tables:
-        names = [batch.batch_id for batch in register(stand, [CLASS] * len(names))]
-    _lay_out(stand, names)
+        names = [batch.batch_id for batch in register(testbed, [CLASS] * len(names))]
+    _lay_out(testbed, names)
     subprocess.run(  # noqa: S602 - our own command
-        peer.enqueue, shell=True, env=stand.environ, check=True, capture_output=True, timeout=600
+        peer.enqueue, shell=True, env=testbed.environ, check=True, capture_output=True, timeout=600
     )
-    command = f"exec {peer.worker.format(n=stand.crew.processes)}"
-    times = 1 if peer.families else stand.crew.processes
-    workers = stand.run(f"peer-{peer.name}", command, {}, times)
+    command = f"exec {peer.worker.format(n=testbed.crew.processes)}"
+    times = 1 if peer.families else testbed.crew.processes
+    workers = testbed.run(f"peer-{peer.name}", command, {}, times)
     try:
-        done = partial(_count_ready, stand, OURS_READY if peer.our_tables else PEER_READY)
-        stand.until(lambda: done() >= len(names), PATIENCE_S, f"{peer.name} is done")
+        done = partial(_count_ready, testbed, OURS_READY if peer.our_tables else PEER_READY)
+        testbed.until(lambda: done() >= len(names), DRAIN_TIMEOUT_S, f"{peer.name} is done")
     finally:
         workers.stop()
     if peer.our_tables:
-        return _timed(stand, OUR_TIMES, amount)
-    _check(stand, len(names), amount)
-    return _timed(stand, PEER_TIMES, amount)
+        return _timed(testbed, OUR_TIMES, amount)
+    _check(testbed, len(names), amount)
+    return _timed(testbed, PEER_TIMES, amount)
 
 
-def _lay_out(stand: Stand, names: list[str]) -> None:
-    """Make the tables of the job anew, with these batches."""
-    with stand.pool.connection() as conn:
+def _lay_out(testbed: Testbed, names: list[str]) -> None:
+    """Make the tables of the job, with these batches."""
+    with testbed.pool.connection() as conn:
         conn.execute(SCHEMA.read_bytes())
         conn.execute("INSERT INTO peers.batches SELECT unnest(%s::text[]), %s", [names, CLASS])
         conn.execute(
@@ -93,18 +93,18 @@ def _lay_out(stand: Stand, names: list[str]) -> None:
             " SELECT batch_id, 'essay-' || lpad(n::text, 6, '0')"
             " FROM peers.batches, generate_series(0, open_slots - 1) n"
         )
-    stand.calm()
+    testbed.calm()
 
 
-def _count_ready(stand: Stand, query: LiteralString) -> int:
-    with stand.pool.connection() as conn:
+def _count_ready(testbed: Testbed, query: LiteralString) -> int:
+    with testbed.pool.connection() as conn:
         row = conn.execute(query).fetchone()
     return int(row["n"]) if row else 0
 
 
-def _check(stand: Stand, batches: int, amount: int) -> None:
-    """Make sure that a peer did the job: a slot a content, one readiness a batch."""
-    with stand.pool.connection() as conn:
+def _check(testbed: Testbed, batches: int, amount: int) -> None:
+    """Check that a peer did the job: one slot per content, one readiness per batch."""
+    with testbed.pool.connection() as conn:
         found = conn.execute(
             "SELECT (SELECT count(text_storage_id) FROM peers.slots) AS assigned,"
             " (SELECT count(*) FROM peers.ready) AS ready,"
@@ -114,12 +114,12 @@ def _check(stand: Stand, batches: int, amount: int) -> None:
         raise BenchError(f"{batches} batches, {amount} contents: {found}")
 
 
-def _timed(stand: Stand, times: tuple[LiteralString, LiteralString], amount: int) -> Drained:
-    """Read when things happened, in the database's clock."""
-    with stand.pool.connection() as conn:
+def _timed(testbed: Testbed, times: tuple[LiteralString, LiteralString], amount: int) -> Timing:
+    """Read the times from the database."""
+    with testbed.pool.connection() as conn:
         contents = [float(row["at"]) for row in conn.execute(times[0])]
         last = conn.execute(times[1]).fetchone()
     if last is None or len(contents) != amount:
         raise BenchError(f"{len(contents)} of {amount} contents were assigned")
     skipped = int(amount * TENTH)
-    return Drained(amount - skipped, float(last["at"]) - contents[skipped])
+    return Timing(amount - skipped, float(last["at"]) - contents[skipped])

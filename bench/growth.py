@@ -1,4 +1,4 @@
-"""Growth: what a content costs in large batches, among many open ones, and in full tables."""
+"""Growth: the cost of a content in large batches, among many open ones, and in full tables."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -8,15 +8,15 @@ from bench.cases import Case, drain_contents, drain_singles, drain_uploads, run_
 from bench.load import CLASS, UPLOAD, Batch, register
 from bench.measure import Figure, Goal
 from bench.queues import Message
-from bench.stand import Drained, Stand
+from bench.testbed import Testbed, Timing
 
 SIZES = (10, 100, 1_000, 10_000, 100_000)
 OPEN = (1, 10, 100, 1_000, 10_000)
 MESSAGE = 100  # contents of one upload, whatever the batch
-FULL = 1_000_000  # essays that are already there
+FULL = 1_000_000  # essays already in the tables
 COST = "µs a content"
 
-FILL = [  # batches of a class that are long ready, with all that belongs to them
+FILL = [  # old batches that are ready, with all their rows
     """
     INSERT INTO batch_essay_trackers (
         batch_id, status, user_id, course_code, correlation_id, expected_count, available_slots,
@@ -53,9 +53,9 @@ FILL = [  # batches of a class that are long ready, with all that belongs to the
 ]
 
 
-def fill(stand: Stand, essays: int) -> Stand:
-    """Make a stand beside this one whose tables hold so many essays already, and keep them."""
-    full = stand.beside("full")
+def fill(testbed: Testbed, essays: int) -> Testbed:
+    """Make a testbed beside this one whose tables already hold this many essays, and keep them."""
+    full = testbed.beside("full")
     full.keeps = True
     with full.pool.connection() as conn:
         conn.execute("SET statement_timeout = 0")
@@ -66,22 +66,22 @@ def fill(stand: Stand, essays: int) -> Stand:
     return full
 
 
-def drain_large(stand: Stand, size: int, amount: int) -> Drained:
+def drain_large(testbed: Testbed, size: int, amount: int) -> Timing:
     """Fill batches of one size, from the first content to the last readiness event."""
     sizes = [size] * max(amount // size, 1)
-    return drain_contents(stand, lambda b: list(b.uploads(MESSAGE)), sizes)
+    return drain_contents(testbed, lambda b: list(b.uploads(MESSAGE)), sizes)
 
 
-def drain_open(stand: Stand, batches: int, amount: int) -> Drained:
-    """Send single contents to so many batches in turn, none of which gets full."""
-    workers = stand.els()
-    stand.empty()
+def drain_open(testbed: Testbed, batches: int, amount: int) -> Timing:
+    """Send single contents to this many batches in turn, without filling any."""
+    workers = testbed.els()
+    testbed.empty()
     size = max(amount // batches + 2, CLASS)  # the first get one more than the last
-    registered = register(stand, [size] * batches)
+    registered = register(testbed, [size] * batches)
     messages = list(islice(_in_turn(registered), amount))
-    drained = stand.drain(workers, messages, amount, partial(stand.taken_in, workers, amount))
-    stand.check([batch.batch_id for batch in registered], amount, ready=False)
-    return drained
+    timing = testbed.drain(workers, messages, amount, partial(testbed.taken_in, workers, amount))
+    testbed.check([batch.batch_id for batch in registered], amount, ready=False)
+    return timing
 
 
 def _in_turn(batches: Sequence[Batch]) -> Iterator[Message]:
@@ -89,25 +89,25 @@ def _in_turn(batches: Sequence[Batch]) -> Iterator[Message]:
     return chain.from_iterable(zip(*waiting, strict=True))
 
 
-def growth_cases(stand: Stand, largest: int, essays: int) -> list[Case]:
+def growth_cases(testbed: Testbed, largest: int, essays: int) -> list[Case]:
     """List the cases, up to this many essays of a batch, open batches and essays in the tables."""
     cases = []
     for size in (size for size in SIZES if size <= largest):
-        run, first = partial(drain_large, stand, size), max(size, MESSAGE * 10)
+        run, first = partial(drain_large, testbed, size), max(size, MESSAGE * 10)
         name, what = f"batch_of_{size}", f"uploads of {min(size, MESSAGE)}, batches of {size:,}"
         cases.append(Case(name, what, run, step=size, first=first, fixed=size > UPLOAD))
     for batches in (batches for batches in OPEN if batches <= largest):
         what = f"single contents, {batches:,} open batches"
-        cases.append(Case(f"open_{batches}", what, partial(drain_open, stand, batches)))
-    full, mixed = fill(stand, essays), (CLASS,)
+        cases.append(Case(f"open_{batches}", what, partial(drain_open, testbed, batches)))
+    full, mixed = fill(testbed, essays), (CLASS,)
     cases += [
-        Case("singles_empty", "single contents, empty tables", partial(drain_singles, stand)),
+        Case("singles_empty", "single contents, empty tables", partial(drain_singles, testbed)),
         Case(
             "singles_full",
             f"single contents, {essays:,} essays in the tables",
             partial(drain_singles, full),
         ),
-        Case("uploads_empty", "uploads, empty tables", partial(drain_uploads, stand, mixed)),
+        Case("uploads_empty", "uploads, empty tables", partial(drain_uploads, testbed, mixed)),
         Case(
             "uploads_full",
             f"uploads, {essays:,} essays in the tables",
@@ -120,20 +120,20 @@ def growth_cases(stand: Stand, largest: int, essays: int) -> list[Case]:
 def measure_growth(
     cases: Sequence[Case], seconds: float, rounds: int, tick: Callable[[], None]
 ) -> list[Figure]:
-    """Run the cases; return what a content costs in each."""
+    """Run the cases; return the cost of a content in each."""
     run_cases(cases, seconds, rounds, tick)
     costs = [[1e6 / rate for rate in case.figure.values] for case in cases]
     return [Figure(c.name, c.what, COST, cost) for c, cost in zip(cases, costs, strict=True)]
 
 
-def measure_memory(stand: Stand, contents: int, tick: Callable[[], None]) -> Figure:
-    """Follow the largest process of a new worker: at rest, and after each tenth of the contents."""
-    stand = stand.other(f"{stand.queue}.memory", stand.crew, {})
-    workers = stand.els()
+def measure_memory(testbed: Testbed, contents: int, tick: Callable[[], None]) -> Figure:
+    """Measure the largest process of a new worker at rest and after each tenth of the contents."""
+    testbed = testbed.other(f"{testbed.queue}.memory", testbed.crew, {})
+    workers = testbed.els()
     figure = Figure("memory", f"largest worker process, from rest to {contents:,} contents", "MB")
     figure.values.append(workers.memory_mb())
     for _ in range(10):
-        drain_uploads(stand, [CLASS], contents // 10)
+        drain_uploads(testbed, [CLASS], contents // 10)
         figure.values.append(workers.memory_mb())
         tick()
     return figure

@@ -1,36 +1,36 @@
-"""What upstream services would send: registrations, contents one by one, and uploads."""
+"""What upstream services send: registrations, single contents, and uploads."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 
 from bench.queues import Json, Message
-from bench.stand import Stand
+from bench.testbed import Testbed
 from core.messages import BatchEssaysRegistered, parse
 from ops import client
 from ops.client import common
 
-CLASS = 25  # essays of a batch, the size that people send
+CLASS = 25  # essays of a usual batch
 UPLOAD = 10_000  # contents of one message at most
 _numbers = count()
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A registered batch and how many contents it will get."""
+    """A registered batch and the number of contents to send it."""
 
     batch_id: str
     contents: int
 
     def singles(self) -> Iterator[Message]:
-        """Announce each content by a message of its own."""
+        """Announce each content in its own message."""
         for number in range(self.contents):
             yield Message(
                 "els.assign_content", {"event": common(self.batch_id, **_content(number))}
             )
 
     def uploads(self, size: int = UPLOAD) -> Iterator[Message]:
-        """Announce them all by as few messages as hold at most so many."""
+        """Announce all contents in messages of at most `size`."""
         for start in range(0, self.contents, size):
             texts = [_content(n) for n in range(start, min(start + size, self.contents))]
             yield Message("els.assign_contents", {"event": common(self.batch_id, contents=texts)})
@@ -43,13 +43,13 @@ def registration(essays: int) -> Message:
     return Message("els.register_batch", {"event": event})
 
 
-def register(stand: Stand, sizes: Sequence[int], contents: int | None = None) -> list[Batch]:
-    """Register batches of these sizes here and now; each is to get so many contents, else all."""
+def register(testbed: Testbed, sizes: Sequence[int], contents: int | None = None) -> list[Batch]:
+    """Register batches of these sizes in this process, each for `contents` contents, else all."""
     batches = []
     for size in sizes:
         message = registration(size)
         event, idem = parse(BatchEssaysRegistered, message.task, message.kwargs["event"], 2**23)
-        stand.lifecycle.register_batch(event, idem)
+        testbed.lifecycle.register_batch(event, idem)
         batches.append(Batch(event.batch_id, size if contents is None else contents))
     return batches
 

@@ -1,4 +1,4 @@
-"""What was measured on: the machine and the versions, without which no figure means a thing."""
+"""The machine and the versions that the figures depend on."""
 
 import os
 import platform
@@ -9,22 +9,22 @@ import psutil
 import redis
 
 from bench.queues import Json
-from bench.stand import Stand
+from bench.testbed import Testbed
 
 PACKAGES = ("celery", "kombu", "redis", "hiredis", "psycopg", "pydantic", "sqlalchemy")
 PEERS = ("dramatiq", "procrastinate", "rq", "dbos")
 DURABILITY = ("fsync", "synchronous_commit", "full_page_writes", "shared_buffers", "wal_level")
 
 
-def describe(stand: Stand) -> Json:
-    """Describe the machine, the servers and their settings of durability, and the versions."""
-    with stand.pool.connection() as conn:
+def describe(testbed: Testbed) -> Json:
+    """Describe the machine, the servers with their durability settings, and the versions."""
+    with testbed.pool.connection() as conn:
         rows = conn.execute(
             "SELECT name, current_setting(name) AS value FROM unnest(%s::text[]) name",
             [["server_version", *DURABILITY]],
         )
         postgres = {row["name"]: row["value"] for row in rows}
-    with redis.Redis.from_url(stand.redis_url, decode_responses=True) as client:
+    with redis.Redis.from_url(testbed.redis_url, decode_responses=True) as client:
         info = client.info("server")
         persistence = {k: v for name in ("append*",) for k, v in client.config_get(name).items()}
     return {

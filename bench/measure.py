@@ -10,7 +10,7 @@ Values = Mapping[str, Any]  # Any: JSON
 
 @dataclass
 class Figure:
-    """What one case gave, a value a round."""
+    """The results of one case, a value per round."""
 
     name: str
     what: str
@@ -18,13 +18,12 @@ class Figure:
     values: list[float] = field(default_factory=list)
 
     def as_json(self) -> Values:
-        """Tell everything to a program."""
         return {"name": self.name, "what": self.what, "unit": self.unit, **spread(self.values)}
 
 
 @dataclass(frozen=True)
 class Goal:
-    """One figure against another, and how that ought to be."""
+    """The ratio of one figure to another, and its limits."""
 
     what: str
     of: str
@@ -33,7 +32,6 @@ class Goal:
     at_most: float | None = None
 
     def met(self, ratio: float) -> bool:
-        """Tell whether a ratio is as it ought to be."""
         return ratio >= (self.at_least or 0) and ratio <= (self.at_most or float("inf"))
 
     def __str__(self) -> str:
@@ -51,11 +49,9 @@ class Ratio:
 
     @property
     def median(self) -> float:
-        """The ratio to quote."""
         return statistics.median(self.values)
 
     def as_json(self) -> Values:
-        """Tell everything to a program."""
         return {
             "what": self.goal.what,
             "of": self.goal.of,
@@ -67,7 +63,7 @@ class Ratio:
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:  # Any: JSON
-    """Sum up the values of all rounds: the middle one, and how far they lie apart."""
+    """Summarize the values of all rounds: median, lowest and highest."""
     return {
         "median": _rounded(statistics.median(values)),
         "low": _rounded(min(values)),
@@ -77,7 +73,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:  # Any: JSON
 
 
 def ratios(figures: Mapping[str, Figure], goals: Sequence[Goal]) -> list[Ratio]:
-    """Take the ratio of each goal whose two figures there are, round by round."""
+    """Compute the ratio of each goal round by round; skip a goal without both figures."""
     found = []
     for goal in goals:
         of, against = figures.get(goal.of), figures.get(goal.against)
@@ -88,7 +84,7 @@ def ratios(figures: Mapping[str, Figure], goals: Sequence[Goal]) -> list[Ratio]:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Pick the value below which this share of the values lies."""
+    """Return the value below which this share of the values lies."""
     ordered = sorted(values)
     return ordered[min(int(len(ordered) * share), len(ordered) - 1)]
 
@@ -96,9 +92,9 @@ def percentile(values: Sequence[float], share: float) -> float:
 def interleave(
     steps: Sequence[Callable[[], None]], rounds: int, tick: Callable[[], None] = lambda: None
 ) -> None:
-    """Run every step once a round, every other round backwards.
+    """Run every step once per round, every other round in reverse order.
 
-    So the noise of the machine meets all alike, and so does what one step leaves to the next.
+    So noise on the machine affects all steps alike, and so do the after-effects of a step.
     """
     for number in range(rounds):
         for step in steps if number % 2 == 0 else reversed(steps):
@@ -111,5 +107,5 @@ def _rounded(value: float) -> float:
 
 
 def number(value: float) -> str:
-    """Write a figure with as many digits as it is worth."""
+    """Write a figure with three significant digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -2,9 +2,9 @@
 
     python -m bench.metrics_page --batches 100000
 
-Half of the batches are open, with their free slots in Redis. A look at the books is shown for a
-while to all who ask; "new look" waits until it is over, "shown again" does not. Also times what
-one message costs its worker in counting, and one push of the counts.
+Half of the batches are open, with their free slots in Redis. The page caches a snapshot for a
+while; "new snapshot" waits until it is stale, "cached" does not. Also times the counting of one
+message in its worker, and one push of the counts.
 """
 
 import argparse
@@ -24,9 +24,9 @@ from core import db, metrics
 from core.slots import Slots, connect
 from migrations import upgrade
 from ops.stack.embedded import Postgres, Server, Valkey, free_port
-from ops.web.survey import FRESH_S, SHARE
+from ops.web.health import FRESH_S, SHARE
 
-LOOKS = 10
+SNAPSHOTS = 10
 SCRAPES = 2_000
 SLOTS = 3
 SEED = """
@@ -55,7 +55,7 @@ FROM batch, generate_series(1, %(slots)s) n WHERE status = 'awaiting_content_val
 
 
 def main() -> None:
-    """Make the servers, seed them, measure."""
+    """Start the servers, fill them, and measure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batches", type=int, default=100_000)
     batches = parser.parse_args().batches
@@ -72,7 +72,6 @@ def main() -> None:
 
 @contextmanager
 def running(server: Server) -> Iterator[Server]:
-    """Let a server run for a while."""
     server.start()
     try:
         yield server
@@ -130,7 +129,7 @@ def _measure_page(page: tuple[str, int], batches: int) -> None:
     url, pid = page
     _get(f"{url}/health/batches")
     took: list[float] = []
-    for path in ["/metrics"] * LOOKS + ["/health/batches"] * LOOKS:
+    for path in ["/metrics"] * SNAPSHOTS + ["/health/batches"] * SNAPSHOTS:
         time.sleep(FRESH_S + SHARE * (took[-1] if took else 0.2))
         took.append(_get(url + path))
     again = [_get(f"{url}/metrics") for _ in range(100)]
@@ -138,9 +137,9 @@ def _measure_page(page: tuple[str, int], batches: int) -> None:
     for _ in range(SCRAPES):
         _get(f"{url}/metrics")
     print(f"{batches} batches, half of them open:")
-    print(f"  /metrics, new look:         {_told(took[:LOOKS])}")
-    print(f"  /health/batches, new look:  {_told(took[LOOKS:])}")
-    print(f"  /metrics, shown again:      {_told(again)}")
+    print(f"  /metrics, new snapshot:         {_summary(took[:SNAPSHOTS])}")
+    print(f"  /health/batches, new snapshot:  {_summary(took[SNAPSHOTS:])}")
+    print(f"  /metrics, cached:               {_summary(again)}")
     print(f"  memory: {before} MiB, after {SCRAPES} more scrapes {_resident_mib(pid)} MiB")
 
 
@@ -163,7 +162,7 @@ def _resident_mib(pid: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE") // 2**20
 
 
-def _told(seconds: list[float]) -> str:
+def _summary(seconds: list[float]) -> str:
     return f"median {median(seconds) * 1e3:.0f} ms, worst {max(seconds) * 1e3:.0f} ms"
 
 

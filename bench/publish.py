@@ -18,7 +18,7 @@ START, END = "<!-- figures -->", "<!-- end of figures -->"
 
 
 def publish(results: Path, page: Path) -> None:
-    """Write every result of the folder between the two marks of the page."""
+    """Write every result of the folder between the two markers of the page."""
     parts = [part for file in sorted(results.glob("*.json")) for part in _result(file, page.parent)]
     block = "\n".join([START, "", *parts, END])
     text = page.read_text(encoding="utf-8")
@@ -27,39 +27,42 @@ def publish(results: Path, page: Path) -> None:
 
 
 def _result(file: Path, beside: Path) -> Iterator[str]:
-    told = json.loads(file.read_text(encoding="utf-8"))
-    machine, crew = told["machine"], told["crew"]
+    report = json.loads(file.read_text(encoding="utf-8"))
+    machine, crew = report["machine"], report["crew"]
     yield (
         f"`{file.name}`: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB,"
         f" {machine['system']}; Python {machine['python']}, Celery {machine['packages']['celery']},"
         f" Postgres {machine['postgres']['server_version']}, {machine['redis']['server']}"
         f" {machine['redis']['version']}. {crew['workers']} x {crew['pool']} of"
-        f" {crew['processes']}, prefetch {crew['prefetch']}, broker {told['broker']}. Medians of"
-        f" {told['rounds']} rounds; in brackets the lowest and the highest.\n"
+        f" {crew['processes']}, prefetch {crew['prefetch']}, broker {report['broker']}. Medians of"
+        f" {report['rounds']} rounds; in brackets the lowest and the highest.\n"
     )
-    yield from _table(
-        ("ratio, taken round by round", "times", "goal", ""), map(_ratio, told["ratios"])
-    )
-    cpu = told["cpu_us_a_content"]
+    yield from _table(("ratio, round by round", "times", "goal", ""), map(_ratio, report["ratios"]))
+    cpu = report["cpu_us_a_content"]
     heads = ("figure", "median", "unit", "CPU, µs a content: worker · Postgres · Redis")
-    yield from _table(heads, (_figure(each, cpu.get(each["name"])) for each in told["figures"]))
-    yield from (f"Skipped: {line}\n" for line in told["skipped"])
+    yield from _table(heads, (_figure(each, cpu.get(each["name"])) for each in report["figures"]))
+    yield from (f"Skipped: {line}\n" for line in report["skipped"])
     for chart in sorted((file.parent / CHARTS).glob(f"{file.stem}-*.svg")):
         yield f"![{chart.stem}]({relpath(chart, beside)})\n"
 
 
-def _ratio(told: Json) -> tuple[str, ...]:
-    met = ("yes" if told["met"] else "no") if told["goal"] else ""
-    return told["what"], _spread(told), told["goal"], met
+def _ratio(ratio: Json) -> tuple[str, ...]:
+    met = ("yes" if ratio["met"] else "no") if ratio["goal"] else ""
+    return ratio["what"], _spread(ratio), ratio["goal"], met
 
 
-def _figure(told: Json, cpu: Json | None) -> tuple[str, ...]:
+def _figure(figure: Json, cpu: Json | None) -> tuple[str, ...]:
     used = [cpu[name] for name in ("worker", "postgres", "valkey") if name in cpu] if cpu else []
-    return told["what"], _spread(told), told["unit"], " · ".join(f"{each:,.0f}" for each in used)
+    return (
+        figure["what"],
+        _spread(figure),
+        figure["unit"],
+        " · ".join(f"{each:,.0f}" for each in used),
+    )
 
 
-def _spread(told: Json) -> str:
-    median, low, high = (number(told[key]) for key in ("median", "low", "high"))
+def _spread(values: Json) -> str:
+    median, low, high = (number(values[key]) for key in ("median", "low", "high"))
     return f"{median} ({low} to {high})"
 
 

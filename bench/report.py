@@ -1,4 +1,4 @@
-"""What a run found: for a person, for a program, and for docs/performance.md."""
+"""The results of a run: for people, for programs, and for docs/performance.md."""
 
 import json
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from bench.cases import Case
 from bench.growth import OPEN, SIZES
 from bench.measure import Figure, Ratio, number, spread
 from bench.queues import Json
-from bench.stand import Crew
+from bench.testbed import Crew
 
 CHARTS = "charts"
 
 
 @dataclass
 class Report:
-    """Figures, ratios, and where they are from."""
+    """Figures and ratios, and the machine and workers that they come from."""
 
     machine: Json
     crew: Crew
@@ -35,13 +35,12 @@ class Report:
     took_s: float = 0
 
     def note_cpu(self, cases: Sequence[Case]) -> None:
-        """Keep what each case used, µs a content, in the middle round."""
+        """Keep the CPU time of each case: µs a content, in the median round."""
         for case in cases:
             if case.cpu:
                 self.cpu[case.name] = {k: spread(v)["median"] for k, v in case.cpu.items()}
 
     def as_json(self) -> Json:
-        """Tell everything to a program."""
         return {
             "machine": self.machine,
             "crew": asdict(self.crew),
@@ -57,12 +56,11 @@ class Report:
         }
 
     def show(self, out: Console) -> None:
-        """Tell everything to a person."""
         machine, crew = self.machine, self.crew
         out.print(f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB")
         out.print(
             f"{crew.workers} x {crew.pool} of {crew.processes}, prefetch {crew.prefetch}, broker"
-            f" {self.broker}; medians of {self.rounds} rounds, lowest and highest round\n"
+            f" {self.broker}; median, lowest and highest of {self.rounds} rounds\n"
         )
         out.print(self._figures_table())
         out.print()
@@ -73,19 +71,19 @@ class Report:
     def _figures_table(self) -> Table:
         table = _table("FIGURE", "MEDIAN", "LOW", "HIGH", "UNIT", "CPU WORKER", "POSTGRES", "REDIS")
         for figure in self.figures:
-            told, cpu = spread(figure.values), self.cpu.get(figure.name, {})
+            values, cpu = spread(figure.values), self.cpu.get(figure.name, {})
             used = [number(cpu[k]) if k in cpu else "" for k in ("worker", "postgres", "valkey")]
-            numbers = [number(told[k]) for k in ("median", "low", "high")]
+            numbers = [number(values[k]) for k in ("median", "low", "high")]
             table.add_row(figure.what, *numbers, figure.unit, *used)
         table.caption = "CPU: µs a content"
         return table
 
     def _ratios_table(self) -> Table:
-        table = _table("RATIO, TAKEN ROUND BY ROUND", "MEDIAN", "LOW", "HIGH", "GOAL", "")
+        table = _table("RATIO, ROUND BY ROUND", "MEDIAN", "LOW", "HIGH", "GOAL", "")
         for ratio in self.ratios:
-            told, goal = spread(ratio.values), str(ratio.goal)
+            values, goal = spread(ratio.values), str(ratio.goal)
             met = "" if not goal else "✔" if ratio.goal.met(ratio.median) else "✘"
-            numbers = [number(told[k]) for k in ("median", "low", "high")]
+            numbers = [number(values[k]) for k in ("median", "low", "high")]
             table.add_row(ratio.goal.what, *numbers, goal, met)
         return table
 
@@ -99,7 +97,6 @@ class Report:
         return [folder / file for file in texts]
 
     def _charts(self) -> dict[str, str]:
-        """Draw what there is to draw."""
         by_name = {figure.name: figure for figure in self.figures}
         peers = [r for r in self.ratios if r.goal.of == "contest_singles"]
         rates = [f for f in self.figures if f.unit == "a second" and not f.name.startswith(SLOTS)]
@@ -113,7 +110,7 @@ class Report:
         return drawn
 
 
-SLOTS = ("register", "copy", "claim", "contest", "uploads_whole")  # of another scale
+SLOTS = ("register", "copy", "claim", "contest", "uploads_whole")  # on another scale
 GROWTH = (
     ("batch_of", SIZES, "A content in a large batch", "essays of a batch"),
     ("open", OPEN, "A content among many open batches", "open batches"),
@@ -123,6 +120,6 @@ GROWTH = (
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", caption_justify="left")
     for name in columns:
-        words = name.startswith(("FIGURE", "RATIO", "UNIT", "GOAL")) or not name
-        table.add_column(name, justify="left" if words else "right")
+        is_text = name.startswith(("FIGURE", "RATIO", "UNIT", "GOAL")) or not name
+        table.add_column(name, justify="left" if is_text else "right")
     return table

@@ -1,4 +1,4 @@
-"""One run of the bench: which cases, on which servers, how long."""
+"""One run of the benchmarks: which cases, and how long."""
 
 import time
 from collections.abc import Callable
@@ -11,15 +11,13 @@ from bench.growth import FULL
 from bench.machine import describe
 from bench.measure import ratios
 from bench.report import Report
-from bench.stand import Stand
+from bench.testbed import Testbed
 
 SLOTS = (10_000, 100_000)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How thorough a run is."""
-
     seconds: float = 2.0  # of one drain
     rounds: int = 5
     samples: int = 40  # of each latency in a round
@@ -29,45 +27,45 @@ class Plan:
 
 
 QUICK = Plan(seconds=0.2, rounds=2, samples=5, largest=1_000, full=10_000, memory=10_000)
-Tick = Callable[[str], None]  # told which part a measurement belongs to
+Tick = Callable[[str], None]  # called with the part that a measurement belongs to
 
 
 def bench(
-    stand: Stand, plan: Plan, *, peers: bool, growing: bool, tick: Tick = lambda part: None
+    testbed: Testbed, plan: Plan, *, peers: bool, growing: bool, tick: Tick = lambda part: None
 ) -> Report:
-    """Measure everything that is asked for. Raises BenchError when a case goes wrong."""
+    """Measure the parts that the options name. Raises BenchError when a case fails."""
     started, started_at = time.monotonic(), datetime.now(UTC)
-    broker = stand.broker_url.partition(":")[0]
-    report = Report(describe(stand), stand.crew, broker, plan.seconds, plan.rounds)
-    _measure_route(stand, plan, report, tick)
+    broker = testbed.broker_url.partition(":")[0]
+    report = Report(describe(testbed), testbed.crew, broker, plan.seconds, plan.rounds)
+    _measure_route(testbed, plan, report, tick)
     if peers:
         found, report.skipped = contest.measure_contest(
-            stand, plan.seconds, plan.rounds, partial(tick, "peers")
+            testbed, plan.seconds, plan.rounds, partial(tick, "peers")
         )
         report.figures += found
     if growing:
-        _measure_growth(stand, plan, report, tick)
+        _measure_growth(testbed, plan, report, tick)
     goals = [*cases.GOALS, *claims.GOALS, *contest.contest_goals(), *growth.GOALS]
     report.ratios = ratios({figure.name: figure for figure in report.figures}, goals)
     report.started_at, report.took_s = started_at.isoformat(), time.monotonic() - started
     return report
 
 
-def _measure_route(stand: Stand, plan: Plan, report: Report, tick: Tick) -> None:
+def _measure_route(testbed: Testbed, plan: Plan, report: Report, tick: Tick) -> None:
     for name, group in (
-        ("contents", cases.content_cases(stand)),
-        ("registration", cases.registration_cases(stand, SLOTS)),
-        ("claims", claims.claim_cases(stand)),
+        ("contents", cases.content_cases(testbed)),
+        ("registration", cases.registration_cases(testbed, SLOTS)),
+        ("claims", claims.claim_cases(testbed)),
     ):
         report.figures += cases.run_cases(group, plan.seconds, plan.rounds, partial(tick, name))
         report.note_cpu(group)
     latency = partial(tick, "latency")
-    report.figures += cases.measure_latency(stand, plan.samples, plan.rounds, latency)
+    report.figures += cases.measure_latency(testbed, plan.samples, plan.rounds, latency)
 
 
-def _measure_growth(stand: Stand, plan: Plan, report: Report, tick: Tick) -> None:
-    group = growth.growth_cases(stand, plan.largest, plan.full)
+def _measure_growth(testbed: Testbed, plan: Plan, report: Report, tick: Tick) -> None:
+    group = growth.growth_cases(testbed, plan.largest, plan.full)
     growing = partial(tick, "growth")
     report.figures += growth.measure_growth(group, plan.seconds, plan.rounds, growing)
     report.note_cpu(group)
-    report.figures.append(growth.measure_memory(stand, plan.memory, partial(tick, "memory")))
+    report.figures.append(growth.measure_memory(testbed, plan.memory, partial(tick, "memory")))

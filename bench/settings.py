@@ -1,9 +1,9 @@
-"""Time single contents under other settings of the worker than ours, each beside ours.
+"""Time single contents under other worker settings, each beside ours.
 
     python -m bench.settings --rounds 5
 
-Prints the table of docs/performance.md. All workers are up all the time; those whose turn it is not
-are idle.
+Prints the table of docs/performance.md. All workers run all the time; only one set at a time is
+busy.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from typing import Any
 
 from bench.cases import Case, drain_singles, run_cases
 from bench.measure import Goal, number, ratios
-from bench.stand import Crew, Servers, open_stand
+from bench.testbed import Crew, Servers, open_testbed
 
 OURS = Crew()
 OTHERS: list[tuple[str, Crew, dict[str, Any]]] = [  # Any: JSON
@@ -39,7 +39,7 @@ OTHERS: list[tuple[str, Crew, dict[str, Any]]] = [  # Any: JSON
     ("Python's own thresholds of garbage collection", OURS, {"garbage": gc.get_threshold()}),
     ("`gc.freeze()` after the fork", OURS, {"freeze": True}),
     ("without hiredis", OURS, {"hiredis": False}),
-    ("ours a second time", OURS, {"at_once": 100}),  # what the noise of the machine is worth
+    ("ours a second time", OURS, {"at_once": 100}),  # shows the noise of the machine
 ]
 
 
@@ -49,10 +49,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2)
     options = parser.parse_args()
-    with open_stand(OURS, Servers(), lambda line: print(line, file=sys.stderr)) as stand:
-        cases = [Case("ours", "ours: prefork of 2, prefetch 1, 100", partial(drain_singles, stand))]
+    with open_testbed(OURS, Servers(), lambda line: print(line, file=sys.stderr)) as testbed:
+        cases = [
+            Case("ours", "ours: prefork of 2, prefetch 1, 100", partial(drain_singles, testbed))
+        ]
         for name, crew, variant in OTHERS:
-            other = stand.other(f"els.{len(cases)}", crew, variant)
+            other = testbed.other(f"els.{len(cases)}", crew, variant)
             cases.append(Case(name, name, partial(drain_singles, other)))
         run_cases(cases, options.seconds, options.rounds, lambda: None)
     print("\n".join(_table(cases)))

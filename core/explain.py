@@ -52,12 +52,12 @@ def explain(conn: Conn, slots: Slots, batch_id: str, heartbeat: Heartbeat) -> Ex
     broken = list(_rules_broken(conn, slots, batch_id, redis_side))
     plain = list(_plain_causes(batch_id, facts, redis_side))
     if not facts and not any(cause.code == "pending_not_registered" for cause in broken):
-        plain.append(CAUSES["unknown_batch"].told())
+        plain.append(CAUSES["unknown_batch"].fill())
     waits = broken or not facts or facts["status"] in OPEN
     holder = db.sweep.holder(conn) if heartbeat.beat_silent else None
     outages = list(service_causes(redis_side, heartbeat, holder)) if waits else []
     if not broken and not plain and facts["status"] in OPEN:
-        plain.append(CAUSES["being_sealed"].told(facts["full_at"], batch=batch_id))
+        plain.append(CAUSES["being_sealed"].fill(facts["full_at"], batch=batch_id))
     # An outage keeps every batch waiting, so it comes first; but after a flush of Redis no
     # heartbeat is there, although everything may run.
     flushed = heartbeat.silent and "error" not in redis_side
@@ -84,7 +84,7 @@ def _rules_broken(conn: Conn, slots: Slots, batch_id: str, redis_side: Row) -> I
 
 
 def _broken(rule: Rule, finding: Finding, failed: Unmended | None) -> Cause:
-    cause = rule.told(finding.since or (failed.since if failed else None), batch=finding.batch_id)
+    cause = rule.fill(finding.since or (failed.since if failed else None), batch=finding.batch_id)
     if finding.detail:
         cause = replace(cause, title=f"{cause.title} ({finding.detail})")
     if failed and failed.hopeless:
@@ -124,14 +124,14 @@ def _plain_causes(batch_id: str, facts: Row, redis_side: Row) -> Iterator[Cause]
         "ending": ENDINGS[OnDeadline(facts["on_deadline"])],
     }
     if status in OPEN and left is not None and timedelta(0) < left < NEAR:
-        yield CAUSES["deadline_near"].told(**words)
+        yield CAUSES["deadline_near"].fill(**words)
     if status is BatchStatus.AWAITING_CONTENT_VALIDATION and facts["open"]:
         if set(facts["open_ids"]) & set(redis_side.get("recent_claims", ())):
-            yield CAUSES["claims_in_flight"].told(**words)
+            yield CAUSES["claims_in_flight"].fill(**words)
         since = facts["last_arrival_at"] or facts["registered_at"]
-        yield CAUSES["waiting_for_contents"].told(since, **words)
+        yield CAUSES["waiting_for_contents"].fill(since, **words)
     elif status in BY_STATUS:
-        yield CAUSES[BY_STATUS[status]].told(facts["closed_at"] or facts["completed_at"], **words)
+        yield CAUSES[BY_STATUS[status]].fill(facts["closed_at"] or facts["completed_at"], **words)
 
 
 def service_causes(
@@ -142,19 +142,19 @@ def service_causes(
     `holder` has the lock of the sweep, which has not run for a while.
     """
     if "error" in redis_side:
-        yield CAUSES["redis_unreachable"].told()
+        yield CAUSES["redis_unreachable"].fill()
         return
     yield from _refusals(heartbeat.pauses)
     if heartbeat.waiting is None:
-        yield CAUSES["broker_unreachable"].told()
+        yield CAUSES["broker_unreachable"].fill()
     if not heartbeat.workers:
-        yield CAUSES["no_worker"].told()
+        yield CAUSES["no_worker"].fill()
     if heartbeat.beat_silent and holder is not None and not holder.sweeping:
-        yield CAUSES["sweep_lock_held"].told(holder.since, holder=holder)
+        yield CAUSES["sweep_lock_held"].fill(holder.since, holder=holder)
     if heartbeat.beat_silent:
-        yield CAUSES["beat_silent"].told(heartbeat.swept_at)
+        yield CAUSES["beat_silent"].fill(heartbeat.swept_at)
     if (heartbeat.waiting or 0) > BACKLOG:
-        yield CAUSES["queue_backlog"].told()
+        yield CAUSES["queue_backlog"].fill()
 
 
 def _refusals(pauses: Sequence[Pause]) -> Iterator[Cause]:
@@ -162,7 +162,7 @@ def _refusals(pauses: Sequence[Pause]) -> Iterator[Cause]:
     first = {pause.outage.server: pause for pause in reversed(pauses)}
     for server, pause in first.items():
         error = pause.outage.error
-        yield CAUSES["server_refuses"].told(pause.since, server=SERVERS[server], error=error)
+        yield CAUSES["server_refuses"].fill(pause.since, server=SERVERS[server], error=error)
 
 
 def _disagreements(facts: Row, redis_side: Row) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """The story: a batch is registered, its slots are filled, it is sealed and announced, once.
 
-Every method is one idempotent step. Its effect, its key and its events commit together; Redis is
-told afterwards, and may forget at any time. `StepResult` says what follows the commit.
+Every method is one idempotent step. Its effect, its key and its events commit together. Redis
+learns of it afterwards, and may forget at any time. `StepResult` says what follows the commit.
 """
 
 import hashlib
@@ -151,12 +151,12 @@ class Lifecycle:
     def seal_books(self, batches: Sequence[str]) -> dict[str, bool]:
         """Check the accounts of each batch: the counter against the slots, and what still waits."""
         with self.pool.connection() as conn:
-            books = db.completion.accounts(conn, batches)
+            accounts = db.completion.accounts(conn, batches)
         free = dict(zip(batches, self.slots.free_counts(batches), strict=True))
-        for batch_id, b in books.items():
+        for batch_id, b in accounts.items():
             if b["pending"] or free[batch_id]:
                 log.warning(
-                    "books_differ",
+                    "accounts_differ",
                     batch_id=batch_id,
                     pending=b["pending"],
                     free_in_redis=free[batch_id],
@@ -164,7 +164,7 @@ class Lifecycle:
         return {
             batch_id: b["assigned"] + b["failed"] == b["expected_count"]
             and b["available_slots"] == b["open"] == 0
-            for batch_id, b in books.items()
+            for batch_id, b in accounts.items()
         }
 
     def announce_ready(self, sealed: Mapping[str, Sealed]) -> dict[str, StepResult]:
@@ -178,20 +178,21 @@ class Lifecycle:
         with self.pool.connection() as conn:
             slots = db.slots.essays_of(conn, batches, *ACCOUNTED)
             trackers = db.batches.trackers(conn, batches)  # last: if full, the slots are so
-            told = {
+            announcements = {
                 batch_id: announcement(batch, slots[batch_id], sealed[batch_id])
                 for batch_id, batch in trackers.items()
                 if batch.full
             }
-            if not told:
+            if not announcements:
                 return done
             crashpoint("announcing")
-            announced = db.completion.announce(conn, told)
+            announced = db.completion.announce(conn, announcements)
         crashpoint("announced")
         self.slots.close(announced)
         for batch_id, seconds in announced.items():
             metrics.ready(seconds)
-            status, essays = told[batch_id].status, told[batch_id].provisioned_count
+            status = announcements[batch_id].status
+            essays = announcements[batch_id].provisioned_count
             log.info(
                 "announced",
                 batch_id=batch_id,
@@ -206,8 +207,8 @@ class Lifecycle:
     def complete(self, batch_id: str) -> StepResult:
         """Seal and announce a full batch here and now, as the chord does with many hands."""
         seals = [self.seal_slots({batch_id: each})[batch_id] for each in self.ranges(batch_id)]
-        books = self.seal_books([batch_id])
-        return self.announce_ready({batch_id: Sealed(seals, books.get(batch_id, False))})[batch_id]
+        agrees = self.seal_books([batch_id]).get(batch_id, False)
+        return self.announce_ready({batch_id: Sealed(seals, agrees)})[batch_id]
 
     # --- the deadline passes -------------------------------------------------------------------
 
@@ -223,9 +224,9 @@ class Lifecycle:
             if batch is None:
                 raise Rollback
             essays = db.slots.essays_in(conn, batch_id, EssayStatus.READY_FOR_PROCESSING)
-            told = []
-            if not db.outbox.was_posted(conn, batch_id, BATCH_READINESS_TIMEOUT.name):  # told once
-                told.append(
+            events = []
+            if not db.outbox.was_posted(conn, batch_id, BATCH_READINESS_TIMEOUT.name):  # once
+                events.append(
                     timeout_event(batch.tracker, essays, missing, batch.waited_s, batch.on_deadline)
                 )
             proceeds = batch.on_deadline is OnDeadline.PROCEED
@@ -235,8 +236,8 @@ class Lifecycle:
                 db.batches.fill_up(conn, batch_id)
             else:
                 seconds = db.completion.set_ready(conn, batch_id)
-                told.append(essays_ready(batch.tracker, essays, batch.tracker.manifest_sha256))
-            db.outbox.post(conn, batch_id, told)
+                events.append(essays_ready(batch.tracker, essays, batch.tracker.manifest_sha256))
+            db.outbox.post(conn, batch_id, events)
             full = proceeds and batch.tracker.manifest_sha256 is None
             done = StepResult(outcome("timed_out", batch_id), full=full, posted=True)
         if done.posted:

@@ -96,7 +96,9 @@ def post_missing(context: RepairContext, batch_id: str) -> bool:
         if tracker is None or not rows:
             return False
         slots = db.slots.essays_in(conn, batch_id, *ACCOUNTED)
-        written = announcement(tracker, slots, Sealed([seal_of("", None, slots)], books=True))
+        written = announcement(
+            tracker, slots, Sealed([seal_of("", None, slots)], accounts_agree=True)
+        )
         if written.manifest_sha256 != tracker.manifest_sha256:
             raise BrokenSeal(f"batch {batch_id}: its slots have changed since they were sealed")
         events = {event.type: event for event in written.events}

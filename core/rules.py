@@ -19,7 +19,7 @@ from core.repairs import RepairContext
 class Cause:
     """Why a batch is not ready, what the service does about it, and what a person can do.
 
-    The texts of the table name facts in braces; `told` fills them in.
+    The texts of the table name facts in braces; `fill` fills them in.
     """
 
     code: str
@@ -29,7 +29,7 @@ class Cause:
     command: str = "els status {batch}"
     since: datetime | None = None
 
-    def told(self, since: datetime | None = None, **facts: object) -> "Cause":
+    def fill(self, since: datetime | None = None, **facts: object) -> "Cause":
         """Fill the facts into the texts."""
         texts = (self.title, self.reason, self.by_itself, self.command)
         title, reason, by_itself, command = (text.format(**facts) for text in texts)
@@ -260,13 +260,13 @@ PLAIN = [
         "waiting_for_contents",
         "The batch waits for contents ({open} of {slots} slots are open)",
         "the file service has not announced a text for every slot",
-        "it goes on with the next content; at {deadline} it {ending}",
+        "the next content continues it; at {deadline} it {ending}",
     ),
     Cause(
         "waiting_for_students",
         "The batch waits for the confirmation of its students",
         "els.confirm_students has not come",
-        "it goes on with that message; at {deadline} it {ending}",
+        "that message continues it; at {deadline} it {ending}",
     ),
     Cause(
         "all_slots_failed",

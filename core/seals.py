@@ -28,7 +28,7 @@ class Sealed(NamedTuple):
     """What the headers of a chord found: a seal for each range; whether the counter is right."""
 
     slots: Sequence[Seal]
-    books: bool
+    accounts_agree: bool
 
 
 def seal_of(low: str, high: str | None, slots: Sequence[Row]) -> Seal:
@@ -49,7 +49,7 @@ def announcement(batch: Tracker, slots: Sequence[Row], sealed: Sealed) -> Announ
 
     `slots` are the assigned and the failed ones, in the order of their ids. Raises BrokenSeal.
     """
-    if not sealed.books:
+    if not sealed.accounts_agree:
         raise BrokenSeal(f"batch {batch.batch_id}: its counter and its slots disagree")
     essays, failed = _by_outcome(slots)
     _check(batch.batch_id, essays, failed, sealed.slots)

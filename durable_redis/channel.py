@@ -259,11 +259,6 @@ class Channel(stock.Channel):
             self.malformed.set_aside(queue, tag, payload)
             raise
 
-    def acknowledge(self, tags: Sequence[str]) -> None:
-        """Acknowledge messages."""
-        for tag in tags:
-            self.qos.ack(tag)
-
     # --- connections ---------------------------------------------------------------------------
 
     @property

@@ -48,7 +48,7 @@ def head() -> str:
 
 @contextmanager
 def _connected(url: str) -> Iterator[Connection]:
-    """Connect; an error is psycopg's own, as everywhere else."""
+    """Connect; errors are psycopg's own, as everywhere else."""
     try:
         with _engine(url).connect() as connection:
             yield connection

@@ -52,7 +52,7 @@ def _moment(name: str) -> "Column[object]":
 
 
 def _arrival_columns() -> list[SchemaItem]:
-    """List what is kept of an announced file, wherever it waits or ends."""
+    """List the columns of an announced file, wherever it waits or ends."""
     return [
         Column("file_upload_id", Identifier, nullable=True),
         Column("text_storage_id", Identifier),
@@ -127,7 +127,7 @@ batch_essay_trackers = Table(
         "batch_id",
         postgresql_where=text("status = 'awaiting_content_validation'"),
     ),
-    # A status that contradicts its row: only a hand writes that. `rules.sql` says the same.
+    # A status that contradicts its row: see `db.sweep.contradicted`. Only a person writes that.
     Index(
         "ix_batch_essay_trackers_contradicted",
         "batch_id",
@@ -138,7 +138,7 @@ batch_essay_trackers = Table(
             " OR status = 'awaiting_student_validation' AND class_id IS NULL"
         ),
     ),
-    # For the board: its pages, newest first; search by user and correlation; ready today.
+    # For the board: pages, newest first; search by user and correlation; ready today.
     Index("ix_batch_essay_trackers_newest", "registered_at", "batch_id"),
     Index(
         "ix_batch_essay_trackers_user_id",
@@ -298,7 +298,7 @@ dead_letters = Table(
     Column("task", Text, nullable=False),
     Column("task_id", Text, nullable=False),
     Column("batch_id", Text),
-    # json, not jsonb: the text is kept to the letter, what jsonb refuses included.
+    # json, not jsonb: it keeps every letter of the text, also what jsonb refuses.
     Column("body", JSON, nullable=False),
     Column("code", Text, nullable=False),
     Column("sqlstate", Text),
@@ -317,7 +317,7 @@ dead_letters = Table(
     ),
 )
 
-# What the sweep mended: for the timeline of a batch, and counted for the metrics.
+# What the sweep repaired, for the timeline of a batch.
 repairs = Table(
     "repairs",
     metadata,
@@ -328,7 +328,7 @@ repairs = Table(
     Index(None, "batch_id"),
 )
 
-# What the sweep found and could not mend; forgotten once the rule no longer finds the batch.
+# What the sweep could not repair. A row goes once the rule no longer finds the batch.
 unmended = Table(
     "unmended",
     metadata,

@@ -6,9 +6,9 @@ import sys
 def main() -> int:
     """Run `els`; return its exit status."""
     if sys.argv[1:2] == ["health"]:
-        from ops.cli import health
+        from ops.stack import worker_health
 
-        return health.main(sys.argv[2:])
+        return worker_health.main(sys.argv[2:])
     if sys.argv[1:2] in (["worker"], ["beat"]):
         from ops.stack import celery_command
 

@@ -1,4 +1,4 @@
-"""Sending events as an upstream service does, and reading what became of them."""
+"""Send events as an upstream service does, and read their outcomes."""
 
 import json
 import re
@@ -24,27 +24,22 @@ Event = dict[str, Any]  # Any: a message's JSON
 
 @dataclass(frozen=True)
 class Sent:
-    """A message that was enqueued."""
-
     task: str
     task_id: str
     event: Event
 
 
 class Sender:
-    """An upstream service's end of the queue. Knows a task name, a queue and a JSON body.
-
-    A context, which closes its connections at the end.
-    """
+    """An upstream service: knows a task name, a queue and a JSON body. A context manager."""
 
     def __init__(self, broker_url: str, queue: str) -> None:
         self.app = Celery("els-sender", broker=broker_url)
         self.app.conf.task_default_queue = queue
-        if broker_url.startswith("amqp"):  # as the workers declare it, or RabbitMQ refuses
+        if broker_url.startswith("amqp"):  # as workers declare it, or RabbitMQ refuses
             self.app.conf.task_default_queue_type = "quorum"
             self.app.conf.task_default_exchange_type = "topic"
             self.app.conf.broker_transport_options = amqp.OPTIONS
-            amqp.install()  # whose transport uses a queue that somebody declared otherwise
+            amqp.install()  # its transport also uses a queue that others declared otherwise
         self.queue = queue
 
     def __enter__(self) -> Self:
@@ -90,7 +85,7 @@ def registration(batch_id: str, essay_ids: Sequence[str], class_id: str | None =
 
 
 def content(number: int, file_name: str, size: int, md5: str | None = None) -> Event:
-    """Describe a stored text, as the file service does; a bulk message lists such."""
+    """Describe a stored text, as the file service does, alone or in a bulk message."""
     described = {
         "text_storage_id": f"text-{number:03d}",
         "file_upload_id": f"file-{number:03d}",
@@ -112,21 +107,21 @@ def rejection(batch_id: str, number: int, file_name: str, size: int, error_code:
 
 
 def read_events(text: str) -> Iterator[tuple[str, Event]]:
-    """Read events from JSON (one, or an array) or JSON Lines, with the task each is for.
+    """Yield tasks and events from JSON (one, or an array) or JSON Lines.
 
-    An entry is `{"task": …, "event": {…}}`, or a bare event whose fields tell its task. Raises
+    An entry is `{"task": …, "event": {…}}`, or an event alone, whose fields show its task. Raises
     ValueError that names the entry.
     """
     for number, entry in enumerate(_entries(text), start=1):
         if not isinstance(entry, dict):
-            raise ValueError(f"entry {number} is no JSON object")  # noqa: TRY004 - of the file
+            raise ValueError(f"entry {number} is not a JSON object")  # noqa: TRY004 - of the file
         if entry.keys() == {"task", "event"}:
             yield str(entry["task"]), entry["event"]
             continue
         task = next((task.name for task in TASKS.values() if task.known_by in entry), None)
         if task is None:
             raise ValueError(
-                f"entry {number} could be for any task: write it as"
+                f"entry {number} fits no task: write it as"
                 ' {"task": "els.assign_content", "event": {…}}'
             )
         yield task, entry
@@ -136,10 +131,10 @@ def _entries(text: str) -> list[object]:
     try:
         whole = json.loads(text)
     except json.JSONDecodeError as error:
-        # Not `splitlines`, which also parts text at characters that JSON takes as they are.
+        # Not `splitlines`: it also splits at characters that JSON strings may hold.
         lines = [line for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
         if len(lines) < 2:
-            raise ValueError(f"no JSON: {error}") from error
+            raise ValueError(f"not JSON: {error}") from error
         return [_line(number, line) for number, line in enumerate(lines, start=1)]
     return whole if isinstance(whole, list) else [whole]
 
@@ -148,11 +143,11 @@ def _line(number: int, line: str) -> object:
     try:
         return json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"line {number} is no JSON: {error}") from error
+        raise ValueError(f"line {number} is not JSON: {error}") from error
 
 
 def outcome_of(conn: Conn, sent: Sent) -> Mapping[str, Any] | None:  # Any: JSON
-    """Look up what a message led to; None while it is under way."""
+    """Look up the outcome of a message; None until it has one."""
     letter = conn.execute(
         "SELECT code, message FROM dead_letters WHERE task_id = %s", [sent.task_id]
     ).fetchone()
@@ -168,7 +163,7 @@ def outcome_of(conn: Conn, sent: Sent) -> Mapping[str, Any] | None:  # Any: JSON
 def outcomes(
     conn: Conn, sent: Sequence[Sent], timeout_s: float
 ) -> list[Mapping[str, Any] | None]:  # Any: JSON
-    """Wait until each message led to something, or the time is over (then None stands for it)."""
+    """Wait for the outcome of each message; None for one that has none after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     found = [outcome_of(conn, message) for message in sent]
     while None in found and time.monotonic() < deadline:

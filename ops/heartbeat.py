@@ -1,12 +1,13 @@
-"""The signs of life of the running service, read for explanations and the board."""
+"""The heartbeat of the running service, read for explanations and the board."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
 
 import redis
 
+from core import heartbeat as core_heartbeat
 from core.db.connection import Conn
-from core.heartbeat import NO_HEARTBEAT, Heartbeat, read_heartbeat
+from core.heartbeat import NO_HEARTBEAT, Heartbeat
 from core.pauses import Pause
 from core.probe import probe_postgres, probe_redis
 from core.slots import Slots, connect_once
@@ -14,28 +15,32 @@ from core.slots import Slots, connect_once
 NO_RIGHT = "42501"
 
 
-def read_signs(client: redis.Redis, broker_url: str, queue: str) -> Heartbeat:
-    """Read the signs of life; none where Redis does not answer, which has a cause of its own."""
-    waiting: int | None = 0
-    if broker_url.startswith("redis"):
-        try:
-            with connect_once(broker_url) as broker:
-                waiting = int(str(broker.llen(queue)))
-        except redis.RedisError:
-            waiting = None  # the broker does not answer, which is told
+def read_heartbeat(client: redis.Redis, broker_url: str, queue: str) -> Heartbeat:
+    """Read the heartbeat; an empty one where Redis does not answer, which has its own cause."""
     try:
-        return read_heartbeat(client, waiting)
+        return core_heartbeat.read_heartbeat(client, _queue_length(broker_url, queue))
     except redis.RedisError:
         return NO_HEARTBEAT
 
 
-def with_own_probe(pulse: Heartbeat, conn: Conn, slots: Slots) -> Heartbeat:
-    """Add what a probe from here finds: it may be that no worker has met the refusal yet.
+def _queue_length(broker_url: str, queue: str) -> int | None:
+    """Count the waiting messages; None if the broker does not answer, 0 on RabbitMQ."""
+    if not broker_url.startswith("redis"):
+        return 0
+    try:
+        with connect_once(broker_url) as broker:
+            return int(str(broker.llen(queue)))
+    except redis.RedisError:
+        return None
 
-    Without the right to write, the probe knows nothing.
+
+def with_own_probe(heartbeat: Heartbeat, conn: Conn, slots: Slots) -> Heartbeat:
+    """Add the outage that a probe from here finds: perhaps no worker has met it yet.
+
+    A probe without the right to write says nothing about the server.
     """
     outage = probe_postgres(conn) or probe_redis(slots)
     if outage is None or outage.sqlstate == NO_RIGHT:
-        return pulse
+        return heartbeat
     pause = Pause("this command", outage, datetime.now(UTC))
-    return replace(pulse, pauses=[*pulse.pauses, pause])
+    return replace(heartbeat, pauses=[*heartbeat.pauses, pause])

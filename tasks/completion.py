@@ -95,11 +95,13 @@ def announce_ready(
     self: AnyTask, /, results: Sequence[Mapping[str, Any]], batches: Sequence[str]
 ) -> dict[str, Value]:
     """Announce each sealed batch, once."""
-    *headers, books = results
+    *headers, agrees = results
     crashpoint("before_announce")
 
     def announce(those: Sequence[str]) -> dict[str, Value]:
-        sealed = {b: Sealed([h[b] for h in headers if b in h], books.get(b) is True) for b in those}
+        sealed = {
+            b: Sealed([h[b] for h in headers if b in h], agrees.get(b) is True) for b in those
+        }
         results = resources().lifecycle.announce_ready(sealed)
         after_commit(results.values())
         return {batch_id: result.value for batch_id, result in results.items()}

@@ -12,7 +12,7 @@ from core.events import Outgoing, outgoing_id, slot_assigned
 from core.states import EssayStatus
 from core.tracing import traceparent
 
-POST = f"WITH told AS ({sql('number_events')}) {sql('post')}"
+POST = f"WITH numbered AS ({sql('number_events')}) {sql('post')}"
 TAKE_UNPUBLISHED = sql("take_unpublished")
 POST_AGAIN = sql("post_again")
 

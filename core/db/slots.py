@@ -21,7 +21,7 @@ LOCATIONS = sql("locations")
 
 
 def park_pending(conn: Conn, batch_id: str, submissions: Sequence[Submission]) -> None:
-    """Keep submissions until their batch is registered; one that waits already stays as it is."""
+    """Keep submissions until their batch is registered; one that waits already stays."""
     conn.execute(PARK_PENDING, {"batch_id": batch_id, "submissions": _recordset(submissions)})
 
 

@@ -1,4 +1,4 @@
-"""Which servers a command acts on: those that the settings name, else those of the home's stack."""
+"""Which servers a command acts on: those of the settings, else those of the home's stack."""
 
 from collections.abc import Sequence
 from urllib.parse import SplitResult, urlsplit
@@ -19,10 +19,11 @@ LOOPBACK_NAMES = {"localhost": "127.0.0.1", "::1": "127.0.0.1"}
 
 
 def endpoints(settings: Settings, *needed: str) -> Endpoints:
-    """Find the servers; a URL that is not needed may be missing, and is empty then.
+    """Find the servers; a URL that is not needed may be missing, and is then empty.
 
-    Explicit URLs win over a stack that runs on the home, which completes them only where they are
-    its own. Raises StackError that names what is missing, and BadSettings for a malformed URL.
+    Explicit URLs win over the stack of the home. If they name the same servers, that stack supplies
+    the URLs that are missing. Raises StackError that names a missing URL, and BadSettings for a
+    malformed one.
     """
     given, found = _given(settings), _running(settings)
     if found and not _different(given, found):
@@ -36,11 +37,11 @@ def endpoints(settings: Settings, *needed: str) -> Endpoints:
     urls[BROKER] = urls[BROKER] or urls[REDIS]
     if missing := [name for name in needed or URLS if not urls[name]]:
         raise StackError(
-            f"the command needs {_variables(missing)} beside {_variables(given)}: set what is"
-            " missing, or none of them to use a stack that `els run` started"
+            f"this command needs {_variables(missing)} as well as {_variables(given)}: set both,"
+            " or neither to use a stack that `els run` started"
         )
     for name, url in given.items():
-        place(name, url)  # raises where it is malformed
+        location(name, url)  # raises where it is malformed
     return Endpoints(
         **urls,
         ops_url=f"http://{settings.ops_host}:{settings.ops_port}",
@@ -51,31 +52,31 @@ def endpoints(settings: Settings, *needed: str) -> Endpoints:
 
 
 def explicit(settings: Settings) -> bool:
-    """Tell whether the settings name the servers, and not the stack of a home."""
+    """Say whether the settings name the servers."""
     return bool(_given(settings))
 
 
 def conflict(settings: Settings) -> str | None:
-    """Say how the URLs differ from the stack of the home, where both were given."""
+    """Describe how the URLs differ from the stack of the home; None if they agree."""
     found = _running(settings) if "home" in settings.model_fields_set else None
     different = _different(_given(settings), found) if found else []
     if not found or not different:
         return None
     name = different[0]
-    here, there = place(name, getattr(settings, name)), place(name, getattr(found, name))
+    here, there = (location(name, getattr(each, name)) for each in (settings, found))
     return f"{_variables([name])} names {here}, but the stack on {found.home} uses {there}"
 
 
-def places(found: Endpoints) -> str:
-    """Write where a command acts, without passwords."""
-    database = f"database {place(POSTGRES, found.database_url)}" if found.database_url else ""
+def locations(found: Endpoints) -> str:
+    """Name the database and broker that a command acts on, without passwords."""
+    database = f"database {location(POSTGRES, found.database_url)}" if found.database_url else ""
     name = REDIS if found.broker_url == found.redis_url else BROKER
-    broker = f"broker {place(name, found.broker_url)}" if found.broker_url else ""
+    broker = f"broker {location(name, found.broker_url)}" if found.broker_url else ""
     return ", ".join(each for each in (database, broker) if each)
 
 
-def place(name: str, url: str) -> str:
-    """Write the host, port and database of a URL. Raises BadSettings that says no password."""
+def location(name: str, url: str) -> str:
+    """Return host, port and database of a URL, without password. Raises BadSettings."""
     if name == POSTGRES:
         hosts, database, _ = _database(url)
         return f"{hosts}/{database}"
@@ -83,7 +84,7 @@ def place(name: str, url: str) -> str:
 
 
 def _running(settings: Settings) -> Endpoints | None:
-    """Find the stack of the home; another user's is no matter to those who name their servers."""
+    """Find the stack of the home; ignore another user's if the settings name the servers."""
     try:
         return running(settings.home)
     except StackError:
@@ -101,12 +102,16 @@ def _variables(names: Sequence[str] | dict[str, str]) -> str:
 
 
 def _different(given: dict[str, str], found: Endpoints) -> list[str]:
-    """List the URLs that name other data than a running stack's."""
-    return [name for name in given if _data(name, given[name]) != _data(name, getattr(found, name))]
+    """List the URLs that name other servers or databases than a running stack's."""
+    return [
+        name
+        for name in given
+        if _identity(name, given[name]) != _identity(name, getattr(found, name))
+    ]
 
 
-def _data(name: str, url: str) -> object:
-    """Tell URLs of the same data by: servers and database, whoever connects and however."""
+def _identity(name: str, url: str) -> object:
+    """Reduce a URL to what two URLs of the same data share: servers and database, not the user."""
     if name == POSTGRES:
         return _database(url)
     return [(_host(each), each.path.strip("/") or "0") for each in _parsed(name, url)]
@@ -114,20 +119,21 @@ def _data(name: str, url: str) -> object:
 
 def _database(url: str) -> tuple[str, str, str]:
     """Read the hosts, the database and the options of a URL, which may name another schema."""
-    said = {key: str(value) for key, value in parameters(url).items()}
-    hosts = (said.get("host") or said.get("hostaddr") or said.get("service") or "local").split(",")
-    ports = (said.get("port") or "5432").split(",")
+    given = {key: str(value) for key, value in parameters(url).items()}
+    host = given.get("host") or given.get("hostaddr") or given.get("service") or "local"
+    hosts = host.split(",")
+    ports = (given.get("port") or "5432").split(",")
     ports = ports * len(hosts) if len(ports) == 1 else ports
     at = [
         f"{LOOPBACK_NAMES.get(host, host)}:{port or 5432}"
         for host, port in zip(hosts, ports, strict=False)
     ]
-    return ",".join(at), said.get("dbname") or said.get("user", ""), said.get("options", "")
+    return ",".join(at), given.get("dbname") or given.get("user", ""), given.get("options", "")
 
 
 def _host(url: SplitResult) -> str:
     if not url.hostname:
-        return ""  # a socket: its path says where it is
+        return ""  # a socket: its path is its location
     host = LOOPBACK_NAMES.get(url.hostname, url.hostname)
     return f"{host}:{url.port or PORTS.get(url.scheme, '')}".rstrip(":")
 
@@ -140,8 +146,10 @@ def _parsed(name: str, urls: str) -> list[SplitResult]:
         for url in found:
             url.port  # noqa: B018 - read for its ValueError
     except ValueError as error:
-        raise BadSettings(f"{_variables([name])} cannot be read: its port is no number") from error
+        raise BadSettings(
+            f"{_variables([name])} cannot be read: its port is not a number"
+        ) from error
     if wrong:
         known = ", ".join(f"{scheme}://" for scheme in SCHEMES[name])
-        raise BadSettings(f"{_variables([name])} begins with none of {known}")
+        raise BadSettings(f"{_variables([name])} must begin with one of {known}")
     return found

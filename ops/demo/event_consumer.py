@@ -1,7 +1,4 @@
-"""The example consumer on our transport: killed, it loses no event and holds none for long.
-
-On RabbitMQ it is the example itself, which loses none there.
-"""
+"""The example consumer on our transport: a kill loses no event and delays none for long."""
 
 import os
 

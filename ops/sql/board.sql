@@ -1,7 +1,7 @@
--- Tells how far these batches are, in this order; those that nobody has registered included.
+-- Reads the progress of these batches, in this order, also of those that nobody has registered.
 --
--- Slots are told from the tracker and from small indexes, never by reading all essays of a batch:
--- what is sealed was counted then, and of an open batch only the failures are counted.
+-- It never reads all essays of a batch. A sealed batch has its counts in the tracker; of an open one
+-- a small index counts the failures.
 WITH wanted AS (
     SELECT batch_id, rank FROM unnest(%(batches)s::text[]) WITH ORDINALITY AS w (batch_id, rank)
 )

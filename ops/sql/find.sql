@@ -1,7 +1,7 @@
--- Tells where everything is that bears an id: of a batch, an essay, a text, a file, a message (its
--- event_id or its task id), an event or a correlation. Of a user, an organisation or a class: which
--- batches are theirs. Reads tables through: for people, not for programs. A dead letter is searched as
--- text, for its body may be anything: the id as JSON writes it, in each of its ways.
+-- Finds everything with an id: of a batch, an essay, a text, a file, a message (its event_id or its
+-- task id), an event or a correlation; for a user, an organisation or a class, their batches. It reads
+-- whole tables: for people, not for programs. The body of a dead letter may be anything, so it is
+-- searched as text, for each way in which JSON can write the id.
 WITH batch AS (
     SELECT batch_id FROM batch_essay_trackers
     WHERE %(id)s IN (batch_id, correlation_id::text)

@@ -1,11 +1,10 @@
--- Finds batches by what people have in hand, newest first: the id of a batch or a user, or its
--- beginning; a correlation id; a file by its upload, its stored text or its name, to the letter.
+-- Finds batches, newest first: by the id of a batch or a user, or its beginning; by a correlation id;
+-- by a file's exact upload id, storage id or name.
 --
--- A beginning is a range, which an index gives: from these words up to what is beyond all that begin
--- with them, compared bytewise.
+-- An index finds a beginning as a range, compared bytewise: from these words to `beyond`, which comes
+-- after everything that begins with them.
 --
--- Files have no index of their own, which the hot path would pay for at every content: they are
--- looked for by reading the essays through, only where %(files)s asks for it.
+-- Files have no index, which each content would pay for. With %(files)s it reads all essays.
 WITH found AS (
     SELECT batch_id FROM batch_essay_trackers
     WHERE batch_id >= %(words)s AND batch_id < %(beyond)s
@@ -25,7 +24,7 @@ WITH found AS (
     SELECT batch_id FROM excess_content
     WHERE %(files)s AND %(words)s IN (file_upload_id, text_storage_id, original_file_name)
 ), dated AS (
-    -- A moment that Python cannot hold stands for the nearest one that the next page can name.
+    -- The next page must name this moment: take the nearest one that Python can hold.
     SELECT batch_id, CASE WHEN t.registered_at < '9999-12-31Z'
                           THEN greatest(t.registered_at, '0001-01-02Z')
                           ELSE 'infinity'::timestamptz END AS since

@@ -1,5 +1,5 @@
--- Tells how far batches are: those registered, and those that only have waiting contents. An infinite
--- or far moment counts as the first or the last day that Python knows, so that an age is a number.
+-- Reads the progress of batches: the registered ones, and those that contents wait for. An infinite or
+-- far moment counts as the first or last day that Python can hold, so that an age is a number.
 WITH chosen AS (
     SELECT batch_id, registered_at FROM batch_essay_trackers
     WHERE %(batch_id)s::text IS NULL OR batch_id = %(batch_id)s

@@ -1,7 +1,7 @@
 """`els worker` and `els beat`: Celery's own commands on our app, with all of their options.
 
-Celery's command line imports each command that is installed into whatever it starts, Flower and an
-interactive shell among them: 12 MB of a worker.
+Celery's own command line imports every installed command, Flower and an interactive shell among
+them, into each worker: 12 MB.
 """
 
 import os
@@ -13,8 +13,9 @@ from core.errors import BadSettings
 
 
 def main(name: str, arguments: Sequence[str]) -> NoReturn:
-    """Be a `worker` or `beat` until it ends; exit with its status."""
-    os.environ.setdefault("REMAP_SIGTERM", "SIGQUIT")  # read on import: TERM gives back what runs
+    """Run a `worker` or `beat` in this process; exit with its status."""
+    # Celery reads it on import: SIGTERM then returns running tasks to the queue.
+    os.environ.setdefault("REMAP_SIGTERM", "SIGQUIT")
     from celery.bin.base import CLIContext
     from celery.bin.beat import beat
     from celery.bin.worker import worker

@@ -1,7 +1,7 @@
-"""Flower as this service runs it: read-only, and behind a password or a login where one is set.
+"""Flower as this service runs it: read-only, and behind a password or a login if one is set.
 
-Its REST API answers nobody without one: opened to all, Flower lets every web site that somebody
-here looks at read it.
+Without one its REST API stays closed: an open one lets every web site that a user of this host
+visits read it.
 """
 
 import sys
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from core.errors import BadSettings
 from core.settings import Settings
-from ops.cli.output import say
+from ops.output import say
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 LOGINS = {
@@ -21,7 +21,7 @@ LOGINS = {
 
 
 def command(settings: Settings) -> list[str]:
-    """Write the command line; it wins over `FLOWER_*` variables, and holds no secret."""
+    """Return the command line; it wins over `FLOWER_*` variables, and holds no secret."""
     return [
         *(sys.executable, "-m", "celery", "-A", "tasks.app", "flower"),
         "--read_only=True",
@@ -33,15 +33,15 @@ def command(settings: Settings) -> list[str]:
 
 
 def environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
-    """Tell Flower who may look. Raises BadSettings."""
-    told = {k: v for k, v in environ.items() if k != "FLOWER_UNAUTHENTICATED_API"}
+    """Return the environment with the password or login. Raises BadSettings."""
+    result = {k: v for k, v in environ.items() if k != "FLOWER_UNAUTHENTICATED_API"}
     if settings.flower_auth:
         password = settings.flower_auth.get_secret_value()
         if "," in password:
-            raise BadSettings("ELS_FLOWER_AUTH: Flower takes a comma for the end of a password")
-        told["FLOWER_BASIC_AUTH"] = password
+            raise BadSettings("ELS_FLOWER_AUTH: Flower allows no comma in a password")
+        result["FLOWER_BASIC_AUTH"] = password
     elif login := settings.flower_oauth:
-        told |= {
+        result |= {
             "FLOWER_AUTH_PROVIDER": LOGINS[login.provider],
             "FLOWER_AUTH": login.allow,
             "FLOWER_OAUTH2_KEY": login.key,
@@ -50,7 +50,7 @@ def environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str
         }
     elif settings.flower_host not in LOOPBACK:
         say(
-            f"els: Flower listens on {settings.flower_host} for everybody;"
-            " ELS_FLOWER_AUTH or ELS_FLOWER_OAUTH asks who looks"
+            f"els: Flower listens on {settings.flower_host} and asks nobody for a password;"
+            " set ELS_FLOWER_AUTH or ELS_FLOWER_OAUTH"
         )
-    return told
+    return result

@@ -1,4 +1,4 @@
-"""A small TCP proxy that loses, delays, swallows and cuts what passes, for `els torture`."""
+"""A small TCP proxy that loses, delays, drops and cuts traffic, for `els torture` and tests."""
 
 import asyncio
 import threading
@@ -13,7 +13,7 @@ BOTH = frozenset({REQUESTS, REPLIES})
 
 
 class Connection:
-    """One connection: its two ends, and the directions that are swallowed."""
+    """One connection: its two ends, and the directions whose traffic is dropped."""
 
     def __init__(self, swallowed: Collection[str]) -> None:
         self.ends: set[asyncio.StreamWriter] = set()
@@ -21,7 +21,7 @@ class Connection:
 
 
 class Proxy:
-    """Passes connections from a port of its own to a server; does harm when told to."""
+    """Forwards connections to a server, and injects network faults on request."""
 
     def __init__(self, target_port: int, random: Random) -> None:
         self.target_port = target_port
@@ -32,38 +32,38 @@ class Proxy:
         self._swallowing: frozenset[str] = frozenset()
         self._connections: set[Connection] = set()
         self._loop = asyncio.new_event_loop()
-        self._passes = asyncio.Event()  # nothing is swallowed just now
+        self._passes = asyncio.Event()  # set while nothing is dropped
         self._passes.set()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> None:
-        """Listen, on a free port of loopback."""
+        """Listen on a free port of loopback."""
         self._thread.start()
         self._ready.wait(10)
 
     def stop(self) -> None:
-        """Cut everything and listen no more."""
+        """Close every connection and the port."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5)
 
     def cut(self) -> None:
-        """Close every connection, in the middle of whatever it carries."""
+        """Close every connection, even in the middle of a message."""
         self._loop.call_soon_threadsafe(self._cut)
 
     def lose_replies(self, count: int) -> None:
-        """Let the server hear so many more requests whose answers never arrive."""
+        """Drop the next `count` replies; the server has received their requests."""
         self._lose_replies = count
 
     def swallow(self, directions: Collection[str] = BOTH) -> None:
-        """Read and drop what is sent, and close nothing, as a firewall that forgot a connection.
+        """Read and drop all traffic and close nothing, as a firewall that lost its state.
 
-        Each connection there is, or that comes before `pass_again`, is dead from then on.
+        Existing connections, and those opened before `pass_again`, stay dead.
         """
         self._loop.call_soon_threadsafe(self._swallow, frozenset(directions))
 
     def pass_again(self) -> None:
-        """Let new connections pass; those that were swallowed stay dead, but can be closed."""
+        """Forward new connections again; the dead ones stay dead, but can be closed."""
         self._loop.call_soon_threadsafe(self._swallow, frozenset())
 
     def _run(self) -> None:
@@ -117,7 +117,7 @@ class Proxy:
         connection: Connection,
         direction: str,
     ) -> None:
-        """Pass bytes on until a side closes. Raises OSError then, to end the other way as well."""
+        """Forward bytes until a side closes, then raise OSError to end the other direction too."""
         while data := await source.read(CHUNK):
             if direction in connection.swallowed:
                 continue
@@ -129,5 +129,5 @@ class Proxy:
             sink.write(data)
             await sink.drain()
         if direction in connection.swallowed:
-            await self._passes.wait()  # the other side does not hear of it meanwhile
+            await self._passes.wait()  # until then the other side must not notice
         raise ConnectionResetError("one side has closed")

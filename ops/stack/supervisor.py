@@ -1,7 +1,7 @@
-"""Run the whole service in one foreground process: servers, migrations, and the Procfile.
+"""Run the whole service from one foreground process: servers, migrations, and the Procfile.
 
-What starts here ends here. The supervisor ends its children in order; if it is itself killed, the
-kernel ends them (`embedded.leashed`), and the sweeper ends what those had started.
+The supervisor ends what it started, in reverse order. If it is killed, the kernel ends its children
+(`embedded.leashed`), and the reaper ends the processes that these had started.
 """
 
 import fcntl
@@ -29,7 +29,6 @@ from honcho.printer import Message, Printer  # type: ignore[import-untyped] # ha
 from core import health_file
 from core.errors import StackError
 from core.settings import Settings
-from ops.cli.health import MAX_AGE_S
 from ops.stack.embedded import (
     LOOPBACK,
     Postgres,
@@ -41,19 +40,20 @@ from ops.stack.embedded import (
     until,
     write_private,
 )
+from ops.stack.worker_health import MAX_AGE_S
 
-LAST_WORDS_S = 2  # for lines that are written but not yet read; then somebody else holds the pipe
-TERM_S = 15  # what processes get to end by themselves, as a running task should
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10  # before a restart; doubles from one failure to the next
-STEADY_S = 30  # a life this long forgets the failures before it
-QUICK_S, QUICK_FAILURES = 5, 3  # so many lives so short: it will not mend by itself
-LOOK_S = 1  # between two looks at the signs of life of a child
-ASLEEP_S = 10  # without a look this long, all of us slept: signs count from now
-HUNG_TERM_S = 3  # what a child that hangs gets to end by itself
-STOPPERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+DRAIN_S = 2  # to read the last lines of a child; after that another process holds the pipe
+TERM_S = 15  # for processes to stop after SIGTERM, and for a running task to finish
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10  # before a restart; doubles with each failure
+STEADY_S = 30  # a run this long resets the pause
+QUICK_S, QUICK_FAILURES = 5, 3  # this many runs this short: it keeps failing
+CHECK_S = 1  # between two checks of a heartbeat
+ASLEEP_S = 10  # this long without a check: the machine slept, so heartbeats count from now
+HUNG_TERM_S = 3  # for a hung child to stop after SIGTERM
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-# Ends the process groups that it was told of when its input ends, as it does when we are killed.
-SWEEPER = """
+# Kills the process groups on its list when its input closes, as it does when we are killed.
+REAPER = """
 import os, signal, sys, time
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)
@@ -77,7 +77,7 @@ send(signal.SIGKILL)
 
 @dataclass(frozen=True)
 class Endpoints:
-    """Where a running stack is reached, passwords included; `els env` prints it as JSON."""
+    """The URLs of a running stack, passwords included; `els env` prints them as JSON."""
 
     database_url: str
     redis_url: str
@@ -91,7 +91,7 @@ class Endpoints:
 def running(home: Path) -> Endpoints | None:
     """Find the live stack of this home; None when there is none, or it is still starting.
 
-    Raises StackError when the home is another user's.
+    Raises StackError when the home belongs to another user.
     """
     home = _absolute(home)
     try:
@@ -100,55 +100,56 @@ def running(home: Path) -> Endpoints | None:
                 return None
             pid = lock.read()
         found = Endpoints(**json.loads((home / "stack.json").read_text()))
-        return found if str(found.pid) == pid else None  # else of a run that was killed
+        return found if str(found.pid) == pid else None  # else left by a killed run
     except FileNotFoundError:
         return None
     except PermissionError as error:
-        raise StackError(f"{error}: only its user sees the stack of {home}") from error
+        raise StackError(f"{error}: only its owner can see the stack of {home}") from error
 
 
 @dataclass
 class Child:
-    """One child under watch: how to launch it, its present life, and when the next one is due."""
+    """A supervised process: how to launch it, its current run, and when to restart it."""
 
     name: str
     launch: Callable[[], subprocess.Popen[bytes]]
     log: Path
     process: subprocess.Popen[bytes] | None = None
-    born: float = field(default_factory=time.monotonic)
-    due: float = 0
+    started_at: float = field(default_factory=time.monotonic)
+    restart_at: float = 0
     pause: float = FIRST_PAUSE_S
-    quick: int = 0
-    sign: float | None = None  # the time of the last sign, by the file system's clock
-    seen: float = 0  # when that sign was seen first, by ours
-    looked: float = 0
+    quick_failures: int = 0
+    heartbeat: float | None = None  # the last one, by the file system's clock
+    heartbeat_seen_at: float = 0  # when we first saw that one, by our clock
+    checked_at: float = 0
 
     def start(self) -> None:
-        """Begin a life."""
-        self.process, self.born = self.launch(), time.monotonic()
-        self.sign = None
+        self.process, self.started_at = self.launch(), time.monotonic()
+        self.heartbeat = None
 
-    def silent_s(self, sign: float | None, now: float) -> float:
-        """Tell how long the last sign has been the same; 0 before the first one of this life."""
-        if sign != self.sign or now - self.looked > ASLEEP_S:
-            self.sign, self.seen = sign, now
-        self.looked = now
-        return now - self.seen if self.sign is not None else 0
+    def heartbeat_age_s(self, heartbeat: float | None, now: float) -> float:
+        """Return how long the heartbeat has not changed; 0 before the first one of this run."""
+        if heartbeat != self.heartbeat or now - self.checked_at > ASLEEP_S:
+            self.heartbeat, self.heartbeat_seen_at = heartbeat, now
+        self.checked_at = now
+        return now - self.heartbeat_seen_at if self.heartbeat is not None else 0
 
-    def bury(self, status: int) -> str:
-        """Note that a life ended, plan the next one, and say so."""
+    def record_exit(self, status: int) -> str:
+        """Schedule the restart of an exited process; return a line that says so."""
         self.process, now = None, time.monotonic()
-        age = now - self.born
+        age = now - self.started_at
         if age > STEADY_S:
             self.pause = FIRST_PAUSE_S
-        self.quick = self.quick + 1 if age < QUICK_S else 0
-        self.due = now + self.pause
+        self.quick_failures = self.quick_failures + 1 if age < QUICK_S else 0
+        self.restart_at = now + self.pause
         how = (
             f"exited with status {status}" if status >= 0 else f"killed by {_signal_name(-status)}"
         )
         line = f"{self.name}: {how}; starts again in {self.pause:g} s"
         self.pause = min(2 * self.pause, LONGEST_PAUSE_S)
-        return f"{line}; it keeps failing, see {self.log}" if self.quick >= QUICK_FAILURES else line
+        if self.quick_failures >= QUICK_FAILURES:
+            line += f"; it keeps failing, see {self.log}"
+        return line
 
 
 def _signal_name(number: int) -> str:
@@ -156,13 +157,13 @@ def _signal_name(number: int) -> str:
 
 
 class Stack:
-    """The service as a context: entered when everything is up, left when everything is down.
+    """The running service, as a context manager.
 
-    For the main thread, whose signals it takes: they interrupt the body, or end `wait()`.
+    Use it in the main thread: it handles signals, which interrupt the body, or end `wait()`.
     """
 
     endpoints: Endpoints
-    environ: dict[str, str]  # what the processes get
+    environ: dict[str, str]  # of the processes
 
     def __init__(
         self,
@@ -185,24 +186,24 @@ class Stack:
             output or sys.stdout, width=max(map(len, self._commands), default=0)
         )
         self._colours = dict(zip(self._commands, get_colours(), strict=False))
-        self._speaking = threading.Lock()
+        self._output_lock = threading.Lock()
         self._home = _absolute(settings.home)
         self._undo = ExitStack()
         self._children: list[Child] = []
         self._readers: list[threading.Thread] = []
         self._ended = threading.Event()
         self._signals = 0
-        self._calm = False  # whether a signal is only counted, and not raised
+        self._count_signals_only = False
 
     def __enter__(self) -> Self:
-        """Start everything, in order; what had started is ended again when a step fails."""
+        """Start everything in order; if a step fails, end what had started."""
         with ExitStack() as undo:
             try:
                 self._start(undo)
             finally:
-                self._calm = True
+                self._count_signals_only = True
             self._undo = undo.pop_all()
-        self._calm = False
+        self._count_signals_only = False
         return self
 
     def __exit__(
@@ -211,20 +212,20 @@ class Stack:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End everything, in the opposite order; a second signal meanwhile means: at once."""
-        self._calm = True
+        """End everything in reverse order; a second signal ends it at once."""
+        self._count_signals_only = True
         self._undo.close()
 
     def wait(self) -> int:
-        """Restart what exits, until a signal or `stop()` comes; return the exit status, 0."""
-        self._calm = True
+        """Restart children that exit, until a signal or `stop()`; return the exit status, 0."""
+        self._count_signals_only = True
         while not self._ended.wait(0.1):
             for child in self._children:
-                self._tend(child)
+                self._supervise(child)
         return 0
 
     def watch(self, child: Child) -> None:
-        """Restart one more process whenever it exits; whoever started it ends it."""
+        """Restart one more process whenever it exits; the caller ends it."""
         self._children.append(child)
 
     def pid(self, name: str) -> int | None:
@@ -234,12 +235,12 @@ class Stack:
         return process.pid if process is not None and process.poll() is None else None
 
     def stop(self) -> None:
-        """Let `wait()` return. May be called from any thread."""
+        """Make `wait()` return. Safe from any thread."""
         self._ended.set()
 
     def _start(self, undo: ExitStack) -> None:
-        self._take_home(undo)
-        self._take_signals(undo)
+        self._lock_home(undo)
+        self._handle_signals(undo)
         settings = self._settings
         database_url = settings.database_url or self._serve(undo, Postgres, settings.postgres_port)
         redis_url = settings.redis_url or self._serve(undo, Valkey, settings.valkey_port)
@@ -248,20 +249,20 @@ class Stack:
         self._say(f"schema: up to date{_since(started)}")
         self.endpoints = self._choose_endpoints(database_url, redis_url)
         self.environ = self._make_environ()
-        self._name_findings()
+        self._report_findings()
         self._start_processes(undo)
         undo.callback((self._home / "stack.json").unlink, missing_ok=True)
         write_private(self._home / "stack.json", json.dumps(asdict(self.endpoints), indent=2))
 
-    def _name_findings(self) -> None:
-        """Say what the servers lack of what the service needs."""
+    def _report_findings(self) -> None:
+        """Report what the service needs and the servers lack."""
         names = ("database_url", "redis_url", "broker_url")
         urls = {name: getattr(self.endpoints, name) for name in names}
         for finding in self._check(self._settings.model_copy(update=urls)):
             self._say(str(finding))
 
-    def _take_home(self, undo: ExitStack) -> None:
-        """Make the home and hold its lock, which the kernel drops if we are killed."""
+    def _lock_home(self, undo: ExitStack) -> None:
+        """Make the home and hold its lock, which the kernel releases if we are killed."""
         try:
             make_home(self._home)
             (self._home / "log").mkdir(mode=0o700, exist_ok=True)
@@ -278,10 +279,10 @@ class Stack:
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
-        (self._home / "stack.json").unlink(missing_ok=True)  # of a run that was killed
+        (self._home / "stack.json").unlink(missing_ok=True)  # left from a run that was killed
 
-    def _take_signals(self, undo: ExitStack) -> None:
-        for number in STOPPERS:
+    def _handle_signals(self, undo: ExitStack) -> None:
+        for number in STOP_SIGNALS:
             before = signal.getsignal(number)
             if number == signal.SIGHUP and before == signal.SIG_IGN:
                 continue  # nohup
@@ -291,29 +292,29 @@ class Stack:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signals += 1
         self._ended.set()
-        if not self._calm:
+        if not self._count_signals_only:
             raise KeyboardInterrupt
 
-    def _hurried(self) -> bool:
+    def _stop_at_once(self) -> bool:
         return self._signals > 1
 
     def _serve(self, undo: ExitStack, kind: type[Server], port: int | None) -> str:
-        """Start an embedded server, keep an eye on it from now on, and return its URL."""
+        """Start an embedded server, supervise it, and return its URL."""
         started = time.monotonic()
         port = choose_port(f"ELS_{kind.name.upper()}_PORT", port, given=True)
         server = kind(self._home / kind.name, port, self._password(kind.name))
-        undo.callback(server.stop, hurry=self._hurried)
+        undo.callback(server.stop, hurry=self._stop_at_once)
         server.start()
         self._children.append(Child(kind.name, server.launch, server.log, server.process))
         self._say(f"{kind.name}: ready on {LOOPBACK}:{port}{_since(started)}")
         return server.url
 
     def _password(self, name: str) -> str:
-        """Keep the passwords, as the data folders know them."""
+        """Return the password of a server; the home keeps it, as the data folder does."""
         path = self._home / "secrets.json"
         if not path.exists():
-            made = {kind.name: secrets.token_hex(24) for kind in (Postgres, Valkey)}
-            write_private(path, json.dumps(made))
+            passwords = {kind.name: secrets.token_hex(24) for kind in (Postgres, Valkey)}
+            write_private(path, json.dumps(passwords))
         return str(json.loads(path.read_text())[name])
 
     def _choose_endpoints(self, database_url: str, redis_url: str) -> Endpoints:
@@ -336,7 +337,7 @@ class Stack:
             **os.environ,
             **self._env,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{path}",
-            "PYTHONUNBUFFERED": "1",  # a line is shown when it is printed
+            "PYTHONUNBUFFERED": "1",  # so that each line shows at once
             "ELS_DATABASE_URL": self.endpoints.database_url,
             "ELS_REDIS_URL": self.endpoints.redis_url,
             "ELS_BROKER_URL": self.endpoints.broker_url,
@@ -346,15 +347,15 @@ class Stack:
         }
 
     def _start_processes(self, undo: ExitStack) -> None:
-        self._sweeper = subprocess.Popen(  # noqa: S603 - a fixed program
-            [sys.executable, "-ISc", SWEEPER, str(TERM_S)],
+        self._reaper = subprocess.Popen(  # noqa: S603 - a fixed program
+            [sys.executable, "-ISc", REAPER, str(TERM_S)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             start_new_session=True,
             text=True,
             bufsize=1,  # a line at once
         )
-        undo.callback(self._sweeper.communicate)
+        undo.callback(self._reaper.communicate)
         undo.callback(self._end_processes)
         for name in self._commands:
             child = Child(name, partial(self._launch, name), self._log(name))
@@ -374,16 +375,16 @@ class Stack:
             env=self.environ,
             start_new_session=True,
         )
-        self._tell_sweeper(f"+{process.pid}")
+        self._notify_reaper(f"+{process.pid}")
         reader = threading.Thread(target=self._copy, args=(name, process.stdout), daemon=True)
         reader.start()
         self._readers = [*(each for each in self._readers if each.is_alive()), reader]
         return process
 
     def _copy(self, name: str, pipe: IO[bytes]) -> None:
-        """Show and keep each line.
+        """Print and log each line of a child.
 
-        A full disk or a closed terminal is no reason to stop, or the child would wait for us.
+        Go on after a full disk or a closed terminal: a child with a full pipe would block.
         """
         with pipe, self._log(name).open("ab", buffering=0) as log:
             for line in pipe:
@@ -391,53 +392,52 @@ class Stack:
                     log.write(line)
                 now = datetime.now().astimezone()
                 message = Message("line", line, now, name, self._colours[name])
-                with self._speaking, suppress(OSError):
+                with self._output_lock, suppress(OSError):
                     self._printer.write(message)
 
     def _say(self, line: str) -> None:
-        with self._speaking, suppress(BrokenPipeError):
+        with self._output_lock, suppress(BrokenPipeError):
             self._echo(line)
 
-    def _tell_sweeper(self, line: str) -> None:
-        with suppress(BrokenPipeError):  # it was killed: we can do without it
-            print(line, file=self._sweeper.stdin)
+    def _notify_reaper(self, line: str) -> None:
+        with suppress(BrokenPipeError):  # it was killed; the service runs without it
+            print(line, file=self._reaper.stdin)
 
-    def _tend(self, child: Child) -> None:
+    def _supervise(self, child: Child) -> None:
         if child.process is None:
-            if time.monotonic() >= child.due:
+            if time.monotonic() >= child.restart_at:
                 child.start()
         elif (status := child.process.poll()) is not None:
             self._kill_group(child.process.pid)
-            self._say(child.bury(status))
-        elif child.name in self._commands and time.monotonic() - child.looked >= LOOK_S:
-            self._look_after(child, child.process)
+            self._say(child.record_exit(status))
+        elif child.name in self._commands and time.monotonic() - child.checked_at >= CHECK_S:
+            self._end_if_hung(child, child.process)
 
-    def _look_after(self, child: Child, process: subprocess.Popen[bytes]) -> None:
-        """End a worker that lives and no longer turns; it is then started again."""
-        sign = next(
-            (at for pid, at in self._signs().items() if _group_of(pid) == process.pid), None
-        )
-        silent_s = child.silent_s(sign, time.monotonic())
-        if silent_s > MAX_AGE_S:
-            self._say(f"{child.name}: hangs, without a sign of life for {silent_s:.0f} s; ends it")
+    def _end_if_hung(self, child: Child, process: subprocess.Popen[bytes]) -> None:
+        """End a worker whose heartbeat stopped, so that it starts again."""
+        heartbeats = self._heartbeats().items()
+        heartbeat = next((at for pid, at in heartbeats if _group_of(pid) == process.pid), None)
+        age_s = child.heartbeat_age_s(heartbeat, time.monotonic())
+        if age_s > MAX_AGE_S:
+            self._say(f"{child.name}: hangs, no heartbeat for {age_s:.0f} s; restarting it")
             process.terminate()
             until(lambda: process.poll() is not None or self._ended.is_set(), HUNG_TERM_S)
             self._kill_group(process.pid)
 
-    def _signs(self) -> dict[int, float]:
+    def _heartbeats(self) -> dict[int, float]:
         try:
             return health_file.touched_at(self._home)
-        except OSError:  # a file went while we looked
+        except OSError:  # a file vanished in between
             return {}
 
     def _kill_group(self, pid: int) -> None:
-        """Kill whatever a process started and left."""
+        """Kill the processes that an exited child left behind."""
         with suppress(ProcessLookupError, PermissionError):  # gone, or all zombies
             os.killpg(pid, signal.SIGKILL)
-        self._tell_sweeper(f"-{pid}")
+        self._notify_reaper(f"-{pid}")
 
     def _end_processes(self) -> None:
-        self._say("stopping; Ctrl-C again to stop at once")
+        self._say("stopping; press Ctrl-C again to stop at once")
         processes = {
             child.name: child.process
             for child in self._children
@@ -445,18 +445,18 @@ class Stack:
         }
         for process in processes.values():
             process.terminate()
-        until(lambda: not _names_of_living(processes) or self._hurried(), TERM_S)
-        if late := _names_of_living(processes):
+        until(lambda: not _still_running(processes) or self._stop_at_once(), TERM_S)
+        if late := _still_running(processes):
             self._say(f"killed: {', '.join(late)}")
         for process in processes.values():
             self._kill_group(process.pid)
             process.wait()
         for reader in self._readers:
-            reader.join(LAST_WORDS_S)
+            reader.join(DRAIN_S)
 
 
 def procfile() -> dict[str, str]:
-    """Read the Procfile: beside this package in a checkout, in it once installed."""
+    """Read the Procfile: at the top of a checkout, in this folder once installed."""
     here = Path(__file__).parent
     installed = here / "Procfile"
     text = (installed if installed.exists() else here.parent.parent / "Procfile").read_text()
@@ -470,7 +470,7 @@ def _group_of(pid: int) -> int | None:
         return None
 
 
-def _names_of_living(processes: Mapping[str, subprocess.Popen[bytes]]) -> list[str]:
+def _still_running(processes: Mapping[str, subprocess.Popen[bytes]]) -> list[str]:
     return [name for name, process in processes.items() if process.poll() is None]
 
 
@@ -483,7 +483,7 @@ def _since(started: float) -> str:
 
 
 def _reachable(host: str) -> str:
-    """Where a browser here finds what listens on this address."""
+    """Return the address by which a browser on this host reaches a listening address."""
     return LOOPBACK if host in {"0.0.0.0", "::", ""} else host  # noqa: S104 - compared, not bound
 
 

@@ -9,8 +9,7 @@ from rich.console import Console
 
 from core.explain import Explanation
 from core.invariants import Invariant
-from ops.cli.operations import show_explanation
-from ops.demo.play import show_invariants
+from ops.reports import show_explanation, show_invariants
 
 RECOVERY_S = 30  # how soon after a fault's end a new batch must be ready
 

@@ -1,4 +1,4 @@
-"""`/metrics`: what the workers counted and what the books hold, as Prometheus reads it."""
+"""`/metrics`: what the workers counted, and the state of the tables, for Prometheus."""
 
 import math
 from collections import Counter
@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from core import heartbeat, metrics
 from core.rules import RULES
 from core.states import BatchStatus, ClassType
-from ops.web.survey import STUCK_LIMIT, UNANSWERED, Surveyor
+from ops.web.health import STUCK_LIMIT, UNANSWERED, SnapshotCache
 
 WAITING = {
     "els_pending_contents": "Contents and rejected files that wait for their batch.",
@@ -32,23 +32,24 @@ for rule in RULES:
 
 
 class Exposition(Collector):
-    """The service as Prometheus sees it. What does not answer is missing, and `els_up` says so."""
+    """The service as Prometheus sees it; a part that does not answer is missing, its `els_up` 0."""
 
-    def __init__(self, surveyor: Surveyor, client: redis.Redis, broker: Celery, queue: str) -> None:
-        self._surveyor, self._client = surveyor, client
+    def __init__(
+        self, snapshots: SnapshotCache, client: redis.Redis, broker: Celery, queue: str
+    ) -> None:
+        self._snapshots, self._client = snapshots, client
         self._broker, self._queue = broker, queue
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
 
     def page(self) -> bytes:
-        """Write everything in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
-        """Ask each part for what it knows."""
         parts: dict[str, Callable[[], Iterable[Metric]]] = {
-            "postgres": self._books,
+            "postgres": self._batches,
             "redis": self._workers,
             "broker": self._messages,
         }
@@ -63,31 +64,31 @@ class Exposition(Collector):
                 yield from found
         yield up
 
-    def _books(self) -> Iterator[Metric]:
-        survey = self._surveyor.survey()
+    def _batches(self) -> Iterator[Metric]:
+        snapshot = self._snapshots.snapshot()
         batches = _gauge("els_batches", "Batches, by state.", "status", "class_type")
         for status in BatchStatus:
             for class_type in ClassType:
-                count = survey.batches.get((status, class_type), 0)
+                count = snapshot.batches.get((status, class_type), 0)
                 batches.add_metric([status, class_type], count)
         yield batches
         stuck = _gauge(
             "els_stuck_batches", f"Batches by what is wrong, up to {STUCK_LIMIT}.", "reason"
         )
-        for rule, findings in survey.stuck:
+        for rule, findings in snapshot.stuck:
             if findings is not None:
                 stuck.add_metric([rule.code], len(findings))
                 if rule.code == "slot_drift":
                     yield _one("els_slot_drift", "Batches whose Redis differs.", len(findings))
         yield stuck
         for name, meaning in WAITING.items():
-            yield _one(name, meaning, survey.waiting[name])
+            yield _one(name, meaning, snapshot.waiting[name])
 
     def _workers(self) -> Iterator[Metric]:
         seen = heartbeat.read_heartbeat(self._client, None)
         age = (datetime.now(UTC) - seen.swept_at).total_seconds() if seen.swept_at else math.inf
-        yield _one("els_workers", "Workers that gave a sign of life lately.", len(seen.workers))
-        yield _one("els_sweep_age_seconds", "Time since the last sweep; +Inf: none known.", age)
+        yield _one("els_workers", "Workers whose heartbeat is fresh.", len(seen.workers))
+        yield _one("els_sweep_age_seconds", "Time since the last sweep; +Inf: unknown.", age)
         paused = _gauge("els_paused_processes", "Processes that wait for a server.", "server")
         waiting = Counter(pause.outage.server for pause in seen.pauses)
         for server in ("postgres", "redis", "broker"):
@@ -102,36 +103,36 @@ class Exposition(Collector):
 
 
 def _counted(client: redis.Redis) -> Iterator[Metric]:
-    """Add up what all workers counted: every sample known here, and labels that they alone know."""
+    """Yield what all workers counted; a sample that none has counted is 0."""
     stored = cast("dict[str, str]", client.hgetall(metrics.HASH))
     text = "".join(f"{name} {value}\n" for name, value in stored.items())
     families = text_string_to_metric_families(text)
-    told = {metrics.field(sample): sample for family in families for sample in family.samples}
+    counted = {metrics.field(sample): sample for family in families for sample in family.samples}
     for metric in metrics.REGISTRY.collect():
         zero = {
             metrics.field(sample): sample._replace(value=0.0)
             for sample in metric.samples
             if not sample.name.endswith("_created")
         }
-        mine = {
+        known = {
             name: sample
-            for name, sample in told.items()
+            for name, sample in counted.items()
             if name in zero or sample.name == f"{metric.name}_total"
         }
-        metric.samples = [*(zero | mine).values()]
+        metric.samples = [*(zero | known).values()]
         yield metric
 
 
 def _length(broker: Celery, queue: str) -> int:
-    """Count the messages in a queue, on whatever broker."""
+    """Count the messages in a queue of any broker."""
     with broker.connection_for_read() as connection:
         connection.ensure_connection(max_retries=1, timeout=2)
         try:
             channel: Any = connection.default_channel  # Any: kombu's channels have no types
             return int(channel.queue_declare(queue, passive=True).message_count)
         except ChannelError as error:
-            if "NOT_FOUND" not in str(error):  # in the words of both brokers
-                raise OSError(f"the broker does not tell of queue {queue}: {error}") from error
+            if "NOT_FOUND" not in str(error):  # both brokers use this word
+                raise OSError(f"the broker does not answer for queue {queue}: {error}") from error
             return 0  # Redis has no empty queues
 
 

@@ -2,61 +2,50 @@
 
 from collections.abc import Callable
 
-import redis
 from celery import Celery
 
-from core.pauses import Outage, Pause, read_pauses
+from core.pauses import Outage
 from core.probe import probe_postgres, probe_redis
 from core.requirements import REDIS_SCHEMES, Finding, Severity, check_postgres, check_redis
 from core.slots import connect_once
-from ops.web.overview import Sources
-from ops.web.survey import UNANSWERED
+from ops.web.connections import Connections
+from ops.web.health import UNANSWERED, paused_processes
 
 
 class Readiness:
     """Asks every server each time: some ten short questions."""
 
-    def __init__(self, sources: Sources, broker: Celery) -> None:
+    def __init__(self, connections: Connections, broker: Celery) -> None:
         url = str(broker.conf.broker_url)
-        self._sources, self._broker = sources, broker
+        self._connections, self._broker = connections, broker
         self._redis_broker = connect_once(url) if url.startswith(REDIS_SCHEMES) else None
-        self._shared = url == sources.settings.redis_url
+        self._one_redis = url == connections.settings.redis_url
 
-    def look(self) -> dict[str, object]:
-        """Say of each part `ok` or its fault, and list all findings, if there are any.
-
-        A warning leaves the service ready.
-        """
+    def check(self) -> dict[str, object]:
+        """Return `ok` or the fault of each part, then all findings; warnings leave it ready."""
         parts: dict[str, Callable[[], list[Finding]]] = {
-            "postgres": self._postgres,
-            "redis": self._redis,
-            "broker": self._ask_broker,
+            "postgres": self._check_postgres,
+            "redis": self._check_redis,
+            "broker": self._check_broker,
         }
-        findings = {name: _ask(name, check) for name, check in parts.items()}
+        findings = {name: _check(name, check) for name, check in parts.items()}
         answers = {name: _answer(those) for name, those in findings.items()}
-        paused = self._pauses()
+        paused = paused_processes(self._connections.client)
         ready = not paused and all(answer == "ok" for answer in answers.values())
         listed = [each.as_json() for those in findings.values() for each in those]
         more = {"findings": listed, "paused": [pause.as_json() for pause in paused]}
         return {"ready": ready, **answers, **{name: each for name, each in more.items() if each}}
 
-    def _postgres(self) -> list[Finding]:
-        with self._sources.connection() as conn:
+    def _check_postgres(self) -> list[Finding]:
+        with self._connections.postgres() as conn:
             return _or_refusal(check_postgres(conn), lambda: probe_postgres(conn))
 
-    def _redis(self) -> list[Finding]:
-        # A Redis that is the broker too is asked for the rest as the broker.
-        found = [] if self._shared else check_redis(self._sources.client, "redis")
-        return _or_refusal(found, lambda: probe_redis(self._sources.slots))
+    def _check_redis(self) -> list[Finding]:
+        # A Redis that is also the broker gets the other checks as the broker.
+        found = [] if self._one_redis else check_redis(self._connections.client, "redis")
+        return _or_refusal(found, lambda: probe_redis(self._connections.slots))
 
-    def _pauses(self) -> list[Pause]:
-        """List the processes of workers that wait; none where Redis, which knows, is away."""
-        try:
-            return read_pauses(self._sources.client)
-        except redis.RedisError:
-            return []
-
-    def _ask_broker(self) -> list[Finding]:
+    def _check_broker(self) -> list[Finding]:
         if self._redis_broker:
             return check_redis(self._redis_broker, "broker")
         with self._broker.connection_for_write() as connection:
@@ -65,21 +54,21 @@ class Readiness:
 
 
 def _or_refusal(found: list[Finding], probe: Callable[[], Outage | None]) -> list[Finding]:
-    """Add that a server refuses the writes of this service, unless a fault says why already."""
+    """Add that a server refuses writes, unless a fault already says why."""
     if any(each.severity is Severity.FAULT for each in found) or (outage := probe()) is None:
         return found
-    why = "workers wait for it; they go on by themselves once it takes writes again"
-    step = "look at the server's disk, memory, role and rights"
+    why = "workers wait for it and resume once it takes writes again"
+    step = "check the server's disk, memory, role and rights"
     return [*found, Finding(outage.server, Severity.FAULT, outage.error, why, step)]
 
 
-def _ask(name: str, check: Callable[[], list[Finding]]) -> list[Finding]:
+def _check(name: str, check: Callable[[], list[Finding]]) -> list[Finding]:
     try:
         return check()
-    except (*UNANSWERED, redis.RedisError) as error:
-        told = f"{type(error).__name__}: {error}"
+    except UNANSWERED as error:
+        wrong = f"{type(error).__name__}: {error}"
         why = "nothing is carried out without it"
-        return [Finding(name, Severity.FAULT, told, why, "start it, or mend its URL")]
+        return [Finding(name, Severity.FAULT, wrong, why, "start it, or correct its URL")]
 
 
 def _answer(findings: list[Finding]) -> str:

@@ -1,8 +1,8 @@
-"""The live pages: one poller looks once a tick for all viewers, who get what changed.
+"""The live pages: one poller reads once a tick for all viewers, who get what changed.
 
-A part of a page (the counters, a row, the list of rows) has the tick at which it changed last. A
-viewer is told what changed since the tick it has seen, which is its Last-Event-ID when it comes
-back; so a lost connection costs nothing but the parts that changed meanwhile.
+Each part of a page (the counters, a row, the list of rows) has the tick of its last change. A
+viewer gets the parts that changed after the last tick it received, which a reconnecting browser
+sends as Last-Event-ID.
 """
 
 import asyncio
@@ -12,103 +12,106 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import redis
 from sse_starlette import ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
-from ops.web.board import Query, pick, rows_of
-from ops.web.formatting import Render, row_id
-from ops.web.overview import Overview, Sources, Throughput, Troubles, find_troubles, look
-from ops.web.silence import SILENCE, silence
+from ops.web.board import Query, page_of, rows_of
+from ops.web.connections import Connections
+from ops.web.outages import OUTAGES, outage_notice
+from ops.web.rendering import Render, row_id
+from ops.web.summary import StuckBatches, Summary, find_stuck, read_summary
+from ops.web.throughput import Throughput
 
 TICK_S = 1.0
-RULES_EVERY = timedelta(seconds=2)  # while somebody watches
-RULES_IDLE = timedelta(seconds=10)  # else: a page that is opened need not wait for them
+RULES_EVERY = timedelta(seconds=2)  # while a page is open
+RULES_IDLE = timedelta(seconds=10)  # else, so that a new page need not wait for them
 TOP = "top"
 Key = tuple[str, object]  # the kind of a part, and which
 
 
 @dataclass(frozen=True)
-class Watch:
-    """What a viewer sees: these batches, or whatever is on the first page of a query.
+class Subscription:
+    """What an open page shows: these batches, or the first page of a query.
 
-    One that `asks` is only told that something changed, and then asks for its page again;
-    `counter` names the counter whose change concerns it.
+    A page that `reloads` only learns that something changed, and requests itself again; `counter`
+    is the counter that it shows.
     """
 
     batches: tuple[str, ...] = ()
-    front: Query | None = None
-    asks: bool = False
+    first_page: Query | None = None
+    reloads: bool = False
     counter: str | None = None
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a page: what it tells, the same as HTML, and the tick at which it changed."""
+    """A part of a page: its value, the same as HTML, and the tick of its last change."""
 
-    told: Any  # Any: whatever can be compared
+    value: Any  # Any: whatever can be compared
     html: str
     tick: int
 
 
 @dataclass
 class Parts:
-    """The parts that somebody watches, as they are at a tick."""
+    """The parts of all open pages at a tick."""
 
     tick: int = 0
     parts: dict[Key, Part] = field(default_factory=dict)
 
-    def renew(self, before: "Parts", key: Key, told: object, html: Callable[[], str]) -> None:
-        """Take a part as it was before, or render what is told now."""
+    def update(self, before: "Parts", key: Key, value: object, html: Callable[[], str]) -> None:
+        """Keep a part whose value is the same as before, else render it."""
         known = before.parts.get(key)
-        same = known is not None and known.told == told
-        self.parts[key] = known if known and same else Part(told, html(), self.tick)
+        same = known is not None and known.value == value
+        self.parts[key] = known if known and same else Part(value, html(), self.tick)
 
     def since(self, tick: int, key: Key) -> Part | None:
-        """Give a part, if it has changed since a tick."""
+        """Return a part if it changed after a tick."""
         part = self.parts.get(key)
         return part if part and part.tick > tick else None
 
 
 class Stream:
-    """The poller of this process, and its viewers."""
+    """The poller of this process, and its subscriptions."""
 
-    def __init__(self, sources: Sources, render: Render) -> None:
-        self.sources = sources
+    def __init__(self, connections: Connections, render: Render) -> None:
+        self.connections = connections
         self.render = render
         self.throughput = Throughput()
-        self.troubles: Troubles | None = None
+        self.stuck: StuckBatches | None = None
         self.epoch = f"{time.time_ns():x}"
         self.now = Parts()
-        self.watches: dict[object, Watch] = {}
+        self.subscriptions: dict[object, Subscription] = {}
         self._ticked = asyncio.Condition()
-        self._looking = threading.Lock()
-        self._seen: tuple[float, Overview] | None = None
+        self._reading = threading.Lock()
+        self._last: tuple[float, Summary] | None = None
 
-    # --- looking ----------------------------------------------------------------------------------
+    # --- reading ----------------------------------------------------------------------------------
 
-    def overview(self) -> Overview:
-        """Look at the service, or take what was seen within this tick."""
-        with self._looking:
-            if self._seen is None or time.monotonic() - self._seen[0] > TICK_S / 2:
-                self.troubles = self.troubles or find_troubles(self.sources)
-                self._seen = time.monotonic(), look(self.sources, self.troubles)
-            return self._seen[1]
+    def summary(self) -> Summary:
+        """Return the summary of this tick; read it if nobody has."""
+        with self._reading:
+            if self._last is None or time.monotonic() - self._last[0] > TICK_S / 2:
+                self.stuck = self.stuck or find_stuck(self.connections)
+                self._last = time.monotonic(), read_summary(self.connections, self.stuck)
+            return self._last[1]
 
-    def top(self, seen: Overview) -> str:
-        """Render the counters."""
-        return self.render("top.html", seen=seen, throughput=self.throughput)
+    def top(self, summary: Summary) -> str:
+        """Render the outages and counters."""
+        return self.render("top.html", summary=summary, throughput=self.throughput)
 
     async def run(self) -> None:
-        """Look once a tick for as long as the process lives; while nobody watches, at the least."""
+        """Read once a tick until cancelled; while no page is open, only what a new page needs."""
         while True:
             began = time.monotonic()
             await run_in_threadpool(self._sample)
-            await run_in_threadpool(self._ask_rules)
-            if self.watches:
-                now = await run_in_threadpool(self._look, set(self.watches.values()))
+            await run_in_threadpool(self._check_rules)
+            if self.subscriptions:
+                now = await run_in_threadpool(self._read, set(self.subscriptions.values()))
                 async with self._ticked:
                     self.now = now
                     self._ticked.notify_all()
@@ -116,91 +119,94 @@ class Stream:
 
     def _sample(self) -> None:
         with suppress(redis.RedisError):
-            self.throughput.sample(self.sources.client, datetime.now(UTC))
+            self.throughput.sample(self.connections.client, datetime.now(UTC))
 
-    def _ask_rules(self) -> None:
-        every = RULES_EVERY if self.watches else RULES_IDLE
-        if self.troubles and datetime.now(UTC) - self.troubles.at < every:
+    def _check_rules(self) -> None:
+        every = RULES_EVERY if self.subscriptions else RULES_IDLE
+        if self.stuck and datetime.now(UTC) - self.stuck.at < every:
             return
-        with suppress(*SILENCE):  # which whoever looks is told of
-            self.troubles = find_troubles(self.sources)
+        with suppress(*OUTAGES):  # `_read`, or the next page, reports it
+            self.stuck = find_stuck(self.connections)
 
-    def _look(self, watches: set[Watch]) -> Parts:
-        """Renew every part that somebody watches; without a server they stay as they are."""
+    def _read(self, subscriptions: set[Subscription]) -> Parts:
+        """Update every part of an open page; in an outage all but the top stay the same."""
         before, now = self.now, Parts(self.now.tick + 1)
         try:
-            seen = self.overview()
-            top = self.top(seen)
-            now.renew(before, (TOP, None), top, lambda: top)
-            for name in {watch.counter for watch in watches if watch.counter}:
-                now.renew(before, ("counter", name), seen.counters[name], str)
-            self._look_at_rows(now, seen, watches)
-        except SILENCE as error:
+            summary = self.summary()
+            top = self.top(summary)
+            now.update(before, (TOP, None), top, lambda: top)
+            for name in {each.counter for each in subscriptions if each.counter}:
+                now.update(before, ("counter", name), summary.counters[name], str)
+            self._read_rows(now, summary, subscriptions)
+        except OUTAGES as error:
             now = Parts(now.tick, dict(before.parts))
-            away = silence(error)
-            now.renew(before, (TOP, None), away, lambda: self.render("away.html", away=away))
+            notice = outage_notice(error)
+            html = partial(self.render, "outage.html", outage=notice)
+            now.update(before, (TOP, None), notice, html)
         return now
 
-    def _look_at_rows(self, now: Parts, seen: Overview, watches: set[Watch]) -> None:
-        """Read all the rows that somebody watches, at once."""
-        with self.sources.connection() as conn:
-            fronts = {w.front: pick(conn, seen, w.front)[0] for w in watches if w.front}
-            wanted = {batch_id for watch in watches for batch_id in watch.batches}
-            rows = rows_of(conn, seen, sorted(wanted.union(*fronts.values())))
+    def _read_rows(self, now: Parts, summary: Summary, subscriptions: set[Subscription]) -> None:
+        """Read the rows of all open pages at once."""
+        queries = {each.first_page for each in subscriptions if each.first_page}
+        with self.connections.postgres() as conn:
+            pages = {query: page_of(conn, summary, query)[0] for query in queries}
+            wanted = {batch_id for each in subscriptions for batch_id in each.batches}
+            rows = rows_of(conn, summary, sorted(wanted.union(*pages.values())))
         for row in rows:
-            key = ("row", row["batch_id"])
-            now.renew(self.now, key, row, lambda row=row: self.render("row.html", row=row))  # type: ignore[misc] # the loop's row, bound
-        for front, ids in fronts.items():
-            html = [now.parts["row", batch_id].html for batch_id in ids]
-            now.renew(self.now, ("front", front), ids, lambda html=html: "".join(html))  # type: ignore[misc] # as above
+            html = partial(self.render, "row.html", row=row)
+            now.update(self.now, ("row", row["batch_id"]), row, html)
+        for query, ids in pages.items():
+            parts = [now.parts["row", batch_id].html for batch_id in ids]
+            now.update(self.now, ("page", query), ids, partial("".join, parts))
 
-    # --- telling ----------------------------------------------------------------------------------
+    # --- sending ----------------------------------------------------------------------------------
 
-    async def events(self, watch: Watch, last_id: str | None) -> AsyncIterator[ServerSentEvent]:
-        """Tell a viewer what changes, from what it has seen last."""
+    async def events(
+        self, subscription: Subscription, last_id: str | None
+    ) -> AsyncIterator[ServerSentEvent]:
+        """Send the changes of an open page, starting after the last event that it received."""
         ticket = object()
-        self.watches[ticket] = watch
+        self.subscriptions[ticket] = subscription
         tick = self._resume(last_id)
         try:
             while True:
                 now = await self._after(tick)
-                for event in news(now, watch, tick):
+                for event in changes(now, subscription, tick):
                     event.id = f"{self.epoch}-{now.tick}"
                     yield event
                 tick = now.tick
         finally:
-            del self.watches[ticket]
+            del self.subscriptions[ticket]
 
     async def _after(self, tick: int) -> Parts:
-        """Wait for the parts of a later tick."""
         async with self._ticked:
             await self._ticked.wait_for(lambda: self.now.tick > tick)
             return self.now
 
     def _resume(self, last_id: str | None) -> int:
-        """Read the tick that a viewer has seen; 0 for a new one, or one of another process."""
+        """Read the tick of a Last-Event-ID; 0 without one, or for one of another process."""
         epoch, _, tick = (last_id or "").partition("-")
         known = epoch == self.epoch and tick.isascii() and tick.isdigit() and len(tick) < 19
         return min(int(tick), self.now.tick) if known else 0
 
 
-def news(now: Parts, watch: Watch, tick: int) -> Iterator[ServerSentEvent]:
-    """Tell what of a viewer's page changed since a tick: swaps, or that it should ask."""
-    front = now.parts.get(("front", watch.front))
-    ids = front.told if front else watch.batches
+def changes(now: Parts, subscription: Subscription, tick: int) -> Iterator[ServerSentEvent]:
+    """Yield what changed on a page after a tick: parts to swap, or `changed` to reload it."""
+    page = now.parts.get(("page", subscription.first_page))
+    ids = page.value if page else subscription.batches
     rows = [row for batch_id in ids if (row := now.since(tick, ("row", batch_id)))]
     swaps = [swap(TOP, top.html)] if (top := now.since(tick, (TOP, None))) else []
-    if front and front.tick > tick:
+    if page and page.tick > tick:
         html = "".join(now.parts["row", batch_id].html for batch_id in ids)
         swaps.append(swap("rows", f'<tbody id="rows">{html}</tbody>'))
-    elif not watch.asks:
-        swaps += [swap(row_id(row.told["batch_id"]), row.html) for row in rows]
+    elif not subscription.reloads:
+        swaps += [swap(row_id(row.value["batch_id"]), row.html) for row in rows]
     if swaps:
         yield ServerSentEvent("".join(swaps))
-    if watch.asks and (rows or now.since(tick, ("counter", watch.counter))):
+    if subscription.reloads and (rows or now.since(tick, ("counter", subscription.counter))):
         yield ServerSentEvent("", event="changed")
 
 
 def swap(element: str, html: str) -> str:
-    """Have htmx put HTML in the place of an element."""
+    """Return what makes htmx replace an element."""
     return f'<hx-partial hx-target="#{element}" hx-swap="outerMorph">{html}</hx-partial>'

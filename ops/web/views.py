@@ -1,4 +1,4 @@
-"""The pages: each reads what `ops/web/board.py` tells, and gives it to its template."""
+"""The pages: each renders its template with what `board` reads."""
 
 from typing import Any
 
@@ -10,21 +10,19 @@ from starlette.routing import Route
 
 from ops.web import board
 from ops.web.board import BadAddress, Query
-from ops.web.formatting import Render
-from ops.web.overview import Overview, Sources
-from ops.web.stream import Stream, Watch
+from ops.web.connections import Connections
+from ops.web.rendering import Render
+from ops.web.stream import Stream, Subscription
+from ops.web.summary import Summary
 
 
 class Views:
-    """The pages over these sources."""
-
-    def __init__(self, sources: Sources, stream: Stream, render: Render) -> None:
-        self.sources = sources
+    def __init__(self, connections: Connections, stream: Stream, render: Render) -> None:
+        self.connections = connections
         self.stream = stream
         self.render = render
 
     def routes(self) -> list[Route]:
-        """List where the pages are."""
         return [
             Route("/", self.batches),
             Route("/batches/{batch_id:path}", self.batch),
@@ -34,59 +32,59 @@ class Views:
         ]
 
     def batches(self, request: Request) -> Response:
-        """Show the board."""
-        query, seen = Query.of(request.query_params), self.stream.overview()
-        return self._page("board.html", seen, **board.board(self.sources, seen, query))
+        query, summary = Query.of(request.query_params), self.stream.summary()
+        return self._page("board.html", summary, **board.board(self.connections, summary, query))
 
     def batch(self, request: Request) -> Response:
-        """Show one batch; 404 for one that nobody has seen, with what that may mean."""
-        seen, batch_id = self.stream.overview(), board.text_of(request.path_params, "batch_id")
-        told = board.batch(self.sources, seen, batch_id, request.query_params)
-        status = 404 if told["told"].state == "unknown" else 200
-        return self._page("batch.html", seen, status, address=_address(request), **told)
+        """Show one batch; 404 for an unknown one, with what may be the reason."""
+        summary, batch_id = self.stream.summary(), board.text_of(request.path_params, "batch_id")
+        context = board.batch(self.connections, summary, batch_id, request.query_params)
+        status = 404 if context["explanation"].state == "unknown" else 200
+        return self._page("batch.html", summary, status, address=_address(request), **context)
 
     def dead_letters(self, request: Request) -> Response:
-        """Show the messages that could not be carried out."""
-        told, seen = board.letters(self.sources, request.query_params), self.stream.overview()
-        return self._page("dead_letters.html", seen, address=_address(request), **told)
+        context = board.dead_letters(self.connections, request.query_params)
+        summary = self.stream.summary()
+        return self._page("dead_letters.html", summary, address=_address(request), **context)
 
     def outbox(self, request: Request) -> Response:
-        """Show the events that wait for delivery."""
-        told, seen = board.outbox(self.sources, request.query_params), self.stream.overview()
-        return self._page("outbox.html", seen, address=_address(request), **told)
+        context = board.outbox(self.connections, request.query_params)
+        return self._page(
+            "outbox.html", self.stream.summary(), address=_address(request), **context
+        )
 
     async def events(self, request: Request) -> Response:
-        """Stream what changes on a page."""
-        watched = await run_in_threadpool(self._watch, request)
+        """Stream the changes of a page."""
+        subscription = await run_in_threadpool(self._subscription, request)
         last_id = request.headers.get("last-event-id")
-        return EventSourceResponse(self.stream.events(watched, last_id))
+        return EventSourceResponse(self.stream.events(subscription, last_id))
 
-    def _watch(self, request: Request) -> Watch:
-        """Read from the address which page a viewer looks at."""
+    def _subscription(self, request: Request) -> Subscription:
+        """Read from the address which page a viewer has open."""
         params = request.query_params
         if batch_id := board.text_of(params, "batch"):
-            return Watch((batch_id,), asks=True)
+            return Subscription((batch_id,), reloads=True)
         if counter := board.text_of(params, "counter"):
             if counter not in board.COUNTERS:
                 raise BadAddress(f"there is no counter {counter}")
-            return Watch(asks=True, counter=counter)
+            return Subscription(reloads=True, counter=counter)
         query = Query.of(params)
-        if not query.words and not query.after:
-            return Watch(front=query)
-        seen = self.stream.overview()
-        with self.sources.connection() as conn:
-            return Watch(tuple(board.pick(conn, seen, query)[0]))
+        if not query.search and not query.after:
+            return Subscription(first_page=query)
+        summary = self.stream.summary()
+        with self.connections.postgres() as conn:
+            return Subscription(tuple(board.page_of(conn, summary, query)[0]))
 
     def _page(
         self,
         name: str,
-        seen: Overview,
+        summary: Summary,
         status: int = 200,
-        **told: Any,  # Any: what the template shows
+        **context: Any,  # Any: what the template shows
     ) -> Response:
-        """Render a page under the counters; 503 where it had to do without Redis, which it says."""
-        html = self.render(name, top=self.stream.top(seen), **told)
-        return HTMLResponse(html, 503 if seen.away else status)
+        """Render a page below the counters; 503 if Redis, and so a part of it, is missing."""
+        html = self.render(name, top=self.stream.top(summary), **context)
+        return HTMLResponse(html, 503 if summary.redis_unreachable else status)
 
 
 def _address(request: Request) -> str:

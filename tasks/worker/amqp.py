@@ -1,12 +1,11 @@
 """RabbitMQ's transport: Kombu's, except that it loses no message.
 
-It acknowledges a job's messages by one frame, waits for each publisher confirm with a deadline,
-returns an unroutable message to its publisher as an error, and uses a queue or exchange that
-somebody declared with other arguments.
+It waits for each publisher confirm with a deadline, returns an unroutable message to its publisher
+as an error, and uses a queue or exchange that somebody declared with other arguments.
 """
 
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Any, ClassVar
 
@@ -46,26 +45,6 @@ FAREWELLS = (spec.Connection.CloseOk, spec.Channel.CloseOk, spec.Basic.CancelOk)
 HEARTBEAT_S = 10  # two missed ones end a connection, on either side
 
 log = structlog.get_logger(__name__)
-
-
-class Settled:
-    """Which deliveries of a channel are settled. Their tags count from 1 without a gap."""
-
-    def __init__(self) -> None:
-        self._highest = 0
-        self._open: set[int] = set()  # below it
-
-    def add(self, tag: int) -> None:
-        """Note that this one is."""
-        if tag > self._highest:
-            self._open.update(range(self._highest + 1, tag))
-            self._highest = tag
-        else:
-            self._open.discard(tag)
-
-    def all_up_to(self) -> int:
-        """Return the highest tag until which all are; 0 for none."""
-        return min(self._open, default=self._highest + 1) - 1
 
 
 class Message(pyamqp.Message):
@@ -120,7 +99,7 @@ class Waits:
 
 
 class Channel(Waits, pyamqp.Channel):
-    """Acknowledges many messages by one frame; publishes, declares and rejects without loss."""
+    """Publishes, declares and rejects without loss."""
 
     Message = Message
     # A worker's. Raises AMQPError, KombuError or OSError.
@@ -136,8 +115,7 @@ class Channel(Waits, pyamqp.Channel):
         self._begin()
 
     def _begin(self) -> None:
-        """Start to count, as RabbitMQ does when a channel is opened."""
-        self._settled = Settled()
+        """Start to count confirms, as RabbitMQ does when a channel opens."""
         self._published = self._confirmed = 0
         self._refused = False
         self._returned = ""
@@ -145,32 +123,6 @@ class Channel(Waits, pyamqp.Channel):
     def _on_open_ok(self) -> None:
         self._begin()
         super()._on_open_ok()  # type: ignore[misc] # not in its types
-
-    # --- acknowledging -------------------------------------------------------------------------
-
-    def basic_ack(self, delivery_tag: int, *args: Any, **kwargs: Any) -> None:  # Any: as py-amqp's
-        """Acknowledge a message."""
-        self._settled.add(delivery_tag)
-        super().basic_ack(delivery_tag, *args, **kwargs)
-
-    def basic_reject(self, delivery_tag: int, *args: Any, **kwargs: Any) -> None:  # Any: likewise
-        """Refuse a message."""
-        self._settled.add(delivery_tag)
-        super().basic_reject(delivery_tag, *args, **kwargs)
-
-    def acknowledge(self, tags: Sequence[int]) -> None:
-        """Acknowledge messages: one frame for those before which none is open, one for each other.
-
-        Raises amqp.AMQPError or OSError where the connection is lost.
-        """
-        tags = sorted(tags)
-        for tag in tags:
-            self._settled.add(tag)
-        limit = self._settled.all_up_to()
-        if through := [tag for tag in tags if tag <= limit]:
-            super().basic_ack(through[-1], multiple=True)
-        for tag in tags[len(through) :]:
-            super().basic_ack(tag)
 
     # --- publishing ----------------------------------------------------------------------------
 
@@ -287,7 +239,7 @@ def _log_difference(kind: str, name: str, refusal: str) -> None:
         f"{kind}_declared_otherwise",
         **{kind: name},
         refusal=refusal,
-        used="as it is",
+        used="unchanged",
         to_change_it=f"stop all workers and senders, empty it, run `{again}`, start the workers"
         " first; docs/tasks.md says how senders declare it",
     )

@@ -18,12 +18,12 @@ from celery import signals
 from celery.app.task import Context
 from celery.app.trace import fast_trace_task, trace_task_ret
 from celery.exceptions import TaskRevokedError
+from celery.utils.saferepr import saferepr
 from celery.worker.state import task_ready
 
 from core.crash import crashpoint
 from tasks.app import AT_ONCE, BYTES_AT_ONCE, QUICK, app, settings
 from tasks.worker.request import QuietRequest
-from tasks.worker.setup import result_repr
 
 TASK_SIGNALS = (signals.task_prerun, signals.task_success, signals.task_postrun)
 log = structlog.get_logger(__name__)
@@ -48,7 +48,7 @@ class Batcher:
     """
 
     def __init__(self, hub: Any, process: Callable[[Any], object]) -> None:  # Any: untyped
-        """Take the event loop (None: every request goes alone) and what carries out a request."""
+        """Take the event loop (None: every request goes alone) and what executes a request."""
         self._hub = hub
         self._process = process
         self._waiting: deque[QuietRequest] = deque()
@@ -64,7 +64,7 @@ class Batcher:
             self._hub.call_soon(self._ask)  # when all that were taken at once are here
 
     def forget(self) -> None:
-        """Drop what waits: the connection is lost, the broker delivers it anew."""
+        """Drop what waits: the connection is lost, the broker delivers it again."""
         self._waiting.clear()
 
     def _ask(self) -> None:
@@ -78,7 +78,7 @@ class Batcher:
             self._hub.call_soon(self._ask)
         match [request for request in several if not request.revoked()]:
             case []:
-                raise TaskRevokedError("there is nothing left to carry out")
+                raise TaskRevokedError("there is nothing left to execute")
             case [request]:
                 with ending(request):
                     request.execute_using_pool(pool)
@@ -109,7 +109,7 @@ def _is_plain(request: QuietRequest) -> bool:
 
 
 class BatchJob:
-    """Requests that one process of the pool carries out."""
+    """Requests that one process of the pool executes."""
 
     def __init__(self, requests: Sequence[QuietRequest], hub: Any) -> None:  # Any: untyped
         self._requests = requests
@@ -148,8 +148,9 @@ class BatchJob:
         request = self._requests[0]
         lost: tuple[type[Exception], ...] = tuple(request.connection_errors)
         try:
-            request.message.channel.acknowledge(tags)
-        except lost as error:  # the broker delivers them anew
+            for tag in tags:
+                request.message.channel.basic_ack(tag)
+        except lost as error:  # the broker delivers them again
             log.warning("not_acknowledged", messages=len(tags), error=str(error))
 
     def failed(self, info: Any) -> None:  # Any: billiard's ExceptionInfo
@@ -225,4 +226,4 @@ def _succeeded(call: Call, value: object, seconds: float) -> tuple[int, str, flo
     if call.request.get("ignore_result") is False:
         app.backend.mark_as_done(call.task_id, value, Context(call.request))
     crashpoint("before_ack")
-    return 0, result_repr(value, app.Task.resultrepr_maxsize), seconds
+    return 0, saferepr(value, app.Task.resultrepr_maxsize), seconds

@@ -1,10 +1,9 @@
-"""What a worker tells monitors, Flower above all: three events of each task."""
+"""What a worker sends to monitors, Flower above all: three events of each task."""
 
-from time import monotonic, time
+from time import monotonic
 from typing import Any
 
 from celery.events import EventDispatcher
-from celery.utils.time import utcoffset
 
 FLUSHED_EVERY_S = 0.2  # monitors get an event so late at most
 FLUSHED_AT_ONCE = 1000  # task events of one message, some 400 KB; Celery's 24 cost as much again
@@ -13,7 +12,7 @@ FLUSHED_AT_ONCE = 1000  # task events of one message, some 400 KB; Celery's 24 c
 class EventFlush:
     """Publishes a consumer's task events a few times a second.
 
-    Celery does at each turn of its event loop: half of the work of a worker's parent.
+    Celery does at each turn of its event loop, which takes 14 % more of a worker's CPU time.
     """
 
     def __init__(self, consumer: Any) -> None:  # Any: Celery's, untyped
@@ -30,39 +29,7 @@ class EventFlush:
 
 
 class Dispatcher(EventDispatcher):
-    """Celery's, but that an event which is buffered is written in less than half the time."""
-
-    # Celery's own, absent from its types.
-    buffer_group: frozenset[str]
-    buffer_limit: int
-    clock: Any
-    on_send_buffered: Any
-    pid: int
-    _group_buffer: dict[str, list[dict[str, Any]]]
-
-    _utcoffset: float = utcoffset()
+    """Celery's, except that it tries once: else a heartbeat holds the main loop in an outage."""
 
     def send(self, type: str, *args: Any, **fields: Any) -> None:  # noqa: A002 - as Celery calls it
-        """Send an event, or buffer it if it is one of a task."""
-        group = type.partition("-")[0]
-        if args or self.groups or not self.enabled or group not in self.buffer_group:
-            fields["retry"] = False  # or a heartbeat holds the main loop until the broker takes it
-            super().send(type, *args, **fields)
-            return
-        fields["type"] = type
-        fields["timestamp"] = time()
-        fields["hostname"] = self.hostname
-        fields["utcoffset"] = self._utcoffset
-        fields["pid"] = self.pid
-        fields["clock"] = self.clock.forward()
-        buffered = self._group_buffer[group]
-        buffered.append(fields)
-        if len(buffered) >= self.buffer_limit:
-            self.flush()
-        elif self.on_send_buffered:
-            self.on_send_buffered()
-
-    def flush(self, errors: bool = True, groups: bool = True) -> None:
-        """Publish what is buffered."""
-        self._utcoffset = utcoffset()  # once a batch: summer time may have begun
-        super().flush(errors, groups)
+        super().send(type, *args, **{**fields, "retry": False})

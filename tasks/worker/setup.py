@@ -3,7 +3,6 @@
 from functools import partial
 
 from celery import Celery, signals
-from celery.app import trace
 
 import durable_redis
 from core.crash import crashpoint
@@ -19,7 +18,6 @@ def set_up(app: Celery, settings: Settings) -> None:
     app.loader.override_backends = backends
     app.Task.Request = "tasks.worker.request:QuietRequest"
     app.events.dispatcher_cls = "tasks.worker.monitoring:Dispatcher"
-    trace.saferepr = result_repr  # type: ignore[attr-defined] # absent from its types
     if str(app.conf.broker_url).startswith("amqp"):
         app.steps["consumer"].add("tasks.worker.amqp_setup:Queues")
         amqp_delays.wait_at_least_a_second()
@@ -28,11 +26,3 @@ def set_up(app: Celery, settings: Settings) -> None:
         signals.before_task_publish.connect(
             lambda **_: crashpoint("callback_claimed"), sender="els.announce_ready", weak=False
         )
-
-
-def result_repr(result: object, most: int) -> str:
-    """Write what a task returned, as monitors see it.
-
-    Celery's own takes 29 µs for one of ours, as it writes any object whatever token by token.
-    """
-    return repr(result)[:most]

@@ -124,10 +124,10 @@ def test_broken_seals_announce_nothing(lifecycle, conn, batch_id, tamper):
     before = looks.everything(conn, batch_id)
 
     with pytest.raises(BrokenSeal, match=batch_id):
-        lifecycle.announce_ready({batch_id: Sealed(tamper(seals), books=True)})
+        lifecycle.announce_ready({batch_id: Sealed(tamper(seals), accounts_agree=True)})
 
     assert looks.everything(conn, batch_id) == before
-    done = lifecycle.announce_ready({batch_id: Sealed(seals, books=True)})
+    done = lifecycle.announce_ready({batch_id: Sealed(seals, accounts_agree=True)})
     assert done[batch_id].value["outcome"] == "announced"
 
 
@@ -138,7 +138,9 @@ def test_a_seal_of_other_contents_is_broken(lifecycle, conn, batch_id):
     upload(lifecycle, other, texts(3, start=7))
 
     with pytest.raises(BrokenSeal):
-        lifecycle.announce_ready({batch_id: Sealed(seals_of(lifecycle, other), books=True)})
+        lifecycle.announce_ready(
+            {batch_id: Sealed(seals_of(lifecycle, other), accounts_agree=True)}
+        )
 
     assert looks.types(conn, batch_id) == []
 
@@ -149,7 +151,7 @@ def test_books_that_do_not_add_up_announce_nothing(lifecycle, conn, batch_id):
     seals = seals_of(lifecycle, batch_id)
 
     with pytest.raises(BrokenSeal, match="counter"):
-        lifecycle.announce_ready({batch_id: Sealed(seals, books=False)})
+        lifecycle.announce_ready({batch_id: Sealed(seals, accounts_agree=False)})
 
     assert looks.everything(conn, batch_id) == before
 
@@ -193,7 +195,7 @@ def test_batches_are_announced_together_as_each_by_itself(lifecycle, conn):
     register(lifecycle, failed, 1)
     reject(lifecycle, failed)
     fill(lifecycle, cancelled, 1)
-    sealed = {b: Sealed(seals_of(lifecycle, b), books=True) for b in batches}
+    sealed = {b: Sealed(seals_of(lifecycle, b), accounts_agree=True) for b in batches}
     cancel(lifecycle, cancelled)
 
     done = lifecycle.announce_ready(sealed)
@@ -218,7 +220,7 @@ def test_one_broken_seal_announces_none_of_several(lifecycle, conn):
     batches = [new_batch() for _ in range(3)]
     for batch_id in batches:
         fill(lifecycle, batch_id, 2)
-    sealed = {b: Sealed(seals_of(lifecycle, b), books=b != batches[1]) for b in batches}
+    sealed = {b: Sealed(seals_of(lifecycle, b), accounts_agree=b != batches[1]) for b in batches}
 
     with pytest.raises(BrokenSeal, match=batches[1]):
         lifecycle.announce_ready(sealed)
@@ -230,7 +232,7 @@ def test_several_who_announce_the_same_batches_do_so_once(lifecycle, conn):
     batches = [new_batch() for _ in range(12)]
     for batch_id in batches:
         fill(lifecycle, batch_id, 2)
-    sealed = {b: Sealed(seals_of(lifecycle, b), books=True) for b in batches}
+    sealed = {b: Sealed(seals_of(lifecycle, b), accounts_agree=True) for b in batches}
 
     def announce(order):
         return lambda: lifecycle.announce_ready({b: sealed[b] for b in order})

@@ -20,7 +20,7 @@ from core.settings import Settings
 from core.slots import Slots
 from migrations import upgrade
 from ops.stack.embedded import free_port
-from ops.web.page import create_app
+from ops.web.app import create_app
 from tests.live.conftest import until
 
 REDIS_DB = 9  # the other tests flush theirs

@@ -16,13 +16,13 @@ from bench.peers import PEERS
 from bench.publish import publish
 from bench.report import Report
 from bench.run import QUICK
-from bench.stand import BenchError, Crew, Drained, Servers, open_stand
+from bench.testbed import BenchError, Crew, Servers, Timing, open_testbed
 from tests.ops.conftest import els
 
 
 @pytest.fixture(scope="module")
-def stand():
-    with open_stand(Crew(), Servers(), lambda line: None) as opened:
+def testbed():
+    with open_testbed(Crew(), Servers(), lambda line: None) as opened:
         yield opened
 
 
@@ -49,7 +49,7 @@ def test_a_fixed_amount_is_run_for_as_long_as_other_cases_take():
 
     def run(amount):
         amounts.append(amount)
-        return Drained(amount, 0.3, {"worker": 0.1})
+        return Timing(amount, 0.3, {"worker": 0.1})
 
     case = Case("name", "what", run, first=30, fixed=True)
     case.warm_up(1.0)
@@ -61,9 +61,11 @@ def test_a_fixed_amount_is_run_for_as_long_as_other_cases_take():
     assert case.cpu == {"worker": [pytest.approx(0.1 / 30 * 1e6)]}
 
 
-def test_the_page_gets_the_figures_between_its_marks(tmp_path, stand):
+def test_the_page_gets_the_figures_between_its_marks(tmp_path, testbed):
     figures = [Figure("singles", "single contents", "a second", [90.0, 110.0])]
-    report = Report(describe(stand), Crew(), "redis", 2, 2, figures, cpu={"singles": {"worker": 9}})
+    report = Report(
+        describe(testbed), Crew(), "redis", 2, 2, figures, cpu={"singles": {"worker": 9}}
+    )
     report.write(tmp_path / "results", "bench")
     page = tmp_path / "performance.md"
     page.write_text("before\n<!-- figures -->\nold\n<!-- end of figures -->\nafter\n")
@@ -110,31 +112,31 @@ def test_servers_that_hold_anything_are_left_alone(database_url, valkey, option,
     assert valkey.get("somebody's") == "value"
 
 
-def test_a_drain_that_lost_a_content_is_no_figure(stand):
-    stand.empty()
-    [batch] = register(stand, [2])
+def test_a_drain_that_lost_a_content_is_no_figure(testbed):
+    testbed.empty()
+    [batch] = register(testbed, [2])
 
     with pytest.raises(BenchError, match="'assigned': 0"):
-        stand.check([batch.batch_id], 2)
+        testbed.check([batch.batch_id], 2)
 
 
-def test_a_drain_counts_the_cpu_of_workers_and_servers(stand):
-    drained = drain_singles(stand, CLASS * 40)  # CPU time is counted in ticks of 10 ms
+def test_a_drain_counts_the_cpu_of_workers_and_servers(testbed):
+    timing = drain_singles(testbed, CLASS * 40)  # CPU time is counted in ticks of 10 ms
 
-    assert drained.contents == CLASS * 40
-    assert drained.cpu_s["worker"] > 0
-    assert drained.cpu_s["postgres"] > 0
+    assert timing.contents == CLASS * 40
+    assert timing.cpu_s["worker"] > 0
+    assert timing.cpu_s["postgres"] > 0
 
 
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
-def test_a_peer_gives_every_content_a_slot_and_announces_every_batch_once(stand, peer):
+def test_a_peer_gives_every_content_a_slot_and_announces_every_batch_once(testbed, peer):
     if not peer.installed:
         pytest.skip(f"{peer.package} is not installed: make bench installs it")
 
-    drained = contest.run_peer(stand, peer, CLASS * 2)
+    timing = contest.run_peer(testbed, peer, CLASS * 2)
 
-    assert drained.contents == CLASS * 2 * (1 - contest.TENTH)
-    with stand.pool.connection() as conn:
+    assert timing.contents == CLASS * 2 * (1 - contest.TENTH)
+    with testbed.pool.connection() as conn:
         slots = "essay_states" if peer.our_tables else "peers.slots"
         held = conn.execute(
             f"SELECT batch_id, count(DISTINCT text_storage_id) AS n FROM {slots} GROUP BY 1"
@@ -147,11 +149,11 @@ def test_a_peer_gives_every_content_a_slot_and_announces_every_batch_once(stand,
     assert sorted(row["batch_id"] for row in told) == sorted(row["batch_id"] for row in held)
 
 
-def test_growth_is_measured_in_large_batches_many_batches_and_full_tables(stand):
-    cases = growth.growth_cases(stand, largest=100, essays=500)
+def test_growth_is_measured_in_large_batches_many_batches_and_full_tables(testbed):
+    cases = growth.growth_cases(testbed, largest=100, essays=500)
 
     figures = growth.measure_growth(cases, seconds=0.1, rounds=1, tick=lambda: None)
-    memory = growth.measure_memory(stand, 1000, lambda: None)
+    memory = growth.measure_memory(testbed, 1000, lambda: None)
 
     names = {figure.name for figure in figures if figure.values[0] > 0}
     assert {"batch_of_10", "batch_of_100", "open_1", "open_100", "singles_full"} <= names

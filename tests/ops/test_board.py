@@ -160,7 +160,7 @@ def test_what_waits_and_what_is_over_is_counted(served):
 
 
 def troubled(served):
-    return served.stream.troubles.by_batch if served.stream.troubles else ()
+    return served.stream.stuck.violations if served.stream.stuck else ()
 
 
 def test_the_pages_hold_every_batch_once_and_those_in_trouble_first(database_url):
@@ -260,7 +260,7 @@ def test_a_search_for_nothing_known_says_so(served):
 
     assert answer.status == 200
     assert answer.batches == []
-    assert "Nothing was found for nobody-knows-this" in answer.words
+    assert "No batches for nobody-knows-this" in answer.words
 
 
 def test_the_counters_count(served):
@@ -279,7 +279,7 @@ def settled(served):
     """Read the counters when nothing is left that becomes trouble by itself."""
     change(served, "UPDATE event_outbox SET published_at = now() WHERE published_at IS NULL")
     now = datetime.now(UTC)
-    until(lambda: served.stream.troubles.at > now, what="the rules were asked again")
+    until(lambda: served.stream.stuck.at > now, what="the rules were asked again")
     return counters(served)
 
 

@@ -12,7 +12,7 @@ import pytest
 from axe_playwright_python.base import AXE_FILE_PATH
 
 from core.metrics import HASH
-from ops.web.overview import ASSIGNED
+from ops.web.throughput import ASSIGNED
 from tests import factories as make
 from tests.core import story
 from tests.names import NAMES

@@ -84,7 +84,7 @@ def test_prometheus_scrapes_the_ops_page_of_this_file():
 
 
 def test_the_health_of_a_worker_is_a_command_that_exists():
-    from ops.cli.health import main
+    from ops.stack.worker_health import main
 
     *els, part = SERVICES["worker"]["healthcheck"]["test"]
 

@@ -222,7 +222,7 @@ def test_an_id_that_nothing_bears_is_said_to_be_so(here):
     told = here("find", "nobody's")
 
     assert told.exit_code == 1
-    assert "nothing here bears the id nobody's" in told.stderr
+    assert "nothing here has the id nobody's" in told.stderr
 
 
 # --- dead letters --------------------------------------------------------------------------------

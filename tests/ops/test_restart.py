@@ -44,5 +44,5 @@ def test_a_worker_that_hangs_is_replaced_and_the_batch_gets_ready(tmp_path):
     assert told.returncode == 0, told.stdout + said
     assert took < ABOUT_S
     assert again.pid != hung.pid
-    assert said.count("worker: hangs, without a sign of life for 3") == 1
+    assert said.count("worker: hangs, no heartbeat for 3") == 1
     assert said.count("worker: killed by SIGKILL; starts again in 0.5 s") == 1

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from migrations import upgrade
 from ops.stack.embedded import Postgres, Valkey, free_port
-from ops.web.formatting import row_id
+from ops.web.rendering import row_id
 from ops.web.stream import TICK_S
 from tests import factories as make
 from tests.core import story
@@ -103,7 +103,7 @@ def test_the_page_of_a_batch_is_told_to_ask_again(served):
 
 def lent(served):
     """Count the connections to Postgres that the page has borrowed."""
-    return served.stream.sources.pool.get_stats().get("requests_num", 0)
+    return served.stream.connections.pool.get_stats().get("requests_num", 0)
 
 
 def looks(served, viewers):
@@ -112,12 +112,12 @@ def looks(served, viewers):
         for _ in range(viewers):
             viewer = stack.enter_context(socket.create_connection(("127.0.0.1", served.port)))
             viewer.sendall(b"GET /stream HTTP/1.1\r\nHost: els\r\n\r\n")
-        until(lambda: len(served.stream.watches) == viewers, what="all watch")
+        until(lambda: len(served.stream.subscriptions) == viewers, what="all watch")
         tick, before = served.stream.now.tick, lent(served)
         until(lambda: served.stream.now.tick >= tick + 3, what="three ticks have passed")
         ticks = served.stream.now.tick - tick
         more = lent(served) - before
-    until(lambda: not served.stream.watches, what="all are gone")
+    until(lambda: not served.stream.subscriptions, what="all are gone")
     return more / ticks
 
 
@@ -129,7 +129,7 @@ def test_two_hundred_viewers_cost_what_one_costs(served):
 
 
 def test_next_to_nothing_is_read_while_nobody_watches(served):
-    until(lambda: not served.stream.watches, what="nobody watches")
+    until(lambda: not served.stream.subscriptions, what="nobody watches")
     began, before = served.stream.throughput.samples[-1], lent(served)
 
     until(lambda: served.stream.throughput.samples[-1][0] - began[0] > 3 * TICK, what="3 ticks")

@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 
 from core.settings import Settings
-from ops.cli.target import place
+from ops.cli.target import location
 from tests import factories as make
 from tests.ops.conftest import ROOT, els
 from tests.ops.served import own_database
@@ -230,4 +230,4 @@ def test_a_wrong_url_is_one_line_that_says_what_to_do(tmp_path, other, command, 
 )
 def test_a_place_is_written_without_its_password(name, url, written):
     assert Settings(**{name: url})
-    assert place(name, url) == written
+    assert location(name, url) == written

@@ -10,7 +10,7 @@ from random import Random
 
 import pytest
 
-from ops.cli.output import out
+from ops.output import out
 from ops.stack.embedded import LOOPBACK
 from ops.stack.proxy import BOTH, REPLIES, REQUESTS, Proxy
 from ops.torture import Session, show, torture

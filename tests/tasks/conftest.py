@@ -40,10 +40,11 @@ def pytest_collection_modifyitems(items):
 def _eager(database_url):
     before = app.conf.task_always_eager
     app.conf.task_always_eager = True
+    resources()  # now, and closed before the end of eager mode, so that no thread pushes counts
     yield
-    app.conf.task_always_eager = before
     resources().pool.close()
     resources.cache_clear()
+    app.conf.task_always_eager = before
 
 
 @pytest.fixture(autouse=True)

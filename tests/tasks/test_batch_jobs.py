@@ -29,16 +29,13 @@ class Channel:
         self.rejected = []
 
     def basic_ack(self, tag, multiple=False):
-        self.acknowledged.append([tag])
+        if self.lost:
+            raise ConnectionError("the broker is away")
+        self.acknowledged.append(tag)
 
     def basic_reject(self, tag, requeue):
         assert requeue
         self.rejected.append(tag)
-
-    def acknowledge(self, tags):
-        if self.lost:
-            raise ConnectionError("the broker is away")
-        self.acknowledged.append(tags)
 
 
 @pytest.fixture
@@ -72,7 +69,7 @@ def test_what_one_job_carried_out_is_acknowledged_by_one_call_of_the_loop(channe
     next(hub.create_loop())
 
     assert before == []
-    assert channel.acknowledged == [[1, 2, 3]]
+    assert channel.acknowledged == [1, 2, 3]
     assert all(request.acknowledged for request in requests)
 
 
@@ -90,7 +87,7 @@ def test_an_error_at_the_end_of_one_task_leaves_no_other_in_work(channel, hub, r
     BatchJob(requests, hub).succeeded([DONE] * 3)
     next(hub.create_loop())
 
-    assert channel.acknowledged == [[1, 3]]
+    assert channel.acknowledged == [1, 3]
     assert channel.rejected == [2]
     assert not active_requests.intersection(requests)
 
@@ -124,7 +121,7 @@ def test_what_ended_before_the_parent_failed_is_acknowledged(channel, hub, reque
         BatchJob(requests, hub).succeeded([DONE, DONE, left])
     next(hub.create_loop())
 
-    assert channel.acknowledged == [[1, 2]]
+    assert channel.acknowledged == [1, 2]
 
 
 def test_a_lost_connection_is_told_of_and_does_not_end_the_worker(channel, hub, requests):

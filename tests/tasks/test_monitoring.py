@@ -1,71 +1,36 @@
-"""The events that monitors get of tasks are Celery's."""
+"""What a worker's parent sends to monitors, and when."""
 
-import pytest
-from celery.events import EventDispatcher
+from types import SimpleNamespace
 
 from tasks.app import app
-from tasks.worker.monitoring import Dispatcher
-
-FIELDS = {"uuid": "some-id", "name": "els.relay", "retries": 0, "eta": None}
+from tasks.worker import monitoring
 
 
-@pytest.fixture
-def dispatcher():
-    """Make one of a class that publishes to a list, in batches of two."""
+def test_an_event_is_tried_once(monkeypatch):
+    tries = []
+    with app.connection_for_write("memory://") as connection:
+        dispatcher = app.events.Dispatcher(connection, hostname="worker@host")
+    monkeypatch.setattr(dispatcher, "_publish", lambda *_, **options: tries.append(options))
 
-    def make(cls, **options):
-        with app.connection_for_write("memory://") as connection:
-            made = cls(
-                connection,
-                hostname="worker@host",
-                app=app,
-                buffer_group=["task"],
-                buffer_limit=2,
-                on_send_buffered=lambda: None,
-                **options,
-            )
-        made.published = []
-        made._publish = lambda event, *args, **kwargs: made.published.append(event)
-        return made
+    dispatcher.send("worker-heartbeat", freq=2, retry=True)
 
-    return make
+    assert isinstance(dispatcher, monitoring.Dispatcher)
+    assert [options["retry"] for options in tries] == [False]
 
 
-@pytest.mark.parametrize("types", [["task-received", "task-started"], ["worker-heartbeat"]])
-def test_an_event_has_the_fields_that_celery_gives_it(dispatcher, types):
-    ours, stock = dispatcher(Dispatcher), dispatcher(EventDispatcher)
-    for each in (ours, stock):
-        for name in types:
-            each.send(name, **FIELDS)
+def test_task_events_wait_for_each_other(monkeypatch):
+    now, flushes = [0.0], []
+    monkeypatch.setattr(monitoring, "monotonic", lambda: now[0])
+    consumer = SimpleNamespace(
+        hub=SimpleNamespace(call_later=lambda wait_s, flush: flushes.append(now[0] + wait_s)),
+        event_dispatcher=SimpleNamespace(),
+        _flush_events=lambda: None,
+    )
+    flush = monitoring.EventFlush(consumer)
 
-    def told(dispatcher):
-        [batch] = dispatcher.published
-        events = batch if isinstance(batch, list) else [batch]
-        return [{**event, "timestamp": 0, "clock": 0} for event in events]
+    for moment in (10.0, 10.1, 10.19, 10.3, 10.4):
+        now[0] = moment
+        flush.schedule()
 
-    assert told(ours) == told(stock)
-    assert [event["type"] for event in told(ours)] == types
-
-
-def test_an_event_waits_for_its_batch(dispatcher):
-    ours = dispatcher(Dispatcher)
-
-    ours.send("task-received", **FIELDS)
-    waiting = list(ours.published)
-    ours.send("task-succeeded", **FIELDS)
-
-    assert waiting == []
-    [[received, succeeded]] = ours.published
-    assert received["clock"] < succeeded["clock"]
-    assert received["timestamp"] <= succeeded["timestamp"]
-
-
-@pytest.mark.parametrize("options", [{"enabled": False}, {"groups": ["worker"]}])
-def test_nothing_is_told_where_it_is_off(dispatcher, options):
-    ours = dispatcher(Dispatcher, **options)
-
-    for name in ("task-received", "task-started"):
-        ours.send(name, **FIELDS)
-    ours.flush()
-
-    assert ours.published == []
+    assert flushes == [10.2, 10.5]
+    assert consumer.event_dispatcher.buffer_limit == monitoring.FLUSHED_AT_ONCE

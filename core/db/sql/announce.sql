@@ -1,5 +1,5 @@
--- Decides who announces: the one call whose update takes effect. No row of a batch: it is announced,
--- or not full. Rows are locked, and looked up, as in `place.sql`.
+-- Decides who announces a batch: the one call with an update that takes effect. No row: the batch is
+-- announced already, or not full. It finds and locks rows as `place.sql` does.
 WITH due AS MATERIALIZED (
     SELECT b.*, jsonb_array_length(b.events) AS count
     FROM jsonb_to_recordset(%(batches)s) AS b (
@@ -7,15 +7,15 @@ WITH due AS MATERIALIZED (
     )
     WHERE b.batch_id = b.batch_id || ''
     ORDER BY b.batch_id COLLATE "C"
-), told AS (
+), numbered AS (
     UPDATE batch_essay_trackers t
     SET completed_at = now(),
         status = d.status,
         provisioned_count = d.provisioned_count,
         manifest_sha256 = d.manifest_sha256,
         ready_at = CASE WHEN d.status = 'ready_for_pipeline_execution' THEN now() END,
-        -- A teacher gets as long for the students as the contents had; a day, the usual time, where
-        -- a hand has set one of these moments to infinity, or far away.
+        -- A teacher gets as much time for the students as the contents had. Where somebody has set
+        -- one of these moments by hand to infinity, or far away, it is the usual time, a day.
         deadline_at = CASE
             WHEN d.status <> 'awaiting_student_validation' THEN t.deadline_at
             WHEN t.registered_at BETWEEN '2000-01-01Z' AND now()

@@ -1,4 +1,4 @@
--- Tells the accounts of one batch: its row, its slots by state, what waits, what is over.
+-- Reads all counts and moments of one batch: its row, its slots by status, what waits, what is excess.
 SELECT t.batch_id, t.status, t.class_id, t.on_deadline, t.expected_count AS slots,
        t.available_slots, t.registered_at, t.deadline_at,
        CASE WHEN isfinite(t.deadline_at) THEN t.deadline_at - now() END AS time_left,

@@ -26,7 +26,7 @@ SELECT batch_id FROM (
 ) place
 GROUP BY batch_id, claimant HAVING count(*) > 1
 
--- invariant: What a sender was told still holds
+-- invariant: What a sender got as the outcome still holds
 SELECT batch_id FROM idempotency_keys k
 WHERE k.outcome ->> 'essay_id' IS NOT NULL
   AND NOT EXISTS (SELECT FROM essay_states e WHERE e.batch_id = k.batch_id

@@ -1,7 +1,7 @@
--- Locks a batch whose deadline has passed, and tells what it wants. No row: it is not due.
+-- Locks a batch after its deadline, and reads what to do with it. No row: it is not due.
 --
--- A full batch is announced instead, unless its slots are wrong (one is gone, one too many or
--- cancelled): it can never be sealed, so it fails, whatever it wanted.
+-- The sweep announces a full batch instead. But wrong slots (missing, extra or cancelled) can never
+-- be sealed, so such a batch fails.
 SELECT CASE WHEN t.status = 'awaiting_content_validation' AND NOT s.intact THEN 'fail'
             ELSE t.on_deadline END AS on_deadline,
        extract(epoch FROM now() - least(greatest(t.registered_at, '0001-01-01Z'), now()))::float8

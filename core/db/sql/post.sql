@@ -1,11 +1,10 @@
--- Writes events to the outbox, numbered by the rows of `told`: what was updated for them, before this
--- and in the same statement.
+-- Writes events to the outbox. The statement before this one took their numbers, in `numbered`.
 , posted AS (
     INSERT INTO event_outbox
         (id, batch_id, type, generation, sequence, correlation_id, traceparent, data)
-    SELECT event.id, told.batch_id, event.type, event.generation,
-           told.sequence + event.n, told.correlation_id, %(traceparent)s, event.data
-    FROM told, jsonb_to_recordset(told.events)
+    SELECT event.id, numbered.batch_id, event.type, event.generation,
+           numbered.sequence + event.n, numbered.correlation_id, %(traceparent)s, event.data
+    FROM numbered, jsonb_to_recordset(numbered.events)
         AS event(n int, id uuid, type text, generation text, data jsonb)
 )
-SELECT batch_id, seconds FROM told
+SELECT batch_id, seconds FROM numbered

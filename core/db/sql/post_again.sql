@@ -1,5 +1,5 @@
--- Writes events that the outbox lacks under the numbers that are free, so that those of the batch
--- have no gap; each after the last number if none is free.
+-- Writes missing events under the free numbers, so that the numbers of the batch have no gap. Without
+-- a free number, an event gets the next one after the last.
 WITH tracker AS (
     SELECT batch_id, correlation_id, event_sequence FROM batch_essay_trackers
     WHERE batch_id = %(batch_id)s

@@ -1,6 +1,5 @@
--- Sets the counter of a batch to its open slots. No row: it was right, or the slots are wrong
--- themselves (one is gone, one too many or cancelled): such a batch would count as full, and could
--- not be sealed.
+-- Sets the counter of a batch to the number of its open slots. No row: it was right, or the slots are
+-- wrong (missing, extra or cancelled): such a batch would count as full, but never be sealed.
 WITH counted AS (
     SELECT count(*) FILTER (WHERE current_status = 'awaiting_content') AS open, count(*) AS slots,
            count(*) FILTER (WHERE current_status = 'cancelled') AS cancelled

@@ -1,7 +1,7 @@
--- Decides the first state of a batch: its tracker, all of its slots, and what waited for it.
+-- Writes the tracker of a batch and all of its slots, under the batch's registration lock.
 --
--- Waiting contents and failures take the first slots in the order in which they came; what is over
--- is returned, to be recorded as excess. Under the batch's registration lock.
+-- Waiting contents and failures take the first slots in the order of their arrival. `over` returns
+-- what finds no slot, for `record_excess`.
 WITH waiting AS (
     DELETE FROM batch_pending_content WHERE batch_id = %(batch_id)s RETURNING *
 ), ranked AS MATERIALIZED (

@@ -1,4 +1,4 @@
--- After `true_status.sql`: puts these batches back. No row: nothing of a batch was wrong.
+-- Follows `true_status.sql`: restores the status of these batches. No row: nothing was wrong.
 UPDATE batch_essay_trackers t
 SET status = w.true_status,
     completed_at = w.completed_at,

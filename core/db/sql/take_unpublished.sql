@@ -1,5 +1,5 @@
--- Notes the next events of some batches as published. Another call for one of them waits for this
--- one's commit, and then takes what is left.
+-- Marks the next events of some batches as published. Another call for one of these batches waits for
+-- this commit, and then takes what is left.
 WITH next AS MATERIALIZED (
     SELECT id FROM event_outbox
     WHERE batch_id = ANY(%(batches)s) AND published_at IS NULL

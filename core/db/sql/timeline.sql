@@ -1,5 +1,5 @@
--- Tells what happened to a batch, in order, the newest if it is much; submissions of a second are one
--- line. What one transaction did has one time: `rank` and `n` have it in the order of the story.
+-- Lists what happened to a batch, in order, at most the newest 1000 lines. All submissions of a second
+-- are one line. One transaction has one time, so `rank` and `n` order what it did.
 SELECT at, what FROM (
     SELECT * FROM (
         SELECT min(received_at) AS at, 0 AS rank, 0 AS n,

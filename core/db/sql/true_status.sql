@@ -1,17 +1,17 @@
--- Tells what some batches must be: by their events, which are written with each change of status;
--- else by their seal; else by what the row itself says. What only a hand can have written is undone.
+-- Finds the true status of some batches: from their events, which the service writes with each change
+-- of status; else from their seal; else from the row itself. `wrong` has the batches that differ.
 --
--- An event of these types is looked up by its unique index, whatever the number of a batch's events.
-WITH told AS (
+-- The unique index finds an event of these types, however many events the batch has.
+WITH posted AS (
     SELECT t.*,
            (SELECT min(created_at) FROM event_outbox o
-            WHERE o.batch_id = t.batch_id AND o.type = 'BatchEssaysReady') AS told_ready,
+            WHERE o.batch_id = t.batch_id AND o.type = 'BatchEssaysReady') AS ready_posted,
            (SELECT min(created_at) FROM event_outbox o
-            WHERE o.batch_id = t.batch_id AND o.type = 'BatchCancelled') AS told_cancelled,
+            WHERE o.batch_id = t.batch_id AND o.type = 'BatchCancelled') AS cancelled_posted,
            (SELECT min(created_at) FROM event_outbox o
             WHERE o.batch_id = t.batch_id AND o.type = 'BatchReadinessTimeout'
-              AND o.data ->> 'on_deadline' = 'fail') AS told_timed_out,
-           c.created_at AS told_complete, c.data AS completion
+              AND o.data ->> 'on_deadline' = 'fail') AS timed_out_posted,
+           c.created_at AS complete_posted, c.data AS completion
     FROM batch_essay_trackers t
     LEFT JOIN event_outbox c
       ON c.batch_id = t.batch_id AND c.type = 'BatchContentProvisioningCompleted'
@@ -19,17 +19,17 @@ WITH told AS (
 ), sealed AS (
     SELECT *, coalesce(manifest_sha256, completion ->> 'manifest_sha256') AS seal,
            coalesce(provisioned_count, (completion ->> 'provisioned_count')::int) AS essays
-    FROM told
+    FROM posted
 ), judged AS (
     SELECT *, CASE
-        WHEN told_ready IS NOT NULL THEN 'ready_for_pipeline_execution'
-        WHEN told_cancelled IS NOT NULL THEN 'cancelled'
-        WHEN told_timed_out IS NOT NULL THEN 'timed_out'
+        WHEN ready_posted IS NOT NULL THEN 'ready_for_pipeline_execution'
+        WHEN cancelled_posted IS NOT NULL THEN 'cancelled'
+        WHEN timed_out_posted IS NOT NULL THEN 'timed_out'
         WHEN closed_at IS NOT NULL AND status IN ('timed_out', 'cancelled') THEN status
         WHEN seal IS NULL THEN 'awaiting_content_validation'
         WHEN essays = 0 THEN 'content_ingestion_failed'
         WHEN class_id IS NULL THEN 'ready_for_pipeline_execution'
-        -- Ready without its event: the students are known, or the deadline has passed.
+        -- Ready, but its event is gone: the students are known, or the deadline has passed.
         WHEN status = 'ready_for_pipeline_execution' AND (
             EXISTS (SELECT FROM idempotency_keys k WHERE k.batch_id = sealed.batch_id
                     AND k.outcome ->> 'outcome' = 'confirmed')
@@ -42,12 +42,12 @@ WITH told AS (
     SELECT batch_id, status, registered_at, true_status, available_slots, full_at AS was_full_at,
            CASE true_status WHEN 'awaiting_content_validation' THEN NULL
                 WHEN 'cancelled' THEN completed_at WHEN 'timed_out' THEN completed_at
-                ELSE coalesce(completed_at, told_complete, told_ready, now()) END AS completed_at,
+                ELSE coalesce(completed_at, complete_posted, ready_posted, now()) END AS completed_at,
            CASE true_status WHEN 'ready_for_pipeline_execution'
-                THEN coalesce(ready_at, told_ready, completed_at, told_complete, now())
+                THEN coalesce(ready_at, ready_posted, completed_at, complete_posted, now())
                 END AS ready_at,
            CASE WHEN true_status IN ('cancelled', 'timed_out')
-                THEN coalesce(closed_at, told_cancelled, told_timed_out, now()) END AS closed_at,
+                THEN coalesce(closed_at, cancelled_posted, timed_out_posted, now()) END AS closed_at,
            CASE true_status WHEN 'cancelled' THEN coalesce(closed_reason, 'cancelled')
                 WHEN 'timed_out' THEN coalesce(closed_reason, 'deadline') END AS closed_reason,
            CASE WHEN true_status = 'awaiting_content_validation' THEN NULL ELSE seal END

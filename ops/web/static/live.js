@@ -1,5 +1,5 @@
-// What htmx does not do: say whether the page is live, and let relative times go on. It is loaded
-// before htmx, whose stream may be there at once: its connection is told only that once.
+// Show whether the page is live, and keep relative times current. This loads before htmx: htmx
+// announces its connection once, perhaps at once.
 (() => {
   const state = document.getElementById("live-state");
   const words = { live: "Live", lost: "Connection lost, trying again" };
@@ -25,9 +25,9 @@
   const age = () => {
     for (const time of document.querySelectorAll("time")) {
       const seconds = (Date.now() - Date.parse(time.dateTime)) / 1000;
-      const told = "span" in time.dataset ? span(Math.max(seconds, 0))
+      const text = "span" in time.dataset ? span(Math.max(seconds, 0))
         : seconds < 0 ? `in ${span(-seconds)}` : `${span(seconds)} ago`;
-      if (time.textContent !== told) time.textContent = told;
+      if (time.textContent !== text) time.textContent = text;
     }
   };
   setInterval(age, 1000);

@@ -1,6 +1,7 @@
 """What is no task of ours is kept, and nobody else is disturbed."""
 
 import base64
+import hashlib
 import json
 from uuid import uuid4
 
@@ -68,3 +69,14 @@ def test_a_message_whose_body_is_no_json_is_kept(worker, valkey, letter_of):
     assert base64.b64decode(letter["body"]["base64"]) == b"{not json"
     value = worker.send("els.register_batch", make.registration(make.new_batch(), 1)).get(30)
     assert value["outcome"] == "registered"
+
+
+def test_what_is_no_message_at_all_is_kept(worker, valkey, letter_of):
+    payload = f"no message {uuid4().hex}".encode()
+
+    valkey.lpush(worker.queue, payload)
+
+    letter = letter_of(hashlib.sha256(payload).hexdigest())
+    assert (letter["task"], letter["code"]) == ("unknown", "MALFORMED_MESSAGE")
+    assert base64.b64decode(letter["body"]["base64"]) == payload
+    until(lambda: not valkey.exists(f"{worker.queue}.malformed"), what="the list is empty")

@@ -1,4 +1,7 @@
-"""How the books stand, looked up at most once in a while however many ask."""
+"""The state of all batches, for `/health/batches` and `/metrics`.
+
+Reading it costs many queries, so all who ask within a while get the same answer.
+"""
 
 import time
 from collections import Counter
@@ -20,16 +23,16 @@ from core.slots import Slots
 from core.states import BatchStatus, ClassType
 from ops import queries
 
-STUCK_LIMIT = 100  # batches named by one rule
-FRESH_S = 1.0  # a survey is shown for so long
-SHARE = 20  # and for so many times as long as it took: the look takes a twentieth of a core at most
+STUCK_LIMIT = 100  # batches listed per rule
+FRESH_S = 1.0  # a snapshot is kept at least this long
+SHARE = 20  # and this many times as long as it took to read: a twentieth of a core at most
 UNANSWERED = (psycopg.Error, PoolTimeout, redis.RedisError, OSError, OperationalError)
-PATIENCE_S = 2.0  # for a connection, and for the survey of somebody else
+TIMEOUT_S = 2.0  # for a connection, and for a snapshot that another request is reading
 
 
 @dataclass(frozen=True)
-class Survey:
-    """What was found. `stuck` None: Redis does not answer, without which the rule cannot look."""
+class Snapshot:
+    """All batches at one moment. `stuck` None: the rule needs Redis, which does not answer."""
 
     batches: dict[tuple[BatchStatus, ClassType], int]
     waiting: dict[str, float]
@@ -38,11 +41,11 @@ class Survey:
     unmended: dict[tuple[str, str], Unmended] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, object]:
-        """Write it as `/health/batches` shows it: `ok` only if every rule could look."""
+        """Return the body of `/health/batches`: `ok` only if every rule could be checked."""
         counts: Counter[str] = Counter()
         for (state, _), number in self.batches.items():
             counts[state] += number
-        named = [
+        stuck = [
             {"batch_id": finding.batch_id, "reason": rule.code, "title": rule.title}
             | self._not_mending(finding.batch_id, rule)
             for rule, findings in self.stuck
@@ -51,60 +54,65 @@ class Survey:
         unchecked = [rule.code for rule, findings in self.stuck if findings is None]
         paused = [pause.as_json() for pause in self.pauses]
         return {
-            "status": "degraded" if named or unchecked or paused else "ok",
+            "status": "degraded" if stuck or unchecked or paused else "ok",
             "batches": counts,
-            "stuck": named,
+            "stuck": stuck,
             "unchecked": unchecked,
             "paused": paused,
         }
 
     def _not_mending(self, batch_id: str, rule: Rule) -> dict[str, object]:
-        """Tell of a repair that did not help twice in a row."""
+        """Add a repair that has failed twice in a row."""
         failed = self.unmended.get((batch_id, rule.code))
         if failed is None or not failed.hopeless:
             return {}
-        told = {"failures": failed.failures, "last_error": failed.last_error}
-        return {"not_mending_itself": {**told, "since": failed.since.isoformat()}}
+        return {
+            "not_mending_itself": {
+                "failures": failed.failures,
+                "last_error": failed.last_error,
+                "since": failed.since.isoformat(),
+            }
+        }
 
 
-class Surveyor:
-    """Looks at the books for all who ask."""
+class SnapshotCache:
+    """Reads snapshots, one request at a time, and keeps the last."""
 
     def __init__(self, pool: "ConnectionPool[Conn]", slots: Slots) -> None:
         self._pool, self._slots = pool, slots
-        self._looking = Lock()
-        self._last: Survey | None = None
+        self._reading = Lock()
+        self._last: Snapshot | None = None
         self._fresh_until = 0.0
 
-    def survey(self) -> Survey:
-        """Return the last survey while it is fresh, else make one.
+    def snapshot(self) -> Snapshot:
+        """Return the last snapshot while it is fresh, else a new one.
 
         Raises psycopg.Error, PoolTimeout, TimeoutError.
         """
-        if not self._looking.acquire(timeout=PATIENCE_S):
+        if not self._reading.acquire(timeout=TIMEOUT_S):
             raise TimeoutError("Postgres is slow to answer")
         try:
             started = time.monotonic()
             if self._last is None or started >= self._fresh_until:
-                self._last = self._look()
+                self._last = self._read()
                 ended = time.monotonic()
                 self._fresh_until = ended + max(FRESH_S, SHARE * (ended - started))
             return self._last
         finally:
-            self._looking.release()
+            self._reading.release()
 
-    def _look(self) -> Survey:
-        with self._pool.connection(timeout=PATIENCE_S) as conn:
-            look = CheckContext(conn, self._slots, limit=STUCK_LIMIT, shared=Shared())
-            stuck = [(rule, rule.find(look)) for rule in RULES]
+    def _read(self) -> Snapshot:
+        with self._pool.connection(timeout=TIMEOUT_S) as conn:
+            context = CheckContext(conn, self._slots, limit=STUCK_LIMIT, shared=Shared())
+            stuck = [(rule, rule.find(context)) for rule in RULES]
             unmended = db.sweep.unmended(conn, None, STUCK_LIMIT * len(RULES))
-            return Survey(
-                queries.counts(conn), queries.gauges(conn), stuck, self._pauses(), unmended
-            )
+            pauses = paused_processes(self._slots.client)
+            return Snapshot(queries.counts(conn), queries.gauges(conn), stuck, pauses, unmended)
 
-    def _pauses(self) -> list[Pause]:
-        """List the processes that wait; without Redis, `unchecked` says that something is wrong."""
-        try:
-            return read_pauses(self._slots.client)
-        except redis.RedisError:
-            return []
+
+def paused_processes(client: redis.Redis) -> list[Pause]:
+    """List the workers that wait for a server; none without Redis, which other fields report."""
+    try:
+        return read_pauses(client)
+    except redis.RedisError:
+        return []

@@ -1,4 +1,4 @@
-"""The stand: private servers, and real workers on them as the Procfile starts them."""
+"""The testbed: private servers, and real workers on them as the Procfile starts them."""
 
 import json
 import os
@@ -35,10 +35,10 @@ from migrations.schema import metadata
 from ops.stack.embedded import leashed
 from ops.stack.supervisor import Stack, procfile
 
-PATIENCE_S = 120  # for any drain; then something is broken
+DRAIN_TIMEOUT_S = 120  # of any drain
 START_S = 60
 STOP_S = 10
-POLL_S = 0.004  # a look costs Redis 0.05 ms
+POLL_S = 0.004  # a poll costs Redis 0.05 ms
 KEEP = ("ELS_DATABASE_URL", "ELS_REDIS_URL", "ELS_BROKER_URL", "ELS_HOME")
 NOOP = "exec celery -q -A bench.noop:{app} worker --loglevel {level} -Q bench.{app}"
 VARIANT = "exec env REMAP_SIGTERM=SIGQUIT celery -q -A bench.variant worker"
@@ -46,12 +46,12 @@ TRUNCATE = SQL("TRUNCATE {}").format(SQL(", ").join(map(Identifier, metadata.tab
 
 
 class BenchError(ELSError):
-    """A case did not do its job, so that its time means nothing."""
+    """A case did not do its job, so its time means nothing."""
 
 
 @dataclass(frozen=True)
 class Crew:
-    """How workers run: so many of them, each with a pool of so many processes or threads."""
+    """How many workers run, and the pool of each: its kind, processes or threads, and prefetch."""
 
     pool: str = "prefork"
     processes: int = 2
@@ -60,13 +60,13 @@ class Crew:
 
     @property
     def options(self) -> str:
-        """The same as options of `celery worker`."""
+        """The options of `celery worker`."""
         return f" -P {self.pool} -c {self.processes} --prefetch-multiplier {self.prefetch}"
 
 
 @dataclass(frozen=True)
 class Servers:
-    """Where the servers are, if not embedded; a database and a Redis that hold nothing."""
+    """The URLs of servers to use instead of embedded ones; database and Redis must be empty."""
 
     database_url: str | None = None
     redis_url: str | None = None
@@ -74,8 +74,8 @@ class Servers:
 
 
 @dataclass(frozen=True)
-class Drained:
-    """How long a queue took to drain, and what that cost each kind of process."""
+class Timing:
+    """How long a queue took to drain, and the CPU time of each kind of process."""
 
     contents: int
     seconds: float
@@ -86,10 +86,9 @@ class Drained:
         """Contents a second."""
         return self.contents / self.seconds
 
-    def __add__(self, other: "Drained") -> "Drained":
-        """One drain and then another."""
+    def __add__(self, other: "Timing") -> "Timing":
         cpu_s = {name: used + other.cpu_s[name] for name, used in self.cpu_s.items()}
-        return Drained(self.contents + other.contents, self.seconds + other.seconds, cpu_s)
+        return Timing(self.contents + other.contents, self.seconds + other.seconds, cpu_s)
 
 
 @dataclass
@@ -102,7 +101,7 @@ class Workers:
 
     @property
     def names(self) -> list[str]:
-        """What they are called by Celery."""
+        """The names of the workers in Celery."""
         return [f"{self.queue}-{process.pid}@bench" for process in self.processes]
 
     def pids(self) -> Iterator[psutil.Process]:
@@ -112,7 +111,7 @@ class Workers:
                 yield from _family(process.pid)
 
     def cpu_s(self) -> float:
-        """Add up the CPU time of all processes."""
+        """Return the CPU time of all processes."""
         return sum(map(_cpu_s, self.pids()))
 
     def memory_mb(self) -> float:
@@ -120,21 +119,21 @@ class Workers:
         return max(process.memory_info().rss for process in self.pids()) / 1e6
 
     def stop(self) -> None:
-        """End them, by force if need be."""
+        """End the workers, by force after a timeout."""
         for process in self.processes:
             process.terminate()
         for process in self.processes:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(STOP_S)
             with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # what it left too
+                os.killpg(process.pid, signal.SIGKILL)  # with its children
             process.wait()
 
 
-class Stand:
-    """Servers and workers to measure on, and the same empty tables before each measurement."""
+class Testbed:
+    """Servers and workers to measure on; every measurement starts with empty tables."""
 
-    keeps = False  # whether what the tables hold is part of what is measured
+    keeps = False  # whether `empty` leaves the rows in the tables
     variant: Mapping[str, Any] = MappingProxyType({})  # of our app: JSON, see `bench.variant`
 
     def __init__(
@@ -170,23 +169,23 @@ class Stand:
         self.lifecycle = Lifecycle(self.pool, self.slots)
         self._crews: dict[str, Workers] = {}
 
-    def beside(self, name: str) -> "Stand":
-        """Make another stand on the same servers: a database, a queue and workers of its own."""
+    def beside(self, name: str) -> "Testbed":
+        """Make another testbed on the same servers: a database, a queue and workers of its own."""
         with self.pool.connection() as conn:
             conn.execute(SQL("CREATE DATABASE {}").format(Identifier(name)))
         url = urlsplit(self.database_url)._replace(path=f"/{name}").geturl()
         upgrade(url)
-        return Stand(self._stack, self.crew, self._undo, self.broker_url, url, f"els.{name}")
+        return Testbed(self._stack, self.crew, self._undo, self.broker_url, url, f"els.{name}")
 
-    def on_redis(self) -> "Stand":
-        """Make another stand with the same tables whose broker is the Redis."""
+    def on_redis(self) -> "Testbed":
+        """Make another testbed with the same tables whose broker is the Redis."""
         url = self.redis_url
-        return Stand(self._stack, self.crew, self._undo, url, self.database_url, self.queue)
+        return Testbed(self._stack, self.crew, self._undo, url, self.database_url, self.queue)
 
-    def other(self, queue: str, crew: Crew, variant: Mapping[str, Any]) -> "Stand":  # Any: JSON
-        """Make another stand with the same tables, whose workers run in another way."""
+    def other(self, queue: str, crew: Crew, variant: Mapping[str, Any]) -> "Testbed":  # Any: JSON
+        """Make another testbed with the same tables, whose workers run in another way."""
         url, database_url = self.broker_url, self.database_url
-        other = Stand(self._stack, crew, self._undo, url, database_url, queue)
+        other = Testbed(self._stack, crew, self._undo, url, database_url, queue)
         other.variant = variant
         return other
 
@@ -211,7 +210,7 @@ class Stand:
     def run(
         self, name: str, command: str, environ: Mapping[str, str], times: int | None = None
     ) -> Workers:
-        """Start a command so many times, else as the crew says; it is ended with the stand."""
+        """Start a command so many times, else as the crew says; it is ended with the testbed."""
         log = self.home / "log" / f"{name}.log"
         processes = []
         for _ in range(times or self.crew.workers):
@@ -276,7 +275,7 @@ class Stand:
         messages: Sequence[Message],
         contents: int,
         done: Callable[[], bool] | None = None,
-    ) -> Drained:
+    ) -> Timing:
         """Hand messages over to workers that wait; time them until done: nothing left, if None."""
         queue = workers.queue
         is_done = done or (lambda: self.queues.left(queue) == 0)
@@ -284,10 +283,10 @@ class Stand:
         before = self.cpu_s(workers)
         started = time.perf_counter()
         self.queues.release(queue, await_first=done is None)
-        self.until(is_done, PATIENCE_S, f"{queue} was drained")
+        self.until(is_done, DRAIN_TIMEOUT_S, f"{queue} was timing")
         seconds = time.perf_counter() - started
         after = self.cpu_s(workers)
-        return Drained(contents, seconds, {name: after[name] - before[name] for name in before})
+        return Timing(contents, seconds, {name: after[name] - before[name] for name in before})
 
     def open_slots(self, batch_id: str) -> int:
         """Count the open slots of a batch."""
@@ -320,7 +319,7 @@ class Stand:
         Raises BenchError.
         """
         with self.pool.connection() as conn, conn.transaction(force_rollback=True):
-            conn.execute("ANALYZE")  # for this alone: nobody has told the planner what came here
+            conn.execute("ANALYZE")  # the planner has no statistics of these new rows
             broken = [each.title for each in check_batches(conn, batches) if not each.holds]
             found = conn.execute(
                 "SELECT (SELECT count(*) FROM event_outbox"
@@ -334,7 +333,7 @@ class Stand:
 
 
 @contextmanager
-def open_stand(crew: Crew, servers: Servers, say: Callable[[str], None]) -> Iterator[Stand]:
+def open_testbed(crew: Crew, servers: Servers, say: Callable[[str], None]) -> Iterator[Testbed]:
     """Start servers of our own, or take those given, which must be empty."""
     with ExitStack() as undo:
         folder = Path(tempfile.mkdtemp(prefix="els-bench-"))
@@ -348,7 +347,7 @@ def open_stand(crew: Crew, servers: Servers, say: Callable[[str], None]) -> Iter
         undo.enter_context(stack)
         found = stack.endpoints
         broker_url = servers.broker_url or found.broker_url
-        yield Stand(stack, crew, undo, broker_url, found.database_url, "els")
+        yield Testbed(stack, crew, undo, broker_url, found.database_url, "els")
 
 
 def _tidy(folder: Path, failed: type[BaseException] | None, *_: object) -> None:

@@ -1,4 +1,4 @@
-"""The service over HTTP, read-only: is it alive, is it ready, and how its batches are."""
+"""The service over HTTP, read-only: pages, health, readiness and metrics."""
 
 import asyncio
 import base64
@@ -24,13 +24,13 @@ from core import logs
 from core.errors import BadSettings
 from core.settings import Settings
 from ops.web.board import BadAddress
-from ops.web.formatting import STATIC, renderer
+from ops.web.connections import Connections
+from ops.web.health import SnapshotCache
 from ops.web.metrics import Exposition
-from ops.web.overview import Sources
+from ops.web.outages import OUTAGES, outage_notice
 from ops.web.readiness import Readiness
-from ops.web.silence import SILENCE, silence
+from ops.web.rendering import STATIC, renderer
 from ops.web.stream import Stream
-from ops.web.survey import Surveyor
 from ops.web.views import Views
 
 FOR_PROGRAMS = ("/readyz", "/health/", "/metrics")  # answer in JSON or text, errors too
@@ -49,36 +49,37 @@ def create_app(settings: Settings) -> Starlette:
     """Build the app on the servers of these settings. Raises BadSettings without them."""
     if not settings.database_url or not settings.redis_url:
         raise BadSettings("ELS_DATABASE_URL and ELS_REDIS_URL must be set; `els run` sets them")
-    sources = Sources.of(settings, settings.database_url, settings.redis_url)
+    connections = Connections.of(settings, settings.database_url, settings.redis_url)
     render = renderer()
-    stream = Stream(sources, render)
+    stream = Stream(connections, render)
     broker = Celery(broker=settings.broker_url or settings.redis_url)
 
-    readiness = Readiness(sources, broker)
+    readiness = Readiness(connections, broker)
 
     async def healthz(request: Request) -> Response:
         return PlainTextResponse("alive\n")
 
     def readyz(request: Request) -> Response:
-        found = readiness.look()
+        found = readiness.check()
         return JSONResponse(found, status_code=200 if found["ready"] else 503)
 
-    surveyor = Surveyor(sources.pool, sources.slots)
-    exposition = Exposition(surveyor, sources.client, broker, settings.queue)
+    snapshots = SnapshotCache(connections.pool, connections.slots)
+    exposition = Exposition(snapshots, connections.client, broker, settings.queue)
 
     def health_batches(request: Request) -> Response:
-        return JSONResponse(surveyor.survey().as_json())
+        return JSONResponse(snapshots.snapshot().as_json())
 
     def metrics(request: Request) -> Response:
         return Response(exposition.page(), media_type=CONTENT_TYPE_LATEST)
 
-    async def wrong(request: Request, error: Exception) -> Response:
-        """Answer an error that has a name, the way the others of this address are answered."""
-        status, told, more = _told(request, error)
+    async def on_error(request: Request, error: Exception) -> Response:
+        """Answer an expected error in the format of its address."""
+        status, context, headers = _describe(error)
         if request.url.path.startswith(FOR_PROGRAMS):
-            body = {"status": "unavailable" if status == 503 else "error", **told}
-            return JSONResponse(body, status, headers=more)
-        return HTMLResponse(render("error.html", status=status, **told), status, headers=more)
+            body = {"status": "unavailable" if status == 503 else "error", **context}
+            return JSONResponse(body, status, headers=headers)
+        html = render("error.html", status=status, **context)
+        return HTMLResponse(html, status, headers=headers)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -87,11 +88,11 @@ def create_app(settings: Settings) -> Starlette:
         poller.cancel()
         with suppress(asyncio.CancelledError):
             await poller
-        await run_in_threadpool(sources.pool.close)
+        await run_in_threadpool(connections.pool.close)
 
     app = Starlette(
         routes=[
-            *Views(sources, stream, render).routes(),
+            *Views(connections, stream, render).routes(),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             Route("/health/batches", health_batches),
@@ -99,7 +100,7 @@ def create_app(settings: Settings) -> Starlette:
             Mount("/static", Static(directory=STATIC)),
         ],
         middleware=[Middleware(Guard, settings=settings)],
-        exception_handlers=dict.fromkeys((*SILENCE, BadAddress, HTTPException), wrong),
+        exception_handlers=dict.fromkeys((*OUTAGES, BadAddress, HTTPException), on_error),
         lifespan=lifespan,
     )
     app.state.stream = stream
@@ -115,40 +116,38 @@ def serve(settings: Settings) -> None:
         port=settings.ops_port,
         log_config=None,
         server_header=False,
-        timeout_graceful_shutdown=3,  # live pages are told at once; nothing else takes long
+        timeout_graceful_shutdown=3,  # live pages close at once; nothing else takes long
     )
 
 
-def _told(request: Request, error: Exception) -> tuple[int, dict[str, str], dict[str, str]]:
-    """Tell the status, the words and the headers of the answer to an error."""
+def _describe(error: Exception) -> tuple[int, dict[str, str], dict[str, str]]:
+    """Return the status, the texts and the headers of the answer to an error."""
     match error:
         case BadAddress():
             return 400, {"title": "This address is not understood", "reason": str(error)}, {}
         case HTTPException(status_code=404):
-            told = {"title": "There is no such page", "reason": "nothing is at this address"}
-            return 404, told, {}
+            return 404, {"title": "There is no such page", "reason": "check the address"}, {}
         case HTTPException():
-            told = {"title": error.detail, "reason": "the pages are only read, with GET or HEAD"}
-            return error.status_code, told, dict(error.headers or {})
+            texts = {"title": error.detail, "reason": "the pages take only GET and HEAD"}
+            return error.status_code, texts, dict(error.headers or {})
         case _:
-            away = silence(error)
-            return 503, vars(away), {"Retry-After": "2"}
+            return 503, vars(outage_notice(error)), {"Retry-After": "2"}
 
 
 class Static(StaticFiles):
-    """Files that are named with their version, and so never change."""
+    """Static files; a page asks for each by its version, so a browser may keep it."""
 
     def file_response(self, *args: Any, **more: Any) -> Response:  # Any: as Starlette has it
-        """Let a file be kept for good if it was asked for by version, else be asked for again."""
+        """Let a browser keep a file forever if it asked for a version, else revalidate it."""
         response = super().file_response(*args, **more)
         scope: Scope = args[2]
-        lasting = "public, max-age=31536000, immutable" if scope["query_string"] else "no-cache"
-        response.headers["Cache-Control"] = lasting
+        caching = "public, max-age=31536000, immutable" if scope["query_string"] else "no-cache"
+        response.headers["Cache-Control"] = caching
         return response
 
 
 class Guard:
-    """Ask for the password of `ELS_OPS_AUTH` but at `/healthz`, and bind the browser's hands."""
+    """Require the password of `ELS_OPS_AUTH`, except for `/healthz`; add security headers."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         given = settings.ops_auth.get_secret_value() if settings.ops_auth else None
@@ -156,26 +155,25 @@ class Guard:
         self.wanted = b"Basic " + base64.b64encode(given.encode()) if given else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer for the app, or let it answer."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
 
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                told = {name.lower() for name, _ in message["headers"]}
+                present = {name.lower() for name, _ in message["headers"]}
                 more = [(n.lower().encode(), v.encode()) for n, v in HEADERS.items()]
-                if b"cache-control" not in told:
+                if b"cache-control" not in present:
                     more.append((b"cache-control", b"no-store"))
                 message["headers"] = [*message["headers"], *more]
             await send(message)
 
-        if not self._known(scope):
+        if not self._allowed(scope):
             ask = {"WWW-Authenticate": 'Basic realm="els"'}
             refused = PlainTextResponse("a password is needed\n", status_code=401, headers=ask)
             return await refused(scope, receive, guarded)
         return await self.app(scope, receive, guarded)
 
-    def _known(self, scope: Scope) -> bool:
+    def _allowed(self, scope: Scope) -> bool:
         header = dict(scope["headers"]).get(b"authorization", b"")
-        at_liberty = self.wanted is None or scope["path"] == "/healthz"
-        return at_liberty or secrets.compare_digest(header, self.wanted or b"")
+        public = self.wanted is None or scope["path"] == "/healthz"
+        return public or secrets.compare_digest(header, self.wanted or b"")

@@ -1,4 +1,4 @@
-"""How the pages say things: states in words, moments both relative and in UTC, safe ids."""
+"""Templates, and how they write states, moments, numbers and ids."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -11,12 +11,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from core.states import BatchStatus
-from ops.cli.output import age, utc
+from ops.output import age, utc
 
 HERE = Path(__file__).parent
 STATIC = HERE / "static"
 NOT_REGISTERED = "not_registered"
-STATES = {  # as the contract names them -> in words
+STATES = {  # as the contract names them -> as the pages do
     BatchStatus.AWAITING_CONTENT_VALIDATION.value: "Waits for contents",
     BatchStatus.AWAITING_STUDENT_VALIDATION.value: "Waits for students",
     BatchStatus.READY_FOR_PIPELINE_EXECUTION.value: "Ready",
@@ -36,7 +36,7 @@ Render = Callable[..., str]
 
 
 def renderer() -> Render:
-    """Make the function that renders a template; everything in it is escaped."""
+    """Return the function that renders a template and escapes its values."""
     environment = Environment(
         loader=FileSystemLoader(HERE / "templates"),
         autoescape=True,
@@ -55,49 +55,48 @@ def renderer() -> Render:
         ago=ago, utc=utc, span=span, number=number, batch_url=batch_url, points=points
     )
 
-    def render(name: str, **told: Any) -> str:  # Any: whatever the template shows
-        return environment.get_template(name).render(told)
+    def render(name: str, **context: Any) -> str:  # Any: whatever the template shows
+        return environment.get_template(name).render(context)
 
     return render
 
 
 def ago(at: datetime) -> Markup:
-    """Write how long ago, or how far ahead, a moment is; the moment itself is its title."""
+    """Write `5 min ago` or `in 5 min`, with the moment as its title."""
     seconds = (datetime.now(UTC) - at).total_seconds()
-    told = f"in {age(-seconds)}" if seconds < 0 else f"{age(seconds)} ago"
-    return _moment(at, "ago", told)
+    text = f"in {age(-seconds)}" if seconds < 0 else f"{age(seconds)} ago"
+    return _moment(at, "ago", text)
 
 
 def span(at: datetime) -> Markup:
-    """Write the age of what began at a moment."""
+    """Write the time since a moment: `5 min`."""
     seconds = max((datetime.now(UTC) - at).total_seconds(), 0)
     return _moment(at, "span", age(seconds))
 
 
-def _moment(at: datetime, form: str, told: str) -> Markup:
-    """Mark a time up. All of it is ours, so nothing is escaped: a page has a hundred of these."""
-    return Markup(  # noqa: S704 - as said
-        f'<time datetime="{at.isoformat()}" title="{utc(at)}" data-{form}>{told}</time>'
+def _moment(at: datetime, form: str, text: str) -> Markup:
+    # Nothing here comes from outside, so nothing is escaped: a page has a hundred of these.
+    return Markup(  # noqa: S704 - as above
+        f'<time datetime="{at.isoformat()}" title="{utc(at)}" data-{form}>{text}</time>'
     )
 
 
 def number(count: int) -> str:
-    """Write a number, its thousands apart."""
+    """Write a number with a space between thousands."""
     return f"{count:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
 def row_id(batch_id: str) -> str:
-    """Name the row of a batch for the page: any batch, a letter's junk too, gives a plain word."""
+    """Make the HTML id of a batch's row; a malformed batch id in a dead letter is safe too."""
     return "row-" + blake2s(batch_id.encode("utf-8", "replace"), digest_size=8).hexdigest()
 
 
 def batch_url(batch_id: str) -> str:
-    """Name the page of a batch."""
     return "/batches/" + quote(batch_id, safe="")
 
 
 def points(rates: list[float], width: int, height: int) -> str:
-    """Draw a line through these values, for an SVG polyline."""
+    """Return the points of an SVG polyline through these values."""
     top = max(*rates, 1)
     step = width / (len(rates) - 1)
     return " ".join(

@@ -7,7 +7,7 @@ import redis
 from psycopg_pool import PoolTimeout
 
 OLD_SCHEMA = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn)
-SILENCE = (
+OUTAGES = (
     psycopg.OperationalError,
     psycopg.InterfaceError,
     *OLD_SCHEMA,
@@ -18,23 +18,24 @@ SILENCE = (
 
 
 @dataclass(frozen=True)
-class Away:
-    """What does not answer, why as it was told, and the next step."""
+class OutageNotice:
+    """What a page says about an outage; `step` is a command to run."""
 
     title: str
     reason: str
     step: str
 
 
-def silence(error: Exception) -> Away:
-    """Tell what an error of `SILENCE` means to a person."""
+def outage_notice(error: Exception) -> OutageNotice:
+    """Describe an error of `OUTAGES` to a person."""
     reason = " ".join(str(error).split()) or type(error).__name__
     match error:
         case _ if isinstance(error, OLD_SCHEMA):
-            return Away("The database is not at this version of the schema", reason, "els migrate")
+            title = "The database is not at this version of the schema"
+            return OutageNotice(title, reason, "els migrate")
         case psycopg.errors.QueryCanceled():
-            return Away("Postgres took too long to answer", reason, "els status")
+            return OutageNotice("Postgres took too long to answer", reason, "els status")
         case redis.RedisError():
-            return Away("Redis does not answer", reason, "els env")
+            return OutageNotice("Redis does not answer", reason, "els env")
         case _:
-            return Away("Postgres does not answer", reason, "els env")
+            return OutageNotice("Postgres does not answer", reason, "els env")

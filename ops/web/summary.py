@@ -1,0 +1,101 @@
+"""The service at one moment: the counters, the outages, and which batches are stuck."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import redis
+
+from core import db
+from core.checks import PAGE, CheckContext, Finding, Shared
+from core.db.connection import Conn, Row
+from core.explain import service_causes
+from core.rules import RULES, Cause, Rule
+from ops import queries
+from ops.web.connections import Connections
+
+NEVER = datetime.max.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Violation:
+    """A rule that a batch violates."""
+
+    rule: Rule
+    finding: Finding
+
+
+@dataclass(frozen=True)
+class StuckBatches:
+    at: datetime  # when the rules were checked
+    violations: dict[str, list[Violation]]  # by batch; the one stuck longest comes first
+    states: dict[str, str]  # by batch, of those that are registered
+    more: bool  # a rule has more findings than one check returns
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the top of every page shows; an outage keeps every batch waiting."""
+
+    counters: Row
+    workers: int
+    outages: list[Cause]
+    stuck: StuckBatches
+
+    @property
+    def redis_unreachable(self) -> bool:
+        return any(cause.code == "redis_unreachable" for cause in self.outages)
+
+
+def read_summary(connections: Connections, stuck: StuckBatches) -> Summary:
+    """Read everything except the rules, which take longer: see `find_stuck`."""
+    error = _error_of(connections.client.ping)
+    heartbeat = connections.heartbeat()
+    with connections.postgres() as conn:
+        holder = db.sweep.holder(conn) if heartbeat.beat_silent else None
+        return Summary(
+            counters=queries.counters(conn),
+            workers=len(heartbeat.workers),
+            outages=list(service_causes({"error": error} if error else {}, heartbeat, holder)),
+            stuck=stuck,
+        )
+
+
+def find_stuck(connections: Connections) -> StuckBatches:
+    """Check every rule on all batches; without Redis, the rules that do not need it.
+
+    Takes some 50 ms, and up to a second after a flush of Redis, when many batches violate one.
+    """
+    with connections.postgres() as conn:
+        context = CheckContext(conn, connections.slots, shared=Shared())
+        return _stuck(conn, [(rule, rule.find(context) or []) for rule in RULES])
+
+
+def _stuck(conn: Conn, found: list[tuple[Rule, list[Finding]]]) -> StuckBatches:
+    violations = _by_batch(found)
+    return StuckBatches(
+        at=datetime.now(UTC),
+        violations=violations,
+        states=queries.states(conn, list(violations)),
+        more=any(len(those) >= PAGE for _, those in found),
+    )
+
+
+def _error_of(ask: Callable[[], object]) -> str | None:
+    try:
+        ask()
+    except redis.RedisError as error:
+        return str(error)
+    return None
+
+
+def _by_batch(found: list[tuple[Rule, list[Finding]]]) -> dict[str, list[Violation]]:
+    violations: dict[str, list[Violation]] = {}
+    for rule, those in found:
+        for finding in those:
+            violations.setdefault(finding.batch_id, []).append(Violation(rule, finding))
+
+    def since(batch_id: str) -> tuple[datetime, str]:
+        return min(each.finding.since or NEVER for each in violations[batch_id]), batch_id
+
+    return {batch_id: violations[batch_id] for batch_id in sorted(violations, key=since)}
