@@ -4,7 +4,7 @@ SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help env demo run test test-outages test-rabbitmq torture bench check lock clean
+.PHONY: help env demo run quick test test-outages test-rabbitmq torture bench check hooks lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -21,6 +21,9 @@ demo: env ## run the whole service on embedded servers and send it real work
 
 run: env ## run the whole service until Ctrl-C
 	@$(BIN)/els run
+
+quick: env ## run the tests of core and tasks, without the slow ones (a minute and a half)
+	@$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" tests/core tests/tasks $(ARGS)
 
 test: env ## run the tests, on embedded servers (nine minutes)
 	@echo "== tests (nine minutes on two cores; real servers and workers)"
@@ -55,6 +58,10 @@ check: env ## run linters and type checks
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+hooks: ## let git run the checks before each commit
+	@if command -v pre-commit >/dev/null; then pre-commit install; \
+	else git config core.hooksPath scripts/hooks; fi
 
 lock: ## resolve and pin the requirements files again (needs uv)
 	uv pip compile --universal --generate-hashes --python-version 3.11 -q pyproject.toml --extra tracing -o requirements.txt

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import redis
+import structlog
 
 from core import db
 from core.lifecycle import Lifecycle
@@ -33,6 +34,11 @@ def _server(name, home):
 
 
 os.environ.update({name: _server(name, Path()).url for name in PORTS})
+
+
+# By itself structlog draws each traceback with Rich, which takes seconds where it is deep.
+PLAIN = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+structlog.configure(processors=[*structlog.get_config()["processors"][:-1], PLAIN])
 
 
 def pytest_addoption(parser):

@@ -160,6 +160,7 @@ def behind_a_proxy(url):
         yield proxy, url.replace(f":{parts.port}/", f":{proxy.port}/")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("new", [False, True], ids=["this one", "all"])
 def test_a_swallowed_connection_is_given_up_while_a_statement_waits(url, new):
     with behind_a_proxy(url) as (proxy, through), db.connect(through, size=1) as pool:
@@ -207,6 +208,7 @@ def _send_all(postgres, number):
         each.send_signal(number)
 
 
+@pytest.mark.slow
 def test_a_frozen_server_is_noticed_and_the_pool_goes_on_once_it_thaws(server):
     with db.connect(server.url, size=1) as pool:
         with pool.connection() as conn:
@@ -226,6 +228,7 @@ def test_a_frozen_server_is_noticed_and_the_pool_goes_on_once_it_thaws(server):
     assert again == {"n": 3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("new", [False, True], ids=["this one", "all"])
 def test_a_swallowed_connection_to_redis_is_given_up_and_replaced(new):
     parts = urlsplit(os.environ["ELS_REDIS_URL"])

@@ -185,6 +185,7 @@ def statuses(conn):
     return {row["batch_id"]: row["status"] for row in rows}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_every_state_has_a_cause_and_no_repair_makes_it_worse(
     alone, lifecycle, conn, slots, monkeypatch, shard

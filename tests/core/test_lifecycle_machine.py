@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -213,6 +214,7 @@ def looks_registered(machine):
         return looks.batch(conn, machine.batch_id) is not None
 
 
+@pytest.mark.slow
 def test_the_invariants_hold_whatever_happens(pool, slots, monkeypatch):
     monkeypatch.setattr(OneBatch, "pool", pool)
     monkeypatch.setattr(OneBatch, "slots", slots)

@@ -234,13 +234,13 @@ def test_statements_are_prepared_as_before(spans, send, batch_id):
 
 def test_log_lines_carry_the_trace(spans, send, batch_id, capsys):
     root = logging.getLogger()
-    before, level = root.handlers, root.level
+    before, level, config = root.handlers, root.level, structlog.get_config()
     try:
         logs.configure(Settings(log_format="json"))
         send(REGISTER, registration(batch_id, 1), headers=UPSTREAM)
     finally:
         root.handlers, root.level = before, level
-        structlog.reset_defaults()
+        structlog.configure(**config)
 
     (line,) = [line for line in capsys.readouterr().err.splitlines() if '"registered"' in line]
     (task,) = [s for s in spans.of_upstream() if s.name == REGISTER]
