@@ -95,14 +95,14 @@ def _report(context: RepairContext, options: argparse.Namespace) -> None:
     print(f"  quiet   {_times(quiet)}")
     print(f"  mending {_times(busy)}, {mended} batches mended")
     with context.lifecycle.pool.connection() as conn:
-        check = CheckContext(conn, context.lifecycle.slots)
+        checked = CheckContext(conn, context.lifecycle.slots)
         for rule in RULES:
-            print(f"    {rule.code:26} {_times([_timed(rule.check, check) for _ in range(9)])}")
+            print(f"    {rule.code:26} {_times([_timed(rule.check, checked) for _ in range(9)])}")
 
 
-def _timed(check: Callable[[CheckContext], object], look: CheckContext) -> float:
+def _timed(check: Callable[[CheckContext], object], context: CheckContext) -> float:
     started = time.perf_counter()
-    check(check)
+    check(context)
     return time.perf_counter() - started
 
 

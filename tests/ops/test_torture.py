@@ -82,7 +82,7 @@ def spoilt(monkeypatch):
         def spoil_when_quiet(session, batches):
             quiet = is_quiet(session, batches)
             if quiet:
-                with session.stage.books() as conn:
+                with session.stage.connection() as conn:
                     conn.execute(statement, {"batch": batches[0]})
             return quiet
 
