@@ -145,7 +145,7 @@ class Place:
 
 @contextmanager
 def channel_on(transport_name=OURS, **options):
-    """Open a channel that leaves what it holds as it is, like a worker that is killed."""
+    """Open a channel that leaves unacked entries behind, like a worker that is killed."""
     options = {"visibility_timeout": VISIBILITY_S, **options}
     with Connection(URL, transport=transport_name, transport_options=options) as connection:
         channel = connection.channel()

@@ -248,7 +248,7 @@ class Swallower:
         return self.target._replace(netloc=f"{login}@{host}").geturl()
 
     def swallow(self):
-        """Pass nothing on between those who are connected now. Who connects anew is served."""
+        """Pass nothing on between those who are connected now. New connections are served."""
         self.dead.update(self.sockets)
 
     def _accept(self):

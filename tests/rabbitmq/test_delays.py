@@ -71,7 +71,8 @@ def test_a_worker_with_many_far_etas_takes_other_messages(workers, batch, outcom
 
 def test_a_retry_after_a_fraction_of_a_second_is_not_lost(workers, batch, valkey, outcome_of):
     """`SlotsInFlight`: others have claimed every slot, and have not placed anything yet."""
-    others = Slots(valkey).claim(batch, [f"other-{number}" for number in range(SLOTS)])
+    claimants = [f"other-{number}" for number in range(SLOTS)]
+    others = Slots(valkey).claim({batch: claimants})[batch]
     event = make.content(batch, "late")
 
     workers.send("els.assign_content", event)
