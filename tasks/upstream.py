@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import structlog
-from billiard.exceptions import WorkerLostError
 from celery import Task
 from celery.exceptions import Reject
 from structlog.contextvars import bind_contextvars, clear_contextvars
@@ -62,7 +61,7 @@ def execute(
     clear_contextvars()
     bind_contextvars(task=task.name, task_id=task.request.id)
     if (died := deaths.count(task.request)) >= DEATHS:
-        error = WorkerLostError("its worker died at each delivery")
+        error = RuntimeError("its worker died at each delivery")
         return _refuse(task, body_of(args, kwargs), error, "POISON_MESSAGE", died)
     started = time.monotonic()
     try:
