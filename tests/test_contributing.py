@@ -21,7 +21,8 @@ BLOCKS = "".join(re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL))
 INLINE = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL))
 NAMED = sorted({*INLINE, *re.findall(r"^make [\w-]+|\btests/\S+", BLOCKS, re.MULTILINE)})
 MAKEFILE = (ROOT / "Makefile").read_text()
-ROUTES = re.findall(r'"(/[\w/]+)"', (ROOT / "ops/web/page.py").read_text())
+WEB = "".join(path.read_text() for path in (ROOT / "ops/web").glob("*.py"))
+ROUTES = re.findall(r'"(/[\w/]+)"', WEB)
 
 # The worked examples add these: they do not exist.
 EXAMPLES = {
