@@ -26,8 +26,8 @@ quick: env ## run the tests of core and tasks, without the slow ones (90 seconds
 	@$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" tests/core tests/tasks $(ARGS)
 
 test: env ## run the tests, on embedded servers (eight minutes)
-	@echo "== tests (eight minutes on two cores; real servers and workers; the longest files first)"
-	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not outage" --ignore tests/rabbitmq tests/ops tests/live tests $(ARGS)
+	@echo "== tests (eight minutes on two cores; real servers and workers)"
+	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not outage" --ignore tests/rabbitmq $(ARGS)
 
 test-outages: env ## run the tests of servers that refuse, hang or fall silent (ten minutes)
 	@$(BIN)/python -m pytest -n auto --maxprocesses 3 -m outage tests/live $(ARGS)

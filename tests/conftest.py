@@ -59,6 +59,11 @@ def pytest_xdist_setupnodes():
         raise pytest.UsageError(f"{', '.join(GIVEN)}: given servers are for one process, `-n 0`")
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with the longest files, so that no process works alone in the end."""
+    items.sort(key=lambda item: item.path.parent.name not in {"ops", "live"})
+
+
 def pytest_generate_tests(metafunc):
     if "run" in metafunc.fixturenames:
         metafunc.parametrize("run", range(metafunc.config.getoption("--runs")))
