@@ -4,6 +4,7 @@ import ast
 import builtins
 import keyword
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ INLINE = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", PAGE, flags=re.DOTA
 NAMED = sorted({*INLINE, *re.findall(r"^make [\w-]+|\btests/\S+", BLOCKS, re.MULTILINE)})
 MAKEFILE = (ROOT / "Makefile").read_text()
 WEB = "".join(path.read_text() for path in (ROOT / "ops/web").glob("*.py"))
+PYTEST = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
 ROUTES = re.findall(r'"(/[\w/]+)"', WEB)
 
 # The worked examples add these: they do not exist.
@@ -82,6 +84,7 @@ def words():
         *re.findall(r"\b(?:Els|els_)\w+", deployed),
         *re.findall(r"\$\((\w+)\)", MAKEFILE),
         *PACKAGES,
+        *(marker.split(":")[0] for marker in PYTEST["markers"]),
         *schema,
         *CAUSES,
         *COLUMNS_OF_RULES,
