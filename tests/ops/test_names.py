@@ -71,7 +71,8 @@ def test_every_name_and_key_is_read_back_to_the_letter(service, books):
 
     told = submit(service, *events)
 
-    assert {line["outcome"] for line in told} == {
+    # A content may overtake its registration on the way to another process.
+    assert {line["outcome"] for line in told} - {"pending"} == {
         "registered",
         "assigned",
         "accepted",
