@@ -19,13 +19,12 @@ from kombu import Message
 from core import db
 from core.db.dead_letters import DeadLetter
 from core.faults import safe_message, sqlstate
-from core.messages import canonical
+from core.messages import IDENTIFIER, canonical
 from tasks.app import settings
 from tasks.attempts import attempts
 from tasks.resources import resources
 
 UNKNOWN = "unknown"  # the task of a malformed message: nobody can replay it
-IDENTIFIER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 log = structlog.get_logger(__name__)
 
 
@@ -37,7 +36,7 @@ def letter_of(
     return DeadLetter(
         task=task,
         task_id=task_id,
-        batch_id=named if isinstance(named, str) and IDENTIFIER.fullmatch(named) else None,
+        batch_id=named if isinstance(named, str) and re.fullmatch(IDENTIFIER, named) else None,
         body=as_json(body),
         code=code,
         message=safe_message(error),

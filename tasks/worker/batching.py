@@ -158,8 +158,7 @@ class BatchJob:
             if isinstance(info.exception, WorkerLostError | SystemExit):
                 request.on_failure(info)
             else:
-                task_ready(request)
-                request.reject()
+                request.give_back()
         log.error("job_failed", messages=len(self._requests), error=repr(info.exception))
 
 
@@ -178,12 +177,10 @@ def ending(*requests: QuietRequest) -> Iterator[None]:
     except Exception:
         log.exception("task_not_ended", tasks=[request.id for request in requests])
         for request in requests:
-            task_ready(request)
-            if request.acknowledged:
-                continue
             if request.name in request.upstream:
-                request.reject()
+                request.give_back()
             else:
+                task_ready(request)
                 request.acknowledge()
 
 

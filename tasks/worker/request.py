@@ -61,8 +61,13 @@ class QuietRequest(Request):
             self.acknowledged = True
 
     def reject(self, requeue: bool = True) -> None:
-        """Give the message back to the broker; never drop one."""
+        """Give the message back to the broker if it is there still; never drop one."""
         super().reject(requeue=True)
+
+    def give_back(self) -> None:
+        """Give the message back to the broker; its request is at an end here."""
+        task_ready(self)
+        self.reject()
 
     def on_failure(
         self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
@@ -76,15 +81,13 @@ class QuietRequest(Request):
                 deaths.note(self.id)
         elif self.name in self.upstream and not isinstance(error, PASSED_ON):
             log.error("message_goes_back", task=self.name, task_id=self.id, error=repr(error))
-            task_ready(self)
-            self.reject()
+            self.give_back()
             return
         try:
             super().on_failure(exc_info, send_failed_event, return_ok)
         except RedisError:  # it takes no result of a step of the chord; the sweep comes after
             log.exception("failure_not_recorded", task=self.name, task_id=self.id)
-            if not self.acknowledged:
-                self.reject()
+            self.reject()
 
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002 - as Celery calls it
         """Send monitors the name of an error alone: its text may quote a row."""
@@ -116,7 +119,6 @@ class QuietRequest(Request):
 
     def _release(self, acknowledge: Callable[[], None], kept: int | None) -> None:
         if kept is None:
-            task_ready(self)
-            self.reject()
+            self.give_back()
         else:
             acknowledge()
