@@ -25,8 +25,8 @@ run: env ## run the whole service until Ctrl-C
 quick: env ## run the tests of core and tasks, without the slow ones (90 seconds)
 	@$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" tests/core tests/tasks $(ARGS)
 
-test: env ## run the tests, on embedded servers (eight minutes)
-	@echo "== tests (eight minutes on two cores; real servers and workers)"
+test: env ## run the tests, on embedded servers (ten minutes)
+	@echo "== tests (ten minutes on two cores; real servers and workers)"
 	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not outage" --ignore tests/rabbitmq $(ARGS)
 
 test-outages: env ## run the tests of servers that refuse, hang or fall silent (ten minutes)
