@@ -4,7 +4,7 @@ SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help env demo run quick test test-outages test-rabbitmq torture bench check hooks lock clean
+.PHONY: help env demo run quick test test-outages test-rabbitmq test-servers torture bench check hooks lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -27,7 +27,7 @@ quick: env ## run the tests of core and tasks, without the slow ones (90 seconds
 
 test: env ## run the tests, on embedded servers (ten minutes)
 	@echo "== tests (ten minutes on two cores; real servers and workers)"
-	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not outage" --ignore tests/rabbitmq $(ARGS)
+	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not outage" --ignore tests/rabbitmq --ignore tests/servers $(ARGS)
 
 test-outages: env ## run the tests of servers that refuse, hang or fall silent (ten minutes)
 	@$(BIN)/python -m pytest -n auto --maxprocesses 3 -m outage tests/live $(ARGS)
@@ -35,6 +35,11 @@ test-outages: env ## run the tests of servers that refuse, hang or fall silent (
 test-rabbitmq: env ## run the tests on a real RabbitMQ (Debian's; seven minutes)
 	@sh scripts/rabbitmq install || echo "== its tests are skipped"
 	@$(BIN)/python -m pytest -n 0 tests/rabbitmq $(ARGS)
+
+test-servers: env ## run the tests on Debian's servers: pooled, replicated, encrypted, watched
+	@sh scripts/debian postgresql redis-server redis-sentinel pgbouncer prometheus \
+		|| echo "== the tests of what is missing are skipped"
+	@$(BIN)/python -m pytest -n auto --dist loadfile tests/servers $(ARGS)
 
 torture: env ## kill a worker 25 times at every crash point, then ten minutes of random faults
 	@echo "== every crash point 25 times (about an hour)"

@@ -1,0 +1,15 @@
+"""Servers as Debian packages them: each test starts its own, in a folder, on loopback."""
+
+import os
+import shutil
+
+import pytest
+
+# Where Debian puts programs that are not on everybody's path.
+ELSEWHERE = ("/usr/sbin", "/usr/lib/postgresql/15/bin", "/usr/lib/postgresql/17/bin")
+
+
+def program(name: str) -> str:
+    """Return the path of a program; a test is skipped, with its name, where there is none."""
+    found = shutil.which(name, path=os.pathsep.join((os.environ.get("PATH", ""), *ELSEWHERE)))
+    return found or pytest.skip(f"{name} is not installed: `make test-servers` installs it as root")
