@@ -4,7 +4,7 @@ SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help env demo run quick test test-outages test-rabbitmq test-servers torture bench check hooks lock clean
+.PHONY: help env demo run quick test test-outages test-rabbitmq test-servers torture bench check reference hooks lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -63,6 +63,9 @@ check: env ## run linters and type checks
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+reference: env ## write docs/reference from the catalogue of tasks and events
+	@$(BIN)/python -m ops.reference docs/reference
 
 hooks: ## let git run the checks before each commit
 	@if command -v pre-commit >/dev/null; then pre-commit install; \

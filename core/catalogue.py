@@ -7,6 +7,8 @@ and a test compares them with this list.
 import re
 from dataclasses import dataclass
 
+from core import event_bodies
+from core.event_bodies import Body
 from core.messages import (
     BULK_LIMIT,
     SINGLE_LIMIT,
@@ -39,9 +41,13 @@ class Task:
 class EventType:
     """An outgoing event and when it is written; an `opt_in` one only where a route asks for it."""
 
-    name: str
+    body: type[Body]
     when: str
     opt_in: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.body.__name__
 
 
 REGISTER_BATCH = Task("els.register_batch", BatchEssaysRegistered, "essay_ids", BULK_LIMIT)
@@ -73,22 +79,31 @@ TASKS = {
 BATCHED = tuple(task.name for task in TASKS.values() if task.batched)
 
 BATCH_CONTENT_PROVISIONING_COMPLETED = EventType(
-    "BatchContentProvisioningCompleted", "once, when every slot is accounted for"
+    event_bodies.BatchContentProvisioningCompleted,
+    "once, when every slot is accounted for",
 )
 BATCH_ESSAYS_READY = EventType(
-    "BatchEssaysReady",
+    event_bodies.BatchEssaysReady,
     "once, with completion (guest batch) or when the students are confirmed (regular batch);"
     " never if every slot failed",
 )
-BATCH_VALIDATION_ERRORS = EventType("BatchValidationErrors", "with completion, if a slot failed")
+BATCH_VALIDATION_ERRORS = EventType(
+    event_bodies.BatchValidationErrors, "with completion, if a slot failed"
+)
 EXCESS_CONTENT_PROVISIONED = EventType(
-    "ExcessContentProvisioned", "once for each content that found every slot taken"
+    event_bodies.ExcessContentProvisioned,
+    "once for each content that found every slot taken",
 )
 ESSAY_SLOT_ASSIGNED = EventType(
-    "EssaySlotAssigned", "once for each content with a slot", opt_in=True
+    event_bodies.EssaySlotAssigned,
+    "once for each content with a slot",
+    opt_in=True,
 )
-BATCH_READINESS_TIMEOUT = EventType("BatchReadinessTimeout", "once, when the deadline has passed")
-BATCH_CANCELLED = EventType("BatchCancelled", "once, when the batch is cancelled")
+BATCH_READINESS_TIMEOUT = EventType(
+    event_bodies.BatchReadinessTimeout,
+    "once, when the deadline has passed",
+)
+BATCH_CANCELLED = EventType(event_bodies.BatchCancelled, "once, when the batch is cancelled")
 
 EVENTS = {
     event.name: event
