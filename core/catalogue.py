@@ -12,6 +12,7 @@ from core.event_bodies import Body
 from core.messages import (
     BULK_LIMIT,
     SINGLE_LIMIT,
+    BatchAmended,
     BatchCancelled,
     BatchContentsProvisioned,
     BatchEssaysRegistered,
@@ -26,13 +27,13 @@ from core.messages import (
 class Task:
     """A task that upstream services call.
 
-    `known_by` is a field that tells its event from the others, which do not name their type.
+    An event does not name its type: it is the first task's of which it has a field of `known_by`.
     Messages of `batched` tasks take slots; a worker settles those that wait in one batch.
     """
 
     name: str
     model: type[Event]
-    known_by: str
+    known_by: tuple[str, ...]
     limit: int = SINGLE_LIMIT  # bytes of canonical JSON
     batched: bool = False
 
@@ -50,20 +51,23 @@ class EventType:
         return self.body.__name__
 
 
-REGISTER_BATCH = Task("els.register_batch", BatchEssaysRegistered, "essay_ids", BULK_LIMIT)
+REGISTER_BATCH = Task("els.register_batch", BatchEssaysRegistered, ("essay_ids",), BULK_LIMIT)
 ASSIGN_CONTENT = Task(
-    "els.assign_content", EssayContentProvisioned, "text_storage_id", batched=True
+    "els.assign_content", EssayContentProvisioned, ("text_storage_id",), batched=True
 )
 ASSIGN_CONTENTS = Task(
-    "els.assign_contents", BatchContentsProvisioned, "contents", BULK_LIMIT, batched=True
+    "els.assign_contents", BatchContentsProvisioned, ("contents",), BULK_LIMIT, batched=True
 )
 REJECT_CONTENT = Task(
-    "els.reject_content", EssayValidationFailed, "validation_error_code", batched=True
+    "els.reject_content", EssayValidationFailed, ("validation_error_code",), batched=True
 )
 CONFIRM_STUDENTS = Task(
-    "els.confirm_students", StudentAssociationsConfirmed, "associations", BULK_LIMIT
+    "els.confirm_students", StudentAssociationsConfirmed, ("associations",), BULK_LIMIT
 )
-CANCEL_BATCH = Task("els.cancel_batch", BatchCancelled, "reason")
+CANCEL_BATCH = Task("els.cancel_batch", BatchCancelled, ("reason",))
+AMEND_BATCH = Task(
+    "els.amend_batch", BatchAmended, ("student_prompt_ref", "deadline_s", "on_deadline")
+)
 
 TASKS = {
     task.name: task
@@ -74,6 +78,7 @@ TASKS = {
         REJECT_CONTENT,
         CONFIRM_STUDENTS,
         CANCEL_BATCH,
+        AMEND_BATCH,
     )
 }
 BATCHED = tuple(task.name for task in TASKS.values() if task.batched)

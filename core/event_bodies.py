@@ -49,6 +49,10 @@ class FailedEssay(Body):
     """The essay."""
     validation_error_code: ErrorCode | None = None
     """Why the file was rejected; absent: no file came before the deadline."""
+    validation_error_detail: JsonObject | None = None
+    """What the file service said about it."""
+    failed_at: AwareDatetime | None = None
+    """When the rejection took the slot."""
     file_upload_id: StorageKey | None = None
     """The upload of the rejected file."""
     original_file_name: FileName | None = None
@@ -92,6 +96,8 @@ class _OfRegistration(_OfEssays):
     """`GUEST`: registered without a class. `REGULAR`: with one."""
     course_code: Name
     """As registered."""
+    course_language: Name | None = None
+    """As registered."""
     user_id: Name
     """As registered."""
     org_id: Name | None = None
@@ -106,6 +112,8 @@ class _OfRegistration(_OfEssays):
     """The number of slots without a content."""
     manifest_sha256: Sha256
     """The digest of all essays with a content; see the rule of the manifest."""
+    reason: Literal["DEADLINE_PASSED"] | None = None
+    """Present where the batch went on at a deadline, without some contents or students."""
     objects_ref: dict[str, ObjectRef] | None = None
     """By name, the objects of the sender's that are left out because they are too large."""
 

@@ -28,6 +28,7 @@ ESSAYS_IN_REF = 1_000  # essays that an event over the limit still carries, if t
 ROOM = 64 * KIB  # of an event over the limit: for its names, its references and the first essays
 OBJECTS = ("metadata", "student_prompt_ref")  # the sender's, of up to 8 MiB
 NOT_RECEIVED = "NOT_RECEIVED"  # category of a slot that was open at the deadline
+DEADLINE_PASSED = "DEADLINE_PASSED"  # why a batch went on without some contents or students
 MISSING_NAMED = 5_000  # missing essays named in an event: 330 KiB of ids at most
 NEVER_FITS = EVENT_LIMIT // 100  # essays; each takes over 100 bytes of JSON
 
@@ -60,6 +61,7 @@ def completion(
         "failed_count": len(failed),
         "manifest_sha256": manifest,
         **_registered(batch, "metadata"),
+        **_reason(after_deadline=lacks_some(failed)),
     }
     events = [
         Outgoing(
@@ -72,7 +74,9 @@ def completion(
     return events
 
 
-def essays_ready(batch: Tracker, essays: Sequence[Row], manifest: str) -> Outgoing:
+def essays_ready(
+    batch: Tracker, essays: Sequence[Row], manifest: str, *, after_deadline: bool
+) -> Outgoing:
     data = {
         "batch_id": batch.batch_id,
         "expected_count": batch.expected_count,
@@ -80,6 +84,7 @@ def essays_ready(batch: Tracker, essays: Sequence[Row], manifest: str) -> Outgoi
         "failed_count": batch.expected_count - len(essays),
         "manifest_sha256": manifest,
         **_registered(batch, *OBJECTS),
+        **_reason(after_deadline=after_deadline),
     }
     return Outgoing(BATCH_ESSAYS_READY.name, _with_essays(data, "ready_essays", essays))
 
@@ -126,9 +131,26 @@ def _validation_errors(batch_id: str, failed: Sequence[Row], *, critical: bool) 
     return Outgoing(BATCH_VALIDATION_ERRORS.name, _with_essays(data, "failed_essays", failed))
 
 
+def lacks_some(failed: Iterable[Row]) -> bool:
+    """Tell whether a deadline has passed before every slot had a content or a rejected file."""
+    return any(essay["validation_error_code"] is None for essay in failed)
+
+
+def _reason(*, after_deadline: bool) -> Row:
+    return {"reason": DEADLINE_PASSED} if after_deadline else {}
+
+
 def _registered(batch: Tracker, *objects: str) -> Row:
     """Repeat fields of the registration to the letter, without those that it left out."""
-    names = ("class_type", "course_code", "user_id", "org_id", "class_id", *objects)
+    names = (
+        "class_type",
+        "course_code",
+        "course_language",
+        "user_id",
+        "org_id",
+        "class_id",
+        *objects,
+    )
     fields = {name: getattr(batch, name) for name in names}
     return {name: value for name, value in fields.items() if value is not None}
 
@@ -187,6 +209,8 @@ def _essay(row: Row) -> Row:
         "file_upload_id",
         "original_file_name",
         "validation_error_code",
+        "validation_error_detail",
+        "failed_at",
         "student_id",
     )
     return {name: row[name] for name in names if row[name] is not None}

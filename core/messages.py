@@ -73,6 +73,8 @@ Timestamp = Annotated[
     Field(json_schema_extra={"pattern": r"([Zz]|[+-]00:00)$"}),
 ]
 FileName = Annotated[str, Field(min_length=1, max_length=1024)]
+Seconds = Annotated[float, Field(gt=0, le=10 * 366 * 86_400)]
+AtDeadline = Literal["fail", "proceed"]
 FileSize = Annotated[int, Field(ge=0, le=BIGINT_MAX)]
 JsonObject = dict[str, JsonValue]
 ErrorCode = Literal[
@@ -121,6 +123,8 @@ class BatchEssaysRegistered(Event):
     """The number of `essay_ids`."""
     course_code: Name
     """The course, as the events repeat it."""
+    course_language: Name | None = None
+    """The language of the course, as the events repeat it."""
     user_id: Name
     """The teacher."""
     org_id: Name | None = None
@@ -130,9 +134,9 @@ class BatchEssaysRegistered(Event):
     which then waits for `els.confirm_students`."""
     student_prompt_ref: JsonObject | None = None
     """Where the students' task is; `BatchEssaysReady` carries it."""
-    deadline_s: Annotated[float, Field(gt=0, le=10 * 366 * 86_400)] = 86_400
+    deadline_s: Seconds = 86_400
     """Seconds from the registration until the batch no longer waits; at most ten years."""
-    on_deadline: Literal["fail", "proceed"] = "fail"
+    on_deadline: AtDeadline = "fail"
     """At the deadline: give the batch up, or go on without the essays that are missing."""
     metadata: JsonObject | None = None
     """Anything of the sender's; the events carry it."""
@@ -231,6 +235,34 @@ class BatchCancelled(Event):
 
     reason: Annotated[str, Field(min_length=1, max_length=1024)]
     """Why; the event repeats it."""
+
+
+class BatchAmended(Event):
+    """The orchestrator changes a batch that is not sealed yet. It names one field at least."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
+                for name in ("student_prompt_ref", "deadline_s", "on_deadline")
+            ]
+        }
+    )
+
+    student_prompt_ref: JsonObject | None = None
+    """Where the students' task is from now on; `BatchEssaysReady` carries it."""
+    deadline_s: Seconds | None = None
+    """Seconds from now until the batch no longer waits; at most ten years."""
+    on_deadline: AtDeadline | None = None
+    """At the deadline: give the batch up, or go on without the essays that are missing."""
+
+    @model_validator(mode="after")
+    def _amends_something(self) -> Self:
+        if all(
+            each is None for each in (self.student_prompt_ref, self.deadline_s, self.on_deadline)
+        ):
+            raise ValueError("name student_prompt_ref, deadline_s or on_deadline")
+        return self
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The six tasks that upstream services enqueue.
+"""The seven tasks that upstream services enqueue.
 
 Each validates its message, takes one step of the lifecycle and returns its value. A message that
 the service cannot execute becomes a dead letter.
@@ -18,6 +18,7 @@ from core import metrics
 from core.assignment import Result
 from core.backoff import waited_s
 from core.catalogue import (
+    AMEND_BATCH,
     ASSIGN_CONTENT,
     ASSIGN_CONTENTS,
     CANCEL_BATCH,
@@ -148,6 +149,12 @@ def confirm_students(self: AnyTask, /, *args: object, **kwargs: object) -> Value
 def cancel_batch(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     """Give a batch up."""
     return execute(self, args, kwargs, resources().lifecycle.cancel_batch)
+
+
+@app.task(bind=True, name=AMEND_BATCH.name, typing=False)
+def amend_batch(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
+    """Change a batch that is not sealed yet."""
+    return execute(self, args, kwargs, resources().lifecycle.amend_batch)
 
 
 QuietRequest.upstream = frozenset(TASKS)

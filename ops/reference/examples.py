@@ -57,6 +57,7 @@ TASK_EXAMPLES: dict[str, Json] = {
         essay_ids=["essay-1", "essay-2", "essay-3"],
         expected_essay_count=3,
         course_code="ENG5",
+        course_language="en",
         user_id=PERSON,
         org_id="skolan_vasteras",
         class_id="7b",
@@ -89,6 +90,12 @@ TASK_EXAMPLES: dict[str, Json] = {
     "els.cancel_batch": _event(
         "b9f5a0d2-3f1a-4a58-8d53-1f6f6f0a1a06", "08:50:00", reason="the teacher chose another class"
     ),
+    "els.amend_batch": _event(
+        "b9f5a0d2-3f1a-4a58-8d53-1f6f6f0a1a07",
+        "08:02:00",
+        student_prompt_ref={"storage_id": "prompts/eng5/8.txt"},
+        deadline_s=3_600,
+    ),
 }
 
 
@@ -113,6 +120,7 @@ ESSAYS = [{"essay_id": f"essay-{number}", **_content(number)} for number in (1, 
 REGISTERED = {
     "class_type": "REGULAR",
     "course_code": "ENG5",
+    "course_language": "en",
     "user_id": PERSON,
     "org_id": "skolan_vasteras",
     "class_id": "7b",
@@ -153,6 +161,8 @@ EVENT_EXAMPLES: dict[str, Json] = {
                         "file_upload_id": "upload-3",
                         "original_file_name": "Uppsats 3.pdf",
                         "validation_error_code": "ENCRYPTED_FILE_UNSUPPORTED",
+                        "validation_error_detail": {"hint": "save the file without a password"},
+                        "failed_at": "2026-11-26T08:06:00.398Z",
                     }
                 ],
                 "total_errors": 1,

@@ -35,6 +35,7 @@ OUTCOMES: dict[str, list[tuple[str, str, str]]] = {
         ("confirmed", "`associated`", "so many associations are stored, and the batch is ready"),
     ],
     "els.cancel_batch": [("cancelled", "", "the batch is cancelled")],
+    "els.amend_batch": [("amended", "", "the batch has the new values")],
 }
 ANY_TASK = (
     "dead_letter",
@@ -46,7 +47,7 @@ CODES = {
     "VALIDATION_ERROR": "the body does not validate, or is too large",
     "IDEMPOTENCY_CONFLICT": "another body, or another task, used this `event_id` before",
     "REGISTRATION_CONFLICT": "the batch is registered, and this registration contradicts it",
-    "UNKNOWN_BATCH": "the batch to confirm or to cancel is not registered",
+    "UNKNOWN_BATCH": "the batch to confirm, to cancel or to amend is not registered",
     "UNKNOWN_ESSAY": "an association names an essay that the batch does not have",
     "WRONG_BATCH_STATE": "the batch is in a state that does not allow this",
     "RETRIES_EXHAUSTED": "contention lasted longer than `ELS_RETRY_FOR`",
