@@ -102,6 +102,21 @@ class Settings(BaseModel):
             names = [PREFIX + str(e["loc"][0]).upper() + ": " + e["msg"] for e in wrong]
             raise BadSettings("; ".join(names)) from error
 
+    @property
+    def internal_queue(self) -> str:
+        """The queue of the completion chord, which only workers write to."""
+        return f"{self.queue}.internal"
+
+    @property
+    def control_queue(self) -> str:
+        """The queue of the sweep and the relay, which only beat writes to."""
+        return f"{self.queue}.control"
+
+    @property
+    def queues(self) -> tuple[str, ...]:
+        """The queues of a worker, the most urgent first."""
+        return self.control_queue, self.internal_queue, self.queue
+
     def routes(self, event_type: str) -> list[Route]:
         """Return the consumers of an event type. By default an opt-in type has none."""
         if event_type in self.event_routes:

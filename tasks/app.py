@@ -1,6 +1,7 @@
 """The Celery app: its configuration. README.md in `tasks/worker` tells how our workers differ."""
 
 from celery import Celery, signals
+from kombu import Exchange, Queue
 
 from core import logs
 from core.catalogue import BATCHED
@@ -19,7 +20,10 @@ BYTES_AT_ONCE = 256 * 1024  # of these: some 800 contents, and always under `cla
 # Tasks that share jobs: the hop to a process costs as much as one of these. Not
 # els.announce_ready, which takes 2 ms a batch: other processes are to share these.
 QUICK = (*BATCHED, "els.seal_slots", "els.seal_books")
-FIRST = ("els.sweep", "els.relay")  # taken before all other messages: a backlog delays neither
+# What we send ourselves has queues of its own: a backlog of `els` delays none of it, and nobody
+# else needs a right to write there. Older workers send it to `els`, where it is executed as well.
+CONTROL = ("els.sweep", "els.relay")
+INTERNAL = ("els.seal_slots", "els.seal_books", "els.announce_ready", "els.seal_failed")
 ONCE = {"retry": False}  # of publishing a tick: beat itself tries again
 PUSHED = 2 * AT_ONCE  # messages a process on RabbitMQ, which pushes them: in work and next
 
@@ -31,6 +35,13 @@ app.conf.update(
     task_serializer="json",
     result_serializer="json",
     task_default_queue=settings.queue,
+    task_queues=[Queue(name, Exchange(name), routing_key=name) for name in settings.queues],
+    task_default_exchange=settings.queue,
+    task_default_routing_key=settings.queue,
+    task_routes={
+        **{task: {"queue": settings.control_queue} for task in CONTROL},
+        **{task: {"queue": settings.internal_queue} for task in INTERNAL},
+    },
     task_acks_late=True,
     task_reject_on_worker_lost=True,
     task_ignore_result=True,
@@ -56,7 +67,7 @@ app.conf.update(
         "socket_keepalive": True,
         "on_malformed": "tasks.dead_letters:keep_malformed",
         "batching": {"tasks": QUICK, "messages": AT_ONCE, "bytes": BYTES_AT_ONCE},
-        "urgent_tasks": FIRST,
+        "urgent_queues": settings.queues,
     },
     beat_scheduler="tasks.worker.beat:Scheduler",
     beat_schedule={  # no `expires`: beat would set it by its clock, a worker judge it by another
@@ -66,8 +77,7 @@ app.conf.update(
 )
 if str(app.conf.broker_url).startswith("amqp"):
     app.conf.update(
-        task_default_queue_type="quorum",
-        task_default_exchange_type="topic",
+        task_queues=[amqp.queue(name, delays=name == settings.queue) for name in settings.queues],
         task_create_missing_queue_type="quorum",  # those of events
         worker_prefetch_multiplier=PUSHED,
         broker_transport_options=amqp.OPTIONS,

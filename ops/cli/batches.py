@@ -68,7 +68,7 @@ def explain(
     found = endpoints(settings)
     client = connect(found.redis_url)
     slots = Slots(client)
-    heartbeat = read_heartbeat(client, found.broker_url, settings.queue)
+    heartbeat = read_heartbeat(client, found.broker_url, settings.queues)
     with connection(settings) as conn:
         explanation = explain_batch(conn, slots, batch, with_own_probe(heartbeat, conn, slots))
     if as_json:

@@ -2,13 +2,12 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import cast
 
 import redis
 from celery import Celery
-from kombu.exceptions import ChannelError
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
@@ -17,6 +16,7 @@ from prometheus_client.registry import Collector
 from core import heartbeat, metrics
 from core.rules import RULES
 from core.states import BatchStatus, ClassType
+from ops.queues import queue_lengths
 from ops.web.health import STUCK_LIMIT, UNANSWERED, SnapshotCache
 
 WAITING = {
@@ -35,10 +35,10 @@ class Exposition(Collector):
     """The service as Prometheus sees it; a part that does not answer is missing, its `els_up` 0."""
 
     def __init__(
-        self, snapshots: SnapshotCache, client: redis.Redis, broker: Celery, queue: str
+        self, snapshots: SnapshotCache, client: redis.Redis, broker: Celery, queues: Sequence[str]
     ) -> None:
         self._snapshots, self._client = snapshots, client
-        self._broker, self._queue = broker, queue
+        self._broker, self._queues = broker, queues
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -98,7 +98,10 @@ class Exposition(Collector):
 
     def _messages(self) -> Iterator[Metric]:
         waiting = _gauge("els_queue_messages", "Messages that no worker has taken.", "queue")
-        waiting.add_metric([self._queue], _length(self._broker, self._queue))
+        with self._broker.connection_for_read() as connection:
+            connection.ensure_connection(max_retries=1, timeout=2)
+            for queue, length in queue_lengths(connection, self._queues).items():
+                waiting.add_metric([queue], length)
         yield waiting
 
 
@@ -121,19 +124,6 @@ def _counted(client: redis.Redis) -> Iterator[Metric]:
         }
         metric.samples = [*(zero | known).values()]
         yield metric
-
-
-def _length(broker: Celery, queue: str) -> int:
-    """Count the messages in a queue of any broker."""
-    with broker.connection_for_read() as connection:
-        connection.ensure_connection(max_retries=1, timeout=2)
-        try:
-            channel: Any = connection.default_channel  # Any: kombu's channels have no types
-            return int(channel.queue_declare(queue, passive=True).message_count)
-        except ChannelError as error:
-            if "NOT_FOUND" not in str(error):  # both brokers use this word
-                raise OSError(f"the broker does not answer for queue {queue}: {error}") from error
-            return 0  # Redis has no empty queues
 
 
 def _gauge(name: str, meaning: str, *labels: str) -> GaugeMetricFamily:

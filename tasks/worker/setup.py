@@ -20,7 +20,7 @@ def set_up(app: Celery, settings: Settings) -> None:
     app.events.dispatcher_cls = "tasks.worker.monitoring:Dispatcher"
     if str(app.conf.broker_url).startswith("amqp"):
         app.steps["consumer"].add("tasks.worker.amqp_setup:Queues")
-        amqp_delays.wait_at_least_a_second()
+        amqp_delays.install()
     signals.worker_init.connect(partial(starting.start, app, settings), weak=False)
     if settings.crashpoint:  # in tests only
         signals.before_task_publish.connect(

@@ -14,6 +14,7 @@ import redis
 from celery import Celery
 
 from core.invariants import check_batches, check_slots
+from core.settings import Settings
 from core.slots import Slots
 from ops.stack.embedded import leashed
 from tests.core import looks
@@ -74,10 +75,11 @@ class Workers:
 
     def take_over(self):
         """Let the worker that stands by take messages."""
-        reply = self.upstream.control.add_consumer(
-            self.queue, destination=[self.waiting], reply=True, timeout=10, limit=1
-        )
-        assert reply, "the worker that stands by does not answer"
+        for queue in Settings(queue=self.queue).queues:
+            reply = self.upstream.control.add_consumer(
+                queue, destination=[self.waiting], reply=True, timeout=10, limit=1
+            )
+            assert reply, "the worker that stands by does not answer"
 
     def ready(self, count: int):
         """Wait until so many workers take messages."""

@@ -56,7 +56,7 @@ def begun(workers):
 
     def begin(client):
         tasks = []
-        while raw := client.rpop(workers.queue):
+        while raw := client.rpop(f"{workers.queue}.control"):
             tasks.append(json.loads(raw)["headers"]["task"])
             heartbeat.tick_begun(client, workers.queue, tasks[-1])
         return tasks
@@ -136,14 +136,14 @@ def test_ticks_do_not_pile_up_while_no_worker_begins_them(beat, workers, valkey)
 
     until(lambda: commands()["calls"] > 60, what="30 intervals have passed")
 
-    assert valkey.llen(workers.queue) == 2
+    assert valkey.llen(f"{workers.queue}.control") == 2
 
 
 def test_two_beats_do_not_hinder_each_other(beat, begun, workers, valkey):
     beats = [beat(), beat()]
 
     for _ in range(3):
-        until(lambda: valkey.llen(workers.queue), what="a tick is sent")
+        until(lambda: valkey.llen(f"{workers.queue}.control"), what="a tick is sent")
         begun(valkey)
 
     assert [each.poll() for each in beats] == [None, None]

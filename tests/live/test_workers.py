@@ -10,9 +10,12 @@ from random import Random
 import pytest
 import redis
 
+from core import heartbeat
 from tasks.worker.monitoring import FLUSHED_EVERY_S
 from tests import factories as make
 from tests.live.conftest import until
+
+BACKLOG = 400  # registrations: more than a second's work
 
 
 def test_twenty_deliveries_of_one_content_take_one_slot(five, conn, assert_invariants):
@@ -146,21 +149,35 @@ def test_task_events_are_published_in_batches_and_none_is_missing(workers):
     assert len(batches) <= told_s / FLUSHED_EVERY_S + 180 / 24 + 2  # 24: as Celery fills a batch
 
 
-def test_what_beat_sends_goes_before_all_that_waits(workers, valkey, tmp_path):
-    for n in range(3):
-        workers.send("els.assign_content", make.content(make.new_batch(), f"text-{n}"))
-    options = ("--schedule", str(tmp_path / "beat"))
-    workers.start(*options, command="beat", ELS_SWEEP_EVERY="0.5", ELS_RELAY_EVERY="0.5")
+def test_a_backlog_delays_neither_the_sweep_nor_a_full_batch(workers, valkey, events_of, tmp_path):
+    valkey.flushdb()
+    full = make.new_batch()
+    workers.send("els.register_batch", make.registration(full, 1))
+    workers.send("els.assign_content", make.content(full))
+    for _ in range(BACKLOG):
+        workers.send("els.register_batch", make.registration(make.new_batch(), 1))
+    workers.start("--schedule", str(tmp_path / "beat"), command="beat", ELS_SWEEP_EVERY="0.5")
+    until(lambda: valkey.llen(f"{workers.queue}.control"), what="beat has sent a sweep")
 
-    def waiting():
-        """List the tasks in the order in which they are taken."""
-        messages = reversed(valkey.lrange(workers.queue, 0, -1))
-        return [json.loads(message)["headers"]["task"] for message in messages]
+    workers.start(command="worker --pool prefork --concurrency 1")
+    until(lambda: events_of(full, "BatchEssaysReady"), what="the batch is ready")
+    left_when_ready = valkey.llen(workers.queue)
+    until(lambda: valkey.exists(heartbeat.SWEPT), what="the sweep has run")
+    left_when_swept = valkey.llen(workers.queue)
 
-    until(lambda: {"els.sweep", "els.relay"} <= {*waiting()}, what="beat has sent both")
+    assert left_when_ready > BACKLOG / 2
+    assert left_when_swept > BACKLOG / 2
 
-    assert waiting()[-3:] == ["els.assign_content"] * 3
-    assert {*waiting()[:-3]} == {"els.sweep", "els.relay"}
+
+@pytest.mark.parametrize("task", ["els.sweep", "els.seal_books"])
+def test_our_own_tasks_are_carried_out_on_the_queue_of_older_workers_too(workers, conn, task):
+    """An older worker, or an older beat, sends them there."""
+    workers.start()
+    kwargs = {} if task == "els.sweep" else {"batches": []}
+
+    sent = workers.upstream.send_task(task, kwargs=kwargs, queue=workers.queue, ignore_result=False)
+
+    assert isinstance(sent.get(timeout=30), dict)
 
 
 INTERRUPTED = """
