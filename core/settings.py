@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,6 +15,7 @@ from core.errors import BadSettings
 
 PREFIX = "ELS_"
 NAME = r"^[A-Za-z0-9_.-]{1,100}$"
+HOST = r"\*|(\*\.)?[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]|(?=.*:.*:)[0-9A-Fa-f:.]+"  # or pattern
 
 
 class Route(BaseModel):
@@ -60,6 +62,8 @@ class Settings(BaseModel):
     ops_host: str = "127.0.0.1"
     ops_port: int = Field(default=9095, ge=1, le=65535)
     ops_auth: SecretStr | None = None
+    ops_allowed_hosts: list[str] = []
+    health_port: int | None = Field(default=None, ge=1, le=65535)
     flower_host: str = "127.0.0.1"
     flower_port: int = Field(default=5555, ge=1, le=65535)
     flower_auth: SecretStr | None = None
@@ -73,6 +77,20 @@ class Settings(BaseModel):
     @classmethod
     def _from_json(cls, value: object) -> object:
         return json.loads(value) if isinstance(value, str) else value
+
+    @field_validator("ops_allowed_hosts", mode="before")
+    @classmethod
+    def _from_list(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return [host for part in value.split(",") if (host := part.strip())]
+
+    @field_validator("ops_allowed_hosts")
+    @classmethod
+    def _hosts(cls, hosts: list[str]) -> list[str]:
+        for wrong in (host for host in hosts if not re.fullmatch(HOST, host)):
+            raise ValueError(f"{wrong} is no name or address of a host: give it without a port")
+        return hosts
 
     @field_validator("event_routes")
     @classmethod

@@ -53,7 +53,7 @@ def migrate(home: Home = None, yes: Yes = False, as_json: AsJson = False) -> Non
 
 def ops() -> None:
     """Serve the pages, health and metrics over HTTP (`els run` starts it)."""
-    from ops.web.app import serve
+    from ops.web.server import serve
 
     serve(read_settings(None))
 
