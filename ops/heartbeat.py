@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 import redis
 
 from core import heartbeat as core_heartbeat
+from core.beats import read_beats
 from core.db.connection import Conn
 from core.heartbeat import NO_HEARTBEAT, Heartbeat
 from core.pauses import Pause
@@ -18,7 +19,8 @@ NO_RIGHT = "42501"
 def read_heartbeat(client: redis.Redis, broker_url: str, queue: str) -> Heartbeat:
     """Read the heartbeat; an empty one where Redis does not answer, which has its own cause."""
     try:
-        return core_heartbeat.read_heartbeat(client, _queue_length(broker_url, queue))
+        seen = core_heartbeat.read_heartbeat(client, _queue_length(broker_url, queue))
+        return replace(seen, beats=read_beats(client, queue))
     except redis.RedisError:
         return NO_HEARTBEAT
 

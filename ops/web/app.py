@@ -25,7 +25,7 @@ from core.errors import BadSettings
 from core.settings import Settings
 from ops.web.board import BadAddress
 from ops.web.connections import Connections
-from ops.web.health import SnapshotCache
+from ops.web.health import SnapshotCache, leading_beat
 from ops.web.metrics import Exposition
 from ops.web.outages import OUTAGES, outage_notice
 from ops.web.readiness import Readiness
@@ -67,7 +67,8 @@ def create_app(settings: Settings) -> Starlette:
     exposition = Exposition(snapshots, connections.client, broker, settings.queue)
 
     def health_batches(request: Request) -> Response:
-        return JSONResponse(snapshots.snapshot().as_json())
+        beat = leading_beat(connections.client, settings.queue)
+        return JSONResponse({**snapshots.snapshot().as_json(), "beat": beat})
 
     def metrics(request: Request) -> Response:
         return Response(exposition.page(), media_type=CONTENT_TYPE_LATEST)
