@@ -10,6 +10,7 @@ from typing import cast
 
 from redis import Redis
 
+from core.beats import NO_BEATS, Beats
 from core.pauses import Pause, read_pauses, server_time
 
 WORKERS = "els:workers"  # sorted set: worker -> time of its last heartbeat, s
@@ -29,6 +30,7 @@ class Heartbeat:
     swept_at: datetime | None  # by the clock of this host
     waiting: int | None  # messages in the queue; None: the broker does not answer
     pauses: Sequence[Pause] = ()  # processes that wait for a server which refuses
+    beats: Beats = NO_BEATS
 
     @property
     def silent(self) -> bool:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
+from core import secret_files
 from core.catalogue import EVENTS, OPT_IN, event_task
 from core.errors import BadSettings
 
@@ -104,15 +105,17 @@ class Settings(BaseModel):
     def from_env(cls, environ: Mapping[str, str] | None = None) -> "Settings":
         """Read the settings. Raises BadSettings, which names each wrong variable and the rule.
 
-        An empty variable counts as absent: that is how compose files write optional ones.
+        An empty variable counts as absent: that is how compose files write optional ones. A
+        variable that may hold a password can name a file instead: see `core/secret_files.py`.
         """
         environ = os.environ if environ is None else environ
         given = {k: v for k, v in environ.items() if k.startswith(PREFIX) and v != ""}
         known = {PREFIX + name.upper() for name in cls.model_fields}
-        if unknown := sorted(given.keys() - known):
+        if unknown := sorted(given.keys() - known - secret_files.names(known)):
             listed = ", ".join(sorted(known))
             raise BadSettings(f"unknown setting {', '.join(unknown)}; the known ones are {listed}")
-        values = {name.removeprefix(PREFIX).lower(): value for name, value in given.items()}
+        read = secret_files.read_files(given, known)
+        values = {name.removeprefix(PREFIX).lower(): value for name, value in read.items()}
         try:
             return cls.model_validate(values)
         except ValidationError as error:

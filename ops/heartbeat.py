@@ -9,6 +9,7 @@ from kombu import Connection
 from kombu.exceptions import OperationalError
 
 from core import heartbeat as core_heartbeat
+from core.beats import read_beats
 from core.db.connection import Conn
 from core.heartbeat import NO_HEARTBEAT, Heartbeat
 from core.pauses import Pause
@@ -23,7 +24,8 @@ NO_RIGHT = "42501"
 def read_heartbeat(client: redis.Redis, broker_url: str, queues: Sequence[str]) -> Heartbeat:
     """Read the heartbeat; an empty one where Redis does not answer, which has its own cause."""
     try:
-        return core_heartbeat.read_heartbeat(client, _waiting(broker_url, queues))
+        seen = core_heartbeat.read_heartbeat(client, _waiting(broker_url, queues))
+        return replace(seen, beats=read_beats(client, queues[0]))
     except redis.RedisError:
         return NO_HEARTBEAT
 

@@ -75,14 +75,14 @@ def worker(context: typer.Context) -> None:
 
 
 def beat(context: typer.Context) -> None:
-    """Start beat, which enqueues sweep and relay. Run exactly one (`els run` starts it)."""
+    """Start beat, which enqueues sweep and relay. Of several one leads (`els run` starts one)."""
     from ops.stack.celery_command import main
 
     main("beat", context.args)
 
 
 def health(context: typer.Context) -> None:
-    """Check that the worker of this home is not hung: `els health worker`, for supervisors."""
+    """Check that a worker or beat is not hung: `els health worker`, `els health beat`."""
     from ops.stack.worker_health import main
 
     raise typer.Exit(main(context.args))

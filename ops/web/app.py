@@ -22,7 +22,7 @@ from core.settings import Settings
 from ops.web.board import BadAddress
 from ops.web.connections import Connections
 from ops.web.guard import Guard
-from ops.web.health import SnapshotCache
+from ops.web.health import SnapshotCache, leading_beat
 from ops.web.limits import Crowded
 from ops.web.metrics import Exposition
 from ops.web.outages import OUTAGES, outage_notice
@@ -56,7 +56,8 @@ def create_app(settings: Settings) -> Starlette:
     exposition = Exposition(snapshots, connections.client, broker, settings.queues)
 
     def health_batches(request: Request) -> Response:
-        return JSONResponse(snapshots.snapshot().as_json())
+        beat = leading_beat(connections.client, settings.queue)
+        return JSONResponse({**snapshots.snapshot().as_json(), "beat": beat})
 
     def metrics(request: Request) -> Response:
         return Response(exposition.page(), media_type=CONTENT_TYPE_LATEST)

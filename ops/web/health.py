@@ -5,7 +5,7 @@ Reading it costs many queries, so all who ask within a while get the same answer
 
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from threading import Lock
 
 import psycopg
@@ -14,6 +14,7 @@ from kombu.exceptions import OperationalError
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from core import db
+from core.beats import read_beats
 from core.checks import CheckContext, Finding, Shared
 from core.db.connection import Conn
 from core.db.sweep import Unmended
@@ -108,6 +109,14 @@ class SnapshotCache:
             unmended = db.sweep.unmended(conn, None, STUCK_LIMIT * len(RULES))
             pauses = paused_processes(self._slots.client)
             return Snapshot(queries.counts(conn), queries.gauges(conn), stuck, pauses, unmended)
+
+
+def leading_beat(client: redis.Redis, queue: str) -> dict[str, object] | None:
+    """Tell which beat leads and which stand by; None without Redis."""
+    try:
+        return asdict(read_beats(client, queue))
+    except redis.RedisError:
+        return None
 
 
 def paused_processes(client: redis.Redis) -> list[Pause]:

@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from core import heartbeat, metrics
+from core.beats import read_beats
 from core.rules import RULES
 from core.states import BatchStatus, ClassType
 from ops.queues import queue_lengths
@@ -88,6 +89,9 @@ class Exposition(Collector):
         seen = heartbeat.read_heartbeat(self._client, None)
         age = (datetime.now(UTC) - seen.swept_at).total_seconds() if seen.swept_at else math.inf
         yield _one("els_workers", "Workers whose heartbeat is fresh.", len(seen.workers))
+        beats = read_beats(self._client, self._queue)
+        count = (beats.leader is not None) + len(beats.standing_by)
+        yield _one("els_beats", "Beats that lead or stand by.", count)
         yield _one("els_sweep_age_seconds", "Time since the last sweep; +Inf: unknown.", age)
         paused = _gauge("els_paused_processes", "Processes that wait for a server.", "server")
         waiting = Counter(pause.outage.server for pause in seen.pauses)

@@ -22,9 +22,9 @@ def health(tmp_path):
     """Ask for the health of the worker whose home is `home`, without any server's address."""
     home = tmp_path / "home"
 
-    def ask(*arguments):
+    def ask(*arguments, part="worker"):
         told = subprocess.run(
-            [sys.executable, "-m", "ops", "health", "worker", "--json", *arguments],
+            [sys.executable, "-m", "ops", "health", part, "--json", *arguments],
             env={"ELS_HOME": str(home), "PATH": os.defpath},
             capture_output=True,
             text=True,
@@ -86,6 +86,20 @@ def test_one_of_several_workers_of_a_home_can_be_asked_for(health, name):
 
     assert health("--name", name)["healthy"]
     assert not health("--name", "c")["healthy"]
+
+
+def test_a_beat_that_hangs_is_told_from_one_that_turns(workers, health):
+    process = workers.start("--pidfile=", command="beat", ELS_HOME=str(health.home))
+    until(lambda: health(part="beat")["healthy"], what="it turns")
+    assert not health()["healthy"]
+
+    process.send_signal(signal.SIGSTOP)
+    try:
+        until(lambda: not health("--max-age", "3", part="beat")["healthy"], what="the check fails")
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+    until(lambda: health("--max-age", "3", part="beat")["healthy"], what="it turns again")
 
 
 def test_the_check_loads_nothing_that_takes_long():

@@ -114,12 +114,23 @@ def test_a_flushed_redis_stops_no_tick(scheduler, pass_time, valkey, waiting):
 
 def test_a_new_beat_ticks_at_once_whatever_the_one_before_has_noted(pass_time, scheduler, waiting):
     pass_time(scheduler, 10)
+    scheduler.close()
     after = beat.Scheduler(app)
 
     pass_time(after, 1)
 
     after.close()
     assert (waiting(SWEEP), waiting(RELAY)) == (2, 2)
+
+
+def test_a_beat_sends_nothing_while_another_leads(pass_time, scheduler, waiting):
+    pass_time(scheduler, 1)
+    other = beat.Scheduler(app)
+
+    pass_time(other, 100)
+
+    other.close()
+    assert (waiting(SWEEP), waiting(RELAY)) == (1, 1)
 
 
 @pytest.mark.parametrize("task", [SWEEP, RELAY])
