@@ -9,6 +9,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from difflib import get_close_matches
+from functools import cache
+from itertools import takewhile
 from typing import Annotated, Literal, Self, TypeVar
 from uuid import UUID
 
@@ -322,7 +325,10 @@ def parse(model: type[E], task: str, raw: object, limit: int) -> tuple[E, Idempo
             f"{task}: the event holds half of a surrogate pair, which is no character"
         ) from error
     except (ValueError, TypeError, RecursionError) as error:
-        raise InvalidEvent(f"{task}: the event is not JSON: {error}") from error
+        raise InvalidEvent(
+            f"{task}: the event is not JSON, which has no NaN, no infinity and no other types, and"
+            " is not nested that deeply"
+        ) from error
     if len(body) > limit:
         raise InvalidEvent(f"{task}: the event has {len(body)} bytes; at most {limit} are allowed")
     try:
@@ -337,10 +343,29 @@ def parse(model: type[E], task: str, raw: object, limit: int) -> tuple[E, Idempo
 def _first_faults(error: ValidationError, most: int = 5) -> str:
     """Name the first faults by field, without the values: they may be personal."""
     faults = error.errors(include_url=False, include_input=False)
-    named = [f"{'.'.join(map(str, fault['loc'])) or 'event'}: {_rule(fault)}" for fault in faults]
+    named = [f"{_place(fault)}: {_rule(fault)}" for fault in faults]
     more = f" (and {len(named) - most} more)" if len(named) > most else ""
     return "; ".join(named[:most]) + more
 
 
+def _place(fault: ErrorDetails) -> str:
+    """Name a field of ours. One that a sender made up may be named after a person."""
+    ours = takewhile(lambda part: isinstance(part, int) or part in _fields(), fault["loc"])
+    return ".".join(map(str, ours)) or "event"
+
+
 def _rule(fault: ErrorDetails) -> str:
+    match fault["type"]:
+        case "extra_forbidden":
+            near = get_close_matches(str(fault["loc"][-1]), _fields(), 1)
+            return "has an unknown field" + (f"; is {near[0]} meant?" if near else "")
+        case "uuid_parsing":  # pydantic quotes a character of it
+            return "must be a UUID"
     return RULES.get(fault.get("ctx", {}).get("pattern", ""), fault["msg"])
+
+
+@cache
+def _fields() -> frozenset[str]:
+    """List the fields of all events and of their parts."""
+    models: tuple[type[BaseModel], ...] = (*Event.__subclasses__(), Content, Association)
+    return frozenset(name for model in models for name in model.model_fields)

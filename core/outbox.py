@@ -10,6 +10,7 @@ from core import db
 from core.crash import crashpoint
 from core.db.connection import Conn
 from core.events import cloud_event
+from core.faults import describe
 
 RELAY_CHUNK = 100  # events of one transaction
 BATCHES = 200  # batches of one relay of everything
@@ -33,7 +34,7 @@ def relay(pool: "ConnectionPool[Conn]", batches: Sequence[str], send: Send) -> i
                     send(cloud_event(row))
                 except OSError as error:
                     log.warning("event_not_sent", batch_id=row["batch_id"], type=row["type"])
-                    db.outbox.untake(conn, rows[number:], f"{type(error).__name__}: {error}")
+                    db.outbox.untake(conn, rows[number:], describe(error))
                     return sent + number
             if rows:
                 crashpoint("published")

@@ -22,7 +22,7 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from durable_redis import qos as holding
 from durable_redis.malformed import MalformedMessages, OnMalformed
-from durable_redis.messages import MALFORMED, check_call
+from durable_redis.messages import MALFORMED, check_call, tag_name
 from durable_redis.redelivery import redelivered
 from durable_redis.refusals import LONGEST_PAUSE_S, REFUSALS
 from durable_redis.renewal import Renewal
@@ -102,7 +102,7 @@ class Channel(stock.Channel):
             lists = [self._list(queue, priority) for queue in queues]
             payload: str | bytes = json.dumps(message)
         except MALFORMED:
-            log.exception("malformed_unacked_entry: %s", tag)
+            log.exception("malformed_unacked_entry: %s", tag_name(tag))
             payload, lists, last = entry, [self.malformed_list(self.unacked_key)], True
         return self.unacked.requeue(tag, entry, payload, lists, last=last, age_s=age_s)
 

@@ -25,7 +25,7 @@ def read_heartbeat(client: redis.Redis, broker_url: str, queues: Sequence[str]) 
     """Read the heartbeat; an empty one where Redis does not answer, which has its own cause."""
     try:
         seen = core_heartbeat.read_heartbeat(client, _waiting(broker_url, queues))
-        return replace(seen, beats=read_beats(client, queues[0]))
+        return replace(seen, beats=read_beats(client, queues[-1]))
     except redis.RedisError:
         return NO_HEARTBEAT
 

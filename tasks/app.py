@@ -1,9 +1,12 @@
 """The Celery app: its configuration. README.md in `tasks/worker` tells how our workers differ."""
 
+from amqp.exceptions import AMQPError
+from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery import Celery, signals
 from kombu import Exchange, Queue
+from kombu.exceptions import OperationalError
 
-from core import logs
+from core import faults, logs, records
 from core.catalogue import BATCHED
 from core.settings import Settings
 from tasks.worker import amqp
@@ -86,6 +89,9 @@ if str(app.conf.broker_url).startswith("amqp"):
 if settings.crashpoint:  # in tests only
     app.conf.broker_transport_options["crashpoint"] = "core.crash:crashpoint"
 set_up(app, settings)
+records.install()  # whatever runs this app: a worker, beat, Flower, `celery inspect`
+records.know(lambda word: word in vars(app)["_tasks"])  # `app.tasks` would import them all
+faults.trust(AMQPError, OperationalError, TimeLimitExceeded, WorkerLostError)
 
 
 @signals.setup_logging.connect

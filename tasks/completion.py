@@ -19,7 +19,7 @@ from structlog.contextvars import bind_contextvars, clear_contextvars
 from core import outbox
 from core.backoff import wait_s
 from core.crash import crashpoint
-from core.faults import Fault, fault
+from core.faults import Fault, describe, fault
 from core.model import StepResult, Value
 from core.seals import Seal, Sealed
 from tasks.app import DEATHS, app
@@ -112,7 +112,11 @@ def announce_ready(
 @app.task(name="els.seal_failed")
 def seal_failed(request: object, error: object, traceback: object, batches: object) -> None:
     """Say that a completion chord failed. The sweep seals and announces its batches."""
-    log.error("completion_failed", batches=batches, error=repr(error))
+    log.error(
+        "completion_failed",
+        batches=batches,
+        error=describe(error) if isinstance(error, Exception) else None,
+    )
 
 
 def again(task: AnyTask, error: Exception) -> Exception:

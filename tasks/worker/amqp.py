@@ -20,6 +20,7 @@ from kombu import Message as KombuMessage
 from kombu.exceptions import KombuError, OperationalError
 from kombu.transport import pyamqp
 
+from core.faults import describe
 from durable_redis import DELIVERY_COUNT
 
 CONFIRM_S = 10  # for a confirm; RabbitMQ sends none while an alarm of memory or disk blocks us
@@ -89,7 +90,7 @@ class Message(pyamqp.Message):
         try:
             drop(self)
         except (AMQPError, KombuError, OSError) as error:
-            log.warning("message_not_kept_yet", error=str(error))
+            log.warning("message_not_kept_yet", error=describe(error))
             return False
         return True
 

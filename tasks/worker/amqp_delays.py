@@ -27,6 +27,7 @@ from kombu.transport.native_delayed_delivery import (
     level_name,
 )
 
+from core.faults import describe
 from tasks.worker.amqp import Channel, forward
 
 HELD_S = 2  # until its eta, by the worker; a delayed message comes less than 1 s early
@@ -98,7 +99,7 @@ def _delayed(worker: Any, message: Message, wait_s: float) -> bool:  # Any: as a
     try:
         forward(worker.app, message, DELAYS, _routing_key(int(wait_s), queue), {})
     except (AMQPError, KombuError, OSError) as error:
-        log.warning("eta_held_by_the_worker", error=str(error))
+        log.warning("eta_held_by_the_worker", error=describe(error))
         return False
     message.ack_log_error(log, worker.connection_errors)
     return True

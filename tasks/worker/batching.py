@@ -22,6 +22,7 @@ from celery.exceptions import TaskRevokedError
 from celery.worker.state import task_ready
 
 from core.crash import crashpoint
+from core.faults import describe
 from tasks.app import AT_ONCE, BYTES_AT_ONCE, CONTROL, INTERNAL, QUICK, app, settings
 from tasks.worker.request import QuietRequest
 from tasks.worker.turns import UrgentFirst
@@ -143,7 +144,7 @@ class BatchJob:
             for tag in tags:
                 request.message.channel.basic_ack(tag)
         except lost as error:  # the broker delivers them again
-            log.warning("not_acknowledged", messages=len(tags), error=str(error))
+            log.warning("not_acknowledged", messages=len(tags), error=describe(error))
 
     def failed(self, info: Any) -> None:  # Any: billiard's ExceptionInfo
         """Have each message delivered again: its process died, or failed outside of a task."""
@@ -152,7 +153,7 @@ class BatchJob:
                 request.on_failure(info)
             else:
                 request.give_back()
-        log.error("job_failed", messages=len(self._requests), error=repr(info.exception))
+        log.error("job_failed", messages=len(self._requests), error=describe(info.exception))
 
 
 @contextmanager

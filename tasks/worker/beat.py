@@ -17,6 +17,7 @@ from celery.schedules import schedstate
 from kombu import Connection
 
 from core import health_file, heartbeat
+from core.faults import describe
 from tasks.app import settings
 from tasks.worker.clients import brief_redis
 from tasks.worker.lease import RENEW_S, Lease
@@ -97,7 +98,7 @@ class Scheduler(beat.Scheduler):
             self._send(cast(Tick, entry))
         except Exception as error:  # noqa: BLE001 - whatever it is, beat goes on
             if self._well:
-                log.warning("ticks_not_sent", task=entry.task, error=repr(error))
+                log.warning("ticks_not_sent", task=entry.task, error=describe(error))
             self._well = False
         else:
             if not self._well:

@@ -18,6 +18,7 @@ def set_up(app: Celery, settings: Settings) -> None:
     app.loader.override_backends = backends
     app.Task.Request = "tasks.worker.request:QuietRequest"
     app.events.dispatcher_cls = "tasks.worker.monitoring:Dispatcher"
+    app.events.receiver_cls = "tasks.worker.monitoring:Receiver"
     if str(app.conf.broker_url).startswith("amqp"):
         app.steps["consumer"].add("tasks.worker.amqp_setup:Queues")
         amqp_delays.install()
