@@ -1,4 +1,4 @@
-"""The AsyncAPI 3 document: queues, and each message as it is on the wire (Celery protocol 2)."""
+"""The AsyncAPI 3 document: queues, and each message on the wire (Celery protocol 2)."""
 
 from typing import Any
 
