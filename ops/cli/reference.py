@@ -1,6 +1,5 @@
 """`els schema`: what a message has to look like, for people and programs."""
 
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -28,7 +27,7 @@ def schema(
     from ops.reference.asyncapi import asyncapi as document
 
     if asyncapi:
-        print_json(document(Settings.from_env(), version("essay-lifecycle-service")))
+        print_json(document(Settings.from_env()))
     elif name:
         print_json(schemas.schema(name))
     elif as_json:

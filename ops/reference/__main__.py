@@ -2,7 +2,6 @@
 
 import json
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 from core.catalogue import EVENTS, TASKS
@@ -15,7 +14,7 @@ from ops.reference.schemas import schema
 
 def files() -> dict[str, str]:
     """Return the text of each file, by its path in the folder."""
-    document = asyncapi(Settings(), version("essay-lifecycle-service"))
+    document = asyncapi(Settings())
     return {
         "tasks.md": tasks_page(),
         "events.md": events_page(),

@@ -6,12 +6,13 @@ from core.catalogue import EVENTS, TASKS, event_task
 from core.settings import Settings
 from ops.reference.schemas import Schema, event_schema, task_schema
 
-VERSION = "3.0.0"
+ASYNCAPI = "3.0.0"
+MESSAGES = "1"  # the `schema_version` of the events
 Json = dict[str, Any]  # Any: JSON
 
 
-def asyncapi(settings: Settings, version: str) -> Json:
-    """Describe the service with these settings' queues; `version` is the service's."""
+def asyncapi(settings: Settings) -> Json:
+    """Describe the service with these settings' queues."""
     of_tasks = {name: task_schema(task) for name, task in TASKS.items()}
     of_events = {event_task(name): event_schema(event) for name, event in EVENTS.items()}
     tasks = {schema["title"]: _message(name, schema) for name, schema in of_tasks.items()}
@@ -20,10 +21,10 @@ def asyncapi(settings: Settings, version: str) -> Json:
     }
     parts = [schema.get("$defs", {}) for schema in (*of_tasks.values(), *of_events.values())]
     return {
-        "asyncapi": VERSION,
+        "asyncapi": ASYNCAPI,
         "info": {
             "title": "Essay Lifecycle Service",
-            "version": version,
+            "version": MESSAGES,
             "description": "Gives each stored essay text a slot of its batch, and says exactly once"
             " that the batch is ready. Messages are Celery's, protocol 2, in JSON.",
         },
