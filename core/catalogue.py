@@ -110,6 +110,8 @@ BATCH_READINESS_TIMEOUT = EventType(
 )
 BATCH_CANCELLED = EventType(event_bodies.BatchCancelled, "once, when the batch is cancelled")
 
+MESSAGE_REFUSED = EventType(event_bodies.MessageRefused, "with each dead letter", opt_in=True)
+
 EVENTS = {
     event.name: event
     for event in (
@@ -120,6 +122,7 @@ EVENTS = {
         ESSAY_SLOT_ASSIGNED,
         BATCH_READINESS_TIMEOUT,
         BATCH_CANCELLED,
+        MESSAGE_REFUSED,
     )
 }
 OPT_IN = frozenset(event.name for event in EVENTS.values() if event.opt_in)

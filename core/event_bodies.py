@@ -199,6 +199,25 @@ class BatchCancelled(_OfBatch):
     """As the sender wrote it."""
 
 
+class MessageRefused(Body):
+    """A message became a dead letter, and changed nothing."""
+
+    dead_letter: Annotated[int, Field(ge=1)]
+    """The number of the dead letter."""
+    task: str
+    """The task that the message calls, as its sender wrote it; `unknown` if it is no message."""
+    event_id: UUID | None = None
+    """The `event_id` of the message, where it has one."""
+    batch_id: Identifier | None = None
+    """The batch that the message names; it need not be registered."""
+    correlation_id: UUID | None = None
+    """The `correlation_id` of the message, where it has one."""
+    code: str
+    """Why; see the codes of dead letters."""
+    message: str
+    """Why, in words, without values of the body."""
+
+
 class CloudEvent(BaseModel):
     """The envelope of every event: a CloudEvents 1.0 object."""
 
@@ -213,15 +232,17 @@ class CloudEvent(BaseModel):
     type: str
     """The type of the event, which decides what `data` holds."""
     subject: Identifier
-    """The batch."""
+    """The batch; `unknown` for a refused message that names none."""
     time: AwareDatetime
     """When the event became true, in UTC."""
     datacontenttype: Literal["application/json"]
     """The type of `data`."""
     sequence: Annotated[int, Field(ge=1)]
-    """The number of the event in its batch, from 1 on."""
+    """The number of the event in its batch, from 1 on. Of a refusal without a registered batch: of
+    its dead letter."""
     correlationid: UUID
-    """The `correlation_id` of the batch's registration."""
+    """The `correlation_id` of the batch's registration. Of a refusal without one: the message's, or
+    zeros."""
     traceparent: str | None = None
     """The span of the task that made the event true (W3C); only where traces are on."""
     data: dict[str, JsonValue]

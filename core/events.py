@@ -15,6 +15,7 @@ from core.catalogue import (
     BATCH_READINESS_TIMEOUT,
     BATCH_VALIDATION_ERRORS,
     ESSAY_SLOT_ASSIGNED,
+    MESSAGE_REFUSED,
 )
 from core.messages import KIB, canonical
 from core.states import OnDeadline
@@ -28,6 +29,7 @@ ESSAYS_IN_REF = 1_000  # essays that an event over the limit still carries, if t
 ROOM = 64 * KIB  # of an event over the limit: for its names, its references and the first essays
 OBJECTS = ("metadata", "student_prompt_ref")  # the sender's, of up to 8 MiB
 NOT_RECEIVED = "NOT_RECEIVED"  # category of a slot that was open at the deadline
+NO_BATCH = "unknown"  # the subject of a refusal that names no batch
 DEADLINE_PASSED = "DEADLINE_PASSED"  # why a batch went on without some contents or students
 MISSING_NAMED = 5_000  # missing essays named in an event: 330 KiB of ids at most
 NEVER_FITS = EVENT_LIMIT // 100  # essays; each takes over 100 bytes of JSON
@@ -118,6 +120,12 @@ def slot_assigned(batch_id: str, essay: Row) -> Outgoing:
 
 def batch_cancelled(batch_id: str, reason: str) -> Outgoing:
     return Outgoing(BATCH_CANCELLED.name, {"batch_id": batch_id, "reason": reason})
+
+
+def message_refused(letter: int, task: str, code: str, message: str, ids: Row) -> Outgoing:
+    """Write the event of a dead letter; `ids` are those of its message that are well-formed."""
+    data = {"dead_letter": letter, "task": task, "code": code, "message": message, **ids}
+    return Outgoing(MESSAGE_REFUSED.name, data, generation=str(letter))
 
 
 def _validation_errors(batch_id: str, failed: Sequence[Row], *, critical: bool) -> Outgoing:
@@ -226,7 +234,7 @@ def cloud_event(row: Row) -> dict[str, Any]:  # Any: a JSON object
         "id": str(row["id"]),
         "source": SOURCE,
         "type": row["type"],
-        "subject": row["batch_id"],
+        "subject": row["batch_id"] or row["data"].get("batch_id", NO_BATCH),
         "time": row["created_at"].astimezone(UTC).isoformat().replace("+00:00", "Z"),
         "datacontenttype": "application/json",
         "sequence": row["sequence"],

@@ -19,8 +19,10 @@ Send = Callable[[dict[str, Any]], None]  # Any: a CloudEvent, JSON; raises OSErr
 log = structlog.get_logger(__name__)
 
 
-def relay(pool: "ConnectionPool[Conn]", batches: Sequence[str], send: Send) -> int:
+def relay(pool: "ConnectionPool[Conn]", batches: Sequence[str] | None, send: Send) -> int:
     """Send the undelivered events of some batches, in the order of each; return their number.
+
+    None: those of messages that name no registered batch.
 
     An event that the broker does not take stops the relay, and stays for the next one with its
     error. A death between sending and commit sends again: consumers drop repeats by id.
@@ -47,4 +49,4 @@ def relay_all(pool: "ConnectionPool[Conn]", send: Send) -> int:
     """Send the undelivered events of every batch; return their number."""
     with pool.connection() as conn:
         waiting = db.outbox.batches_with_unpublished(conn, BATCHES)
-    return sum(relay(pool, [batch_id], send) for batch_id in waiting)
+    return sum(relay(pool, None if batch_id is None else [batch_id], send) for batch_id in waiting)

@@ -265,7 +265,7 @@ event_outbox = Table(
     "event_outbox",
     metadata,
     Column("id", Uuid, primary_key=True),
-    Column("batch_id", Identifier, nullable=False),
+    Column("batch_id", Identifier),  # NULL: a refusal that names no registered batch
     Column("type", Text, nullable=False),
     Column("generation", Text, nullable=False),
     Column("sequence", Integer, nullable=False),

@@ -17,6 +17,7 @@ import structlog
 from kombu import Message
 
 from core import db
+from core.catalogue import MESSAGE_REFUSED
 from core.db.dead_letters import DeadLetter
 from core.errors import NotExecuted
 from core.faults import safe_message, sqlstate
@@ -61,7 +62,7 @@ def keep(letter: DeadLetter) -> int:
     """
     for attempt in attempts():
         with attempt, resources().pool.connection() as conn:
-            number = db.dead_letters.add(conn, letter)
+            number = db.dead_letters.add(conn, letter, announced=_announced())
     log.error(
         "dead_letter",
         code=letter.code,
@@ -93,12 +94,17 @@ def keep_malformed(queue: str, payload: bytes, why: str) -> bool:
     assert settings.database_url is not None, "a worker has taken this message"
     try:
         with db.connect_once(settings.database_url) as conn:
-            number = db.dead_letters.add(conn, letter)
+            number = db.dead_letters.add(conn, letter, announced=_announced())
     except psycopg.Error as error:
         log.warning("dead_letter_not_kept_yet", task_id=task_id, sqlstate=sqlstate(error))
         return False
     log.error("dead_letter", code=letter.code, dead_letter=number, task_id=task_id)
     return True
+
+
+def _announced() -> bool:
+    """Tell whether a route asks for the event of a dead letter."""
+    return MESSAGE_REFUSED.name in settings.opt_in_events()
 
 
 def names_event(args: Sequence[object], kwargs: Mapping[str, object]) -> bool:

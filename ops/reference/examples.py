@@ -196,6 +196,20 @@ EVENT_EXAMPLES: dict[str, Json] = {
             },
         ),
         _cloud_event(
+            "MessageRefused",
+            2,
+            "08:41:00.020",
+            {
+                "dead_letter": 17,
+                "task": "els.confirm_students",
+                "event_id": "b9f5a0d2-3f1a-4a58-8d53-1f6f6f0a1a05",
+                "correlation_id": CORRELATION,
+                "code": "UNKNOWN_ESSAY",
+                "message": f"batch {BATCH} has no essay essay-9; correct it and resend",
+            },
+            "17",
+        ),
+        _cloud_event(
             "BatchCancelled", 1, "08:50:00.020", {"reason": "the teacher chose another class"}
         ),
     )

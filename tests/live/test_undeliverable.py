@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
@@ -14,6 +15,13 @@ from tests.live.conftest import until
 @pytest.fixture
 def worker(workers):
     workers.start()
+    return workers.ready(1)
+
+
+@pytest.fixture
+def announcing(workers):
+    """A worker that announces what it refuses."""
+    workers.start(ELS_EVENT_ROUTES='{"MessageRefused": [{"task": "a.b", "queue": "refused"}]}')
     return workers.ready(1)
 
 
@@ -80,3 +88,31 @@ def test_what_is_no_message_at_all_is_kept(worker, valkey, letter_of):
     assert (letter["task"], letter["code"]) == ("unknown", "MALFORMED_MESSAGE")
     assert base64.b64decode(letter["body"]["base64"]) == payload
     until(lambda: not valkey.exists(f"{worker.queue}.malformed"), what="the list is empty")
+
+
+def misspelt(worker, event):
+    return worker.send("els.asign_content", event)
+
+
+def late(worker, event):
+    return worker.send("els.assign_content", event, expires=datetime.now(UTC) - timedelta(hours=1))
+
+
+def pickled(worker, event):
+    return worker.send("els.assign_content", event, serializer="pickle")
+
+
+@pytest.mark.parametrize(
+    ("send", "code"),
+    [(misspelt, "UNKNOWN_TASK"), (late, "EXPIRED"), (pickled, "MALFORMED_MESSAGE")],
+)
+def test_a_message_that_never_became_a_task_is_announced(announcing, conn, letter_of, send, code):
+    sent = send(announcing, make.content(make.new_batch()))
+
+    letter = letter_of(sent.id)
+    event = conn.execute(
+        "SELECT * FROM event_outbox WHERE type = 'MessageRefused' AND generation = %s",
+        [str(letter["id"])],
+    ).fetchone()
+
+    assert (letter["code"], event["data"]["code"]) == (code, code)
