@@ -57,15 +57,18 @@ ANNOUNCED = (
 )
 
 
-def measure(testbed: Testbed, waiting: int) -> dict[str, Any]:  # Any: JSON
+Found = dict[str, dict[str, float]]
+
+
+def measure(testbed: Testbed, waiting: int, deadlines: int = DEADLINES) -> Found:
     """Fill the queue, let workers and beat begin, and read what they did when."""
     batches = register(testbed, [CLASS] * (waiting // CLASS))
     testbed.queues.fill(testbed.queue, chain.from_iterable(b.singles() for b in batches))
-    _register_deadlines(testbed)
+    _register_deadlines(testbed, deadlines)
     testbed.run("beat", procfile()["beat"], {}, times=1)
     workers = testbed.els()
     before = testbed.cpu_s(workers)
-    for query, due in ((ANNOUNCED, len(batches)), (KEPT, DEADLINES)):
+    for query, due in ((ANNOUNCED, len(batches)), (KEPT, deadlines)):
         testbed.until(lambda q=query, n=due: _row(testbed, q)["n"] >= n, PATIENCE_S, query)  # type: ignore[misc] # defaults
     used = testbed.cpu_s(workers)
     half = _row(testbed, HALF, waiting // 2)["until"]
@@ -80,8 +83,8 @@ def measure(testbed: Testbed, waiting: int) -> dict[str, Any]:  # Any: JSON
     }
 
 
-def _register_deadlines(testbed: Testbed) -> None:
-    for count in range(1, DEADLINES + 1):
+def _register_deadlines(testbed: Testbed, deadlines: int) -> None:
+    for count in range(1, deadlines + 1):
         message = registration(1)
         given = {**message.kwargs["event"], "deadline_s": count * EVERY_S}
         event, idem = parse(BatchEssaysRegistered, message.task, given, 2**23)
