@@ -32,9 +32,9 @@ test: env ## run the tests, on embedded servers (ten minutes)
 test-outages: env ## run the tests of servers that refuse, hang or fall silent (ten minutes)
 	@$(BIN)/python -m pytest -n auto --maxprocesses 3 -m outage tests/live $(ARGS)
 
-test-rabbitmq: env ## run the tests on a real RabbitMQ (Debian's; seven minutes)
+test-rabbitmq: env ## run the tests of RabbitMQ and tests/live on a real one (Debian's; 12 minutes)
 	@sh scripts/rabbitmq install || echo "== its tests are skipped"
-	@$(BIN)/python -m pytest -n 0 tests/rabbitmq $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --broker rabbitmq -m "not outage" tests/rabbitmq tests/live $(ARGS)
 
 test-servers: env ## run the tests on Debian's servers: pooled, replicated, encrypted, watched
 	@sh scripts/debian postgresql redis-server redis-sentinel pgbouncer prometheus \

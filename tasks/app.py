@@ -86,7 +86,7 @@ if str(app.conf.broker_url).startswith("amqp"):
         broker_transport_options=amqp.OPTIONS,
         broker_heartbeat=amqp.HEARTBEAT_S,
     )
-if settings.crashpoint:  # in tests only
+elif settings.crashpoint:  # in tests only
     app.conf.broker_transport_options["crashpoint"] = "core.crash:crashpoint"
 set_up(app, settings)
 records.install()  # whatever runs this app: a worker, beat, Flower, `celery inspect`

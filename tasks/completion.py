@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 import structlog
+from amqp.exceptions import AMQPError
 from celery import Signature, Task, chord
 from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
@@ -50,7 +51,7 @@ def after_commit(results: Collection[StepResult]) -> None:
             dispatch_completion(batches)
         if posted:
             outbox.relay(resources().pool, posted, send_event)
-    except (OperationalError, RedisError):
+    except (OperationalError, AMQPError, RedisError):
         log.warning("left_to_the_sweep", batches=[*batches, *posted], exc_info=True)
 
 

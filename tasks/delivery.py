@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
+from amqp.exceptions import AMQPError
 from celery import Celery
 from kombu.exceptions import OperationalError
 from redis import RedisError
@@ -37,7 +38,7 @@ def deliver(app: Celery, event: dict[str, Any], routes: Sequence[Route]) -> None
                     kwargsrepr=redacted_kwargs({"event": event}),
                     headers={"traceparent": trace} if trace else None,
                 )
-        except (OperationalError, RedisError) as error:
+        except (OperationalError, AMQPError, RedisError) as error:
             raise ConnectionError(f"the broker does not take events: {describe(error)}") from error
 
 

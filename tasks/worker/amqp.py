@@ -179,6 +179,8 @@ class Channel(Waits, pyamqp.Channel):
             except NotFound as missing:
                 self._forget_declarations()
                 raise OperationalError(f"RabbitMQ has no such exchange: {missing}") from missing
+            except AccessRefused as refused:
+                raise OperationalError(f"RabbitMQ forbids it: {refused}") from refused
             except TimeoutError as silence:
                 if monotonic() < deadline:
                     continue

@@ -27,6 +27,7 @@ from kombu.transport.native_delayed_delivery import (
     level_name,
 )
 
+from core.crash import crashpoint
 from core.faults import describe
 from tasks.worker.amqp import Channel, forward
 
@@ -73,6 +74,7 @@ def sending_back_far_etas(
     handler: Callable[[Message], None],
 ) -> Callable[[Message], None]:
     def on_message(message: Message) -> None:
+        crashpoint("taken")
         wait_s = _seconds_ahead(message.headers.get("eta"))
         if not (wait_s > HELD_S and _delayed(worker, message, wait_s)):
             handler(message)

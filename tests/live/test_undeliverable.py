@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
+from kombu import Producer
 
 from tests import factories as make
 from tests.live.conftest import until
@@ -54,23 +55,17 @@ def test_a_message_of_another_content_type_is_kept(worker, letter_of):
     assert letter_of(sent.id)["code"] == "MALFORMED_MESSAGE"
 
 
-def test_a_message_whose_body_is_no_json_is_kept(worker, valkey, letter_of):
+def test_a_message_whose_body_is_no_json_is_kept(worker, letter_of):
     task_id = str(uuid4())
-    message = {
-        "body": base64.b64encode(b"{not json").decode(),
-        "content-type": "application/json",
-        "content-encoding": "utf-8",
-        "headers": {"lang": "py", "task": "els.assign_content", "id": task_id},
-        "properties": {
-            "correlation_id": task_id,
-            "delivery_mode": 2,
-            "delivery_info": {"exchange": "", "routing_key": worker.queue},
-            "priority": 0,
-            "body_encoding": "base64",
-            "delivery_tag": str(uuid4()),
-        },
-    }
-    valkey.lpush(worker.queue, json.dumps(message))
+    with worker.broker() as connection:
+        Producer(connection).publish(
+            b"{not json",
+            routing_key=worker.queue,
+            content_type="application/json",
+            content_encoding="utf-8",
+            headers={"lang": "py", "task": "els.assign_content", "id": task_id},
+            correlation_id=task_id,
+        )
 
     letter = letter_of(task_id)
 
@@ -79,6 +74,20 @@ def test_a_message_whose_body_is_no_json_is_kept(worker, valkey, letter_of):
     assert value["outcome"] == "registered"
 
 
+def test_a_message_that_calls_no_task_is_kept(worker, letter_of):
+    message_id = str(uuid4())
+
+    with worker.broker() as connection:
+        Producer(connection).publish(
+            {"hello": "world"}, routing_key=worker.queue, correlation_id=message_id
+        )
+
+    letter = letter_of(message_id)
+    assert (letter["task"], letter["code"]) == ("unknown", "MALFORMED_MESSAGE")
+    assert json.loads(base64.b64decode(letter["body"]["base64"])) == {"hello": "world"}
+
+
+@pytest.mark.redis_only("RabbitMQ takes no bytes that are no message")
 def test_what_is_no_message_at_all_is_kept(worker, valkey, letter_of):
     payload = f"no message {uuid4().hex}".encode()
 

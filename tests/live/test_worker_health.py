@@ -62,6 +62,7 @@ def test_a_worker_that_hangs_is_told_from_one_that_waits(workers, health, databa
     until(lambda: health("--max-age", "4")["healthy"], what="it turns again")
 
 
+@pytest.mark.redis_only("its broker is a Valkey of its own")
 def test_a_worker_without_its_broker_stays_healthy(workers, health, tmp_path):
     broker = Valkey(tmp_path / "broker", free_port(), "password")
     broker.start()
@@ -144,8 +145,7 @@ def test_a_worker_waits_for_its_schema_and_then_goes_on_by_itself(
     since = time.time() + 6
     until(lambda: time.time() - min(health()["ages_s"].values()) > since, what="signs go on")
 
-    with redis.Redis.from_url(os.environ["ELS_REDIS_URL"]) as client:
-        waiting = client.llen(workers.queue)
+    waiting = workers.waiting()
     upgrade(unmigrated)
     value = sent.get(timeout=60)
 
@@ -167,6 +167,7 @@ def test_a_worker_that_waits_for_its_schema_ends_when_told(workers, unmigrated, 
     assert process.wait(15) == 0
 
 
+@pytest.mark.redis_only("its broker is a Valkey of its own")
 def test_a_worker_names_what_its_broker_lacks_and_works(workers, health, tmp_path, database_url):
     broker = Valkey(tmp_path / "broker", free_port(), "password")
     broker.start()
