@@ -6,7 +6,7 @@ from typing import Any
 import structlog
 from psycopg_pool import ConnectionPool
 
-from core import db
+from core import db, metrics
 from core.crash import crashpoint
 from core.db.connection import Conn
 from core.events import cloud_event
@@ -37,9 +37,11 @@ def relay(pool: "ConnectionPool[Conn]", batches: Sequence[str] | None, send: Sen
                 except OSError as error:
                     log.warning("event_not_sent", batch_id=row["batch_id"], type=row["type"])
                     db.outbox.untake(conn, rows[number:], describe(error))
+                    metrics.published(each["type"] for each in rows[:number])
                     return sent + number
             if rows:
                 crashpoint("published")
+        metrics.published(row["type"] for row in rows)
         sent += len(rows)
         if len(rows) < RELAY_CHUNK:
             return sent

@@ -188,6 +188,15 @@ def gauges(conn: Conn) -> dict[str, float]:
     return row
 
 
+def letters_by_code(conn: Conn) -> dict[str, int]:
+    """Count the dead letters that wait, by code."""
+    rows = conn.execute(
+        "SELECT code, count(*) AS n FROM dead_letters"
+        " WHERE replayed_at IS NULL AND discarded_at IS NULL GROUP BY code"
+    )
+    return {row["code"]: row["n"] for row in rows}
+
+
 def newest(
     conn: Conn, status: str | None, but: Sequence[str], after: Cursor | None, limit: int
 ) -> list[Cursor]:

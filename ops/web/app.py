@@ -53,7 +53,9 @@ def create_app(settings: Settings) -> Starlette:
         return JSONResponse(found, status_code=200 if found["ready"] else 503)
 
     snapshots = SnapshotCache(connections.pool, connections.slots)
-    exposition = Exposition(snapshots, connections.client, broker, settings.queues)
+    exposition = Exposition(
+        snapshots, connections.client, broker, settings.queues, readiness.is_ready
+    )
 
     def health_batches(request: Request) -> Response:
         beat = leading_beat(connections.client, settings.queue)

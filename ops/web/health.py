@@ -37,6 +37,7 @@ class Snapshot:
 
     batches: dict[tuple[BatchStatus, ClassType], int]
     waiting: dict[str, float]
+    letters: dict[str, int]
     stuck: list[tuple[Rule, list[Finding] | None]]
     pauses: list[Pause]
     unmended: dict[tuple[str, str], Unmended] = field(default_factory=dict)
@@ -108,7 +109,14 @@ class SnapshotCache:
             stuck = [(rule, rule.find(context)) for rule in RULES]
             unmended = db.sweep.unmended(conn, None, STUCK_LIMIT * len(RULES))
             pauses = paused_processes(self._slots.client)
-            return Snapshot(queries.counts(conn), queries.gauges(conn), stuck, pauses, unmended)
+            return Snapshot(
+                queries.counts(conn),
+                queries.gauges(conn),
+                queries.letters_by_code(conn),
+                stuck,
+                pauses,
+                unmended,
+            )
 
 
 def leading_beat(client: redis.Redis, queue: str) -> dict[str, object] | None:

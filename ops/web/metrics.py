@@ -15,9 +15,11 @@ from prometheus_client.registry import Collector
 
 from core import heartbeat, metrics
 from core.beats import read_beats
+from core.pauses import Pause, Server
 from core.rules import RULES
 from core.states import BatchStatus, ClassType
 from ops.queues import queue_lengths
+from ops.web.backlog import OldestMessages
 from ops.web.health import STUCK_LIMIT, UNANSWERED, SnapshotCache
 
 WAITING = {
@@ -27,6 +29,12 @@ WAITING = {
     "els_dead_letters": "Dead letters that were neither replayed nor discarded.",
     "els_oldest_open_batch_seconds": "Age of the oldest batch that is not ready; 0: none.",
 }
+SERVERS: tuple[Server, ...] = ("postgres", "redis", "broker")
+CODES = (  # of dead letters, so that each is 0 from the start; the table may hold others
+    *("VALIDATION_ERROR", "IDEMPOTENCY_CONFLICT", "REGISTRATION_CONFLICT", "UNKNOWN_BATCH"),
+    *("UNKNOWN_ESSAY", "WRONG_BATCH_STATE", "RETRIES_EXHAUSTED", "POISON_MESSAGE"),
+    *("UNKNOWN_TASK", "MALFORMED_MESSAGE", "EXPIRED", "REVOKED", "INTERNAL_ERROR"),
+)
 for rule in RULES:
     if rule.repair is not None:
         metrics.REPAIRS.labels(rule.code)  # at 0 from the start, so that the first is an increase
@@ -36,10 +44,16 @@ class Exposition(Collector):
     """The service as Prometheus sees it; a part that does not answer is missing, its `els_up` 0."""
 
     def __init__(
-        self, snapshots: SnapshotCache, client: redis.Redis, broker: Celery, queues: Sequence[str]
+        self,
+        snapshots: SnapshotCache,
+        client: redis.Redis,
+        broker: Celery,
+        queues: Sequence[str],
+        is_ready: Callable[[str], bool],
     ) -> None:
-        self._snapshots, self._client = snapshots, client
+        self._snapshots, self._client, self._is_ready = snapshots, client, is_ready
         self._broker, self._queues = broker, queues
+        self._oldest = OldestMessages(broker, queues)
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -54,16 +68,20 @@ class Exposition(Collector):
             "redis": self._workers,
             "broker": self._messages,
         }
-        up = GaugeMetricFamily("els_up", "1: the part answers the ops page.", labels=["part"])
+        up = _gauge("els_up", "1: the part answers the ops page.", "part")
+        ready = _gauge("els_ready", "1: /readyz finds nothing wrong with the part.", "part")
         for part, ask in parts.items():
             try:
                 found = list(ask())
             except UNANSWERED:
                 up.add_metric([part], 0)
+                ready.add_metric([part], 0)
             else:
                 up.add_metric([part], 1)
+                ready.add_metric([part], self._is_ready(part))
                 yield from found
         yield up
+        yield ready
 
     def _batches(self) -> Iterator[Metric]:
         snapshot = self._snapshots.snapshot()
@@ -82,6 +100,10 @@ class Exposition(Collector):
                 if rule.code == "slot_drift":
                     yield _one("els_slot_drift", "Batches whose Redis differs.", len(findings))
         yield stuck
+        letters = _gauge("els_dead_letters_waiting", "Dead letters that wait, by code.", "code")
+        for code, number in (dict.fromkeys(CODES, 0) | snapshot.letters).items():
+            letters.add_metric([code], number)
+        yield letters
         for name, meaning in WAITING.items():
             yield _one(name, meaning, snapshot.waiting[name])
 
@@ -95,9 +117,13 @@ class Exposition(Collector):
         yield _one("els_sweep_age_seconds", "Time since the last sweep; +Inf: unknown.", age)
         paused = _gauge("els_paused_processes", "Processes that wait for a server.", "server")
         waiting = Counter(pause.outage.server for pause in seen.pauses)
-        for server in ("postgres", "redis", "broker"):
+        for server in SERVERS:
             paused.add_metric([server], waiting[server])
         yield paused
+        yield _pauses(seen.pauses)
+        held, oldest_s = heartbeat.read_in_work(self._client, seen.workers)
+        yield _one("els_messages_in_work", "Messages that workers hold.", held)
+        yield _one("els_oldest_in_work_seconds", "Time of the oldest in work; 0: none.", oldest_s)
         yield from _counted(self._client)
 
     def _messages(self) -> Iterator[Metric]:
@@ -107,6 +133,23 @@ class Exposition(Collector):
             for queue, length in queue_lengths(connection, self._queues).items():
                 waiting.add_metric([queue], length)
         yield waiting
+        oldest = _gauge("els_queue_oldest_seconds", "Age of the oldest message; 0: none.", "queue")
+        for queue, age_s in self._oldest.seconds().items():
+            oldest.add_metric([queue], age_s)
+        yield oldest
+
+
+def _pauses(pauses: Sequence[Pause]) -> Metric:
+    """Measure the longest pause for each server and SQLSTATE that processes wait for."""
+    longest = _gauge("els_pause_seconds", "Longest wait for a server.", "server", "sqlstate")
+    seconds = dict.fromkeys(((server, metrics.NO_SQLSTATE) for server in SERVERS), 0.0)
+    for pause in pauses:
+        key = pause.outage.server, pause.outage.sqlstate or metrics.NO_SQLSTATE
+        waited_s = (datetime.now(UTC) - pause.since).total_seconds()
+        seconds[key] = max(seconds.get(key, 0.0), waited_s)
+    for key, waited_s in seconds.items():
+        longest.add_metric(key, waited_s)
+    return longest
 
 
 def _counted(client: redis.Redis) -> Iterator[Metric]:
