@@ -18,6 +18,7 @@ SWEPT = "els:swept_at"  # time of the last sweep, s
 FRESH = timedelta(seconds=15)  # a worker sends a heartbeat every 2 s
 SWEEP_LATE = timedelta(seconds=60)  # the sweep runs every few seconds
 FORGOTTEN = timedelta(hours=1)
+IN_WORK = "els:in_work:{worker}"  # messages that a worker has taken and not ended
 TICK = "els:tick:{queue}:{task}"  # exists: beat has sent a tick that no worker has begun
 TICK_TTL = timedelta(days=1)  # so the key of an abandoned queue goes; beat does not wait for it
 
@@ -31,6 +32,7 @@ class Heartbeat:
     waiting: int | None  # messages in the queue; None: the broker does not answer
     pauses: Sequence[Pause] = ()  # processes that wait for a server which refuses
     beats: Beats = NO_BEATS
+    in_work: int = 0  # messages that these workers have taken and not ended
 
     @property
     def silent(self) -> bool:
@@ -46,11 +48,14 @@ class Heartbeat:
 NO_HEARTBEAT = Heartbeat([], None, 0)
 
 
-def note_worker(client: Redis, name: str) -> None:
-    """Note that a worker is alive; forget those that are long gone."""
+def note_worker(client: Redis, name: str, in_work: int = 0) -> None:
+    """Note that a worker is alive, and has so many messages; forget those that are long gone."""
     now = server_time(client)
-    client.zadd(WORKERS, {name: now})
-    client.zremrangebyscore(WORKERS, 0, now - FORGOTTEN.total_seconds())
+    with client.pipeline(transaction=False) as pipe:
+        pipe.zadd(WORKERS, {name: now})
+        pipe.zremrangebyscore(WORKERS, 0, now - FORGOTTEN.total_seconds())
+        pipe.set(IN_WORK.format(worker=name), in_work, ex=FRESH)
+        pipe.execute()
 
 
 def note_sweep(client: Redis) -> None:
@@ -76,4 +81,6 @@ def read_heartbeat(client: Redis, waiting: int | None) -> Heartbeat:
     workers = cast("list[str]", client.zrangebyscore(WORKERS, now - fresh_s, now + fresh_s))
     last = cast("str | None", client.get(SWEPT))
     swept_at = datetime.now(UTC) - timedelta(seconds=now - float(last)) if last else None
-    return Heartbeat(workers, swept_at, waiting, read_pauses(client))
+    counts = client.mget(IN_WORK.format(worker=each) for each in workers) if workers else []
+    in_work = sum(int(count) for count in cast("list[str | None]", counts) if count)
+    return Heartbeat(workers, swept_at, waiting, read_pauses(client), in_work=in_work)

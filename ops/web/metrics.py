@@ -89,6 +89,7 @@ class Exposition(Collector):
         seen = heartbeat.read_heartbeat(self._client, None)
         age = (datetime.now(UTC) - seen.swept_at).total_seconds() if seen.swept_at else math.inf
         yield _one("els_workers", "Workers whose heartbeat is fresh.", len(seen.workers))
+        yield _one("els_messages_in_work", "Messages that workers have taken.", seen.in_work)
         beats = read_beats(self._client, self._queues[-1])
         count = (beats.leader is not None) + len(beats.standing_by)
         yield _one("els_beats", "Beats that lead or stand by.", count)

@@ -7,6 +7,7 @@ from typing import Any
 
 import redis
 from celery import signals
+from celery.worker import state
 
 import durable_redis
 from core import health_file, heartbeat, pauses
@@ -28,7 +29,7 @@ def send(worker: str) -> None:
         health_file.touch(settings.home, worker)
     if settings.redis_url:
         with suppress(redis.RedisError):
-            heartbeat.note_worker(brief_redis(), worker)
+            heartbeat.note_worker(brief_redis(), worker, len(state.reserved_requests))
             _send_refusal(worker)
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from core import db, heartbeat
 from core.metrics import HASH
 from tests import factories as make
 from tests.live.conftest import until
@@ -46,3 +47,19 @@ def test_a_worker_that_is_stopped_leaves_its_counts_behind(workers, counts, pool
     process.wait(15)
 
     assert counts()[ASSIGNED] == 5
+
+
+def test_the_messages_in_work_are_counted_until_they_end(workers, conn, valkey, database_url):
+    workers.start(command="worker --pool prefork --concurrency 1")
+    workers.ready(1)
+    key = heartbeat.IN_WORK.format(worker=f"{workers.queue}-0@test")
+    batches = [make.new_batch() for _ in range(3)]
+
+    with db.connect_once(database_url) as holder, holder.transaction():
+        holder.execute("LOCK TABLE batch_essay_trackers IN ACCESS EXCLUSIVE MODE")
+        sent = [workers.send("els.register_batch", make.registration(each, 1)) for each in batches]
+        until(lambda: int(valkey.get(key) or 0) > 0, what="a message is in work")
+    workers.values(sent)
+
+    until(lambda: valkey.get(key) == "0", what="none is in work")
+    assert 0 < valkey.ttl(key) <= heartbeat.FRESH.total_seconds()
