@@ -232,7 +232,7 @@ class Channel(Waits, pyamqp.Channel):
             try:
                 return declare(asking, *args, **{**kwargs, "nowait": False})
             except PreconditionFailed as refused:
-                _log_difference(kind, name, str(refused))
+                _log_difference(kind, name, describe(refused))
                 return declare(asking, *args, passive=True)
             except AccessRefused as refused:
                 try:
@@ -248,7 +248,7 @@ class Channel(Waits, pyamqp.Channel):
                     asking, queue, *args, **{**kwargs, "nowait": False}
                 )
             except AccessRefused as refused:
-                log.info("binding_left_as_it_is", queue=queue, refusal=str(refused))
+                log.info("binding_left_as_it_is", queue=queue, refusal=describe(refused))
 
 
 _differing: set[tuple[str, str]] = set()

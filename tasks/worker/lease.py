@@ -10,6 +10,7 @@ import redis
 import structlog
 
 from core import beats
+from core.faults import describe
 from tasks.worker.clients import brief_redis
 
 RENEW_S = 1.0  # a beat that stands by asks as often
@@ -55,5 +56,5 @@ class Lease:
         try:
             beats.resign(brief_redis(), self._queue, self._beat)
         except redis.RedisError as error:
-            log.info("lease_expires_by_itself", error=repr(error))
+            log.info("lease_expires_by_itself", error=describe(error))
         self._leads = False

@@ -5,7 +5,7 @@ their messages say: what we run to watch events hides that.
 """
 
 from time import monotonic
-from typing import Any
+from typing import Any, ClassVar
 
 from celery.events import EventDispatcher
 from celery.events.receiver import EventReceiver
@@ -14,7 +14,11 @@ from core.shown import HIDDEN, task_id
 
 TASK = "task-"  # begins the types of the events of tasks
 IDS = ("uuid", "root_id", "parent_id")
-SAID = ("args", "kwargs", "result", "exception", "traceback")  # and these hold what messages say
+PLAIN = {  # fields that say nothing of what a message says
+    *IDS,
+    *("type", "name", "hostname", "pid", "clock", "timestamp", "utcoffset", "local_received"),
+    *("queue", "exchange", "routing_key", "retries", "runtime", "terminated", "expired", "signum"),
+}
 CONCEALED = "concealed"  # a field of our workers' events: they hide it themselves
 FLUSHED_EVERY_S = 0.2  # monitors get an event so late at most
 FLUSHED_AT_ONCE = 1000  # task events of one message, some 400 KB; Celery's 24 cost as much again
@@ -52,10 +56,15 @@ class Dispatcher(EventDispatcher):
 class Receiver(EventReceiver):
     """Celery's, for Flower and `celery events`: it hides what others say of their messages."""
 
+    app: Any  # Celery's own: of this program
+    names: ClassVar[frozenset[str]] = frozenset()  # of tasks of others that are shown
+
     def event_from_message(self, body: Any, *args: Any, **kwargs: Any) -> Any:  # Any: Celery's
         """Read an event."""
         kind, event = super().event_from_message(body, *args, **kwargs)
         if kind.startswith(TASK) and not event.pop(CONCEALED, False):
-            event |= {name: task_id(event[name]) for name in IDS if event.get(name)}
-            event |= {name: HIDDEN for name in SAID if event.get(name)}
+            event.update((name, HIDDEN) for name in event.keys() - PLAIN if event[name])
+            event.update((name, task_id(event[name])) for name in IDS if event.get(name))
+            if event.get("name") not in self.names and event.get("name") not in self.app.tasks:
+                event["name"] = HIDDEN
         return kind, event

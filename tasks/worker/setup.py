@@ -1,13 +1,16 @@
 """Installs the parts that replace Celery's or Kombu's. README.md has the reasons."""
 
+import sys
 from functools import partial
 
 from celery import Celery, signals
 
 import durable_redis
+from core.catalogue import EVENTS
 from core.crash import crashpoint
 from core.settings import Settings
 from tasks.worker import amqp, amqp_delays, starting
+from tasks.worker.monitoring import Receiver
 
 
 def set_up(app: Celery, settings: Settings) -> None:
@@ -19,6 +22,9 @@ def set_up(app: Celery, settings: Settings) -> None:
     app.Task.Request = "tasks.worker.request:QuietRequest"
     app.events.dispatcher_cls = "tasks.worker.monitoring:Dispatcher"
     app.events.receiver_cls = "tasks.worker.monitoring:Receiver"
+    if flower := sys.modules.get("flower.events"):  # Celery's command line has imported it
+        vars(flower)["EventReceiver"] = Receiver  # it does not ask the app for its class
+    Receiver.names = frozenset(route.task for event in EVENTS for route in settings.routes(event))
     if str(app.conf.broker_url).startswith("amqp"):
         app.steps["consumer"].add("tasks.worker.amqp_setup:Queues")
         amqp_delays.install()
