@@ -44,6 +44,19 @@ def test_a_migration_that_was_released_does_not_change(release):
     assert changed == []
 
 
+@pytest.mark.parametrize("release", RELEASES, ids=lambda each: each["version"])
+def test_the_section_of_a_release_does_not_change(release):
+    """What is new belongs under Unreleased."""
+    before = git("show", f"{release['commit']}:CHANGELOG.md")
+    if before is None:
+        pytest.skip(f"this clone lacks the commit of {release['version']}: git fetch --unshallow")
+
+    section = CHANGELOG.partition(f"## [{release['version']}] - ")[2].partition("\n## [")[0]
+    added = [line for line in section.splitlines()[1:] if line not in before.splitlines()]
+
+    assert added == []
+
+
 @pytest.fixture
 def clone(tmp_path):
     """A clone whose next commit is a release."""

@@ -9,7 +9,7 @@ from tests.upgrade.test_side_by_side import PREFORK, SOLO, until
 
 MESSAGE = 'MESSAGE = "5f0c7c1e-3c46-4d52-9d64-6f7ab3a5d1aa"\n'
 KEEP = """
-import sys
+import os, sys
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +26,8 @@ heartbeat.may_send_tick(client, "els", "els.sweep")
 health_file.touch(Path(sys.argv[2]), "worker@host")
 deaths.note(MESSAGE)
 request = SimpleNamespace(id=MESSAGE, hostname="w@host", delivery_info={"redelivered": True})
-deaths.marked(request).__enter__()
+with deaths.marked(request):
+    os._exit(0)
 """
 READ = """
 import json, sys
