@@ -39,7 +39,7 @@ def touched_at(home: Path) -> dict[int, float]:
 
 def _pid(path: Path) -> str | None:
     try:
-        return path.read_text()
+        return path.read_text().partition("\n")[0]
     except FileNotFoundError:
         return None
 

@@ -65,9 +65,9 @@ def read_pauses(client: Redis) -> list[Pause]:
     pauses = []
     for process, text in rows.items():
         row = json.loads(text)
-        if now - row.pop("at") <= FRESH_S:
-            since = datetime.fromtimestamp(row.pop("since"), UTC)
-            pauses.append(Pause(process, Outage(**row), since))
+        if now - row["at"] <= FRESH_S:
+            outage = Outage(row["server"], row["error"], row.get("sqlstate"))
+            pauses.append(Pause(process, outage, datetime.fromtimestamp(row["since"], UTC)))
         else:
             client.hdel(PAUSES, process)  # killed: a process that resumes deletes its own
     return sorted(pauses, key=lambda pause: pause.since)

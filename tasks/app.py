@@ -9,6 +9,7 @@ from kombu.exceptions import OperationalError
 from core import faults, logs, records
 from core.catalogue import BATCHED
 from core.settings import Settings
+from tasks import versions
 from tasks.worker import amqp
 from tasks.worker.setup import set_up
 
@@ -27,7 +28,7 @@ QUICK = (*BATCHED, "els.seal_slots", "els.seal_books")
 # else needs a right to write there. Older workers send it to `els`, where it is executed as well.
 CONTROL = ("els.sweep", "els.relay")
 INTERNAL = ("els.seal_slots", "els.seal_books", "els.announce_ready", "els.seal_failed")
-ONCE = {"retry": False}  # of publishing a tick: beat itself tries again
+ONCE = {"retry": False, "headers": versions.headers()}  # of publishing a tick: beat tries again
 PUSHED = 2 * AT_ONCE  # messages a process on RabbitMQ, which pushes them: in work and next
 
 app = Celery("els", include=["tasks.upstream", "tasks.completion", "tasks.maintenance"])

@@ -18,13 +18,15 @@ from redis import RedisError
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from core import outbox
-from core.backoff import wait_s
+from core.backoff import wait_s, waited_s
 from core.crash import crashpoint
 from core.faults import Fault, describe, fault
 from core.model import StepResult, Value
 from core.seals import Seal, Sealed
-from tasks.app import DEATHS, app
+from tasks import versions
+from tasks.app import DEATHS, app, settings
 from tasks.attempts import attempts
+from tasks.dead_letters import body_of, keep, letter_of
 from tasks.delivery import redacted_kwargs
 from tasks.resources import resources, send_event
 from tasks.worker import deaths
@@ -72,28 +74,31 @@ def _call(task: AnyTask, batches: Collection[str]) -> Signature:
     """Call a task of the chord; described by us, since Celery takes its time over that."""
     kwargs = {"batches": batches}
     said = {"argsrepr": "()", "kwargsrepr": redacted_kwargs(kwargs)}
-    return task.signature(kwargs=kwargs, options=said)
+    return task.signature(kwargs=kwargs, options={**said, "headers": versions.headers()})
 
 
 @app.task(bind=True, name="els.seal_slots")
-def seal_slots(self: AnyTask, /, batches: Mapping[str, tuple[str, str | None]]) -> dict[str, Seal]:
+def seal_slots(
+    self: AnyTask, /, batches: Mapping[str, Sequence[Any]], **_: object
+) -> dict[str, Seal]:
     """Check and digest one range of the slots of each batch."""
     crashpoint("sealing")
     seal = resources().lifecycle.seal_slots
-    seals = _of_all(self, list(batches), lambda those: seal({b: batches[b] for b in those}))
+    bounds = {batch_id: (low, high) for batch_id, (low, high, *_) in batches.items()}
+    seals = _of_all(self, list(bounds), lambda those: seal({b: bounds[b] for b in those}))
     crashpoint("sealed")
     return seals
 
 
 @app.task(bind=True, name="els.seal_books")
-def seal_books(self: AnyTask, /, batches: Sequence[str]) -> dict[str, bool]:
+def seal_books(self: AnyTask, /, batches: Sequence[str], **_: object) -> dict[str, bool]:
     """Check the accounts of each batch."""
     return _of_all(self, batches, resources().lifecycle.seal_books)
 
 
 @app.task(bind=True, name="els.announce_ready")
 def announce_ready(
-    self: AnyTask, /, results: Sequence[Mapping[str, Any]], batches: Sequence[str]
+    self: AnyTask, /, results: Sequence[Mapping[str, Any]], batches: Sequence[str], **_: object
 ) -> dict[str, Value]:
     """Announce each sealed batch, once."""
     *headers, agrees = results
@@ -131,6 +136,18 @@ def again(task: AnyTask, error: Exception) -> Exception:
     return task.retry(exc=error, countdown=wait, max_retries=sys.maxsize, throw=False)
 
 
+def _hold(task: AnyTask, batches: Sequence[str], error: versions.UnknownVersion) -> None:
+    """Give a step of another release back, until a worker of that one meets it.
+
+    Where none does, it becomes a dead letter, and the sweep announces its batches.
+    """
+    if waited_s(task.request.retries) < settings.retry_for:
+        log.warning("held_for_another_release", batches=list(batches), error=str(error))
+        raise again(task, error) from error
+    body = body_of(task.request.args or (), task.request.kwargs or {})
+    keep(letter_of(task.name, str(task.request.id), body, error, error.code))
+
+
 def _of_all(
     task: AnyTask, batches: Sequence[str], step: Callable[[Sequence[str]], dict[str, T]]
 ) -> dict[str, T]:
@@ -144,6 +161,11 @@ def _of_all(
     bind_contextvars(task=task.name, task_id=task.request.id)
     if deaths.count(task.request) >= DEATHS:
         log.error("left_to_the_sweep", batches=list(batches), reason="its worker died each time")
+        return {}
+    try:
+        versions.check(task.request)
+    except versions.UnknownVersion as error:
+        _hold(task, batches, error)
         return {}
 
     try:

@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 
 
 @app.task(name="els.sweep", send_events=False)
-def sweep() -> dict[str, int]:
+def sweep(**_: object) -> dict[str, int]:
     """Find and mend stuck batches; return how many by rule."""
     _begin_tick("els.sweep")
     return run_tick(_sweep, {})
@@ -43,7 +43,7 @@ def _sweep() -> dict[str, int]:
 
 
 @app.task(name="els.relay", send_events=False)
-def relay() -> int:
+def relay(**_: object) -> int:
     """Send each event that the relay right after its commit has not sent."""
     _begin_tick("els.relay")
     return run_tick(lambda: outbox.relay_all(resources().pool, send_event), 0)

@@ -3,12 +3,13 @@
 import os
 import sys
 from dataclasses import asdict
+from functools import partial
 
 import typer
 
-from ops.cli.options import AsJson, Home, Yes, confirm_change, read_settings, settings_to_read
-from ops.cli.target import POSTGRES, endpoints
-from ops.output import out, print_json, print_result, say
+from ops.cli.options import AsJson, Home, read_settings, settings_to_read
+from ops.cli.target import endpoints
+from ops.output import out, print_json, say
 from ops.stack.supervisor import Endpoints, Stack
 
 
@@ -24,7 +25,11 @@ def run(home: Home = None, as_json: AsJson = False) -> None:
 
     settings = read_settings(home)
     with Stack(
-        settings, echo=say, migrate=upgrade, check=check_servers, output=sys.stderr
+        settings,
+        echo=say,
+        migrate=partial(upgrade, say=say),
+        check=check_servers,
+        output=sys.stderr,
     ) as stack:
         if as_json:
             print_json(asdict(stack.endpoints))
@@ -37,18 +42,6 @@ def run(home: Home = None, as_json: AsJson = False) -> None:
 def env(home: Home = None, as_json: AsJson = False) -> None:
     """Print the URLs of the running stack as JSON, passwords included."""
     print_json(asdict(endpoints(settings_to_read(home))))
-
-
-def migrate(home: Home = None, yes: Yes = False, as_json: AsJson = False) -> None:
-    """Bring the schema to head. Safe to repeat, and to run in several places at once."""
-    from migrations import current, upgrade
-
-    _, found = confirm_change(home, "migrate the schema", POSTGRES, yes=yes, as_json=as_json)
-    before = current(found.database_url)
-    upgrade(found.database_url)
-    after = current(found.database_url)
-    line = f"schema at {after}" + ("" if before == after else f" (was {before or 'empty'})")
-    print_result({"before": before, "revision": after}, line, as_json)
 
 
 def ops() -> None:
