@@ -17,7 +17,7 @@ import psycopg
 import redis
 from redis.exceptions import NoPermissionError, ReadOnlyError
 
-from core.db.connection import Conn, connect_once
+from core.db.connection import Conn, Prepare, UnfitPooler, connect_once
 from core.errors import ELSError
 from core.schema import State, read_standing
 from core.settings import Settings
@@ -83,7 +83,7 @@ def check_servers(settings: Settings) -> list[Finding]:
     assert settings.redis_url, "callers refuse to start without"
     broker_url = settings.broker_url or settings.redis_url
     shared = broker_url == settings.redis_url
-    found = _postgres(settings.database_url)
+    found = find_in_postgres(settings.database_url, settings.database_prepare)
     if not shared:
         found += _redis(settings.redis_url, "redis")
     if broker_url.startswith(REDIS_SCHEMES):
@@ -93,10 +93,14 @@ def check_servers(settings: Settings) -> list[Finding]:
     return found
 
 
-def _postgres(url: str) -> list[Finding]:
+def find_in_postgres(url: str, prepare: Prepare = "auto") -> list[Finding]:
+    """Check Postgres by a connection of its own; an error is a finding."""
     try:
-        with connect_once(url) as conn:
+        with connect_once(url, prepare=prepare) as conn:
             return check_postgres(conn)
+    except UnfitPooler as error:
+        why = "statements would run with other settings, or those of others would"
+        return [Finding("postgres", Severity.FAULT, error.wrong, why, error.step)]
     except (psycopg.Error, ELSError) as error:
         return [_away("postgres", error, "start it, or mend ELS_DATABASE_URL")]
 
@@ -390,18 +394,19 @@ def wait_for_schema(
     say: Callable[[Finding], object],
     stopped: Callable[[], bool],
     beat: Callable[[], object] = lambda: None,
+    prepare: Prepare = "auto",
 ) -> bool:
     """Wait until a connection of this URL sees the schema that this code needs, with its rights.
 
     `say` gets each finding that differs from the one before; `beat` is called every second
-    meanwhile. False: `stopped` came true first.
+    meanwhile. False: `stopped` came true first. Raises UnfitPooler, which no waiting mends.
     """
     said: str | None = None
     again = 0.0
     while not stopped():
         beat()
         if time.monotonic() >= again:
-            finding = _missing(url)
+            finding = _missing(url, prepare)
             if finding is None:
                 return True
             if finding.wrong != said:
@@ -412,9 +417,11 @@ def wait_for_schema(
     return False
 
 
-def _missing(url: str) -> Finding | None:
+def _missing(url: str, prepare: Prepare) -> Finding | None:
     try:
-        with connect_once(url) as conn:
+        with connect_once(url, prepare=prepare) as conn:
             return missing_for_work(conn)
+    except UnfitPooler:
+        raise
     except (psycopg.Error, ELSError) as error:
         return _away("postgres", error, "start it, or mend ELS_DATABASE_URL")

@@ -48,12 +48,15 @@ def sweep(
     A batch that cannot be repaired hinders no other one: what did not help twice is tried less and
     less often, unless `at_once` or one batch is asked for. A bug in a repair is raised at the end.
     """
-    with context.lifecycle.pool.connection() as conn, db.sweep.lock(conn) as ours:
+    pool = context.lifecycle.pool
+    with pool.connection() as holding, db.sweep.lock(holding) as ours:
         if not ours:
             return None
-        known = db.sweep.unmended(conn, batch, KNOWN)
-        sweeping = _Sweep(conn, context, batch, known, dry_run, at_once or batch is not None)
-        found = [*sweeping.run()]
+        with pool.connection() as conn:
+            known = db.sweep.unmended(conn, batch, KNOWN)
+            at_once = at_once or batch is not None
+            sweeping = _Sweep(conn, holding, context, batch, known, dry_run, at_once)
+            found = [*sweeping.run()]
     if sweeping.bugs:
         raise sweeping.bugs[0]
     return found
@@ -62,6 +65,7 @@ def sweep(
 @dataclass
 class _Sweep:
     conn: Conn
+    holding: Conn  # the connection that holds the lock
     context: RepairContext
     batch: str | None
     known: dict[tuple[str, str], Unmended]
@@ -78,6 +82,7 @@ class _Sweep:
         moves_on = self.batch is None and not self.dry_run
         context = CheckContext(self.conn, self.slots, self.batch, PAGE, moves_on, self.shared)
         for rule in RULES:
+            db.sweep.keep(self.holding)
             found = rule.find(context)
             if found is None:
                 log.warning("check_failed", rule=rule.code, error="Redis does not answer")
@@ -99,6 +104,7 @@ class _Sweep:
             return left
         if known is not None and known.waits and not self.at_once:
             return left
+        db.sweep.keep(self.holding)
         crashpoint("sweeping")
         return self._repair(rule, finding)
 

@@ -52,7 +52,12 @@ def resources() -> Resources:
     """Open Postgres and Redis, once a process and after the fork. Raises BadSettings."""
     if not settings.database_url or not settings.redis_url:
         raise BadSettings("ELS_DATABASE_URL and ELS_REDIS_URL must be set; `els run` sets them")
-    pool = db.connect(settings.database_url, size=settings.concurrency + 2, by_key=True)
+    pool = db.connect(
+        settings.database_url,
+        size=settings.concurrency + 2,
+        by_key=True,
+        prepare=settings.database_prepare,
+    )
     slots = Slots(connect(settings.redis_url))
     if spans := traces():
         spans.watch(pool, slots.client)

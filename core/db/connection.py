@@ -1,49 +1,208 @@
-"""Connections to Postgres: each wait has an end, also for a server that has fallen silent."""
+"""Connections to Postgres: their settings are in force, and each wait has an end.
+
+A connection of its own to the server is set once, at its start. Behind a pooler each transaction
+begins with its settings, and a statement alone is sent together with them, in one round trip.
+"""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, ClassVar, LiteralString, TypeVar
+from typing import Any, ClassVar, Literal, LiteralString, TypeVar
+from uuid import uuid4
 
 import psycopg
-from psycopg import Connection
+from psycopg import Connection, Cursor, generators
 from psycopg.abc import PQGen
-from psycopg.conninfo import make_conninfo
-from psycopg.errors import _WaitTimeout
-from psycopg.rows import DictRow, dict_row
+from psycopg.errors import DuplicatePreparedStatement, ReadOnlySqlTransaction, _WaitTimeout
+from psycopg.pq import ExecStatus, TransactionStatus
+from psycopg.rows import DictRow, dict_row, tuple_row
+from psycopg.sql import SQL, Identifier
 from psycopg.types.json import Jsonb
 from psycopg_pool import ConnectionPool
 
 from core.crash import crashpoint
+from core.db import session
 from core.db.moments import CONTEXT
-from core.db.url import SESSION, conninfo
+from core.db.silence import ANSWER_S, Silence, beside
+from core.db.url import address
+from core.errors import ELSError
 
 Conn = Connection[DictRow]
 Row = Mapping[str, Any]  # Any: a value as Postgres has it
 RV = TypeVar("RV")
+Prepare = Literal["auto", "on", "off"]
 
 POOL_TIMEOUT_S = 10.0  # a pool that has no connection free for so long blames the server
 RECONNECT_S = 5.0  # then a pool stops connecting, until somebody asks again
 POLL_S = 0.1  # how often psycopg lets Ctrl-C through while it waits
-WORKING = "active", "fastpath function call"  # states of a session that runs a statement
-
+PREPARE_AFTER = 1  # executions
 OPTIONS: dict[str, Any] = {  # Any: keyword arguments of psycopg
     "autocommit": True,
     "row_factory": dict_row,
-    "prepare_threshold": 1,
+    "prepare_threshold": PREPARE_AFTER,
     "context": CONTEXT,
 }
-BY_KEY = "-c enable_seqscan=off -c jit=off"
+BY_KEY = {"enable_seqscan": "off", "jit": "off"}
+TO_MIGRATE = {"timezone": "UTC"}
+NAMES_OF_PSYCOPG = "_pg3_"  # of prepared statements; a pooler that keeps them gives its own
 
 
-class WatchedConnection(Connection[DictRow]):
+class UnfitPooler(psycopg.OperationalError, ELSError):
+    """With this pooler the service cannot be right: what it does, and the next step."""
+
+    def __init__(self, wrong: str, step: str) -> None:
+        super().__init__(f"{wrong}; {step}")
+        self.wrong, self.step = wrong, step
+
+
+class SettledConnection(Connection[Any]):  # Any: rows as their reader wants them
+    """A connection whose settings are in force, whoever lends it a session of the server.
+
+    `pooled`: a pooler does, for one transaction or longer. One that gives each statement to another
+    session is refused: raises UnfitPooler.
+    """
+
+    pooled = False
+    _begin = _together = b""  # what goes with BEGIN, and with a statement alone
+
+    @classmethod
+    def connect(  # type: ignore[override] # ours are two more keywords
+        cls,
+        conninfo: str = "",
+        *,
+        settings: Mapping[str, str],
+        prepare: Prepare = "auto",
+        autocommit: bool = False,
+        **options: Any,  # Any: keyword arguments of psycopg
+    ) -> "SettledConnection":
+        """Connect and settle. Raises psycopg.OperationalError."""
+        conn = super().connect(conninfo, autocommit=True, **options)
+        try:
+            conn._settle(settings, prepare)
+            conn.autocommit = autocommit
+        except BaseException as error:
+            conn.close()
+            if isinstance(error, psycopg.Error) and error.sqlstate:  # never a message's fault
+                raise psycopg.OperationalError(f"a setting is refused: {error}") from error
+            raise
+        return conn
+
+    def execute(self, query: Any, *args: Any, **options: Any) -> Cursor[Any]:  # Any: as psycopg's
+        """Execute a statement; alone behind a pooler, together with its settings.
+
+        A server that is read-only is left: the next connection may find the primary.
+        """
+        alone = self.pgconn.transaction_status == TransactionStatus.IDLE and self.autocommit
+        try:
+            if not (self._together and query and alone):
+                return super().execute(query, *args, **options)
+            with self.pipeline():
+                self._ask(self._together)
+                return super().execute(query, *args, **options)
+        except ReadOnlySqlTransaction:
+            self.close()
+            raise
+
+    def _ask(self, query: Any, params: Any = None, **options: Any) -> Cursor[Any]:  # as psycopg's
+        """Execute a statement of the connection's own, which no trace shows."""
+        return Cursor(self, row_factory=tuple_row).execute(query, params, **options)
+
+    def _settle(self, settings: Mapping[str, str], prepare: Prepare) -> None:
+        wanted = session.columns(settings)
+        own = self.pgconn.backend_pid
+        row = self._ask(session.SETTLE, {**wanted, "pid": own}, prepare=False).fetchone()
+        assert row is not None
+        self.pooled = row[0] != own
+        if prepare == "off":
+            self.prepare_threshold = None
+        if self.pooled:
+            self._begin = session.set_local(settings).as_bytes(self)
+            self._together = session.set_for_one(settings).as_bytes(self)
+            self._check_pooler(wanted, prepare)
+
+    def _check_pooler(self, wanted: Mapping[str, list[str]], prepare: Prepare) -> None:
+        """Insist that a transaction has one session and our settings; prepare where they stay."""
+        try:
+            with self.transaction():
+                first = self._ask("SELECT pg_backend_pid()", prepare=False).fetchone()
+                rows = self._ask(session.IN_FORCE, wanted, prepare=False).fetchall()
+        except psycopg.OperationalError as error:
+            if "statement pooling mode" not in str(error):
+                raise
+            rows, first = [], None
+        if first is None or any(pid != first[0] for pid, *_ in rows):
+            raise UnfitPooler(
+                "the pooler gives each statement of a transaction to another session",
+                "set its pool_mode to transaction or session",
+            )
+        if lost := [each[0] for _, *each in rows if not session.same(*each)]:
+            raise UnfitPooler(
+                f"the pooler does not pass our {', '.join(lost)} on to the server",
+                "let it pass SET LOCAL, or name the server itself in ELS_DATABASE_URL",
+            )
+        if prepare != "off" and not self._keeps_prepared():
+            self.prepare_threshold = None
+            if prepare == "on":
+                self._prepare_in_session_mode()
+
+    def _prepare_in_session_mode(self) -> None:
+        """Prepare although the pooler does not, unless another connection gets our session."""
+        if self._is_shared():
+            raise UnfitPooler(
+                "the pooler lends one session to many, and loses prepared statements",
+                "set ELS_DATABASE_PREPARE to auto; or run PgBouncer 1.21 or newer"
+                " with max_prepared_statements above 0",
+            )
+        self.prepare_threshold = PREPARE_AFTER
+
+    def _is_shared(self) -> bool:
+        """Try whether another connection gets the session that was last ours; it mostly would."""
+        last = self._ask("SELECT pg_backend_pid()", prepare=False).fetchone()
+        with suppress(psycopg.Error), beside(self.pgconn, ANSWER_S) as other, other.transaction():
+            return other.execute("SELECT pg_backend_pid()").fetchone() == last
+        return False
+
+    def _keeps_prepared(self) -> bool:
+        """Prepare a statement; see whether the pooler names it itself, to find it everywhere."""
+        mark = f"SELECT 'els {uuid4().hex}'"
+        try:
+            with self.transaction():
+                self._ask(mark, prepare=True)
+                found = self._ask(
+                    "SELECT name FROM pg_prepared_statements WHERE statement = %s",
+                    [mark],
+                    prepare=False,
+                ).fetchone()
+                ours = bool(found and found[0].startswith(NAMES_OF_PSYCOPG))
+                if found and ours:
+                    self._ask(SQL("DEALLOCATE {}").format(Identifier(found[0])), prepare=False)
+        except DuplicatePreparedStatement:
+            return False  # another connection has left one of this name there
+        return found is not None and not ours
+
+    def _exec_command(self, command: Any, *more: Any) -> Any:  # Any: as psycopg's
+        """Begin a transaction with its settings, by one round trip."""
+        if not (self._begin and isinstance(command, bytes) and command.startswith(b"BEGIN")):
+            return (yield from super()._exec_command(command, *more))
+        self.pgconn.send_query(b"%s; %s" % (command, self._begin))
+        results = yield from generators.execute(self.pgconn)
+        for result in results:
+            if result.status != ExecStatus.COMMAND_OK:
+                raise psycopg.errors.error_from_result(result, encoding=self.pgconn._encoding)
+        return results[0]
+
+    def _deallocate(self, name: bytes | None) -> Any:  # Any: as psycopg's
+        """Leave prepared statements to the pooler: the server's are not this connection's."""
+        if not self.pooled:
+            yield from super()._deallocate(name)
+
+
+class WatchedConnection(SettledConnection):
     """A connection that gives up on a server that has fallen silent.
 
     A proxy that swallows packets, or a frozen server, still acknowledges them in TCP. So after
     `silent_s` without an answer a second connection asks the server whether it works on our
     statement. A statement that answers earlier costs nothing more.
-
-    Not covered: one frozen session of a healthy server looks as if it worked.
     """
 
     silent_s: ClassVar[float] = 10
@@ -53,28 +212,17 @@ class WatchedConnection(Connection[DictRow]):
         """Wait for the server. Raises OperationalError when it no longer works for us."""
         if timeout is not None:
             return super().wait(gen, interval, timeout)
-        patience, failed = self.silent_s, 0
+        silence, patience, failed = Silence(self.pgconn, self.pooled), self.silent_s, 0
         while True:
             try:
                 return super().wait(gen, interval, patience)
             except _WaitTimeout:
-                why = self._silence()
+                why = silence.reason(self.silent_s)
             failed = failed + 1 if why else 0
             patience = self.again_s if why else self.silent_s
             if failed > 1:
                 self.pgconn.finish()
                 raise psycopg.OperationalError(f"the connection is silent: {why}")
-
-    def _silence(self) -> str | None:
-        """Ask over another connection why ours is silent; None: the server works, or may work."""
-        own = {o.keyword.decode(): o.val.decode() for o in self.pgconn.info if o.val}
-        asked = make_conninfo(**own | {"connect_timeout": str(max(2, int(self.silent_s / 2)))})
-        try:
-            with _Asking.connect(asked, autocommit=True) as other:
-                return _state_of(other, self.pgconn.backend_pid)
-        except psycopg.Error as error:
-            # A refusal, such as too many connections, is an answer.
-            return None if error.sqlstate else f"the server does not answer another one: {error}"
 
 
 class WatchedBriefly(WatchedConnection):
@@ -84,44 +232,28 @@ class WatchedBriefly(WatchedConnection):
     again_s = 1
 
 
-class _Asking(Connection[Any]):  # Any: rows as they come
-    """A connection for one short question."""
-
-    def wait(self, gen: PQGen[RV], interval: float = POLL_S, timeout: float | None = None) -> RV:
-        """Wait for a few seconds. Raises OperationalError."""
-        try:
-            return super().wait(gen, interval, timeout or 3)
-        except _WaitTimeout:
-            self.pgconn.finish()
-            raise psycopg.OperationalError("no answer within 3 s") from None
-
-
-def _state_of(asking: Connection[Any], pid: int) -> str | None:  # Any: rows as they come
-    """Say why the server does not work for session `pid`; None: it works, or may work."""
-    row = asking.execute("SELECT state FROM pg_stat_activity WHERE pid = %s", [pid]).fetchone()
-    if row is None:
-        own = asking.execute("SELECT pg_backend_pid()").fetchone()
-        pooled = own is None or own[0] != asking.pgconn.backend_pid
-        return None if pooled else "the server has ended its session"  # a pooler's ids are its own
-    if row[0] is None or row[0] in WORKING:
-        return None
-    return f"for the server it is {row[0]}: the statement or its answer was lost on the way"
-
-
 def connect(
-    url: str, *, size: int = 4, checked: bool = False, by_key: bool = False
+    url: str,
+    *,
+    size: int = 4,
+    checked: bool = False,
+    by_key: bool = False,
+    prepare: Prepare = "auto",
+    writes: bool = True,
 ) -> "ConnectionPool[Conn]":
     """Make a pool of at most `size` autocommitting connections, opened when first used.
 
     `checked` tests a connection before it lends it: one round trip more, and no error after a
     restart of Postgres. `by_key` makes the planner look rows up by a key: its statistics do not
     have the newest rows yet, so it may take a table for one that is small enough to read through.
-    Raises BadSettings for a malformed URL.
+    `writes` False: among several hosts any will do. Raises BadSettings for a malformed URL.
     """
+    at = address(url, writes=writes)
+    settings = {**BY_KEY, **at.settings} if by_key else at.settings
     return ConnectionPool(
-        conninfo(url, f"{SESSION} {BY_KEY}" if by_key else SESSION),
+        at.conninfo,
         connection_class=WatchedBriefly if checked else WatchedConnection,
-        kwargs=OPTIONS,
+        kwargs=OPTIONS | {"settings": settings, "prepare": prepare},
         min_size=0,
         max_size=size,
         timeout=POOL_TIMEOUT_S,
@@ -131,12 +263,13 @@ def connect(
     )
 
 
-def connect_once(url: str) -> Conn:
+def connect_once(url: str, *, prepare: Prepare = "auto") -> Conn:
     """Open one autocommitting connection, for a command.
 
     Raises psycopg.OperationalError, and BadSettings for a malformed URL.
     """
-    return WatchedConnection.connect(conninfo(url), **OPTIONS)
+    at = address(url)
+    return WatchedConnection.connect(at.conninfo, settings=at.settings, prepare=prepare, **OPTIONS)
 
 
 @contextmanager
@@ -164,4 +297,5 @@ def jsonb(value: object) -> Jsonb | None:
 
 def connect_to_migrate(url: str) -> "Connection[Any]":  # Any: rows as SQLAlchemy wants them
     """Open a connection for a migration: its statements may take long."""
-    return psycopg.connect(conninfo(url, "-c timezone=UTC"))
+    at = address(url, TO_MIGRATE)
+    return SettledConnection.connect(at.conninfo, settings=at.settings, prepare="off")

@@ -57,23 +57,28 @@ class Holder:
 
 @contextmanager
 def lock(conn: Conn) -> Iterator[bool]:
-    """Take the lock of the sweep for this session; yield False when another session has it.
+    """Take the lock of the sweep by a transaction; yield False when another session has it.
 
-    The session is renamed meanwhile, so that `holder` tells a sweep from a lock left behind.
+    The session is renamed meanwhile, so that `holder` tells a sweep from a lock left behind. The
+    transaction holds no snapshot, so it keeps no row from vacuum, however long the sweep takes.
     """
-    row = conn.execute("SELECT pg_try_advisory_lock(hashtextextended('sweep', 0)) AS ours")
-    if not (row.fetchone() or {})["ours"]:
-        yield False
-        return
-    conn.execute(
-        "SELECT set_config('application_name',"
-        " left(current_setting('application_name'), 57) || ' sweep', false)"
-    )
-    try:
-        yield True
-    finally:
-        conn.execute("SELECT pg_advisory_unlock(hashtextextended('sweep', 0))")
-        conn.execute("RESET application_name")
+    with conn.transaction():
+        row = conn.execute(
+            "SELECT pg_try_advisory_xact_lock(hashtextextended('sweep', 0)) AS ours"
+        ).fetchone()
+        ours = bool(row and row["ours"])
+        if ours:
+            conn.execute(
+                "SELECT set_config('application_name',"
+                " left(current_setting('application_name'), 57) || ' sweep', true),"
+                " set_config('idle_in_transaction_session_timeout', '0', true)"
+            )
+        yield ours
+
+
+def keep(conn: Conn) -> None:
+    """Show `holder` that the sweep goes on. Raises psycopg.Error where the lock is lost."""
+    conn.execute("SELECT")
 
 
 def holder(conn: Conn) -> Holder | None:

@@ -2,11 +2,15 @@
 
 libpq reads it, for the service and for the migrations alike, so both see the same schema. A
 parameter of the URL wins over ours.
+
+Settings that the URL gives as `options` are taken out of it: poolers refuse them at the start of a
+connection. The connection sets them itself (`core/db/session.py`).
 """
 
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -29,21 +33,52 @@ OURS: Mapping[str, Any] = {  # Any: parameters of libpq
     "keepalives_count": 2,
     "tcp_user_timeout": 20_000,  # ms
 }
-SESSION = (
-    f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={LOCK_TIMEOUT_MS} -c timezone=UTC"
-)
+SESSION: Mapping[str, str] = {  # settings of a session
+    "statement_timeout": str(STATEMENT_TIMEOUT_MS),
+    "lock_timeout": str(LOCK_TIMEOUT_MS),
+    "timezone": "UTC",
+}
+ARGUMENT = re.compile(r"(?:\\.|[^\s\\])+", re.DOTALL)  # as Postgres cuts `options`
+SETTING = re.compile(r"(?:-c\s*|--)([\w.-]+)=(.*)", re.DOTALL)
 
 
-def conninfo(url: str, session: str = SESSION) -> str:
-    """Write a URL as libpq takes it, with our parameters where it leaves them open.
+@dataclass(frozen=True)
+class Address:
+    """Where to connect, as libpq takes it, and the settings that a session gets there."""
 
-    `session` is a list of our options. Where two set the same, Postgres takes the last, which is
-    the URL's. A service file and PGOPTIONS count as the URL. Raises BadSettings.
+    conninfo: str
+    settings: Mapping[str, str]
+
+
+def address(url: str, ours: Mapping[str, str] = SESSION, *, writes: bool = True) -> Address:
+    """Read a URL; add our parameters and our settings where it leaves them open.
+
+    Among several hosts the one that takes writes is meant, unless `writes` is False. A service file
+    and PGOPTIONS count as the URL. Raises BadSettings.
     """
     given = parameters(url)
     known = _defaults(given.get("service")) | given
-    ours = {name: value for name, value in OURS.items() if name not in known}
-    return make_conninfo(**given | ours | {"options": f"{session} {known.get('options', '')}"})
+    wanted = dict(OURS)
+    if writes and "," in f"{known.get('host', '')}{known.get('hostaddr', '')}":
+        wanted["target_session_attrs"] = "read-write"
+    added = {name: value for name, value in wanted.items() if name not in known}
+    settings, others = _settings(known.get("options", ""))
+    return Address(make_conninfo(**given | added | {"options": others}), {**ours, **settings})
+
+
+def _settings(options: str) -> tuple[dict[str, str], str]:
+    """Split `options` into the settings, the last one of a name, and all else."""
+    words = ARGUMENT.findall(options)
+    settings, others = {}, []
+    while words:
+        word = words.pop(0)
+        if word == "-c" and words:
+            word += words.pop(0)
+        if found := SETTING.fullmatch(re.sub(r"\\(.)", r"\1", word, flags=re.DOTALL)):
+            settings[found[1].lower().replace("-", "_")] = found[2]
+        else:
+            others.append(word)
+    return settings, " ".join(others)
 
 
 def parameters(url: str) -> dict[str, Any]:  # Any: strings; so psycopg types them

@@ -58,7 +58,7 @@ def _sweep(
     from tasks.delivery import deliver
 
     with (
-        db.connect(found.database_url) as pool,
+        db.connect(found.database_url, prepare=settings.database_prepare) as pool,
         Sender(found.broker_url, settings.queue) as sender,
     ):
         client = connect(found.redis_url)

@@ -27,7 +27,8 @@ class Connections:
     def of(cls, settings: Settings, database_url: str, redis_url: str) -> "Connections":
         """Prepare connections; each is opened at its first use."""
         client = connect_once(redis_url)
-        return cls(settings, db.connect(database_url, checked=True), client, Slots(client))
+        pool = db.connect(database_url, checked=True, prepare=settings.database_prepare)
+        return cls(settings, pool, client, Slots(client))
 
     def postgres(self) -> AbstractContextManager[Conn]:
         """Lend a connection to Postgres. Raises PoolTimeout."""

@@ -5,10 +5,18 @@ from math import inf
 from time import monotonic
 
 from celery import Celery
+from psycopg_pool import PoolTimeout
 
 from core.pauses import Outage
 from core.probe import probe_postgres, probe_redis
-from core.requirements import REDIS_SCHEMES, Finding, Severity, check_postgres, check_redis
+from core.requirements import (
+    REDIS_SCHEMES,
+    Finding,
+    Severity,
+    check_postgres,
+    check_redis,
+    find_in_postgres,
+)
 from core.slots import connect_once
 from ops.web.connections import Connections
 from ops.web.health import UNANSWERED, paused_processes
@@ -52,8 +60,16 @@ class Readiness:
         return answer
 
     def _check_postgres(self) -> list[Finding]:
-        with self._connections.postgres() as conn:
-            return _or_refusal(check_postgres(conn), lambda: probe_postgres(conn))
+        try:
+            with self._connections.postgres() as conn:
+                return _or_refusal(check_postgres(conn), lambda: probe_postgres(conn))
+        except PoolTimeout:  # a pool says nothing of why it has no connection
+            settings = self._connections.settings
+            assert settings.database_url, "a page does not start without"
+            found = find_in_postgres(settings.database_url, settings.database_prepare)
+            if not found:
+                raise
+            return found
 
     def _check_redis(self) -> list[Finding]:
         # A Redis that is also the broker gets the other checks as the broker.

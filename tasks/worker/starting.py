@@ -3,7 +3,7 @@
 import gc
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -11,6 +11,7 @@ import structlog
 from celery import Celery
 
 from core import health_file
+from core.errors import ELSError
 from core.requirements import Finding, Severity, check_servers, wait_for_schema
 from core.settings import Settings
 from tasks.worker.stopping import STOPS
@@ -41,13 +42,24 @@ def _wait_for_servers(settings: Settings, worker: str) -> None:
         with suppress(OSError):
             health_file.touch(settings.home, worker)
 
-    assert settings.database_url, "a worker has refused to start without"
     with _stop_signal() as stopped:
-        ready = wait_for_schema(settings.database_url, _waits, stopped.is_set, send_heartbeat)
+        ready = _wait_for_schema(settings, stopped.is_set, send_heartbeat)
         if ready:
             _name_findings(settings)
     if not ready or stopped.is_set():
         raise SystemExit(0)
+
+
+def _wait_for_schema(
+    settings: Settings, stopped: Callable[[], bool], beat: Callable[[], None]
+) -> bool:
+    assert settings.database_url, "a worker has refused to start without"
+    try:
+        return wait_for_schema(
+            settings.database_url, _waits, stopped, beat, settings.database_prepare
+        )
+    except ELSError as error:
+        raise SystemExit(f"els: postgres: {error}") from error
 
 
 def _waits(finding: Finding) -> None:

@@ -14,7 +14,7 @@ import redis
 from psycopg.errors import LockNotAvailable
 
 from core import db, slots
-from core.db.url import conninfo, parameters
+from core.db.url import address, parameters
 from core.errors import BadSettings
 from migrations import current, head, upgrade
 from ops.stack.embedded import Postgres, free_port
@@ -108,7 +108,7 @@ def _key(name):
     ],
 )
 def test_no_parameter_of_the_url_is_replaced(said):
-    written = parameters(conninfo(f"postgresql://h/els?{urlencode(said)}"))
+    written = parameters(address(f"postgresql://h/els?{urlencode(said)}").conninfo)
 
     assert {name: str(written[name]) for name in said} == said
 
@@ -124,7 +124,7 @@ def test_the_options_of_a_service_file_count_as_the_urls(url, schema, tmp_path, 
         lock_timeout = conn.execute("SHOW lock_timeout").fetchone()["lock_timeout"]
 
     assert (path, lock_timeout) == (schema, "3s")
-    assert "keepalives=1" not in conninfo(f"{url}?service=els")
+    assert "keepalives=1" not in address(f"{url}?service=els").conninfo
     assert "PGSERVICE" not in os.environ
 
 

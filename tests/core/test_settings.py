@@ -59,6 +59,7 @@ def test_an_empty_variable_counts_as_absent(name):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("ELS_DATABASE_PREPARE", "yes"),
         ("ELS_OPS_PORT", "http"),
         ("ELS_OPS_PORT", "0"),
         ("ELS_OPS_PORT", "65536"),

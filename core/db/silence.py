@@ -1,0 +1,87 @@
+"""Why is a connection silent? A second connection asks the server whether it works on ours."""
+
+import time
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import Connection
+from psycopg.abc import PQGen
+from psycopg.conninfo import make_conninfo
+from psycopg.errors import _WaitTimeout
+from psycopg.pq.abc import PGconn
+
+RV = TypeVar("RV")
+POLL_S = 0.1
+ANSWER_S = 3.0  # for the answer to the question
+BUSY_S = 60.0  # behind a pooler: as long as a statement may take, others may have to wait
+WORKING = ["active", "fastpath function call"]  # states of a session that runs a statement
+
+
+def beside(pgconn: PGconn, patience_s: float) -> Connection[Any]:  # Any: rows as they come
+    """Connect once more to where a connection is, for one short question."""
+    own = {each.keyword.decode(): each.val.decode() for each in pgconn.info if each.val}
+    own |= {"connect_timeout": str(max(2, int(patience_s)))}
+    return _Asking.connect(make_conninfo(**own), autocommit=True, prepare_threshold=None)
+
+
+class Silence:
+    """The silence of one connection while it waits for one answer.
+
+    Not covered: one frozen session of a healthy server looks as if it worked; and behind a pooler,
+    any statement of our role that began before ours looks as if it were ours.
+    """
+
+    def __init__(self, pgconn: PGconn, pooled: bool) -> None:
+        self._pgconn, self._pooled = pgconn, pooled
+        self._since = time.monotonic()
+        self._answered: float | None = None  # when a pooler had a session free after ours began
+
+    def reason(self, patience_s: float) -> str | None:
+        """Say why nothing comes; None: the server works for us, or may work."""
+        try:
+            with beside(self._pgconn, patience_s / 2) as asking:
+                return self._of_pooled(asking) if self._pooled else self._of_session(asking)
+        except psycopg.Error as error:
+            # A refusal, such as too many connections, is an answer.
+            return None if error.sqlstate else f"the server does not answer another one: {error}"
+
+    def _of_session(self, asking: Connection[Any]) -> str | None:
+        row = asking.execute(
+            "SELECT state FROM pg_stat_activity WHERE pid = %s", [self._pgconn.backend_pid]
+        ).fetchone()
+        if row is None:
+            return "the server has ended its session"
+        if row[0] is None or row[0] in WORKING:
+            return None
+        return f"for the server it is {row[0]}: the statement or its answer was lost on the way"
+
+    def _of_pooled(self, asking: Connection[Any]) -> str | None:
+        """Find a session that may be ours: a pooler serves in order, so ours came before this one.
+
+        A pooler whose sessions are all busy makes this connection wait too.
+        """
+        age_s = 0.0 if self._answered is None else time.monotonic() - self._answered
+        try:
+            row = asking.execute(
+                "SELECT FROM pg_stat_activity WHERE usename = current_user"
+                " AND datname = current_database() AND pid <> pg_backend_pid()"
+                " AND state = ANY(%s) AND query_start < now() - make_interval(secs => %s)",
+                [WORKING, age_s],
+            ).fetchone()
+        except psycopg.OperationalError:
+            busy = time.monotonic() - self._since < BUSY_S
+            return None if busy else f"the pooler has no session for {BUSY_S:.0f} s"
+        self._answered = self._answered or time.monotonic()
+        return None if row else "the server works on no statement that may be ours"
+
+
+class _Asking(Connection[Any]):  # Any: rows as they come
+    """A connection for one short question."""
+
+    def wait(self, gen: PQGen[RV], interval: float = POLL_S, timeout: float | None = None) -> RV:
+        """Wait for a few seconds. Raises OperationalError."""
+        try:
+            return super().wait(gen, interval, timeout or ANSWER_S)
+        except _WaitTimeout:
+            self.pgconn.finish()
+            raise psycopg.OperationalError(f"no answer within {ANSWER_S:.0f} s") from None
