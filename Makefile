@@ -79,5 +79,9 @@ lock: ## resolve and pin the requirements files again (needs uv)
 	uv pip compile --universal --generate-hashes --python-version 3.11 -q pyproject.toml --extra tracing --group dev -o requirements-dev.txt
 	uv pip compile --universal --generate-hashes --python-version 3.11 -q pyproject.toml --extra tracing --group peers -c requirements.txt -o requirements-peers.txt
 
-clean: ## remove the environment and the data of the embedded servers
-	rm -rf $(VENV) .els .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+clean: ## remove the environment and, if you say yes, the data of the embedded servers
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@if [ -d .els ]; then \
+		printf 'Delete the database in .els too? [y/N] '; read -r answer || echo; \
+		case "$$answer" in [yY]*) rm -rf .els;; *) echo 'Kept .els.';; esac; \
+	fi

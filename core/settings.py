@@ -70,7 +70,7 @@ class Settings(BaseModel):
     flower_port: int = Field(default=5555, ge=1, le=65535)
     flower_auth: SecretStr | None = None
     flower_oauth: Login | None = None
-    log_format: Literal["json", "console"] = "json"
+    log_format: Literal["json", "console"] | None = None  # None: as stderr is a terminal or not
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     traces_endpoint: str | None = Field(default=None, pattern=r"^https?://[^/]")
     crashpoint: str | None = None

@@ -209,7 +209,7 @@ class Demo:
         self.messages.append(Message(what, self.sender.send(task, event)))
 
     def _status(self, batch: Batch) -> dict[str, Any]:  # Any: a database row
-        rows = queries.statuses(self.conn, batch.batch_id, 1)
+        rows = queries.statuses(self.conn, queries.Wanted(batch.batch_id), 1)
         return rows[0] if rows else {}
 
     def _is_final(self, batch: Batch) -> bool:
