@@ -88,6 +88,11 @@ $(DEPLOY)/.ready: requirements-deploy.txt
 	@$(DEPLOY)/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-deploy.txt
 	@touch $@
 
+lanes: env ## run lanes on each kind of server; write the matrix of docs/operations.md
+	@sh scripts/rabbitmq install || echo "== its lanes are skipped"
+	@sh scripts/debian postgresql redis-server redis-sentinel pgbouncer || echo "== what is missing is skipped"
+	@$(BIN)/python -m tests.lanes $(ARGS)
+
 hooks: ## let git run the checks before each commit
 	@if command -v pre-commit >/dev/null; then pre-commit install; \
 	else git config core.hooksPath scripts/hooks; fi
