@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import psycopg
@@ -13,7 +14,16 @@ import migrations
 from core import schema
 from core.db import connect_once
 from core.schema import OLDEST_SCHEMA, Mark, State, read_standing, standing
-from migrations import CannotDowngrade, current, downgrade, head, pending, previous, upgrade
+from migrations import (
+    CannotDowngrade,
+    current,
+    downgrade,
+    head,
+    pending,
+    previous,
+    turn,
+    upgrade,
+)
 from migrations.policy import violations
 from migrations.turn import MIGRATION_LOCK, MigrationBlocked
 from tests.core.test_schema import a_database
@@ -200,7 +210,7 @@ def test_a_migration_names_who_holds_its_lock_and_tries_again(scratch, upgrading
     upgrade(scratch, "0001")
     with transaction(scratch, "LOCK TABLE batch_essay_trackers IN ROW EXCLUSIVE MODE") as other:
         thread, said, failed = upgrading(scratch, "0002")
-        until(lambda: any("got no lock" in line for line in said))
+        until(lambda: any("lets writers pass" in line for line in said))
         pid = other.info.backend_pid
     thread.join()
 
@@ -299,3 +309,41 @@ def test_an_index_that_an_interrupted_build_left_is_built_again(scratch):
         assert left is False
         assert (second.returncode, third.returncode) == (0, 0), second.stderr
         assert is_valid(conn)
+
+
+@pytest.fixture
+def watched(scratch, monkeypatch):
+    """A turn that looks often, and the lines that it said."""
+    monkeypatch.setattr(turn, "WATCH_S", 0.02)
+    monkeypatch.setattr(turn, "REPEAT_S", 0.0)
+    upgrade(scratch)
+    said = []
+    with turn.Turn(scratch, said.append):
+        yield said
+
+
+def test_whoever_keeps_an_index_from_its_end_is_named(scratch, watched):
+    with (
+        transaction(
+            scratch, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ", "SELECT 1"
+        ) as other,
+        ThreadPoolExecutor(1) as crowd,
+    ):
+        building = crowd.submit(build, scratch)
+        pid = other.info.backend_pid
+        until(lambda: any(f"session {pid}" in line for line in watched))
+        other.rollback()
+        done = building.result()
+
+    assert done.returncode == 0
+
+
+def test_a_long_build_says_how_far_it_is(scratch, watched):
+    with connect_once(scratch) as conn:
+        conn.execute(
+            "INSERT INTO repairs (batch_id, rule) SELECT g, g FROM generate_series(1, 3e5) g"
+        )
+
+        assert build(scratch).returncode == 0
+
+    assert any("index on repairs: building index" in line for line in watched), watched

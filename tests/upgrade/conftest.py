@@ -80,6 +80,7 @@ class Servers(NamedTuple):
     redis_url: str
     broker_url: str
     queues: Callable[[], dict[str, int]]  # what waits or is held, by queue
+    waiting: Callable[[], int]  # in the queue of upstream
 
 
 class Release:
@@ -223,12 +224,13 @@ def servers(tmp_path, request):
             server.start()
             urls.append(server.url)
         if broker_name == "redis":
-            yield Servers(*urls, urls[1], partial(in_redis, urls[1]))
+            look = partial(in_redis, urls[1])
+            yield Servers(*urls, urls[1], look, lambda: look().get("els", 0))
             return
         broker = RabbitMQ(tmp_path)
         undo.callback(broker.stop)
         broker.start()
-        yield Servers(*urls, broker.url, partial(in_rabbitmq, broker))
+        yield Servers(*urls, broker.url, partial(in_rabbitmq, broker), broker.waiting)
 
 
 def in_redis(url):
