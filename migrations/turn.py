@@ -84,7 +84,7 @@ class Turn:
     _asking: Lock = field(default_factory=Lock)
 
     def __enter__(self) -> Self:
-        self._holder = connect(self.url)
+        self._holder = connect_to_migrate(self.url)
         try:
             self._wait_for_turn()
         except BaseException:
@@ -152,13 +152,6 @@ class Turn:
         with self._asking, self._holder.cursor(row_factory=dict_row) as cursor:
             cursor.execute(query, {"lock": MIGRATION_LOCK, "pid": self.pid})
             return cursor.fetchall()
-
-
-def connect(url: str) -> "psycopg.Connection[Any]":  # Any: rows as SQLAlchemy wants them
-    """Open a connection for a migration; a pooler would lose its prepared statements."""
-    connection = connect_to_migrate(url)
-    connection.prepare_threshold = None
-    return connection
 
 
 class Attempt:
