@@ -58,6 +58,10 @@ EXPANDS = {
     "a column with a default": "ALTER TABLE essay_states ADD COLUMN a int DEFAULT 0 NOT NULL",
     "a moment as the default": "ALTER TABLE essay_states ADD COLUMN a timestamptz DEFAULT now()",
     "an index": "CREATE UNIQUE INDEX CONCURRENTLY uq_essay_states_a ON essay_states (a)",
+    "fewer demands": "ALTER TABLE essay_states ALTER COLUMN a DROP NOT NULL",
+    "a check of new rows that demands a value": (
+        "ALTER TABLE essay_states ADD CONSTRAINT c CHECK (a IS NOT NULL) NOT VALID"
+    ),
     "a check of new rows": "ALTER TABLE essay_states ADD CONSTRAINT c CHECK (a > 0) NOT VALID",
     "a check of all rows": "ALTER TABLE essay_states VALIDATE CONSTRAINT c",
     "another value": (
@@ -75,6 +79,8 @@ CONTRACTS = {
     "a constraint": "ALTER TABLE essay_states DROP CONSTRAINT c",
     "an index": "DROP INDEX CONCURRENTLY ix_essay_states_a",
     "nulls": "ALTER TABLE essay_states ALTER COLUMN a SET NOT NULL",
+    "a column, briefly": "alter table only essay_states drop if exists a",
+    "a default": "ALTER TABLE essay_states ALTER a DROP DEFAULT",
 }
 HARMS = {
     "a rename": "ALTER TABLE essay_states RENAME COLUMN a TO b",
@@ -87,6 +93,14 @@ HARMS = {
     "a check at once": "ALTER TABLE essay_states ADD CONSTRAINT c CHECK (a > 0)",
     "a key at once": "ALTER TABLE essay_states ADD CONSTRAINT c UNIQUE (a)",
     "a foreign key at once": "ALTER TABLE a ADD CONSTRAINT c FOREIGN KEY (b) REFERENCES d (e)",
+    "a column, briefly": "alter table essay_states\n  add a int /* why */ not null",
+    "a type, briefly": "ALTER TABLE essay_states ALTER a TYPE bigint USING a::bigint",
+    "a check without a name": "ALTER TABLE essay_states ADD CHECK (a > 0)",
+    "a key without a name": "ALTER TABLE essay_states ADD UNIQUE (a)",
+    "a key of the column": "ALTER TABLE essay_states ADD COLUMN a text UNIQUE",
+    "a check of the column": "ALTER TABLE essay_states ADD COLUMN a int CHECK (a > 0)",
+    "a column that is counted": "ALTER TABLE essay_states ADD a int GENERATED ALWAYS AS IDENTITY",
+    "some rows": "DELETE FROM essay_states WHERE a IS NULL",
     "all rows": "UPDATE essay_states SET a = 1",
     "a lock": "LOCK TABLE essay_states",
     "an index beside others": (
