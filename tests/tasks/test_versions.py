@@ -149,6 +149,12 @@ def test_a_pause_may_have_more_fields(valkey):
     assert pause.outage == pauses.Outage("redis", "away")
 
 
+def test_a_note_of_messages_in_work_may_have_more_parts(valkey):
+    valkey.set(heartbeat.IN_WORK.format(worker="w@host"), '[3, null, "of the next release"]')
+
+    assert heartbeat.read_in_work(valkey, ["w@host"]) == (3, 0.0)
+
+
 def test_a_mark_of_a_death_may_have_more_parts(valkey):
     task_id = str(uuid4())
     mark = "worker@there|another-host|17|1.00|of-the-next-release"
