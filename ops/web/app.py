@@ -63,8 +63,8 @@ def create_app(settings: Settings) -> Starlette:
         found = readiness.check()
         return JSONResponse(found, status_code=200 if found["ready"] else 503)
 
-    snapshots = SnapshotCache(connections.pool, connections.slots)
-    exposition = Exposition(snapshots, connections.client, broker, settings.queue)
+    snapshots = SnapshotCache(connections.postgres, connections.slots)
+    exposition = Exposition(snapshots, connections, broker)
 
     def health_batches(request: Request) -> Response:
         return JSONResponse(snapshots.snapshot().as_json())
@@ -88,7 +88,7 @@ def create_app(settings: Settings) -> Starlette:
         poller.cancel()
         with suppress(asyncio.CancelledError):
             await poller
-        await run_in_threadpool(connections.pool.close)
+        await run_in_threadpool(connections.close)
 
     app = Starlette(
         routes=[

@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 from core import heartbeat, metrics
 from core.rules import RULES
 from core.states import BatchStatus, ClassType
+from ops.web.connections import Connections
 from ops.web.health import STUCK_LIMIT, UNANSWERED, SnapshotCache
 
 WAITING = {
@@ -26,6 +27,7 @@ WAITING = {
     "els_dead_letters": "Dead letters that were neither replayed nor discarded.",
     "els_oldest_open_batch_seconds": "Age of the oldest batch that is not ready; 0: none.",
 }
+LAG = "For how long the primary has held what the read replica does not show."
 for rule in RULES:
     if rule.repair is not None:
         metrics.REPAIRS.labels(rule.code)  # at 0 from the start, so that the first is an increase
@@ -34,11 +36,10 @@ for rule in RULES:
 class Exposition(Collector):
     """The service as Prometheus sees it; a part that does not answer is missing, its `els_up` 0."""
 
-    def __init__(
-        self, snapshots: SnapshotCache, client: redis.Redis, broker: Celery, queue: str
-    ) -> None:
-        self._snapshots, self._client = snapshots, client
-        self._broker, self._queue = broker, queue
+    def __init__(self, snapshots: SnapshotCache, connections: Connections, broker: Celery) -> None:
+        self._snapshots, self._connections = snapshots, connections
+        self._client, self._replica = connections.client, connections.replica
+        self._broker, self._queue = broker, connections.settings.queue
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -48,21 +49,39 @@ class Exposition(Collector):
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
-        parts: dict[str, Callable[[], Iterable[Metric]]] = {
-            "postgres": self._batches,
-            "redis": self._workers,
-            "broker": self._messages,
-        }
-        up = GaugeMetricFamily("els_up", "1: the part answers the ops page.", labels=["part"])
-        for part, ask in parts.items():
+        parts: list[tuple[str, Callable[[], Iterable[Metric]]]] = [
+            ("postgres", self._batches),
+            ("redis", self._workers),
+            ("broker", self._messages),
+        ]
+        if self._replica:  # which may show the batches although the primary is away
+            parts += [("postgres", self._primary), ("replica", self._lag)]
+        up: dict[str, int] = {}
+        for part, ask in parts:
             try:
                 found = list(ask())
             except UNANSWERED:
-                up.add_metric([part], 0)
+                up[part] = 0
             else:
-                up.add_metric([part], 1)
+                up.setdefault(part, 1)
                 yield from found
-        yield up
+        answers = _gauge("els_up", "1: the part answers the ops page.", "part")
+        for part, value in up.items():
+            answers.add_metric([part], value)
+        yield answers
+
+    def _primary(self) -> Iterable[Metric]:
+        with self._connections.primary() as conn:
+            conn.execute("SELECT")
+        return ()
+
+    def _lag(self) -> Iterator[Metric]:
+        """Yield the lag of the replica. Raises OSError where it does not answer."""
+        assert self._replica is not None
+        if self._replica.error:
+            raise OSError(self._replica.error)
+        if self._replica.lag_s is not None:
+            yield _one("els_replica_lag_seconds", LAG, self._replica.lag_s)
 
     def _batches(self) -> Iterator[Metric]:
         snapshot = self._snapshots.snapshot()
