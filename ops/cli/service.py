@@ -7,8 +7,9 @@ from dataclasses import asdict
 import typer
 
 from ops.cli.options import AsJson, Home, Yes, confirm_change, read_settings, settings_to_read
+from ops.cli.passwords import Passwords, RoleNames, Roles, read_passwords
 from ops.cli.target import POSTGRES, endpoints
-from ops.output import out, print_json, print_result, say
+from ops.output import fail, out, print_json, print_result, say
 from ops.stack.supervisor import Endpoints, Stack
 
 
@@ -39,16 +40,36 @@ def env(home: Home = None, as_json: AsJson = False) -> None:
     print_json(asdict(endpoints(settings_to_read(home))))
 
 
-def migrate(home: Home = None, yes: Yes = False, as_json: AsJson = False) -> None:
-    """Bring the schema to head. Safe to repeat, and to run in several places at once."""
-    from migrations import current, upgrade
+def migrate(
+    roles: Roles = False,
+    role_names: RoleNames = "els_migrate,els_app,els_read",
+    passwords: Passwords = None,
+    home: Home = None,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Bring the schema to head. Safe to repeat, and to run in several places at once.
 
-    _, found = confirm_change(home, "migrate the schema", POSTGRES, yes=yes, as_json=as_json)
+    With --roles also write the roles of docs/postgres.md, with the least rights.
+    """
+    from migrations import current, upgrade
+    from migrations.roles import Names, write_roles
+
+    names, given = Names.of(role_names), read_passwords(passwords)
+    if passwords and not roles:
+        fail("--passwords is for --roles; give both", as_json, status=2)
+    what = "migrate the schema and write roles" if roles else "migrate the schema"
+    _, found = confirm_change(home, what, POSTGRES, yes=yes, as_json=as_json)
     before = current(found.database_url)
     upgrade(found.database_url)
     after = current(found.database_url)
     line = f"schema at {after}" + ("" if before == after else f" (was {before or 'empty'})")
-    print_result({"before": before, "revision": after}, line, as_json)
+    result: dict[str, object] = {"before": before, "revision": after}
+    if roles:
+        did = write_roles(found.database_url, names, given)
+        result |= {"roles": asdict(names), "did": did}
+        line = "\n".join([line, *(did or ["the roles are as they should be"])])
+    print_result(result, line, as_json)
 
 
 def ops() -> None:
