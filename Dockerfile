@@ -1,8 +1,12 @@
 # One image for every part of the service; the command says which part a container is.
 #
 #   docker build -t essay-lifecycle-service:local .
+#
+# To pin the base by its digest, give --build-arg PYTHON=python:3.13.7-slim-bookworm@sha256:…
 
-FROM python:3.13-slim AS builder
+ARG PYTHON=python:3.13.7-slim-bookworm
+
+FROM ${PYTHON} AS builder
 
 ENV PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -23,7 +27,7 @@ RUN /venv/bin/pip wheel --no-deps --wheel-dir /wheels /src \
     && /venv/bin/pip check
 
 
-FROM python:3.13-slim
+FROM ${PYTHON}
 
 ENV PATH="/venv/bin:$PATH" \
     PYTHONUNBUFFERED=1 \

@@ -4,7 +4,7 @@ SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help env demo run quick test test-outages test-rabbitmq test-servers torture bench check hooks lock clean
+.PHONY: help env demo run quick test test-outages test-rabbitmq test-servers test-upgrade torture bench check reference hooks lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -27,19 +27,22 @@ quick: env ## run the tests of core and tasks, without the slow ones (90 seconds
 
 test: env ## run the tests, on embedded servers (ten minutes)
 	@echo "== tests (ten minutes on two cores; real servers and workers)"
-	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not outage" --ignore tests/rabbitmq --ignore tests/servers $(ARGS)
+	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not outage" --ignore tests/rabbitmq --ignore tests/servers --ignore tests/upgrade $(ARGS)
 
 test-outages: env ## run the tests of servers that refuse, hang or fall silent (ten minutes)
 	@$(BIN)/python -m pytest -n auto --maxprocesses 3 -m outage tests/live $(ARGS)
 
-test-rabbitmq: env ## run the tests on a real RabbitMQ (Debian's; seven minutes)
+test-rabbitmq: env ## run the tests of RabbitMQ and tests/live on a real one (Debian's; 12 minutes)
 	@sh scripts/rabbitmq install || echo "== its tests are skipped"
-	@$(BIN)/python -m pytest -n 0 tests/rabbitmq $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --broker rabbitmq -m "not outage" tests/rabbitmq tests/live $(ARGS)
 
 test-servers: env ## run the tests on Debian's servers: pooled, replicated, encrypted, watched
 	@sh scripts/debian postgresql redis-server redis-sentinel pgbouncer prometheus \
 		|| echo "== the tests of what is missing are skipped"
 	@$(BIN)/python -m pytest -n auto --dist loadfile tests/servers $(ARGS)
+
+test-upgrade: env ## run the last release beside this code, under load, on both schemas
+	@$(BIN)/python -m pytest -n 0 tests/upgrade $(ARGS)
 
 torture: env ## kill a worker 25 times at every crash point, then ten minutes of random faults
 	@echo "== every crash point 25 times (about an hour)"
@@ -63,6 +66,9 @@ check: env ## run linters and type checks
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+reference: env ## write docs/reference from the catalogue of tasks and events
+	@$(BIN)/python -m ops.reference docs/reference
 
 hooks: ## let git run the checks before each commit
 	@if command -v pre-commit >/dev/null; then pre-commit install; \

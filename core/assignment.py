@@ -6,7 +6,7 @@ settled message by message, each in a transaction of its own: there Postgres alo
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from random import uniform
 
@@ -14,7 +14,7 @@ import structlog
 from psycopg import errors as pg
 from psycopg_pool import ConnectionPool
 
-from core import db
+from core import db, metrics
 from core.crash import crashpoint
 from core.db.connection import Conn, Row
 from core.errors import IdempotencyConflict, SlotsInFlight
@@ -73,7 +73,9 @@ class Assignment:
         claimants: dict[str, list[str]] = {}
         for message in messages:
             claimants.setdefault(message.batch_id, []).extend(message.claimants)
-        claims = {batch: iter(made) for batch, made in self.slots.claim(claimants).items()}
+        made = self.slots.claim(claimants)
+        _count(claim for those in made.values() for claim in those)
+        claims = {batch: iter(those) for batch, those in made.items()}
         return {
             message: [*islice(claims[message.batch_id], len(message.submissions))]
             for message in messages
@@ -99,6 +101,7 @@ class Assignment:
             except (StaleSlots, pg.UniqueViolation) as error:
                 if isinstance(error, pg.UniqueViolation) and not is_repeat(error):
                     raise
+                metrics.claims_stale(len(claims))
                 time.sleep(uniform(0, ROUND_WAIT_S * 2**round_) if round_ else 0)
                 claims = self._claim_again(message, claims)
             else:
@@ -197,7 +200,9 @@ class Assignment:
         seeded = self.slots.seed(batch_id, open_slots)
         log.warning("slots_reseeded", batch_id=batch_id, open=len(open_slots), seeded=seeded)
         rest = [claimant for claimant in message.claimants if claimant not in locations]
-        return self.slots.claim({batch_id: rest})[batch_id] if rest else []
+        again = self.slots.claim({batch_id: rest})[batch_id] if rest else []
+        _count(again)
+        return again
 
     def _give_back(
         self, batch_id: str, claims: Sequence[Claim], locations: Mapping[str, Location]
@@ -218,6 +223,19 @@ class Assignment:
         if stale := [claim for claim in spare if claim.essay_id not in is_open]:
             self.slots.release(batch_id, stale, still_open=False)
             self.slots.seed(batch_id, open_slots)
+
+
+def _count(claims: Iterable[Claim]) -> None:
+    """Count claims by what Redis answered."""
+    new = held = none = 0
+    for claim in claims:
+        if claim.new:
+            new += 1
+        elif claim.essay_id:
+            held += 1
+        else:
+            none += 1
+    metrics.claimed(new=new, held=held, none=none)
 
 
 def _slot_of(claims: Sequence[Claim], but: Mapping[str, object] | None = None) -> dict[str, str]:

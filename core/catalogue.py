@@ -7,9 +7,12 @@ and a test compares them with this list.
 import re
 from dataclasses import dataclass
 
+from core import event_bodies
+from core.event_bodies import Body
 from core.messages import (
     BULK_LIMIT,
     SINGLE_LIMIT,
+    BatchAmended,
     BatchCancelled,
     BatchContentsProvisioned,
     BatchEssaysRegistered,
@@ -24,13 +27,13 @@ from core.messages import (
 class Task:
     """A task that upstream services call.
 
-    `known_by` is a field that tells its event from the others, which do not name their type.
+    An event does not name its type: it is the first task's of which it has a field of `known_by`.
     Messages of `batched` tasks take slots; a worker settles those that wait in one batch.
     """
 
     name: str
     model: type[Event]
-    known_by: str
+    known_by: tuple[str, ...]
     limit: int = SINGLE_LIMIT  # bytes of canonical JSON
     batched: bool = False
 
@@ -39,25 +42,32 @@ class Task:
 class EventType:
     """An outgoing event and when it is written; an `opt_in` one only where a route asks for it."""
 
-    name: str
+    body: type[Body]
     when: str
     opt_in: bool = False
 
+    @property
+    def name(self) -> str:
+        return self.body.__name__
 
-REGISTER_BATCH = Task("els.register_batch", BatchEssaysRegistered, "essay_ids", BULK_LIMIT)
+
+REGISTER_BATCH = Task("els.register_batch", BatchEssaysRegistered, ("essay_ids",), BULK_LIMIT)
 ASSIGN_CONTENT = Task(
-    "els.assign_content", EssayContentProvisioned, "text_storage_id", batched=True
+    "els.assign_content", EssayContentProvisioned, ("text_storage_id",), batched=True
 )
 ASSIGN_CONTENTS = Task(
-    "els.assign_contents", BatchContentsProvisioned, "contents", BULK_LIMIT, batched=True
+    "els.assign_contents", BatchContentsProvisioned, ("contents",), BULK_LIMIT, batched=True
 )
 REJECT_CONTENT = Task(
-    "els.reject_content", EssayValidationFailed, "validation_error_code", batched=True
+    "els.reject_content", EssayValidationFailed, ("validation_error_code",), batched=True
 )
 CONFIRM_STUDENTS = Task(
-    "els.confirm_students", StudentAssociationsConfirmed, "associations", BULK_LIMIT
+    "els.confirm_students", StudentAssociationsConfirmed, ("associations",), BULK_LIMIT
 )
-CANCEL_BATCH = Task("els.cancel_batch", BatchCancelled, "reason")
+CANCEL_BATCH = Task("els.cancel_batch", BatchCancelled, ("reason",))
+AMEND_BATCH = Task(
+    "els.amend_batch", BatchAmended, ("student_prompt_ref", "deadline_s", "on_deadline")
+)
 
 TASKS = {
     task.name: task
@@ -68,27 +78,39 @@ TASKS = {
         REJECT_CONTENT,
         CONFIRM_STUDENTS,
         CANCEL_BATCH,
+        AMEND_BATCH,
     )
 }
 BATCHED = tuple(task.name for task in TASKS.values() if task.batched)
 
 BATCH_CONTENT_PROVISIONING_COMPLETED = EventType(
-    "BatchContentProvisioningCompleted", "once, when every slot is accounted for"
+    event_bodies.BatchContentProvisioningCompleted,
+    "once, when every slot is accounted for",
 )
 BATCH_ESSAYS_READY = EventType(
-    "BatchEssaysReady",
+    event_bodies.BatchEssaysReady,
     "once, with completion (guest batch) or when the students are confirmed (regular batch);"
     " never if every slot failed",
 )
-BATCH_VALIDATION_ERRORS = EventType("BatchValidationErrors", "with completion, if a slot failed")
+BATCH_VALIDATION_ERRORS = EventType(
+    event_bodies.BatchValidationErrors, "with completion, if a slot failed"
+)
 EXCESS_CONTENT_PROVISIONED = EventType(
-    "ExcessContentProvisioned", "once for each content that found every slot taken"
+    event_bodies.ExcessContentProvisioned,
+    "once for each content that found every slot taken",
 )
 ESSAY_SLOT_ASSIGNED = EventType(
-    "EssaySlotAssigned", "once for each content with a slot", opt_in=True
+    event_bodies.EssaySlotAssigned,
+    "once for each content with a slot",
+    opt_in=True,
 )
-BATCH_READINESS_TIMEOUT = EventType("BatchReadinessTimeout", "once, when the deadline has passed")
-BATCH_CANCELLED = EventType("BatchCancelled", "once, when the batch is cancelled")
+BATCH_READINESS_TIMEOUT = EventType(
+    event_bodies.BatchReadinessTimeout,
+    "once, when the deadline has passed",
+)
+BATCH_CANCELLED = EventType(event_bodies.BatchCancelled, "once, when the batch is cancelled")
+
+MESSAGE_REFUSED = EventType(event_bodies.MessageRefused, "with each dead letter", opt_in=True)
 
 EVENTS = {
     event.name: event
@@ -100,6 +122,7 @@ EVENTS = {
         ESSAY_SLOT_ASSIGNED,
         BATCH_READINESS_TIMEOUT,
         BATCH_CANCELLED,
+        MESSAGE_REFUSED,
     )
 }
 OPT_IN = frozenset(event.name for event in EVENTS.values() if event.opt_in)

@@ -41,6 +41,12 @@ class WrongBatchState(Refusal):
     code = "WRONG_BATCH_STATE"
 
 
+class NotExecuted(ELSError):
+    """The message never became a task, or must not run any more: it becomes a dead letter."""
+
+    code = "NOT_EXECUTED"
+
+
 class SlotsInFlight(ELSError):
     """The batch has open slots, but other messages have claimed them all. Retry in a moment."""
 

@@ -15,6 +15,7 @@ from core.catalogue import (
     BATCH_READINESS_TIMEOUT,
     BATCH_VALIDATION_ERRORS,
     ESSAY_SLOT_ASSIGNED,
+    MESSAGE_REFUSED,
 )
 from core.messages import KIB, canonical
 from core.states import OnDeadline
@@ -28,6 +29,8 @@ ESSAYS_IN_REF = 1_000  # essays that an event over the limit still carries, if t
 ROOM = 64 * KIB  # of an event over the limit: for its names, its references and the first essays
 OBJECTS = ("metadata", "student_prompt_ref")  # the sender's, of up to 8 MiB
 NOT_RECEIVED = "NOT_RECEIVED"  # category of a slot that was open at the deadline
+NO_BATCH = "unknown"  # the subject of a refusal that names no batch
+DEADLINE_PASSED = "DEADLINE_PASSED"  # why a batch went on without some contents or students
 MISSING_NAMED = 5_000  # missing essays named in an event: 330 KiB of ids at most
 NEVER_FITS = EVENT_LIMIT // 100  # essays; each takes over 100 bytes of JSON
 
@@ -60,6 +63,7 @@ def completion(
         "failed_count": len(failed),
         "manifest_sha256": manifest,
         **_registered(batch, "metadata"),
+        **_reason(after_deadline=lacks_some(failed)),
     }
     events = [
         Outgoing(
@@ -72,7 +76,9 @@ def completion(
     return events
 
 
-def essays_ready(batch: Tracker, essays: Sequence[Row], manifest: str) -> Outgoing:
+def essays_ready(
+    batch: Tracker, essays: Sequence[Row], manifest: str, *, after_deadline: bool
+) -> Outgoing:
     data = {
         "batch_id": batch.batch_id,
         "expected_count": batch.expected_count,
@@ -80,6 +86,7 @@ def essays_ready(batch: Tracker, essays: Sequence[Row], manifest: str) -> Outgoi
         "failed_count": batch.expected_count - len(essays),
         "manifest_sha256": manifest,
         **_registered(batch, *OBJECTS),
+        **_reason(after_deadline=after_deadline),
     }
     return Outgoing(BATCH_ESSAYS_READY.name, _with_essays(data, "ready_essays", essays))
 
@@ -115,6 +122,12 @@ def batch_cancelled(batch_id: str, reason: str) -> Outgoing:
     return Outgoing(BATCH_CANCELLED.name, {"batch_id": batch_id, "reason": reason})
 
 
+def message_refused(letter: int, task: str, code: str, message: str, ids: Row) -> Outgoing:
+    """Write the event of a dead letter; `ids` are those of its message that are well-formed."""
+    data = {"dead_letter": letter, "task": task, "code": code, "message": message, **ids}
+    return Outgoing(MESSAGE_REFUSED.name, data, generation=str(letter))
+
+
 def _validation_errors(batch_id: str, failed: Sequence[Row], *, critical: bool) -> Outgoing:
     categories = Counter(essay["validation_error_code"] or NOT_RECEIVED for essay in failed)
     data = {
@@ -126,9 +139,26 @@ def _validation_errors(batch_id: str, failed: Sequence[Row], *, critical: bool) 
     return Outgoing(BATCH_VALIDATION_ERRORS.name, _with_essays(data, "failed_essays", failed))
 
 
+def lacks_some(failed: Iterable[Row]) -> bool:
+    """Tell whether a deadline has passed before every slot had a content or a rejected file."""
+    return any(essay["validation_error_code"] is None for essay in failed)
+
+
+def _reason(*, after_deadline: bool) -> Row:
+    return {"reason": DEADLINE_PASSED} if after_deadline else {}
+
+
 def _registered(batch: Tracker, *objects: str) -> Row:
     """Repeat fields of the registration to the letter, without those that it left out."""
-    names = ("class_type", "course_code", "user_id", "org_id", "class_id", *objects)
+    names = (
+        "class_type",
+        "course_code",
+        "course_language",
+        "user_id",
+        "org_id",
+        "class_id",
+        *objects,
+    )
     fields = {name: getattr(batch, name) for name in names}
     return {name: value for name, value in fields.items() if value is not None}
 
@@ -187,6 +217,8 @@ def _essay(row: Row) -> Row:
         "file_upload_id",
         "original_file_name",
         "validation_error_code",
+        "validation_error_detail",
+        "failed_at",
         "student_id",
     )
     return {name: row[name] for name in names if row[name] is not None}
@@ -202,7 +234,7 @@ def cloud_event(row: Row) -> dict[str, Any]:  # Any: a JSON object
         "id": str(row["id"]),
         "source": SOURCE,
         "type": row["type"],
-        "subject": row["batch_id"],
+        "subject": row["batch_id"] or row["data"].get("batch_id", NO_BATCH),
         "time": row["created_at"].astimezone(UTC).isoformat().replace("+00:00", "Z"),
         "datacontenttype": "application/json",
         "sequence": row["sequence"],

@@ -152,7 +152,7 @@ def service_causes(
     if heartbeat.beat_silent and holder is not None and not holder.sweeping:
         yield CAUSES["sweep_lock_held"].fill(holder.since, holder=holder)
     if heartbeat.beat_silent:
-        yield CAUSES["beat_silent"].fill(heartbeat.swept_at)
+        yield CAUSES["beat_silent"].fill(heartbeat.swept_at, beats=heartbeat.beats)
     if (heartbeat.waiting or 0) > BACKLOG:
         yield CAUSES["queue_backlog"].fill()
 

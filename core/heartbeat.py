@@ -3,6 +3,7 @@
 All times are by Redis' clock, so that nobody compares the clocks of two hosts.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -10,9 +11,11 @@ from typing import cast
 
 from redis import Redis
 
+from core.beats import NO_BEATS, Beats
 from core.pauses import Pause, read_pauses, server_time
 
 WORKERS = "els:workers"  # sorted set: worker -> time of its last heartbeat, s
+IN_WORK = "els:in_work:{worker}"  # JSON: messages that it holds, when it began the oldest (or null)
 SWEPT = "els:swept_at"  # time of the last sweep, s
 FRESH = timedelta(seconds=15)  # a worker sends a heartbeat every 2 s
 SWEEP_LATE = timedelta(seconds=60)  # the sweep runs every few seconds
@@ -29,6 +32,7 @@ class Heartbeat:
     swept_at: datetime | None  # by the clock of this host
     waiting: int | None  # messages in the queue; None: the broker does not answer
     pauses: Sequence[Pause] = ()  # processes that wait for a server which refuses
+    beats: Beats = NO_BEATS
 
     @property
     def silent(self) -> bool:
@@ -49,6 +53,23 @@ def note_worker(client: Redis, name: str) -> None:
     now = server_time(client)
     client.zadd(WORKERS, {name: now})
     client.zremrangebyscore(WORKERS, 0, now - FORGOTTEN.total_seconds())
+
+
+def note_in_work(client: Redis, worker: str, held: int, oldest_s: float | None) -> None:
+    """Note how many messages a worker holds, and for how long it has executed the oldest."""
+    began_at = None if oldest_s is None else server_time(client) - oldest_s
+    client.set(IN_WORK.format(worker=worker), json.dumps([held, began_at]), ex=FRESH)
+
+
+def read_in_work(client: Redis, workers: Sequence[str]) -> tuple[int, float]:
+    """Return how many messages these workers hold, and the time of the oldest in work, s."""
+    if not workers:
+        return 0, 0.0
+    stored = cast("list[str | None]", client.mget([IN_WORK.format(worker=w) for w in workers]))
+    notes = [json.loads(note) for note in stored if note]
+    began = [began_at for _, began_at in notes if began_at is not None]
+    oldest_s = max(0.0, server_time(client) - min(began)) if began else 0.0
+    return sum(held for held, _ in notes), oldest_s
 
 
 def note_sweep(client: Redis) -> None:

@@ -22,6 +22,7 @@ from core.errors import RegistrationConflict, UnknownBatch, UnknownEssay, WrongB
 from core.events import batch_cancelled, essays_ready, timeout_event
 from core.idempotency import replayed, retry_on_conflict
 from core.messages import (
+    BatchAmended,
     BatchCancelled,
     BatchEssaysRegistered,
     Idempotency,
@@ -76,7 +77,14 @@ class Lifecycle:
             if tracker := db.batches.tracker(conn, batch_id):
                 return _already_registered(conn, tracker, digest, idem)
             row = event.model_dump(
-                include={"batch_id", "class_id", "org_id", "user_id", "course_code"}
+                include={
+                    "batch_id",
+                    "class_id",
+                    "org_id",
+                    "user_id",
+                    "course_code",
+                    "course_language",
+                }
             )
             row |= {
                 "correlation_id": event.correlation_id,
@@ -236,7 +244,8 @@ class Lifecycle:
                 db.batches.fill_up(conn, batch_id)
             else:
                 seconds = db.completion.set_ready(conn, batch_id)
-                events.append(essays_ready(batch.tracker, essays, batch.tracker.manifest_sha256))
+                manifest = batch.tracker.manifest_sha256
+                events.append(essays_ready(batch.tracker, essays, manifest, after_deadline=True))
             db.outbox.post(conn, batch_id, events)
             full = proceeds and batch.tracker.manifest_sha256 is None
             done = StepResult(outcome("timed_out", batch_id), full=full, posted=True)
@@ -246,7 +255,7 @@ class Lifecycle:
             self.slots.close([batch_id])
         return self.complete(batch_id) if done.full else done
 
-    # --- students are confirmed, or the batch is given up ----------------------------------------
+    # --- students are confirmed, the batch is amended or given up ------------------------------
 
     def confirm_students(
         self, event: StudentAssociationsConfirmed, idem: Idempotency
@@ -295,10 +304,39 @@ class Lifecycle:
             essays = db.slots.essays_in(conn, batch_id, EssayStatus.READY_FOR_PROCESSING)
             seconds = db.completion.set_ready(conn, batch_id)
             assert tracker.manifest_sha256 is not None, f"batch {batch_id} was never sealed"
-            db.outbox.post(conn, batch_id, [essays_ready(tracker, essays, tracker.manifest_sha256)])
+            late = db.outbox.was_posted(conn, batch_id, BATCH_READINESS_TIMEOUT.name)
+            ready = essays_ready(tracker, essays, tracker.manifest_sha256, after_deadline=late)
+            db.outbox.post(conn, batch_id, [ready])
             db.idempotency.write_key(conn, idem, batch_id, value)
         metrics.ready(seconds)
         return StepResult(value, posted=True)
+
+    def amend_batch(self, event: BatchAmended, idem: Idempotency) -> StepResult:
+        """Change a batch before it is sealed. Raises UnknownBatch, WrongBatchState.
+
+        An announcement that read the batch before the change takes no effect, so a full batch is
+        sealed again: `StepResult.full` says so.
+        """
+        return retry_on_conflict(lambda: self._amend(event, idem))
+
+    def _amend(self, event: BatchAmended, idem: Idempotency) -> StepResult:
+        batch_id = event.batch_id
+        value = outcome("amended", batch_id)
+        with db.transaction(self.pool) as conn:
+            if done := replayed(conn, idem):
+                return done
+            open_slots = db.batches.amend(
+                conn, batch_id, event.student_prompt_ref, event.deadline_s, event.on_deadline
+            )
+            if open_slots is None:
+                tracker = db.batches.tracker(conn, batch_id)
+                if tracker is None:
+                    raise UnknownBatch(f"batch {batch_id} is not registered")
+                raise WrongBatchState(
+                    f"batch {batch_id} is {tracker.status}; it can be amended until it is sealed"
+                )
+            db.idempotency.write_key(conn, idem, batch_id, value)
+        return StepResult(value, full=open_slots == 0)
 
     def cancel_batch(self, event: BatchCancelled, idem: Idempotency) -> StepResult:
         """Close a batch before it is ready. Raises UnknownBatch, WrongBatchState."""

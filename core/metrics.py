@@ -4,7 +4,8 @@ Counting is an addition in the process. A thread adds what is new to one hash ev
 all processes on all hosts; the ops page exports that hash (ADR 8).
 """
 
-from collections.abc import Mapping
+from collections import Counter as Tally
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from threading import Event, Lock, Thread
@@ -14,7 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.samples import Sample
 from redis import Redis, RedisError
 
-from core.catalogue import BATCHED, REGISTER_BATCH
+from core.catalogue import BATCHED, EVENTS, REGISTER_BATCH
 
 HASH = "els:metrics"  # field: a sample as Prometheus writes it; value: its sum over all processes
 EVERY_S = 2.0  # between two pushes; a killed process loses its counts since the last one
@@ -81,6 +82,18 @@ PAUSES = Counter(
     ["server", "sqlstate"],
     registry=REGISTRY,
 )
+PUBLISHED = Counter(
+    "els_events_published",
+    "Events that the broker took, once for all consumers of a type.",
+    ["type"],
+    registry=REGISTRY,
+)
+CLAIMS = Counter(
+    "els_claims",
+    "Claims of slots in Redis, by result.",
+    ["result"],
+    registry=REGISTRY,
+)
 
 
 for end in ("registered", "already_registered", "dead_letter"):
@@ -91,6 +104,10 @@ REGISTRATION_FAILURES.labels(NO_SQLSTATE)
 RETRIES.labels(NO_SQLSTATE)
 for server in ("postgres", "redis"):
     PAUSES.labels(server, NO_SQLSTATE)
+for event_type in EVENTS:
+    PUBLISHED.labels(event_type)
+for result in ("new", "held", "none", "stale"):
+    CLAIMS.labels(result)
 
 
 def executed(task: str, outcome: str, became: Mapping[str, int], seconds: float) -> None:
@@ -121,6 +138,24 @@ def dead_lettered(task: str, sqlstate: str | None) -> None:
 
 def paused(server: str, sqlstate: str | None) -> None:
     PAUSES.labels(server, sqlstate or NO_SQLSTATE).inc()
+
+
+def published(types: Iterable[str]) -> None:
+    """Count events that were relayed, by type."""
+    for event_type, number in Tally(types).items():
+        PUBLISHED.labels(event_type).inc(number)
+
+
+def claimed(*, new: int, held: int, none: int) -> None:
+    """Count claims: of a free slot, of the one that the claimant has, and without a slot."""
+    for result, number in (("new", new), ("held", held), ("none", none)):
+        if number:
+            CLAIMS.labels(result).inc(number)
+
+
+def claims_stale(number: int) -> None:
+    """Count claims that Postgres did not confirm."""
+    CLAIMS.labels("stale").inc(number)
 
 
 def ready(seconds: float | None) -> None:

@@ -6,10 +6,11 @@ from typing import Any
 import structlog
 from psycopg_pool import ConnectionPool
 
-from core import db
+from core import db, metrics
 from core.crash import crashpoint
 from core.db.connection import Conn
 from core.events import cloud_event
+from core.faults import describe
 
 RELAY_CHUNK = 100  # events of one transaction
 BATCHES = 200  # batches of one relay of everything
@@ -18,8 +19,10 @@ Send = Callable[[dict[str, Any]], None]  # Any: a CloudEvent, JSON; raises OSErr
 log = structlog.get_logger(__name__)
 
 
-def relay(pool: "ConnectionPool[Conn]", batches: Sequence[str], send: Send) -> int:
+def relay(pool: "ConnectionPool[Conn]", batches: Sequence[str] | None, send: Send) -> int:
     """Send the undelivered events of some batches, in the order of each; return their number.
+
+    None: those of messages that name no registered batch.
 
     An event that the broker does not take stops the relay, and stays for the next one with its
     error. A death between sending and commit sends again: consumers drop repeats by id.
@@ -33,10 +36,12 @@ def relay(pool: "ConnectionPool[Conn]", batches: Sequence[str], send: Send) -> i
                     send(cloud_event(row))
                 except OSError as error:
                     log.warning("event_not_sent", batch_id=row["batch_id"], type=row["type"])
-                    db.outbox.untake(conn, rows[number:], f"{type(error).__name__}: {error}")
+                    db.outbox.untake(conn, rows[number:], describe(error))
+                    metrics.published(each["type"] for each in rows[:number])
                     return sent + number
             if rows:
                 crashpoint("published")
+        metrics.published(row["type"] for row in rows)
         sent += len(rows)
         if len(rows) < RELAY_CHUNK:
             return sent
@@ -46,4 +51,4 @@ def relay_all(pool: "ConnectionPool[Conn]", send: Send) -> int:
     """Send the undelivered events of every batch; return their number."""
     with pool.connection() as conn:
         waiting = db.outbox.batches_with_unpublished(conn, BATCHES)
-    return sum(relay(pool, [batch_id], send) for batch_id in waiting)
+    return sum(relay(pool, None if batch_id is None else [batch_id], send) for batch_id in waiting)

@@ -11,7 +11,7 @@ from typing import Literal, cast
 
 from redis import Redis
 
-from core.faults import safe_message, sqlstate
+from core.faults import clean, sqlstate
 
 Server = Literal["postgres", "redis", "broker"]
 PAUSES = "els:pauses"  # hash: process -> what it waits for, as JSON
@@ -28,8 +28,8 @@ class Outage:
 
     @classmethod
     def of(cls, server: Server, error: Exception) -> "Outage":
-        """Describe an error in one line."""
-        text = " ".join(safe_message(error).split())
+        """Describe an error of a probe in one line; it can quote only the probe's own rows."""
+        text = " ".join(clean(str(error)).split())
         return cls(server, f"{type(error).__name__}: {text}"[:500], sqlstate(error))
 
 
@@ -65,9 +65,9 @@ def read_pauses(client: Redis) -> list[Pause]:
     pauses = []
     for process, text in rows.items():
         row = json.loads(text)
-        if now - row.pop("at") <= FRESH_S:
-            since = datetime.fromtimestamp(row.pop("since"), UTC)
-            pauses.append(Pause(process, Outage(**row), since))
+        if now - row["at"] <= FRESH_S:
+            outage = Outage(row["server"], row["error"], row.get("sqlstate"))
+            pauses.append(Pause(process, outage, datetime.fromtimestamp(row["since"], UTC)))
         else:
             client.hdel(PAUSES, process)  # killed: a process that resumes deletes its own
     return sorted(pauses, key=lambda pause: pause.since)

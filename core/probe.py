@@ -69,7 +69,7 @@ def _write_everything(conn: Conn, batch_id: str, size: int) -> None:
     db.slots.place(conn, {message: slot_of}, with_keys=True, slot_events=True)
     db.slots.record_excess(conn, batch_id, [more], ExcessReason.NO_AVAILABLE_SLOT)
     completed = Outgoing(BATCH_CONTENT_PROVISIONING_COMPLETED.name, {})
-    announcement = Announcement(BatchStatus.READY_FOR_PIPELINE_EXECUTION, 2, "", [completed])
+    announcement = Announcement(BatchStatus.READY_FOR_PIPELINE_EXECUTION, 2, "", 0, [completed])
     db.completion.announce(conn, {batch_id: announcement})
     db.outbox.take_unpublished(conn, [batch_id], 10)
     db.dead_letters.add(
@@ -86,6 +86,7 @@ def _batch(batch_id: str) -> db.Row:
         "org_id": None,
         "user_id": TASK,
         "course_code": TASK,
+        "course_language": None,
         "correlation_id": uuid4(),
         "on_deadline": "fail",
         "deadline_s": 3600,

@@ -7,7 +7,7 @@ helped.
 from dataclasses import dataclass
 
 from core import db, outbox
-from core.catalogue import BATCH_ESSAYS_READY
+from core.catalogue import BATCH_ESSAYS_READY, BATCH_READINESS_TIMEOUT
 from core.errors import BrokenSeal
 from core.events import essays_ready
 from core.lifecycle import Lifecycle
@@ -104,6 +104,9 @@ def post_missing(context: RepairContext, batch_id: str) -> bool:
         events = {event.type: event for event in written.events}
         if tracker.status is BatchStatus.READY_FOR_PIPELINE_EXECUTION:
             essays = [s for s in slots if s["current_status"] == EssayStatus.READY_FOR_PROCESSING]
-            events[BATCH_ESSAYS_READY.name] = essays_ready(tracker, essays, written.manifest_sha256)
+            late = db.outbox.was_posted(conn, batch_id, BATCH_READINESS_TIMEOUT.name)
+            events[BATCH_ESSAYS_READY.name] = essays_ready(
+                tracker, essays, written.manifest_sha256, after_deadline=late
+            )
         db.outbox.post_again(conn, batch_id, [events[each] for each in rows[0]["types"]])
     return True

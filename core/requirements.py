@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,6 +19,7 @@ from redis.exceptions import NoPermissionError, ReadOnlyError
 
 from core.db.connection import Conn, Prepare, UnfitPooler, connect_once
 from core.errors import ELSError
+from core.schema import State, read_standing
 from core.settings import Settings
 from core.slots import connect_once as connect_to_redis
 
@@ -28,7 +28,6 @@ OLDEST_REDIS = (6, 2)  # CLIENT TRACKING came with 6.0, LPOP with a count with 6
 SKEW_S = 5.0  # clocks further apart than this get a warning; a heartbeat counts for 15 s
 PATIENCE_S = 5  # for the answer of a server
 ASK_EVERY_S, BEAT_EVERY_S = 3.0, 1.0  # while a worker waits for its schema
-MIGRATIONS = Path(__file__).parents[1] / "migrations" / "versions"
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 AMQP_SCHEMES = ("amqp://", "amqps://", "pyamqp://")
 AWAY = (redis.ConnectionError, redis.TimeoutError)
@@ -152,7 +151,7 @@ def check_postgres(conn: Conn) -> list[Finding]:
         why = f"the service needs {OLDEST_POSTGRES // 10_000} or newer"
         return [Finding("postgres", Severity.FAULT, wrong, why, "upgrade the server")]
     missing = missing_for_work(conn)
-    found = [missing] if missing else [*_newer(conn)]
+    found = [missing] if missing else [*_other_schema(conn)]
     return [*found, *_settings_of(conn), *_skew_of_postgres(conn)]
 
 
@@ -180,42 +179,23 @@ def _read_only(conn: Conn) -> Finding | None:
 
 def _schema(conn: Conn) -> Finding | None:
     try:
-        revision, head = _revision(conn), head_revision()
-    except psycopg.errors.UndefinedTable:
-        return _old("there is no schema where this URL looks (search_path)")
+        found = read_standing(conn)
     except psycopg.errors.InsufficientPrivilege:
         return _no_rights(["SELECT ON alembic_version"], conn)
-    if revision is None or (revision != head and revision in _revisions()):
-        return _old(f"the schema is at {revision or 'nothing'}, and this version needs {head}")
-    return None
+    return None if found.usable else _unusable(found.wrong, found.step)
 
 
-def _newer(conn: Conn) -> Iterator[Finding]:
-    """Warn of a revision of a newer release, which migrates while older workers run."""
-    revision, head = _revision(conn), head_revision()
-    if revision != head:
-        wrong = f"the schema is at {revision}, which this version, at {head}, does not know"
-        why = "a newer release may have made it"
-        yield Finding("postgres", Severity.WARNING, wrong, why, "update this process")
+def _other_schema(conn: Conn) -> Iterator[Finding]:
+    """Warn of a schema that this version can use, and that is not its own: during an upgrade."""
+    found = read_standing(conn)
+    if found.state is not State.HEAD:
+        why = "this version works on it, as during an upgrade"
+        yield Finding("postgres", Severity.WARNING, found.wrong, why, found.step)
 
 
-def _revision(conn: Conn) -> str | None:
-    row = conn.execute("SELECT version_num FROM alembic_version").fetchone()
-    return row["version_num"] if row else None
-
-
-def _old(wrong: str) -> Finding:
+def _unusable(wrong: str, step: str = "els migrate") -> Finding:
     why = "workers can carry nothing out"
-    return Finding("postgres", Severity.FAULT, wrong, why, "els migrate")
-
-
-def head_revision() -> str:
-    """Return the newest revision that this code knows, without Alembic: workers stay small."""
-    return max(_revisions())
-
-
-def _revisions() -> set[str]:
-    return {path.name.partition("_")[0] for path in MIGRATIONS.glob("[0-9]*_*.py")}
+    return Finding("postgres", Severity.FAULT, wrong, why, step)
 
 
 def _rights(conn: Conn) -> Finding | None:
@@ -223,7 +203,8 @@ def _rights(conn: Conn) -> Finding | None:
     names, verbs = zip(*needed, strict=True)
     rows = conn.execute(NO_RIGHT, {"names": list(names), "verbs": list(verbs)}).fetchall()
     if absent := sorted({row["name"] for row in rows if row["absent"]}):
-        return _old(f"there is no table {', '.join(absent)}, or the role may not enter its schema")
+        named = ", ".join(absent)
+        return _unusable(f"there is no table {named}, or the role may not enter its schema")
     return _no_rights([f"{row['verb']} ON {row['name']}" for row in rows], conn) if rows else None
 
 

@@ -226,7 +226,7 @@ PLAIN = [
     ),
     Cause(
         "beat_silent",
-        "The sweep has not run for a while",
+        "The sweep has not run for a while ({beats})",
         "beat is not running, or no worker takes its messages",
         "nothing that the sweep mends is mended meanwhile",
         "els reconcile",

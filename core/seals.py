@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypedDict
 
 from core.db.completion import Announcement
 from core.errors import BrokenSeal
-from core.events import completion, essays_ready, manifest_line, manifest_sha256
+from core.events import completion, essays_ready, lacks_some, manifest_line, manifest_sha256
 from core.states import ACCOUNTED, BatchStatus, completed_status
 from core.tracker import Tracker
 
@@ -57,8 +57,8 @@ def announcement(batch: Tracker, slots: Sequence[Row], sealed: Sealed) -> Announ
     manifest = manifest_sha256(essays)
     events = completion(batch, essays, failed, manifest)
     if status is BatchStatus.READY_FOR_PIPELINE_EXECUTION:
-        events.append(essays_ready(batch, essays, manifest))
-    return Announcement(status, len(essays), manifest, events)
+        events.append(essays_ready(batch, essays, manifest, after_deadline=lacks_some(failed)))
+    return Announcement(status, len(essays), manifest, batch.amendments, events)
 
 
 def _by_outcome(slots: Sequence[Row]) -> tuple[list[Row], list[Row]]:

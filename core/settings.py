@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
+from core import secret_files
 from core.catalogue import EVENTS, OPT_IN, event_task
 from core.errors import BadSettings
 
 PREFIX = "ELS_"
 NAME = r"^[A-Za-z0-9_.-]{1,100}$"
+HOST = r"\*|(\*\.)?[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]|(?=.*:.*:)[0-9A-Fa-f:.]+"  # or pattern
 
 
 class Route(BaseModel):
@@ -62,6 +65,8 @@ class Settings(BaseModel):
     ops_host: str = "127.0.0.1"
     ops_port: int = Field(default=9095, ge=1, le=65535)
     ops_auth: SecretStr | None = None
+    ops_allowed_hosts: list[str] = []
+    health_port: int | None = Field(default=None, ge=1, le=65535)
     flower_host: str = "127.0.0.1"
     flower_port: int = Field(default=5555, ge=1, le=65535)
     flower_auth: SecretStr | None = None
@@ -76,6 +81,20 @@ class Settings(BaseModel):
     def _from_json(cls, value: object) -> object:
         return json.loads(value) if isinstance(value, str) else value
 
+    @field_validator("ops_allowed_hosts", mode="before")
+    @classmethod
+    def _from_list(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return [host for part in value.split(",") if (host := part.strip())]
+
+    @field_validator("ops_allowed_hosts")
+    @classmethod
+    def _hosts(cls, hosts: list[str]) -> list[str]:
+        for wrong in (host for host in hosts if not re.fullmatch(HOST, host)):
+            raise ValueError(f"{wrong} is no name or address of a host: give it without a port")
+        return hosts
+
     @field_validator("event_routes")
     @classmethod
     def _of_known_types(cls, routes: dict[str, list[Route]]) -> dict[str, list[Route]]:
@@ -88,21 +107,38 @@ class Settings(BaseModel):
     def from_env(cls, environ: Mapping[str, str] | None = None) -> "Settings":
         """Read the settings. Raises BadSettings, which names each wrong variable and the rule.
 
-        An empty variable counts as absent: that is how compose files write optional ones.
+        An empty variable counts as absent: that is how compose files write optional ones. A
+        variable that may hold a password can name a file instead: see `core/secret_files.py`.
         """
         environ = os.environ if environ is None else environ
         given = {k: v for k, v in environ.items() if k.startswith(PREFIX) and v != ""}
         known = {PREFIX + name.upper() for name in cls.model_fields}
-        if unknown := sorted(given.keys() - known):
+        if unknown := sorted(given.keys() - known - secret_files.names(known)):
             listed = ", ".join(sorted(known))
             raise BadSettings(f"unknown setting {', '.join(unknown)}; the known ones are {listed}")
-        values = {name.removeprefix(PREFIX).lower(): value for name, value in given.items()}
+        read = secret_files.read_files(given, known)
+        values = {name.removeprefix(PREFIX).lower(): value for name, value in read.items()}
         try:
             return cls.model_validate(values)
         except ValidationError as error:
             wrong = error.errors(include_url=False, include_input=False)
             names = [PREFIX + str(e["loc"][0]).upper() + ": " + e["msg"] for e in wrong]
             raise BadSettings("; ".join(names)) from error
+
+    @property
+    def internal_queue(self) -> str:
+        """The queue of the completion chord, which only workers write to."""
+        return f"{self.queue}.internal"
+
+    @property
+    def control_queue(self) -> str:
+        """The queue of the sweep and the relay, which only beat writes to."""
+        return f"{self.queue}.control"
+
+    @property
+    def queues(self) -> tuple[str, ...]:
+        """The queues of a worker, the most urgent first."""
+        return self.control_queue, self.internal_queue, self.queue
 
     def routes(self, event_type: str) -> list[Route]:
         """Return the consumers of an event type. By default an opt-in type has none."""

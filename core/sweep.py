@@ -17,7 +17,7 @@ from core.crash import crashpoint
 from core.db.connection import Conn
 from core.db.sweep import HOPELESS, Unmended
 from core.errors import ELSError
-from core.faults import Fault, fault
+from core.faults import Fault, describe, fault, server_message
 from core.repairs import RepairContext
 from core.rules import RULES, Rule
 from core.slots import Slots
@@ -130,7 +130,7 @@ class _Sweep:
 
     def _raised(self, rule: Rule, finding: Finding, raised: Exception) -> SweepResult:
         """Hold an error against the batch, unless it is the servers' and will pass."""
-        text = f"{type(raised).__name__}: {raised}"
+        text = server_message(raised)
         if _is_the_servers(raised):
             log.exception("repair_failed", rule=rule.code, batch_id=finding.batch_id)
             return SweepResult(rule.code, finding, False, text)
@@ -143,7 +143,8 @@ class _Sweep:
     ) -> SweepResult:
         """Remember a failure; log the first one, and the one that makes it hopeless."""
         failures = db.sweep.note_failure(self.conn, finding.batch_id, rule.code, error)
-        fields = {"rule": rule.code, "batch_id": finding.batch_id, "error": error}
+        shown = describe(raised) if raised else error
+        fields = {"rule": rule.code, "batch_id": finding.batch_id, "error": shown}
         if failures == 1:
             log.warning("repair_failed", **fields, exc_info=raised)
         elif failures == HOPELESS:

@@ -19,6 +19,7 @@ class Tracker:
     org_id: str | None
     user_id: str
     course_code: str
+    course_language: str | None
     correlation_id: UUID
     expected_count: int
     available_slots: int
@@ -27,6 +28,7 @@ class Tracker:
     manifest_sha256: str | None
     student_prompt_ref: Mapping[str, Any] | None  # Any: the sender's JSON
     metadata: Mapping[str, Any] | None  # Any: the sender's JSON
+    amendments: int
 
     @property
     def class_type(self) -> ClassType:

@@ -22,7 +22,7 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from durable_redis import qos as holding
 from durable_redis.malformed import MalformedMessages, OnMalformed
-from durable_redis.messages import MALFORMED, check_call
+from durable_redis.messages import MALFORMED, check_call, tag_name
 from durable_redis.redelivery import redelivered
 from durable_redis.refusals import LONGEST_PAUSE_S, REFUSALS
 from durable_redis.renewal import Renewal
@@ -40,11 +40,11 @@ class Channel(stock.Channel):
     qos: holding.QoS
     from_transport_options = (
         *stock.Channel.from_transport_options,
-        *("on_malformed", "batching", "urgent_tasks", "crashpoint"),
+        *("on_malformed", "batching", "urgent_queues", "crashpoint"),
     )
     on_malformed: OnMalformed | str | None = None
     batching: Batching | Mapping[str, Any] = Batching()  # Any: as Batching has them
-    urgent_tasks: Sequence[str] = ()
+    urgent_queues: Sequence[str] = ()
     crashpoint: Any = staticmethod(lambda _: None)  # Any: a function, or its name at first
 
     # Kombu's own, absent from its types.
@@ -87,14 +87,6 @@ class Channel(stock.Channel):
             if self.typeof(exchange).type != "fanout":
                 raise
 
-    def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:  # Any: as Kombu's
-        """Put a message at the end of its queue; an urgent one in front of all."""
-        if (message["headers"] or {}).get("task") not in self.urgent_tasks:
-            super()._put(queue, message, **kwargs)
-            return
-        key = self._list(queue, self._get_message_priority(message))
-        self.unacked.client.rpush(key, json.dumps(message))
-
     def requeue(self, tag: str, entry: bytes, *, last: bool = False, age_s: float = -1) -> bool:
         """Move an unacked message back to its list, marked as redelivered and else unchanged.
 
@@ -110,7 +102,7 @@ class Channel(stock.Channel):
             lists = [self._list(queue, priority) for queue in queues]
             payload: str | bytes = json.dumps(message)
         except MALFORMED:
-            log.exception("malformed_unacked_entry: %s", tag)
+            log.exception("malformed_unacked_entry: %s", tag_name(tag))
             payload, lists, last = entry, [self.malformed_list(self.unacked_key)], True
         return self.unacked.requeue(tag, entry, payload, lists, last=last, age_s=age_s)
 
@@ -153,9 +145,14 @@ class Channel(stock.Channel):
             for queue in queues
         ]
 
+    def _in_turn(self, queues: Sequence[str]) -> list[str]:
+        """Put the urgent queues first, in their order, and leave that of the others."""
+        urgent = {queue: place for place, queue in enumerate(self.urgent_queues)}
+        return sorted(queues, key=lambda queue: urgent.get(queue, len(urgent)))
+
     def _brpop_start(self, timeout: float | None = None) -> None:
         """Ask for messages. `_brpop_read` reads the reply when it has come."""
-        queues = self._queue_cycle.consume(len(self.active_queues))
+        queues = self._in_turn(self._queue_cycle.consume(len(self.active_queues)))
         if not queues:
             return
         connection = self.client.connection

@@ -1,5 +1,6 @@
 """Malformed messages: each moves to a list of its own, until the option `on_malformed` keeps it."""
 
+import json
 import logging
 from collections.abc import Callable, Sequence
 from time import monotonic
@@ -10,7 +11,7 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.imports import symbol_by_name
 from redis.exceptions import ResponseError
 
-from durable_redis.messages import MALFORMED, check_call, parse
+from durable_redis.messages import MALFORMED, Misshapen, check_call, parse
 
 if TYPE_CHECKING:
     from durable_redis.channel import Channel
@@ -100,5 +101,17 @@ class MalformedMessages:
         try:
             check_call(self._parse(payload, ""))
         except MALFORMED as error:
-            return f"{type(error).__name__}: {error}"
+            return _why(error)
         return "Redis or Celery cannot read it; the worker's log may say more"
+
+
+def _why(error: Exception) -> str:
+    """Say what is wrong with a message, and nothing of what it says."""
+    match error:
+        case Misshapen():
+            return str(error)
+        case json.JSONDecodeError():
+            return f"it is no JSON: {error.msg} at character {error.pos}"
+        case UnicodeDecodeError():
+            return f"it is no UTF-8: {error.reason} at byte {error.start}"
+    return f"{type(error).__name__} when it was read"

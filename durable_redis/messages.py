@@ -4,6 +4,7 @@ Celery ends a worker, or leaks a process slot, at some messages that no Celery c
 """
 
 import json
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from types import UnionType
@@ -15,6 +16,12 @@ from kombu.utils.encoding import bytes_to_str
 
 MALFORMED = (ValueError, TypeError, AttributeError, LookupError, RecursionError)  # by what they say
 
+
+class Misshapen(TypeError):
+    """A part of a message has a type that Celery does not expect; its text names only types."""
+
+
+TAG = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\+*")
 Shape = Mapping[str, type | UnionType]
 MESSAGE: Shape = {
     "properties": dict,
@@ -44,7 +51,7 @@ def parse(payload: bytes) -> dict[str, Any]:  # Any: JSON
     if "task" in headers:
         _check(headers, HEADERS)
         if len(headers.get("timelimit") or "12") != 2:
-            raise ValueError("timelimit is no pair")
+            raise Misshapen("timelimit is no pair")
     return cast("dict[str, Any]", raw)
 
 
@@ -62,9 +69,14 @@ def check_call(message: virtual.Message) -> None:
             _check({"args": args, "kwargs": kwargs, "embed": embed}, CALL)
 
 
+def tag_name(tag: str) -> str:
+    """Name a message in a log: its tag, or "…" for one that its sender made up."""
+    return tag if TAG.fullmatch(tag) else "…"
+
+
 def _check(thing: object, shape: Shape) -> None:
     if not isinstance(thing, dict):
-        raise TypeError(f"{type(thing).__name__} where an object is due")
+        raise Misshapen(f"{type(thing).__name__} where an object is due")
     for name, due in shape.items():
         if not isinstance(thing.get(name), due):
-            raise TypeError(f"{name} is {type(thing.get(name)).__name__}, not {due}")
+            raise Misshapen(f"{name} is {type(thing.get(name)).__name__}, not {due}")

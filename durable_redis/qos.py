@@ -11,6 +11,7 @@ from kombu.transport import redis as stock
 from kombu.transport import virtual
 from redis.exceptions import RedisError, ResponseError
 
+from durable_redis.messages import tag_name
 from durable_redis.refusals import REFUSALS
 from durable_redis.renewal import Renewal
 
@@ -137,7 +138,7 @@ class QoS(stock.QoS):
                 self.restore_by_tag(tag, leftmost=last)
             except ResponseError:
                 self.channel.unacked.probe()  # if this raises too, it is not about this message
-                log.exception("message_not_put_back: %s", tag)
+                log.exception("message_not_put_back: %s", tag_name(tag))
             kept.returned.popleft()
 
     def connected(self) -> None:
@@ -173,6 +174,13 @@ class QoS(stock.QoS):
                 self.give_back(tag, last=False)
             log.warning("messages_not_given_back: %d: %s", len(self.held_tags()), error)
 
+    def restore_unacked(self) -> Any:  # type: ignore[override] # Any: a list; types say None
+        """Give back what is held. Kombu would write what it cannot give back to a file in /tmp."""
+        failed = super().restore_unacked()
+        if failed:
+            log.warning("messages_not_given_back: %d: %s", len(failed), failed[0][0])
+        return []
+
     def restore_by_tag(self, tag: str, client: object = None, leftmost: bool = False) -> None:
         """Give back a message that this worker holds; `leftmost` makes it the last in turn."""
         entry = self.channel.unacked.entry(tag)
@@ -206,8 +214,8 @@ class QoS(stock.QoS):
         """
         try:
             if self.channel.requeue(tag, entry, age_s=timeout_s):
-                log.warning("message_restored: %s", tag)
+                log.warning("message_restored: %s", tag_name(tag))
         except ResponseError:
             self.channel.unacked.probe()  # if this raises too, it is not about this message
-            log.exception("message_not_restored: %s", tag)
+            log.exception("message_not_restored: %s", tag_name(tag))
         self.channel.crashpoint("restoring")

@@ -88,4 +88,5 @@ def note_refusal(error: BaseException, *, while_connecting: bool = False) -> boo
 
 def _text(error: RedisError) -> str:
     """Write the error as Redis sent it: redis-py cuts off the codes that it knows."""
-    return " ".join(filter(None, (error.status_code, str(error))))[:ERROR_CHARS]
+    text = str(error).partition(", with args")[0]  # what follows quotes the command
+    return " ".join(filter(None, (error.status_code, text)))[:ERROR_CHARS]

@@ -118,7 +118,7 @@ def read_events(text: str) -> Iterator[tuple[str, Event]]:
         if entry.keys() == {"task", "event"}:
             yield str(entry["task"]), entry["event"]
             continue
-        task = next((task.name for task in TASKS.values() if task.known_by in entry), None)
+        task = next((task.name for task in TASKS.values() if entry.keys() & task.known_by), None)
         if task is None:
             raise ValueError(
                 f"entry {number} fits no task: write it as"

@@ -1,36 +1,44 @@
 """The heartbeat of the running service, read for explanations and the board."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
 import redis
+from kombu import Connection
+from kombu.exceptions import OperationalError
 
 from core import heartbeat as core_heartbeat
+from core.beats import read_beats
 from core.db.connection import Conn
 from core.heartbeat import NO_HEARTBEAT, Heartbeat
 from core.pauses import Pause
 from core.probe import probe_postgres, probe_redis
-from core.slots import Slots, connect_once
+from core.slots import Slots
+from ops.queues import queue_lengths
 
+ANSWER_S = 2  # for the broker
 NO_RIGHT = "42501"
 
 
-def read_heartbeat(client: redis.Redis, broker_url: str, queue: str) -> Heartbeat:
+def read_heartbeat(client: redis.Redis, broker_url: str, queues: Sequence[str]) -> Heartbeat:
     """Read the heartbeat; an empty one where Redis does not answer, which has its own cause."""
     try:
-        return core_heartbeat.read_heartbeat(client, _queue_length(broker_url, queue))
+        seen = core_heartbeat.read_heartbeat(client, _waiting(broker_url, queues))
+        return replace(seen, beats=read_beats(client, queues[-1]))
     except redis.RedisError:
         return NO_HEARTBEAT
 
 
-def _queue_length(broker_url: str, queue: str) -> int | None:
-    """Count the waiting messages; None if the broker does not answer, 0 on RabbitMQ."""
-    if not broker_url.startswith("redis"):
-        return 0
+def _waiting(broker_url: str, queues: Sequence[str]) -> int | None:
+    """Count the messages that wait; None if the broker does not answer."""
+    redis_options = {"socket_timeout": ANSWER_S, "socket_connect_timeout": ANSWER_S}
+    options = redis_options if broker_url.startswith("redis") else {}
+    broker = Connection(broker_url, connect_timeout=ANSWER_S, transport_options=options)
     try:
-        with connect_once(broker_url) as broker:
-            return int(str(broker.llen(queue)))
-    except redis.RedisError:
+        with broker:
+            return sum(queue_lengths(broker, queues).values())
+    except (OperationalError, OSError, redis.RedisError):
         return None
 
 

@@ -95,7 +95,8 @@ def undelivered(
 ) -> list[DictRow]:
     """List undelivered events, the oldest first; `failing`: only those with an error."""
     return conn.execute(
-        "SELECT id, batch_id, type, sequence, created_at, attempts, last_error FROM event_outbox"
+        "SELECT id, coalesce(batch_id, data ->> 'batch_id', 'unknown') AS batch_id, type, sequence,"
+        " created_at, attempts, last_error FROM event_outbox"
         " WHERE published_at IS NULL"
         " AND (%(batch_id)s::text IS NULL OR batch_id = %(batch_id)s)"
         " AND (%(type)s::text IS NULL OR type = %(type)s)"
@@ -151,9 +152,22 @@ def expired_pending(conn: Conn, days: float, *, delete: bool) -> int:
         " * 86400) AND NOT EXISTS (SELECT FROM batch_essay_trackers t"
         " WHERE t.batch_id = p.batch_id)"
     )
+    return _count(conn, waited, days, delete=delete)
+
+
+def expired_refusals(conn: Conn, days: float, *, delete: bool) -> int:
+    """Count, or delete, events about messages that named no registered batch."""
+    delivered: LiteralString = (
+        " FROM event_outbox WHERE batch_id IS NULL AND published_at < now()"
+        " - make_interval(secs => %s * 86400)"
+    )
+    return _count(conn, delivered, days, delete=delete)
+
+
+def _count(conn: Conn, rows: LiteralString, days: float, *, delete: bool) -> int:
     if delete:
-        return conn.execute("DELETE" + waited, [days]).rowcount
-    row = conn.execute("SELECT count(*) AS n" + waited, [days]).fetchone()
+        return conn.execute("DELETE" + rows, [days]).rowcount
+    row = conn.execute("SELECT count(*) AS n" + rows, [days]).fetchone()
     return int((row or {})["n"])
 
 
@@ -172,6 +186,15 @@ def gauges(conn: Conn) -> dict[str, float]:
     row = conn.execute(_sql("gauges")).fetchone()
     assert row is not None, "it has no WHERE"
     return row
+
+
+def letters_by_code(conn: Conn) -> dict[str, int]:
+    """Count the dead letters that wait, by code."""
+    rows = conn.execute(
+        "SELECT code, count(*) AS n FROM dead_letters"
+        " WHERE replayed_at IS NULL AND discarded_at IS NULL GROUP BY code"
+    )
+    return {row["code"]: row["n"] for row in rows}
 
 
 def newest(

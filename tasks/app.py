@@ -1,10 +1,15 @@
 """The Celery app: its configuration. README.md in `tasks/worker` tells how our workers differ."""
 
+from amqp.exceptions import AMQPError
+from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery import Celery, signals
+from kombu import Exchange, Queue
+from kombu.exceptions import OperationalError
 
-from core import logs
+from core import faults, logs, records
 from core.catalogue import BATCHED
 from core.settings import Settings
+from tasks import versions
 from tasks.worker import amqp
 from tasks.worker.setup import set_up
 
@@ -19,8 +24,11 @@ BYTES_AT_ONCE = 256 * 1024  # of these: some 800 contents, and always under `cla
 # Tasks that share jobs: the hop to a process costs as much as one of these. Not
 # els.announce_ready, which takes 2 ms a batch: other processes are to share these.
 QUICK = (*BATCHED, "els.seal_slots", "els.seal_books")
-FIRST = ("els.sweep", "els.relay")  # taken before all other messages: a backlog delays neither
-ONCE = {"retry": False}  # of publishing a tick: beat itself tries again
+# What we send ourselves has queues of its own: a backlog of `els` delays none of it, and nobody
+# else needs a right to write there. Older workers send it to `els`, where it is executed as well.
+CONTROL = ("els.sweep", "els.relay")
+INTERNAL = ("els.seal_slots", "els.seal_books", "els.announce_ready", "els.seal_failed")
+ONCE = {"retry": False, "headers": versions.headers()}  # of publishing a tick: beat tries again
 PUSHED = 2 * AT_ONCE  # messages a process on RabbitMQ, which pushes them: in work and next
 
 app = Celery("els", include=["tasks.upstream", "tasks.completion", "tasks.maintenance"])
@@ -31,6 +39,13 @@ app.conf.update(
     task_serializer="json",
     result_serializer="json",
     task_default_queue=settings.queue,
+    task_queues=[Queue(name, Exchange(name), routing_key=name) for name in settings.queues],
+    task_default_exchange=settings.queue,
+    task_default_routing_key=settings.queue,
+    task_routes={
+        **{task: {"queue": settings.control_queue} for task in CONTROL},
+        **{task: {"queue": settings.internal_queue} for task in INTERNAL},
+    },
     task_acks_late=True,
     task_reject_on_worker_lost=True,
     task_ignore_result=True,
@@ -56,7 +71,7 @@ app.conf.update(
         "socket_keepalive": True,
         "on_malformed": "tasks.dead_letters:keep_malformed",
         "batching": {"tasks": QUICK, "messages": AT_ONCE, "bytes": BYTES_AT_ONCE},
-        "urgent_tasks": FIRST,
+        "urgent_queues": settings.queues,
     },
     beat_scheduler="tasks.worker.beat:Scheduler",
     beat_schedule={  # no `expires`: beat would set it by its clock, a worker judge it by another
@@ -66,16 +81,18 @@ app.conf.update(
 )
 if str(app.conf.broker_url).startswith("amqp"):
     app.conf.update(
-        task_default_queue_type="quorum",
-        task_default_exchange_type="topic",
+        task_queues=[amqp.queue(name, delays=name == settings.queue) for name in settings.queues],
         task_create_missing_queue_type="quorum",  # those of events
         worker_prefetch_multiplier=PUSHED,
         broker_transport_options=amqp.OPTIONS,
         broker_heartbeat=amqp.HEARTBEAT_S,
     )
-if settings.crashpoint:  # in tests only
+elif settings.crashpoint:  # in tests only
     app.conf.broker_transport_options["crashpoint"] = "core.crash:crashpoint"
 set_up(app, settings)
+records.install()  # whatever runs this app: a worker, beat, Flower, `celery inspect`
+records.know(lambda word: word in vars(app)["_tasks"])  # `app.tasks` would import them all
+faults.trust(AMQPError, OperationalError, TimeLimitExceeded, WorkerLostError)
 
 
 @signals.setup_logging.connect

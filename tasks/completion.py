@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 import structlog
+from amqp.exceptions import AMQPError
 from celery import Signature, Task, chord
 from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
@@ -17,13 +18,15 @@ from redis import RedisError
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from core import outbox
-from core.backoff import wait_s
+from core.backoff import wait_s, waited_s
 from core.crash import crashpoint
-from core.faults import Fault, fault
+from core.faults import Fault, describe, fault
 from core.model import StepResult, Value
 from core.seals import Seal, Sealed
-from tasks.app import DEATHS, app
+from tasks import versions
+from tasks.app import DEATHS, app, settings
 from tasks.attempts import attempts
+from tasks.dead_letters import body_of, keep, letter_of
 from tasks.delivery import redacted_kwargs
 from tasks.resources import resources, send_event
 from tasks.worker import deaths
@@ -50,7 +53,7 @@ def after_commit(results: Collection[StepResult]) -> None:
             dispatch_completion(batches)
         if posted:
             outbox.relay(resources().pool, posted, send_event)
-    except (OperationalError, RedisError):
+    except (OperationalError, AMQPError, RedisError):
         log.warning("left_to_the_sweep", batches=[*batches, *posted], exc_info=True)
 
 
@@ -71,28 +74,31 @@ def _call(task: AnyTask, batches: Collection[str]) -> Signature:
     """Call a task of the chord; described by us, since Celery takes its time over that."""
     kwargs = {"batches": batches}
     said = {"argsrepr": "()", "kwargsrepr": redacted_kwargs(kwargs)}
-    return task.signature(kwargs=kwargs, options=said)
+    return task.signature(kwargs=kwargs, options={**said, "headers": versions.headers()})
 
 
 @app.task(bind=True, name="els.seal_slots")
-def seal_slots(self: AnyTask, /, batches: Mapping[str, tuple[str, str | None]]) -> dict[str, Seal]:
+def seal_slots(
+    self: AnyTask, /, batches: Mapping[str, Sequence[Any]], **_: object
+) -> dict[str, Seal]:
     """Check and digest one range of the slots of each batch."""
     crashpoint("sealing")
     seal = resources().lifecycle.seal_slots
-    seals = _of_all(self, list(batches), lambda those: seal({b: batches[b] for b in those}))
+    bounds = {batch_id: (low, high) for batch_id, (low, high, *_) in batches.items()}
+    seals = _of_all(self, list(bounds), lambda those: seal({b: bounds[b] for b in those}))
     crashpoint("sealed")
     return seals
 
 
 @app.task(bind=True, name="els.seal_books")
-def seal_books(self: AnyTask, /, batches: Sequence[str]) -> dict[str, bool]:
+def seal_books(self: AnyTask, /, batches: Sequence[str], **_: object) -> dict[str, bool]:
     """Check the accounts of each batch."""
     return _of_all(self, batches, resources().lifecycle.seal_books)
 
 
 @app.task(bind=True, name="els.announce_ready")
 def announce_ready(
-    self: AnyTask, /, results: Sequence[Mapping[str, Any]], batches: Sequence[str]
+    self: AnyTask, /, results: Sequence[Mapping[str, Any]], batches: Sequence[str], **_: object
 ) -> dict[str, Value]:
     """Announce each sealed batch, once."""
     *headers, agrees = results
@@ -112,7 +118,11 @@ def announce_ready(
 @app.task(name="els.seal_failed")
 def seal_failed(request: object, error: object, traceback: object, batches: object) -> None:
     """Say that a completion chord failed. The sweep seals and announces its batches."""
-    log.error("completion_failed", batches=batches, error=repr(error))
+    log.error(
+        "completion_failed",
+        batches=batches,
+        error=describe(error) if isinstance(error, Exception) else None,
+    )
 
 
 def again(task: AnyTask, error: Exception) -> Exception:
@@ -124,6 +134,18 @@ def again(task: AnyTask, error: Exception) -> Exception:
     if str(app.conf.broker_url).startswith("amqp"):
         wait = math.ceil(wait)  # RabbitMQ delays by whole seconds; Celery refuses 0
     return task.retry(exc=error, countdown=wait, max_retries=sys.maxsize, throw=False)
+
+
+def _hold(task: AnyTask, batches: Sequence[str], error: versions.UnknownVersion) -> None:
+    """Give a step of another release back, until a worker of that one meets it.
+
+    Where none does, it becomes a dead letter, and the sweep announces its batches.
+    """
+    if waited_s(task.request.retries) < settings.retry_for:
+        log.warning("held_for_another_release", batches=list(batches), error=str(error))
+        raise again(task, error) from error
+    body = body_of(task.request.args or (), task.request.kwargs or {})
+    keep(letter_of(task.name, str(task.request.id), body, error, error.code))
 
 
 def _of_all(
@@ -139,6 +161,11 @@ def _of_all(
     bind_contextvars(task=task.name, task_id=task.request.id)
     if deaths.count(task.request) >= DEATHS:
         log.error("left_to_the_sweep", batches=list(batches), reason="its worker died each time")
+        return {}
+    try:
+        versions.check(task.request)
+    except versions.UnknownVersion as error:
+        _hold(task, batches, error)
         return {}
 
     try:

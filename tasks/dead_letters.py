@@ -17,10 +17,12 @@ import structlog
 from kombu import Message
 
 from core import db
+from core.catalogue import MESSAGE_REFUSED
 from core.db.dead_letters import DeadLetter
+from core.errors import NotExecuted
 from core.faults import safe_message, sqlstate
 from core.messages import IDENTIFIER, canonical
-from tasks.app import settings
+from tasks.app import app, settings
 from tasks.attempts import attempts
 from tasks.resources import resources
 
@@ -60,12 +62,12 @@ def keep(letter: DeadLetter) -> int:
     """
     for attempt in attempts():
         with attempt, resources().pool.connection() as conn:
-            number = db.dead_letters.add(conn, letter)
+            number = db.dead_letters.add(conn, letter, announced=_announced())
     log.error(
         "dead_letter",
         code=letter.code,
         dead_letter=number,
-        task=letter.task,
+        task=_shown_task(letter),
         task_id=letter.task_id,
         sqlstate=letter.sqlstate,
     )
@@ -77,7 +79,7 @@ def keep_if_possible(letter: DeadLetter) -> int | None:
     try:
         return keep(letter)
     except Exception:
-        log.exception("message_goes_back", task=letter.task, task_id=letter.task_id)
+        log.exception("message_goes_back", task=_shown_task(letter), task_id=letter.task_id)
         return None
 
 
@@ -88,16 +90,21 @@ def keep_malformed(queue: str, payload: bytes, why: str) -> bool:
     """
     body = {"queue": queue, "base64": base64.b64encode(payload).decode()}
     task_id = hashlib.sha256(payload).hexdigest()
-    letter = letter_of(UNKNOWN, task_id, body, ValueError(why), "MALFORMED_MESSAGE")
+    letter = letter_of(UNKNOWN, task_id, body, NotExecuted(why), "MALFORMED_MESSAGE")
     assert settings.database_url is not None, "a worker has taken this message"
     try:
         with db.connect_once(settings.database_url) as conn:
-            number = db.dead_letters.add(conn, letter)
+            number = db.dead_letters.add(conn, letter, announced=_announced())
     except psycopg.Error as error:
         log.warning("dead_letter_not_kept_yet", task_id=task_id, sqlstate=sqlstate(error))
         return False
     log.error("dead_letter", code=letter.code, dead_letter=number, task_id=task_id)
     return True
+
+
+def _announced() -> bool:
+    """Tell whether a route asks for the event of a dead letter."""
+    return MESSAGE_REFUSED.name in settings.opt_in_events()
 
 
 def names_event(args: Sequence[object], kwargs: Mapping[str, object]) -> bool:
@@ -126,6 +133,11 @@ def _body(message: Message) -> object:
         raw = message.body if isinstance(message.body, bytes) else str(message.body).encode()
         return {"content_type": message.content_type, "base64": base64.b64encode(raw).decode()}
     return body_of(args, kwargs) if isinstance(kwargs, dict) else {"args": args, "kwargs": kwargs}
+
+
+def _shown_task(letter: DeadLetter) -> str:
+    """Name the task of a letter if there is such a task: its sender may have written anything."""
+    return letter.task if letter.task in app.tasks else UNKNOWN
 
 
 def _repr(body: object) -> str:

@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
+from amqp.exceptions import AMQPError
 from celery import Celery
 from kombu.exceptions import OperationalError
 from redis import RedisError
 
+from core.faults import describe
 from core.settings import Route
+from core.shown import field
 from core.tracing import span, traceparent
 
 BATCHES_SHOWN = 50  # of a message of the chord: enough to know it by
@@ -35,17 +38,19 @@ def deliver(app: Celery, event: dict[str, Any], routes: Sequence[Route]) -> None
                     kwargsrepr=redacted_kwargs({"event": event}),
                     headers={"traceparent": trace} if trace else None,
                 )
-        except (OperationalError, RedisError) as error:
-            raise ConnectionError(f"the broker does not take events: {error}") from error
+        except (OperationalError, AMQPError, RedisError) as error:
+            raise ConnectionError(f"the broker does not take events: {describe(error)}") from error
 
 
 def redacted_kwargs(kwargs: object) -> str:
-    """Write the ids in a message, each cut to a readable length, and nothing else."""
+    """Write the ids in a message, as far as they have the form of ids, and nothing else."""
     given = kwargs if isinstance(kwargs, dict) else {}
     if isinstance(batches := given.get("batches"), list | dict):
-        return f"batches={','.join(str(each)[:64] for each in islice(batches, BATCHES_SHOWN))}"
+        return f"batches={','.join(field('batch_id', b) for b in islice(batches, BATCHES_SHOWN))}"
     event = given.get("event", given)
     if not isinstance(event, dict):
         return "{…}"
     named = ("type", "batch_id", "subject", "event_id", "id", "correlation_id")
-    return " ".join(f"{name}={str(event[name])[:64]}" for name in named if name in event) or "{…}"
+    return (
+        " ".join(f"{name}={field(name, event[name])}" for name in named if name in event) or "{…}"
+    )

@@ -34,7 +34,7 @@ from psycopg_pool import ConnectionPool
 from redis import Redis
 from structlog.contextvars import clear_contextvars, get_contextvars
 
-from core import db, tracing
+from core import db, shown, tracing
 from core.db.connection import Conn
 
 SERVICE = "essay-lifecycle-service"  # where OTEL_SERVICE_NAME says nothing else
@@ -119,7 +119,9 @@ class Traces:
             return
         parent = W3C.extract(_trace_headers(task.request.headers), context.get_current())
         span = self._tracer().start_span(task.name, parent, SpanKind.CONSUMER)
-        span.set_attributes({"messaging.system": "celery", "messaging.message.id": task_id})
+        span.set_attributes(
+            {"messaging.system": "celery", "messaging.message.id": shown.task_id(task_id)}
+        )
         request: Any = task.request  # Any: it takes any attribute
         request.span = ExitStack()
         request.span.enter_context(_within(span))
@@ -198,9 +200,9 @@ def _within(span: trace.Span) -> Iterator[trace.Span]:
 
 
 def _trace_headers(headers: Mapping[str, Any] | None) -> dict[str, str]:  # Any: JSON
-    """Return the headers of a trace that are strings."""
-    names = ("traceparent", "tracestate")
-    return {n: v for n in names if isinstance(v := (headers or {}).get(n), str)}
+    """Return the header of a trace, without `tracestate`, in which a sender may write anything."""
+    parent = (headers or {}).get("traceparent")
+    return {"traceparent": parent} if isinstance(parent, str) else {}
 
 
 @lru_cache(maxsize=500)

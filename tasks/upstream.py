@@ -1,4 +1,4 @@
-"""The six tasks that upstream services enqueue.
+"""The seven tasks that upstream services enqueue.
 
 Each validates its message, takes one step of the lifecycle and returns its value. A message that
 the service cannot execute becomes a dead letter.
@@ -18,6 +18,7 @@ from core import metrics
 from core.assignment import Result
 from core.backoff import waited_s
 from core.catalogue import (
+    AMEND_BATCH,
     ASSIGN_CONTENT,
     ASSIGN_CONTENTS,
     CANCEL_BATCH,
@@ -27,8 +28,8 @@ from core.catalogue import (
     TASKS,
 )
 from core.crash import crashpoint
-from core.errors import InvalidEvent, Refusal
-from core.faults import Fault, fault, safe_message, sqlstate
+from core.errors import InvalidEvent, NotExecuted, Refusal
+from core.faults import Fault, describe, fault, sqlstate
 from core.messages import Event, Idempotency, parse
 from core.model import Message, StepResult, Value
 from tasks.app import DEATHS, app, settings
@@ -61,7 +62,7 @@ def execute(
     clear_contextvars()
     bind_contextvars(task=task.name, task_id=task.request.id)
     if (died := deaths.count(task.request)) >= DEATHS:
-        error = RuntimeError("its worker died at each delivery")
+        error = NotExecuted("its worker died at each delivery")
         return _refuse(task, body_of(args, kwargs), error, "POISON_MESSAGE", died)
     started = time.monotonic()
     try:
@@ -150,6 +151,12 @@ def cancel_batch(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     return execute(self, args, kwargs, resources().lifecycle.cancel_batch)
 
 
+@app.task(bind=True, name=AMEND_BATCH.name, typing=False)
+def amend_batch(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
+    """Change a batch that is not sealed yet."""
+    return execute(self, args, kwargs, resources().lifecycle.amend_batch)
+
+
 QuietRequest.upstream = frozenset(TASKS)
 
 
@@ -184,11 +191,11 @@ def _deal_with(task: AnyTask, body: object, error: Exception) -> Value:
             if waited_s(task.request.retries) >= settings.retry_for:
                 return _refuse(task, body, error, "RETRIES_EXHAUSTED")
             _count_retry(task, error)
-            log.warning("retried", error=safe_message(error), sqlstate=sqlstate(error))
+            log.warning("retried", error=describe(error), sqlstate=sqlstate(error))
             raise again(task, error) from error
     _refuse(task, body, error, "INTERNAL_ERROR")
     log.error("task_failed", exc_info=error)
-    raise KeptAsDeadLetter(f"{type(error).__name__}: {safe_message(error)}") from error
+    raise KeptAsDeadLetter(describe(error)) from error
 
 
 def _count_retry(task: AnyTask, error: Exception) -> None:

@@ -43,6 +43,9 @@ structlog.configure(processors=[*structlog.get_config()["processors"][:-1], PLAI
 
 def pytest_addoption(parser):
     parser.addoption("--runs", type=int, default=1, help="how often each crash point is tried")
+    parser.addoption(
+        "--broker", choices=["redis", "rabbitmq"], default="redis", help="of tests/live"
+    )
     parser.addoption("--images", type=Path, help="a folder that gets the pictures of the pages")
 
 

@@ -105,6 +105,10 @@ def cancellation(batch_id: str, reason: str = "teacher asked") -> dict:
     return common(batch_id, reason=reason)
 
 
+def amendment(batch_id: str, **fields) -> dict:
+    return common(batch_id, **(fields or {"on_deadline": "proceed"}))
+
+
 EXAMPLES = {  # one event for each task
     "els.register_batch": registration("b", 3),
     "els.assign_content": content("b"),
@@ -112,6 +116,7 @@ EXAMPLES = {  # one event for each task
     "els.reject_content": rejection("b"),
     "els.confirm_students": confirmation("b", [association("essay-1"), association("essay-2")]),
     "els.cancel_batch": cancellation("b"),
+    "els.amend_batch": amendment("b"),
 }
 
 

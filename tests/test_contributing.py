@@ -39,7 +39,7 @@ EXAMPLES = {
     "amended_at",
     "migrations/versions/0004_amended_at.py",
 }
-OF_OTHERS = {"lock_timeout"}  # of Postgres
+OF_OTHERS = {"NOT", "VALID"}  # of Postgres
 COLUMNS_OF_RULES = {"since", "detail"}
 
 

@@ -7,7 +7,7 @@ from typing import LiteralString
 
 from psycopg.rows import DictRow
 
-from core.db.connection import Conn, Row, sql
+from core.db.connection import Conn, Row, jsonb, sql
 from core.model import Submission
 from core.states import BatchStatus, OnDeadline
 from core.tracker import Tracker
@@ -48,7 +48,7 @@ def trackers(conn: Conn, batches: Sequence[str], *, lock: bool = False) -> dict[
     query: LiteralString = (
         "SELECT batch_id, status, class_id, org_id, user_id, course_code, correlation_id,"
         " expected_count, available_slots, essay_ids_sha256, completed_at, manifest_sha256,"
-        " student_prompt_ref, metadata"
+        " student_prompt_ref, metadata, course_language, amendments"
         " FROM batch_essay_trackers WHERE batch_id = ANY(%s) ORDER BY batch_id"
     )
     rows = conn.execute(query + " FOR UPDATE" if lock else query, [list(batches)])
@@ -74,6 +74,35 @@ def close_open_slots(conn: Conn, batch_id: str) -> None:
     conn.execute(
         "UPDATE essay_states SET current_status = 'cancelled' WHERE batch_id = %s", [batch_id]
     )
+
+
+def amend(
+    conn: Conn,
+    batch_id: str,
+    student_prompt_ref: Row | None,
+    deadline_s: float | None,
+    on_deadline: str | None,
+) -> int | None:
+    """Change what is given of a batch that is not sealed; return its number of open slots, or None.
+
+    None: it is not registered, sealed or closed. The number of amendments makes an announcement
+    that has read the batch before ineffective.
+    """
+    row = conn.execute(
+        "UPDATE batch_essay_trackers"
+        " SET student_prompt_ref = coalesce(%(student_prompt_ref)s, student_prompt_ref),"
+        " deadline_at = coalesce(now() + make_interval(secs => %(deadline_s)s), deadline_at),"
+        " on_deadline = coalesce(%(on_deadline)s, on_deadline), amendments = amendments + 1"
+        " WHERE batch_id = %(batch_id)s AND status = 'awaiting_content_validation'"
+        " AND completed_at IS NULL RETURNING available_slots",
+        {
+            "batch_id": batch_id,
+            "student_prompt_ref": jsonb(student_prompt_ref),
+            "deadline_s": deadline_s,
+            "on_deadline": on_deadline,
+        },
+    ).fetchone()
+    return row["available_slots"] if row else None
 
 
 def cancel(conn: Conn, batch_id: str, reason: str) -> bool:

@@ -24,6 +24,7 @@ class Announcement:
     status: BatchStatus
     provisioned_count: int
     manifest_sha256: str
+    amendments: int  # of the batch that the events tell of
     events: list[Outgoing]
 
 
@@ -88,6 +89,7 @@ def announce(conn: Conn, announcements: Mapping[str, Announcement]) -> dict[str,
             "status": each.status,
             "provisioned_count": each.provisioned_count,
             "manifest_sha256": each.manifest_sha256,
+            "amendments": each.amendments,
             "events": outbox.numbered(batch_id, each.events),
         }
         for batch_id, each in announcements.items()

@@ -1,9 +1,14 @@
 """Dead letters: messages that no worker could carry out."""
 
+import json
 from dataclasses import asdict, dataclass
-from typing import cast
+from uuid import UUID
 
-from core.db.connection import Conn
+from core.db import outbox
+from core.db.connection import Conn, Row
+from core.events import message_refused
+
+LONGEST_NAME = 255  # of a task, in an event: senders may write any
 
 
 @dataclass(frozen=True)
@@ -20,8 +25,37 @@ class DeadLetter:
     deliveries: int = 1
 
 
-def add(conn: Conn, letter: DeadLetter) -> int:
-    """Write a dead letter; return its id. A redelivery counts up the first one."""
+def add(conn: Conn, letter: DeadLetter, *, announced: bool = False) -> int:
+    """Write a dead letter; return its id. A redelivery counts up the first one.
+
+    `announced`: with its event `MessageRefused`, once, in the same transaction.
+    """
+    with conn.transaction():
+        number, is_new = _add(conn, letter)
+        if announced and is_new:
+            event = message_refused(
+                number, letter.task[:LONGEST_NAME], letter.code, letter.message, _ids_of(letter)
+            )
+            outbox.post_refusal(conn, event)
+    return number
+
+
+def _ids_of(letter: DeadLetter) -> Row:
+    """Return the well-formed ids of the message."""
+    body = json.loads(letter.body)
+    given = body if isinstance(body, dict) else {}
+    ids = {name: given[name] for name in ("event_id", "correlation_id") if is_uuid(given.get(name))}
+    return ids | ({"batch_id": letter.batch_id} if letter.batch_id else {})
+
+
+def is_uuid(value: object) -> bool:
+    try:
+        return isinstance(value, str) and bool(UUID(value))
+    except ValueError:
+        return False
+
+
+def _add(conn: Conn, letter: DeadLetter) -> tuple[int, bool]:
     row = conn.execute(
         """
         INSERT INTO dead_letters
@@ -29,9 +63,9 @@ def add(conn: Conn, letter: DeadLetter) -> int:
         VALUES (%(task)s, %(task_id)s, %(batch_id)s, %(body)s::json, %(code)s, %(message)s,
                 %(sqlstate)s, %(deliveries)s)
         ON CONFLICT (task_id) DO UPDATE SET deliveries = dead_letters.deliveries + 1
-        RETURNING id
+        RETURNING id, xmax = 0 AS is_new
         """,
         asdict(letter),
     ).fetchone()
     assert row is not None
-    return cast(int, row["id"])
+    return row["id"], row["is_new"]

@@ -2,18 +2,22 @@
 
 from collections.abc import Sequence
 from operator import itemgetter
+from uuid import UUID
 
 from psycopg.rows import DictRow
 from psycopg.types.json import Jsonb
 
 from core.db import slots
 from core.db.connection import Conn, Row, sql
-from core.events import Outgoing, outgoing_id, slot_assigned
+from core.events import NO_BATCH, Outgoing, outgoing_id, slot_assigned
 from core.states import EssayStatus
 from core.tracing import traceparent
 
 POST = f"WITH numbered AS ({sql('number_events')}) {sql('post')}"
+POST_WITHOUT_BATCH = sql("post_without_batch")
 TAKE_UNPUBLISHED = sql("take_unpublished")
+TAKE_WITHOUT_BATCH = TAKE_UNPUBLISHED.replace("batch_id = ANY(%(batches)s)", "batch_id IS NULL")
+NO_CORRELATION = UUID(int=0)
 POST_AGAIN = sql("post_again")
 
 
@@ -47,6 +51,30 @@ def post_slot_events(conn: Conn, batch_id: str) -> None:
 
 def post(conn: Conn, batch_id: str, events: Sequence[Outgoing]) -> None:
     """Write events to the outbox, numbered after the batch's earlier ones."""
+    assert _post(conn, batch_id, events), f"batch {batch_id} has an event but is not registered"
+
+
+def post_refusal(conn: Conn, refused: Outgoing) -> None:
+    """Write the event of a dead letter, whether or not its batch is registered."""
+    batch_id = refused.data.get("batch_id")
+    if batch_id and _post(conn, batch_id, [refused]):
+        return
+    conn.execute(
+        POST_WITHOUT_BATCH,
+        {
+            "id": outgoing_id(batch_id or NO_BATCH, refused.type, refused.generation),
+            "type": refused.type,
+            "generation": refused.generation,
+            "letter": refused.data["dead_letter"],
+            "correlation_id": refused.data.get("correlation_id", NO_CORRELATION),
+            "traceparent": traceparent.get(),
+            "data": Jsonb(refused.data),
+        },
+    )
+
+
+def _post(conn: Conn, batch_id: str, events: Sequence[Outgoing]) -> bool:
+    """Write the events of a batch; False: it is not registered."""
     posted = conn.execute(
         POST,
         {
@@ -55,7 +83,7 @@ def post(conn: Conn, batch_id: str, events: Sequence[Outgoing]) -> None:
             "traceparent": traceparent.get(),
         },
     )
-    assert posted.rowcount, f"batch {batch_id} has an event but is not registered"
+    return posted.rowcount > 0
 
 
 def post_again(conn: Conn, batch_id: str, events: Sequence[Outgoing]) -> None:
@@ -83,12 +111,14 @@ def was_posted(conn: Conn, batch_id: str, event_type: str) -> bool:
     return row is not None
 
 
-def take_unpublished(conn: Conn, batches: Sequence[str], limit: int) -> list[DictRow]:
+def take_unpublished(conn: Conn, batches: Sequence[str] | None, limit: int) -> list[DictRow]:
     """Mark the next events of some batches as published; return them, in the order of each.
 
-    Another relay of one of these batches waits for our commit, so events leave in their order.
+    None: those without a registered batch. Another relay of one of these batches waits for our
+    commit, so events leave in their order.
     """
-    rows = conn.execute(TAKE_UNPUBLISHED, {"batches": list(batches), "limit": limit})
+    statement = TAKE_WITHOUT_BATCH if batches is None else TAKE_UNPUBLISHED
+    rows = conn.execute(statement, {"batches": list(batches or ()), "limit": limit})
     return sorted(rows, key=itemgetter("sequence"))
 
 
@@ -102,8 +132,11 @@ def untake(conn: Conn, events: Sequence[Row], error: str) -> None:
     )
 
 
-def batches_with_unpublished(conn: Conn, limit: int) -> list[str]:
-    """List batches that have undelivered events; a batch whose events fail comes last."""
+def batches_with_unpublished(conn: Conn, limit: int) -> list[str | None]:
+    """List batches that have undelivered events; a batch whose events fail comes last.
+
+    None stands for events without a registered batch.
+    """
     rows = conn.execute(
         "SELECT batch_id FROM event_outbox WHERE published_at IS NULL"
         " GROUP BY batch_id ORDER BY max(attempts), min(created_at) LIMIT %s",

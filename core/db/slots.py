@@ -126,7 +126,10 @@ def essays_of(
     """Do as `essays_in` for some batches."""
     rows = conn.execute(
         "SELECT batch_id, essay_id, current_status, text_storage_id, file_upload_id,"
-        " original_file_name, student_id, validation_error_code FROM essay_states"
+        " original_file_name, student_id, validation_error_code, validation_error_detail,"
+        " CASE current_status WHEN 'content_ingestion_failed' THEN to_char(assigned_at"
+        """ AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') END AS failed_at"""
+        " FROM essay_states"
         " WHERE batch_id = ANY(%s) AND current_status = ANY(%s) ORDER BY batch_id, essay_id",
         [list(batches), list(statuses)],
     )

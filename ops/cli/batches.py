@@ -2,16 +2,21 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from redis import RedisError
 from rich.console import Console
 from rich.table import Table
 
+from core.beats import read_beats
+from core.errors import StackError
 from core.explain import explain as explain_batch
-from core.slots import Slots, connect
+from core.settings import Settings
+from core.slots import Slots, connect, connect_once
 from ops import queries
 from ops.cli.options import (
     AsJson,
@@ -22,7 +27,7 @@ from ops.cli.options import (
     connection,
     settings_to_read,
 )
-from ops.cli.target import BROKER, POSTGRES, endpoints
+from ops.cli.target import BROKER, POSTGRES, REDIS, endpoints
 from ops.heartbeat import read_heartbeat, with_own_probe
 from ops.output import age, fail, out, print_json, print_line, print_result, utc
 from ops.reports import show_explanation
@@ -42,7 +47,8 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Show the state of batches: slots accounted for, pending, excess, age."""
-    with connection(settings_to_read(home)) as conn:
+    settings = settings_to_read(home)
+    with connection(settings) as conn:
         rows = queries.statuses(conn, batch, limit)
     if batch and not rows:
         fail(f"batch {batch} is not registered, and nothing waits for it", as_json)
@@ -52,6 +58,8 @@ def status(
         out.print("No batches yet. `els demo` sends some.")
     else:
         Console(width=max(out.width, WIDE), highlight=False).print(_status_table(rows))
+    if not batch and not as_json:
+        _show_beats(settings)
 
 
 def explain(
@@ -68,7 +76,7 @@ def explain(
     found = endpoints(settings)
     client = connect(found.redis_url)
     slots = Slots(client)
-    heartbeat = read_heartbeat(client, found.broker_url, settings.queue)
+    heartbeat = read_heartbeat(client, found.broker_url, settings.queues)
     with connection(settings) as conn:
         explanation = explain_batch(conn, slots, batch, with_own_probe(heartbeat, conn, slots))
     if as_json:
@@ -167,6 +175,13 @@ def cancel(
     with connection(settings) as conn:
         outcomes = client.outcomes(conn, sent, WAIT_S)
     _show_outcomes(sent, outcomes, as_json)
+
+
+def _show_beats(settings: Settings) -> None:
+    """Print which beat leads, where a Redis is known and says so."""
+    with suppress(RedisError, StackError):
+        client = connect_once(endpoints(settings, POSTGRES, REDIS).redis_url)
+        print_line(str(read_beats(client, settings.queue)))
 
 
 def _status_table(rows: Sequence[Mapping[str, Any]]) -> Table:  # Any: database rows

@@ -76,6 +76,9 @@ def replay(numbers: Numbers, home: Home = None, yes: Yes = False, as_json: AsJso
             if letter["task"] == "unknown":
                 problem = f"dead letter {letter['id']} was no message and cannot be replayed"
                 fail(f"{problem}: correct it at its sender and send it again", as_json)
+            if letter["code"] == "UNKNOWN_VERSION":
+                problem = f"dead letter {letter['id']} is a step of a completion"
+                fail(f"{problem}, which the sweep has completed: discard it", as_json)
         for letter in letters:
             sender.send(letter["task"], letter["body"])
             queries.mark_replayed(conn, letter["id"])

@@ -13,7 +13,7 @@ import redis
 import typer
 
 from core.errors import ELSError
-from ops.cli import batches, dead_letters, maintenance, outbox, service, trials
+from ops.cli import batches, dead_letters, maintenance, migrate, outbox, reference, service, trials
 from ops.output import fail
 
 app = typer.Typer(
@@ -38,9 +38,10 @@ app.command()(batches.submit)
 app.command()(batches.cancel)
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(outbox.app, name="outbox")
+app.command()(reference.schema)
 app.command()(maintenance.reconcile)
 app.command()(maintenance.purge)
-app.command()(service.migrate)
+app.command()(migrate.migrate)
 app.command()(service.ops)
 app.command()(service.flower)
 app.command(context_settings=ANY_OPTION)(service.worker)

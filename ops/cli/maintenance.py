@@ -115,9 +115,11 @@ def purge(
         else:
             batches = _purge(conn, slots, older_than)
         pending = queries.expired_pending(conn, older_than, delete=not dry_run)
+        refusals = queries.expired_refusals(conn, older_than, delete=not dry_run)
     word = "would be deleted" if dry_run else "deleted"
-    line = f"{batches} batches and {pending} pending contents {word}"
-    print_result({"batches": batches, "pending": pending, "dry_run": dry_run}, line, as_json)
+    line = f"{batches} batches, {pending} pending contents, {refusals} refusals {word}"
+    counts = {"batches": batches, "pending": pending, "refusals": refusals}
+    print_result({**counts, "dry_run": dry_run}, line, as_json)
 
 
 def _purge(conn: Conn, slots: Slots, older_than: float) -> int:

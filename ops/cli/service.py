@@ -3,13 +3,13 @@
 import os
 import sys
 from dataclasses import asdict
+from functools import partial
 
 import typer
 
-from ops.cli.options import AsJson, Home, Yes, confirm_change, read_settings, settings_to_read
-from ops.cli.passwords import Passwords, RoleNames, Roles, read_passwords
-from ops.cli.target import POSTGRES, endpoints
-from ops.output import fail, out, print_json, print_result, say
+from ops.cli.options import AsJson, Home, read_settings, settings_to_read
+from ops.cli.target import endpoints
+from ops.output import out, print_json, say
 from ops.stack.supervisor import Endpoints, Stack
 
 
@@ -25,7 +25,11 @@ def run(home: Home = None, as_json: AsJson = False) -> None:
 
     settings = read_settings(home)
     with Stack(
-        settings, echo=say, migrate=upgrade, check=check_servers, output=sys.stderr
+        settings,
+        echo=say,
+        migrate=partial(upgrade, say=say),
+        check=check_servers,
+        output=sys.stderr,
     ) as stack:
         if as_json:
             print_json(asdict(stack.endpoints))
@@ -40,41 +44,9 @@ def env(home: Home = None, as_json: AsJson = False) -> None:
     print_json(asdict(endpoints(settings_to_read(home))))
 
 
-def migrate(
-    roles: Roles = False,
-    role_names: RoleNames = "els_migrate,els_app,els_read",
-    passwords: Passwords = None,
-    home: Home = None,
-    yes: Yes = False,
-    as_json: AsJson = False,
-) -> None:
-    """Bring the schema to head. Safe to repeat, and to run in several places at once.
-
-    With --roles also write the roles of docs/postgres.md, with the least rights.
-    """
-    from migrations import current, upgrade
-    from migrations.roles import Names, write_roles
-
-    names, given = Names.of(role_names), read_passwords(passwords)
-    if passwords and not roles:
-        fail("--passwords is for --roles; give both", as_json, status=2)
-    what = "migrate the schema and write roles" if roles else "migrate the schema"
-    _, found = confirm_change(home, what, POSTGRES, yes=yes, as_json=as_json)
-    before = current(found.database_url)
-    upgrade(found.database_url)
-    after = current(found.database_url)
-    line = f"schema at {after}" + ("" if before == after else f" (was {before or 'empty'})")
-    result: dict[str, object] = {"before": before, "revision": after}
-    if roles:
-        did = write_roles(found.database_url, names, given)
-        result |= {"roles": asdict(names), "did": did}
-        line = "\n".join([line, *(did or ["the roles are as they should be"])])
-    print_result(result, line, as_json)
-
-
 def ops() -> None:
     """Serve the pages, health and metrics over HTTP (`els run` starts it)."""
-    from ops.web.app import serve
+    from ops.web.server import serve
 
     serve(read_settings(None))
 
@@ -96,14 +68,14 @@ def worker(context: typer.Context) -> None:
 
 
 def beat(context: typer.Context) -> None:
-    """Start beat, which enqueues sweep and relay. Run exactly one (`els run` starts it)."""
+    """Start beat, which enqueues sweep and relay. Of several one leads (`els run` starts one)."""
     from ops.stack.celery_command import main
 
     main("beat", context.args)
 
 
 def health(context: typer.Context) -> None:
-    """Check that the worker of this home is not hung: `els health worker`, for supervisors."""
+    """Check that a worker or beat is not hung: `els health worker`, `els health beat`."""
     from ops.stack.worker_health import main
 
     raise typer.Exit(main(context.args))

@@ -33,6 +33,7 @@ from ops import client, queries
 from ops.client import Event, Sender, common
 from ops.demo.report import DemoReport, Message
 from ops.demo.upload import ESSAYS, File, checked, read_folder
+from ops.reference.schemas import event_faults
 from ops.stack.supervisor import Stack, procfile
 
 REGULAR_ESSAYS = 5
@@ -256,6 +257,7 @@ def _check_received(events: Sequence[Event], written: set[str]) -> list[Invarian
         Invariant("Every event arrived downstream", sorted(missing)),
         Invariant("Readiness arrived once a batch", [s for s in subjects if subjects.count(s) > 1]),
         Invariant("The essays that arrived are those of the manifest", wrong),
+        Invariant("Each event is as its schema says", [e["id"] for e in events if event_faults(e)]),
     ]
 
 

@@ -332,6 +332,10 @@ class Postgres(Server):
             "max_connections": 200,
             "timezone": "UTC",
             "log_timezone": "UTC",
+            # An error of a statement quotes rows and values. The worker that gets it logs the rest.
+            "log_min_messages": "log",
+            "log_min_error_statement": "panic",
+            "log_error_verbosity": "terse",
         }
         settings = [part for key, value in options.items() for part in ("-c", f"{key}={value}")]
         return [str(POSTGRES_BIN / "postgres"), "-D", str(self.data), *settings]
@@ -422,6 +426,7 @@ class Valkey(Server):
             "save": '""',
             "maxmemory-policy": "noeviction",  # a forgotten key is a lost slot
             "loglevel": "notice",
+            "slowlog-max-len": 0,  # it quotes the arguments of commands
             "pidfile": self._pid_file.name,
             "set-proc-title": "no",  # by its command line we know it again
         }

@@ -50,6 +50,7 @@ QUICK_S, QUICK_FAILURES = 5, 3  # this many runs this short: it keeps failing
 CHECK_S = 1  # between two checks of a heartbeat
 ASLEEP_S = 10  # this long without a check: the machine slept, so heartbeats count from now
 HUNG_TERM_S = 3  # for a hung child to stop after SIGTERM
+FILES = {f"ELS_{name}_URL_FILE" for name in ("DATABASE", "REDIS", "BROKER")}  # each set below
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # Kills the process groups on its list when its input closes, as it does when we are killed.
@@ -334,7 +335,7 @@ class Stack:
     def _make_environ(self) -> dict[str, str]:
         path = os.environ.get("PATH", os.defpath)
         return {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if name not in FILES},
             **self._env,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{path}",
             "PYTHONUNBUFFERED": "1",  # so that each line shows at once

@@ -1,4 +1,4 @@
-"""`els health worker`: is the worker of this home hung? Reads a file; asks no server.
+"""`els health worker` and `els health beat`: is it hung? Reads a file; asks no server.
 
 A supervisor runs it every few seconds, so it imports neither Typer nor the settings: it takes
 little longer than Python needs to start.
@@ -18,13 +18,14 @@ MAX_AGE_S = 30.0  # a heartbeat comes every 2 s, less regularly while the broker
 def main(arguments: Sequence[str]) -> int:
     """Print the age of the latest heartbeat of this home; return the exit status."""
     options = _parser().parse_args(arguments)
-    ages = health_file.ages_s(options.home, options.name)
+    part = options.part
+    ages = health_file.ages_s(options.home, options.name, part)
     youngest = min(ages, key=lambda name: ages[name], default=None)
     healthy = youngest is not None and ages[youngest] <= options.max_age
     if youngest is None:
-        message = f"no worker has a heartbeat in {options.home.absolute()}; does one use this home?"
+        message = f"no {part} has a heartbeat in {options.home.absolute()}; does one use this home?"
     else:
-        message = f"worker {youngest}: last heartbeat {max(ages[youngest], 0):.0f} s ago"
+        message = f"{part} {youngest}: last heartbeat {max(ages[youngest], 0):.0f} s ago"
         limit = f"{options.max_age:g} s"
         message += "" if healthy else f", more than {limit}: it hangs or is gone; restart it"
     if options.json:
@@ -36,17 +37,17 @@ def main(arguments: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="els health",
-        description="Check that the worker of this home is not hung; exit status 1 if it is."
-        " Asks neither the broker nor the database.",
+        description="Check that the worker, or beat, of this home is not hung; exit status 1 if it"
+        " is. Asks neither the broker nor the database.",
     )
-    parser.add_argument("part", choices=["worker"])
+    parser.add_argument("part", choices=["worker", "beat"])
     parser.add_argument("--max-age", type=float, default=MAX_AGE_S, help="seconds, default 30")
-    parser.add_argument("--name", default="*", help="one worker, where several share a home")
+    parser.add_argument("--name", default="*", help="one of several that share a home")
     parser.add_argument(
         "--home",
         type=Path,
         default=Path(os.environ.get("ELS_HOME") or ".els"),
-        help="folder of the worker's data; else ELS_HOME, else .els",
+        help="folder of its data; else ELS_HOME, else .els",
     )
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     return parser

@@ -265,7 +265,7 @@ class Session:
         return False
 
     def _explain(self, conn: Conn, batch_id: str) -> Explanation:
-        signs = read_heartbeat(self.slots.client, self.stage.broker_url, QUEUE)
+        signs = read_heartbeat(self.slots.client, self.stage.broker_url, [QUEUE])
         return explain(conn, self.slots, batch_id, signs)
 
     def _status(self, batch_id: str) -> str | None:

@@ -1,13 +1,10 @@
 """The service over HTTP, read-only: pages, health, readiness and metrics."""
 
 import asyncio
-import base64
-import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-import uvicorn
 from celery import Celery
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
@@ -18,14 +15,15 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
 
-from core import logs
 from core.errors import BadSettings
 from core.settings import Settings
 from ops.web.board import BadAddress
 from ops.web.connections import Connections
-from ops.web.health import SnapshotCache
+from ops.web.guard import Guard
+from ops.web.health import SnapshotCache, leading_beat
+from ops.web.limits import Crowded
 from ops.web.metrics import Exposition
 from ops.web.outages import OUTAGES, outage_notice
 from ops.web.readiness import Readiness
@@ -34,15 +32,6 @@ from ops.web.stream import Stream
 from ops.web.views import Views
 
 FOR_PROGRAMS = ("/readyz", "/health/", "/metrics")  # answer in JSON or text, errors too
-HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self';"
-    " img-src 'self'; connect-src 'self'; form-action 'self'; frame-ancestors 'none';"
-    " base-uri 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
 
 
 def create_app(settings: Settings) -> Starlette:
@@ -64,10 +53,11 @@ def create_app(settings: Settings) -> Starlette:
         return JSONResponse(found, status_code=200 if found["ready"] else 503)
 
     snapshots = SnapshotCache(connections.postgres, connections.slots)
-    exposition = Exposition(snapshots, connections, broker)
+    exposition = Exposition(snapshots, connections, broker, settings.queues, readiness.is_ready)
 
     def health_batches(request: Request) -> Response:
-        return JSONResponse(snapshots.snapshot().as_json())
+        beat = leading_beat(connections.client, settings.queue)
+        return JSONResponse({**snapshots.snapshot().as_json(), "beat": beat})
 
     def metrics(request: Request) -> Response:
         return Response(exposition.page(), media_type=CONTENT_TYPE_LATEST)
@@ -100,24 +90,11 @@ def create_app(settings: Settings) -> Starlette:
             Mount("/static", Static(directory=STATIC)),
         ],
         middleware=[Middleware(Guard, settings=settings)],
-        exception_handlers=dict.fromkeys((*OUTAGES, BadAddress, HTTPException), on_error),
+        exception_handlers=dict.fromkeys((*OUTAGES, BadAddress, Crowded, HTTPException), on_error),
         lifespan=lifespan,
     )
     app.state.stream = stream
     return app
-
-
-def serve(settings: Settings) -> None:
-    """Serve until a signal comes."""
-    logs.configure(settings)
-    uvicorn.run(
-        create_app(settings),
-        host=settings.ops_host,
-        port=settings.ops_port,
-        log_config=None,
-        server_header=False,
-        timeout_graceful_shutdown=3,  # live pages close at once; nothing else takes long
-    )
 
 
 def _describe(error: Exception) -> tuple[int, dict[str, str], dict[str, str]]:
@@ -125,6 +102,9 @@ def _describe(error: Exception) -> tuple[int, dict[str, str], dict[str, str]]:
     match error:
         case BadAddress():
             return 400, {"title": "This address is not understood", "reason": str(error)}, {}
+        case Crowded():
+            texts = {"title": "Too many pages are live", "reason": "this one shows what it has"}
+            return 503, texts, {"Retry-After": "30"}
         case HTTPException(status_code=404):
             return 404, {"title": "There is no such page", "reason": "check the address"}, {}
         case HTTPException():
@@ -144,36 +124,3 @@ class Static(StaticFiles):
         caching = "public, max-age=31536000, immutable" if scope["query_string"] else "no-cache"
         response.headers["Cache-Control"] = caching
         return response
-
-
-class Guard:
-    """Require the password of `ELS_OPS_AUTH`, except for `/healthz`; add security headers."""
-
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
-        given = settings.ops_auth.get_secret_value() if settings.ops_auth else None
-        self.app = app
-        self.wanted = b"Basic " + base64.b64encode(given.encode()) if given else None
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-
-        async def guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                present = {name.lower() for name, _ in message["headers"]}
-                more = [(n.lower().encode(), v.encode()) for n, v in HEADERS.items()]
-                if b"cache-control" not in present:
-                    more.append((b"cache-control", b"no-store"))
-                message["headers"] = [*message["headers"], *more]
-            await send(message)
-
-        if not self._allowed(scope):
-            ask = {"WWW-Authenticate": 'Basic realm="els"'}
-            refused = PlainTextResponse("a password is needed\n", status_code=401, headers=ask)
-            return await refused(scope, receive, guarded)
-        return await self.app(scope, receive, guarded)
-
-    def _allowed(self, scope: Scope) -> bool:
-        header = dict(scope["headers"]).get(b"authorization", b"")
-        public = self.wanted is None or scope["path"] == "/healthz"
-        return public or secrets.compare_digest(header, self.wanted or b"")

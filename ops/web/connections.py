@@ -53,4 +53,4 @@ class Connections:
 
     def heartbeat(self) -> Heartbeat:
         broker_url = self.settings.broker_url or self.settings.redis_url or ""
-        return read_heartbeat(self.client, broker_url, self.settings.queue)
+        return read_heartbeat(self.client, broker_url, self.settings.queues)

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from threading import Lock
 
 import psycopg
@@ -16,6 +16,7 @@ from kombu.exceptions import OperationalError
 from psycopg_pool import PoolTimeout
 
 from core import db
+from core.beats import read_beats
 from core.checks import CheckContext, Finding, Shared
 from core.db.connection import Conn
 from core.db.sweep import Unmended
@@ -38,6 +39,7 @@ class Snapshot:
 
     batches: dict[tuple[BatchStatus, ClassType], int]
     waiting: dict[str, float]
+    letters: dict[str, int]
     stuck: list[tuple[Rule, list[Finding] | None]]
     pauses: list[Pause]
     unmended: dict[tuple[str, str], Unmended] = field(default_factory=dict)
@@ -109,7 +111,22 @@ class SnapshotCache:
             stuck = [(rule, rule.find(context)) for rule in RULES]
             unmended = db.sweep.unmended(conn, None, STUCK_LIMIT * len(RULES))
             pauses = paused_processes(self._slots.client)
-            return Snapshot(queries.counts(conn), queries.gauges(conn), stuck, pauses, unmended)
+            return Snapshot(
+                queries.counts(conn),
+                queries.gauges(conn),
+                queries.letters_by_code(conn),
+                stuck,
+                pauses,
+                unmended,
+            )
+
+
+def leading_beat(client: redis.Redis, queue: str) -> dict[str, object] | None:
+    """Tell which beat leads and which stand by; None without Redis."""
+    try:
+        return asdict(read_beats(client, queue))
+    except redis.RedisError:
+        return None
 
 
 def paused_processes(client: redis.Redis) -> list[Pause]:

@@ -2,21 +2,24 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import cast
 
 import redis
 from celery import Celery
-from kombu.exceptions import ChannelError
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from core import heartbeat, metrics
+from core.beats import read_beats
+from core.pauses import Pause, Server
 from core.rules import RULES
 from core.states import BatchStatus, ClassType
+from ops.queues import queue_lengths
+from ops.web.backlog import OldestMessages
 from ops.web.connections import Connections
 from ops.web.health import STUCK_LIMIT, UNANSWERED, SnapshotCache
 
@@ -28,6 +31,12 @@ WAITING = {
     "els_oldest_open_batch_seconds": "Age of the oldest batch that is not ready; 0: none.",
 }
 LAG = "For how long the primary has held what the read replica does not show."
+SERVERS: tuple[Server, ...] = ("postgres", "redis", "broker")
+CODES = (  # of dead letters, so that each is 0 from the start; the table may hold others
+    *("VALIDATION_ERROR", "IDEMPOTENCY_CONFLICT", "REGISTRATION_CONFLICT", "UNKNOWN_BATCH"),
+    *("UNKNOWN_ESSAY", "WRONG_BATCH_STATE", "RETRIES_EXHAUSTED", "POISON_MESSAGE"),
+    *("UNKNOWN_TASK", "MALFORMED_MESSAGE", "EXPIRED", "REVOKED", "INTERNAL_ERROR"),
+)
 for rule in RULES:
     if rule.repair is not None:
         metrics.REPAIRS.labels(rule.code)  # at 0 from the start, so that the first is an increase
@@ -36,10 +45,18 @@ for rule in RULES:
 class Exposition(Collector):
     """The service as Prometheus sees it; a part that does not answer is missing, its `els_up` 0."""
 
-    def __init__(self, snapshots: SnapshotCache, connections: Connections, broker: Celery) -> None:
-        self._snapshots, self._connections = snapshots, connections
-        self._client, self._replica = connections.client, connections.replica
-        self._broker, self._queue = broker, connections.settings.queue
+    def __init__(
+        self,
+        snapshots: SnapshotCache,
+        connections: Connections,
+        broker: Celery,
+        queues: Sequence[str],
+        is_ready: Callable[[str], bool],
+    ) -> None:
+        self._snapshots, self._is_ready = snapshots, is_ready
+        self._connections, self._client = connections, connections.client
+        self._broker, self._queues = broker, queues
+        self._oldest = OldestMessages(broker, queues)
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -54,34 +71,40 @@ class Exposition(Collector):
             ("redis", self._workers),
             ("broker", self._messages),
         ]
-        if self._replica:  # which may show the batches although the primary is away
+        if self._connections.replica:  # it may show the batches although the primary is away
             parts += [("postgres", self._primary), ("replica", self._lag)]
-        up: dict[str, int] = {}
+        answers: dict[str, int] = {}
+        up = _gauge("els_up", "1: the part answers the ops page.", "part")
+        ready = _gauge("els_ready", "1: /readyz finds nothing wrong with the part.", "part")
         for part, ask in parts:
             try:
                 found = list(ask())
             except UNANSWERED:
-                up[part] = 0
+                answers[part] = 0
             else:
-                up.setdefault(part, 1)
+                answers.setdefault(part, 1)
                 yield from found
-        answers = _gauge("els_up", "1: the part answers the ops page.", "part")
-        for part, value in up.items():
-            answers.add_metric([part], value)
-        yield answers
+        for part, answer in answers.items():
+            up.add_metric([part], answer)
+            if part in SERVERS:
+                ready.add_metric([part], answer and self._is_ready(part))
+        yield up
+        yield ready
 
     def _primary(self) -> Iterable[Metric]:
+        """See whether the primary answers, where the replica may have told the rest."""
         with self._connections.primary() as conn:
             conn.execute("SELECT")
         return ()
 
     def _lag(self) -> Iterator[Metric]:
         """Yield the lag of the replica. Raises OSError where it does not answer."""
-        assert self._replica is not None
-        if self._replica.error:
-            raise OSError(self._replica.error)
-        if self._replica.lag_s is not None:
-            yield _one("els_replica_lag_seconds", LAG, self._replica.lag_s)
+        replica = self._connections.replica
+        assert replica is not None
+        if replica.error:
+            raise OSError(replica.error)
+        if replica.lag_s is not None:
+            yield _one("els_replica_lag_seconds", LAG, replica.lag_s)
 
     def _batches(self) -> Iterator[Metric]:
         snapshot = self._snapshots.snapshot()
@@ -100,6 +123,10 @@ class Exposition(Collector):
                 if rule.code == "slot_drift":
                     yield _one("els_slot_drift", "Batches whose Redis differs.", len(findings))
         yield stuck
+        letters = _gauge("els_dead_letters_waiting", "Dead letters that wait, by code.", "code")
+        for code, number in (dict.fromkeys(CODES, 0) | snapshot.letters).items():
+            letters.add_metric([code], number)
+        yield letters
         for name, meaning in WAITING.items():
             yield _one(name, meaning, snapshot.waiting[name])
 
@@ -107,18 +134,45 @@ class Exposition(Collector):
         seen = heartbeat.read_heartbeat(self._client, None)
         age = (datetime.now(UTC) - seen.swept_at).total_seconds() if seen.swept_at else math.inf
         yield _one("els_workers", "Workers whose heartbeat is fresh.", len(seen.workers))
+        beats = read_beats(self._client, self._queues[-1])
+        count = (beats.leader is not None) + len(beats.standing_by)
+        yield _one("els_beats", "Beats that lead or stand by.", count)
         yield _one("els_sweep_age_seconds", "Time since the last sweep; +Inf: unknown.", age)
         paused = _gauge("els_paused_processes", "Processes that wait for a server.", "server")
         waiting = Counter(pause.outage.server for pause in seen.pauses)
-        for server in ("postgres", "redis", "broker"):
+        for server in SERVERS:
             paused.add_metric([server], waiting[server])
         yield paused
+        yield _pauses(seen.pauses)
+        held, oldest_s = heartbeat.read_in_work(self._client, seen.workers)
+        yield _one("els_messages_in_work", "Messages that workers hold.", held)
+        yield _one("els_oldest_in_work_seconds", "Time of the oldest in work; 0: none.", oldest_s)
         yield from _counted(self._client)
 
     def _messages(self) -> Iterator[Metric]:
         waiting = _gauge("els_queue_messages", "Messages that no worker has taken.", "queue")
-        waiting.add_metric([self._queue], _length(self._broker, self._queue))
+        with self._broker.connection_for_read() as connection:
+            connection.ensure_connection(max_retries=1, timeout=2)
+            for queue, length in queue_lengths(connection, self._queues).items():
+                waiting.add_metric([queue], length)
         yield waiting
+        oldest = _gauge("els_queue_oldest_seconds", "Age of the oldest message; 0: none.", "queue")
+        for queue, age_s in self._oldest.seconds().items():
+            oldest.add_metric([queue], age_s)
+        yield oldest
+
+
+def _pauses(pauses: Sequence[Pause]) -> Metric:
+    """Measure the longest pause for each server and SQLSTATE that processes wait for."""
+    longest = _gauge("els_pause_seconds", "Longest wait for a server.", "server", "sqlstate")
+    seconds = dict.fromkeys(((server, metrics.NO_SQLSTATE) for server in SERVERS), 0.0)
+    for pause in pauses:
+        key = pause.outage.server, pause.outage.sqlstate or metrics.NO_SQLSTATE
+        waited_s = (datetime.now(UTC) - pause.since).total_seconds()
+        seconds[key] = max(seconds.get(key, 0.0), waited_s)
+    for key, waited_s in seconds.items():
+        longest.add_metric(key, waited_s)
+    return longest
 
 
 def _counted(client: redis.Redis) -> Iterator[Metric]:
@@ -140,19 +194,6 @@ def _counted(client: redis.Redis) -> Iterator[Metric]:
         }
         metric.samples = [*(zero | known).values()]
         yield metric
-
-
-def _length(broker: Celery, queue: str) -> int:
-    """Count the messages in a queue of any broker."""
-    with broker.connection_for_read() as connection:
-        connection.ensure_connection(max_retries=1, timeout=2)
-        try:
-            channel: Any = connection.default_channel  # Any: kombu's channels have no types
-            return int(channel.queue_declare(queue, passive=True).message_count)
-        except ChannelError as error:
-            if "NOT_FOUND" not in str(error):  # both brokers use this word
-                raise OSError(f"the broker does not answer for queue {queue}: {error}") from error
-            return 0  # Redis has no empty queues
 
 
 def _gauge(name: str, meaning: str, *labels: str) -> GaugeMetricFamily:

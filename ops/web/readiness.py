@@ -1,6 +1,8 @@
 """Is the service ready? What each server lacks, as `/readyz` shows it."""
 
 from collections.abc import Callable
+from math import inf
+from time import monotonic
 
 from celery import Celery
 from psycopg_pool import PoolTimeout
@@ -19,6 +21,8 @@ from core.slots import connect_once
 from ops.web.connections import Connections
 from ops.web.health import UNANSWERED, paused_processes
 
+FRESH_S = 1.0  # an answer for metrics is kept so long, however many scrape them
+
 
 class Readiness:
     """Asks every server each time: some ten short questions."""
@@ -29,20 +33,31 @@ class Readiness:
         self._redis_broker = connect_once(url) if url.startswith(REDIS_SCHEMES) else None
         self._one_redis = url == connections.settings.redis_url
 
-    def check(self) -> dict[str, object]:
-        """Return `ok` or the fault of each part, then all findings; warnings leave it ready."""
-        parts: dict[str, Callable[[], list[Finding]]] = {
+        self._answers: dict[str, tuple[float, bool]] = {}
+        self._parts: dict[str, Callable[[], list[Finding]]] = {
             "postgres": self._check_postgres,
             "redis": self._check_redis,
             "broker": self._check_broker,
         }
-        findings = {name: _check(name, check) for name, check in parts.items()}
+
+    def check(self) -> dict[str, object]:
+        """Return `ok` or the fault of each part, then all findings; warnings leave it ready."""
+        findings = {name: _check(name, check) for name, check in self._parts.items()}
         answers = {name: _answer(those) for name, those in findings.items()}
         paused = paused_processes(self._connections.client)
         ready = not paused and all(answer == "ok" for answer in answers.values())
         listed = [each.as_json() for those in findings.values() for each in those]
         more = {"findings": listed, "paused": [pause.as_json() for pause in paused]}
         return {"ready": ready, **answers, **{name: each for name, each in more.items() if each}}
+
+    def is_ready(self, part: str) -> bool:
+        """Tell whether a part answers, takes writes and lacks nothing, as of a second ago."""
+        now = monotonic()
+        asked_at, answer = self._answers.get(part, (-inf, False))
+        if now - asked_at > FRESH_S:
+            answer = _answer(_check(part, self._parts[part])) == "ok"
+            self._answers[part] = now, answer
+        return answer
 
     def _check_postgres(self) -> list[Finding]:
         try:

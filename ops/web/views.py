@@ -7,10 +7,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ops.web import board
 from ops.web.board import BadAddress, Query
 from ops.web.connections import Connections
+from ops.web.limits import STREAMS, STREAMS_OF_CLIENT, Places, client_of
 from ops.web.rendering import Render
 from ops.web.stream import Stream, Subscription
 from ops.web.summary import Summary
@@ -21,6 +23,7 @@ class Views:
         self.connections = connections
         self.stream = stream
         self.render = render
+        self.places = Places(STREAMS, STREAMS_OF_CLIENT)
 
     def routes(self) -> list[Route]:
         return [
@@ -53,11 +56,17 @@ class Views:
             "outbox.html", self.stream.summary(), address=_address(request), **context
         )
 
-    async def events(self, request: Request) -> Response:
-        """Stream the changes of a page."""
-        subscription = await run_in_threadpool(self._subscription, request)
-        last_id = request.headers.get("last-event-id")
-        return EventSourceResponse(self.stream.events(subscription, last_id))
+    async def events(self, request: Request) -> ASGIApp:
+        """Stream the changes of a page. Raises Crowded if too many are streamed."""
+
+        async def stream(scope: Scope, receive: Receive, send: Send) -> None:
+            with self.places.place(client_of(scope)):
+                subscription = await run_in_threadpool(self._subscription, request)
+                last_id = request.headers.get("last-event-id")
+                events = EventSourceResponse(self.stream.events(subscription, last_id))
+                await events(scope, receive, send)
+
+        return stream
 
     def _subscription(self, request: Request) -> Subscription:
         """Read from the address which page a viewer has open."""

@@ -1,7 +1,8 @@
 """RabbitMQ's transport: Kombu's, except that it loses no message.
 
 It waits for each publisher confirm with a deadline, returns an unroutable message to its publisher
-as an error, and uses a queue or exchange that somebody declared with other arguments.
+as an error, and uses a queue or exchange that somebody declared with other arguments, or that its
+account may not declare.
 """
 
 import socket
@@ -11,14 +12,15 @@ from typing import Any, ClassVar
 
 import structlog
 from amqp import spec
-from amqp.exceptions import AMQPError, NotFound, PreconditionFailed
+from amqp.exceptions import AccessRefused, AMQPError, NotFound, PreconditionFailed
 from billiard.process import current_process
 from celery import Celery
-from kombu import Exchange, transport
+from kombu import Exchange, Queue, transport
 from kombu import Message as KombuMessage
 from kombu.exceptions import KombuError, OperationalError
 from kombu.transport import pyamqp
 
+from core.faults import describe
 from durable_redis import DELIVERY_COUNT
 
 CONFIRM_S = 10  # for a confirm; RabbitMQ sends none while an alarm of memory or disk blocks us
@@ -45,6 +47,16 @@ FAREWELLS = (spec.Connection.CloseOk, spec.Channel.CloseOk, spec.Basic.CancelOk)
 HEARTBEAT_S = 10  # two missed ones end a connection, on either side
 
 log = structlog.get_logger(__name__)
+
+
+def queue(name: str, *, delays: bool) -> Queue:
+    """Describe a replicated queue behind an exchange of its own.
+
+    `delays`: messages also reach it through the exchanges that delay. Whoever may write to those
+    reaches each such queue, whatever else he may do.
+    """
+    exchange = Exchange(name, type="topic" if delays else "direct")
+    return Queue(name, exchange, routing_key=name, queue_arguments={"x-queue-type": "quorum"})
 
 
 class Message(pyamqp.Message):
@@ -78,7 +90,7 @@ class Message(pyamqp.Message):
         try:
             drop(self)
         except (AMQPError, KombuError, OSError) as error:
-            log.warning("message_not_kept_yet", error=str(error))
+            log.warning("message_not_kept_yet", error=describe(error))
             return False
         return True
 
@@ -167,6 +179,8 @@ class Channel(Waits, pyamqp.Channel):
             except NotFound as missing:
                 self._forget_declarations()
                 raise OperationalError(f"RabbitMQ has no such exchange: {missing}") from missing
+            except AccessRefused as refused:
+                raise OperationalError(f"RabbitMQ forbids it: {refused}") from refused
             except TimeoutError as silence:
                 if monotonic() < deadline:
                     continue
@@ -193,13 +207,13 @@ class Channel(Waits, pyamqp.Channel):
     # --- declaring -----------------------------------------------------------------------------
 
     def queue_declare(self, queue: str = "", *args: Any, **kwargs: Any) -> Any:  # Any: py-amqp's
-        """Declare a queue, or use one that has other arguments."""
+        """Declare a queue, or use one that is there, whatever its arguments."""
         if args or kwargs.get("passive") or not kwargs.get("durable"):
             return super().queue_declare(queue, *args, **kwargs)
         return self._declared("queue", queue, pyamqp.Channel.queue_declare, (queue,), kwargs)
 
     def exchange_declare(self, exchange: str, type: str, *args: Any, **kwargs: Any) -> Any:  # noqa: A002 - py-amqp's
-        """Declare an exchange, or use one that has other arguments."""
+        """Declare an exchange, or use one that is there, whatever its type."""
         if args or kwargs.get("passive") or not kwargs.get("durable"):
             return super().exchange_declare(exchange, type, *args, **kwargs)
         declare = pyamqp.Channel.exchange_declare
@@ -218,8 +232,23 @@ class Channel(Waits, pyamqp.Channel):
             try:
                 return declare(asking, *args, **{**kwargs, "nowait": False})
             except PreconditionFailed as refused:
-                _log_difference(kind, name, str(refused))
+                _log_difference(kind, name, describe(refused))
                 return declare(asking, *args, passive=True)
+            except AccessRefused as refused:
+                try:
+                    return declare(asking, *args, passive=True)
+                except NotFound:
+                    raise refused from None
+
+    def queue_bind(self, queue: str, *args: Any, **kwargs: Any) -> Any:  # Any: py-amqp's
+        """Bind a queue, or leave that to who declared it, where this account may not."""
+        with self.connection.channel() as asking:
+            try:
+                return pyamqp.Channel.queue_bind(
+                    asking, queue, *args, **{**kwargs, "nowait": False}
+                )
+            except AccessRefused as refused:
+                log.info("binding_left_as_it_is", queue=queue, refusal=describe(refused))
 
 
 _differing: set[tuple[str, str]] = set()

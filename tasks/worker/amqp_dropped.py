@@ -10,13 +10,14 @@ from typing import Any
 import structlog
 from celery import Celery
 from kombu import Exchange, Message, Queue
-from kombu.exceptions import OperationalError
 
+from core.errors import NotExecuted
 from tasks.worker.amqp import forward
 
 DROPPED = "els-dropped"  # a header: why a worker dropped the message
 CHECK = "els-check"  # a header of the message that checks the policy
 CODES = {"expired": "EXPIRED", "delivery_limit": "POISON_MESSAGE", "rejected": "MALFORMED_MESSAGE"}
+REASONS = (*CODES, "maxlen")  # RabbitMQ's words; a sender may write others into the header
 
 log = structlog.get_logger(__name__)
 
@@ -59,7 +60,7 @@ class Keeper:
         if code == "MALFORMED_MESSAGE" and not known:
             code = "UNKNOWN_TASK"
         self._worker.undeliverable.keep(
-            message, OperationalError(f"RabbitMQ dropped it: {reason}"), code
+            message, NotExecuted(f"RabbitMQ dropped it: {reason}"), code
         )
 
 
@@ -69,10 +70,10 @@ def why_dropped(headers: Mapping[str, Any]) -> str:  # Any: AMQP's
     A message that was delayed has "expired" in each queue of the delays, which is no drop.
     """
     if DROPPED in headers:
-        return str(headers[DROPPED])
+        return "rejected"
     deaths = headers.get("x-death") or []
     reasons = [
-        str(death.get("reason"))
+        reason if (reason := death.get("reason")) in REASONS else "unknown"
         for death in deaths
         if not str(death.get("queue")).startswith("celery_delayed_")
     ]

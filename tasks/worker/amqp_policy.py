@@ -13,6 +13,7 @@ from celery import Celery
 from kombu import Connection, Consumer, Exchange, Message, Producer, Queue
 from kombu.exceptions import KombuError
 
+from core.faults import describe
 from tasks.worker.amqp_dropped import CHECK, dead_name, dead_queue
 
 ANSWER_S = 5  # that RabbitMQ gets to drop the message by which the policy is checked
@@ -49,7 +50,7 @@ def warn_without_policy(app: Celery, queue: str) -> None:
         with app.connection_for_write() as connection:
             found = has_policy(connection, queue)
     except (AMQPError, KombuError, OSError) as error:
-        log.warning("dead_letter_policy_not_checked", error=str(error))
+        log.warning("dead_letter_policy_not_checked", error=describe(error))
         return
     if found:
         log.info("broker_hands_over_what_it_drops", to=dead_name(queue))

@@ -12,8 +12,9 @@ from celery.worker.consumer.delayed_delivery import DelayedDelivery
 from celery.worker.consumer.tasks import Tasks
 from kombu import Consumer
 
+from core.faults import describe
 from tasks.worker.amqp import Channel
-from tasks.worker.amqp_delays import bind_to_delays, sending_back_far_etas
+from tasks.worker.amqp_delays import bind_to_delays, delayed_queues, sending_back_far_etas
 from tasks.worker.amqp_dropped import Keeper, dead_queue, drop
 from tasks.worker.amqp_policy import warn_without_policy
 
@@ -27,7 +28,7 @@ def _or_without(event: str) -> Iterator[None]:
     try:
         yield
     except ChannelError as refused:  # py-amqp opens the channel again
-        log.warning(event, error=str(refused))
+        log.warning(event, error=describe(refused))
 
 
 class Queues(bootsteps.StartStopStep):
@@ -52,7 +53,7 @@ class Queues(bootsteps.StartStopStep):
         worker.create_task_handler = lambda: sending_back_far_etas(worker, handler(worker))
         channel = worker.connection.channel()
         with _or_without("delays_not_bound"):
-            for name in app.amqp.queues.consume_from:
+            for name in delayed_queues(app):
                 bind_to_delays(channel, name)
         with _or_without("dropped_messages_not_consumed"):
             self._dropped = Consumer(channel, [dead_queue(queue)], on_message=Keeper(worker).keep)
@@ -69,6 +70,6 @@ class Queues(bootsteps.StartStopStep):
             try:
                 dropped.cancel()
             except worker.connection_errors + worker.channel_errors as error:
-                log.debug("not_cancelled", error=str(error))
+                log.debug("not_cancelled", error=describe(error))
 
     shutdown = stop

@@ -4,9 +4,10 @@ A task that has an `execute_batch` function gets its messages of a job together:
 the calls and returns the value of each, or None for one that its task is to execute by itself, as
 if it had come alone. The other tasks of the job run one by one. A redelivered message always comes
 alone, so a message that kills its process takes others with it only once.
+
+What is urgent gets a process before the contents that this worker holds.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import monotonic
@@ -21,9 +22,12 @@ from celery.exceptions import TaskRevokedError
 from celery.worker.state import task_ready
 
 from core.crash import crashpoint
-from tasks.app import AT_ONCE, BYTES_AT_ONCE, QUICK, app, settings
+from core.faults import describe
+from tasks.app import AT_ONCE, BYTES_AT_ONCE, CONTROL, INTERNAL, QUICK, app, settings
 from tasks.worker.request import QuietRequest
+from tasks.worker.turns import UrgentFirst
 
+URGENCY = {task: rank for rank, tasks in enumerate((CONTROL, INTERNAL)) for task in tasks}
 TASK_SIGNALS = (signals.task_prerun, signals.task_success, signals.task_postrun)
 log = structlog.get_logger(__name__)
 
@@ -41,26 +45,27 @@ ExecuteBatch = Callable[[Sequence[Call]], Sequence[object]]
 
 
 class Batcher:
-    """The messages of quick tasks that this worker holds and no process has begun.
+    """The messages that this worker holds and no process has begun.
 
-    To Celery this is a request: it asks for a process of the pool once, however many wait.
+    To Celery this is a request: it asks for a process of the pool once, however many wait. So what
+    is urgent need not wait behind what has asked before.
     """
 
     def __init__(self, hub: Any, process: Callable[[Any], object]) -> None:  # Any: untyped
         """Take the event loop (None: every request goes alone) and what executes a request."""
         self._hub = hub
         self._process = process
-        self._waiting: deque[QuietRequest] = deque()
+        self._waiting = UrgentFirst(URGENCY, AT_ONCE, BYTES_AT_ONCE)
 
     def add(self, request: QuietRequest) -> None:
-        """Let a request run, with others if it is plain."""
-        if self._hub is None or not _is_plain(request):
+        """Let a request run in its turn, with others if it is plain."""
+        if self._hub is None:
             with ending(request):
                 self._process(request)
             return
-        self._waiting.append(request)
-        if len(self._waiting) == 1:
+        if not self._waiting:
             self._hub.call_soon(self._ask)  # when all that were taken at once are here
+        self._waiting.add(request, plain=_is_plain(request))
 
     def forget(self) -> None:
         """Drop what waits: the connection is lost, the broker delivers it again."""
@@ -72,7 +77,7 @@ class Batcher:
 
     def execute_using_pool(self, pool: Any) -> None:  # Any: one of Celery's pools
         """Hand what waits to a process that is free. Raises TaskRevokedError if it is nothing."""
-        several = self._next()
+        several = self._waiting.next()
         if self._waiting:
             self._hub.call_soon(self._ask)
         match [request for request in several if not request.revoked()]:
@@ -83,17 +88,6 @@ class Batcher:
                     request.execute_using_pool(pool)
             case requests:
                 BatchJob(requests, self._hub).start(pool)
-
-    def _next(self) -> list[QuietRequest]:
-        """Take the requests of one job out of those that wait: one, whatever its size, or more."""
-        several: list[QuietRequest] = []
-        size = 0
-        while self._waiting and len(several) < AT_ONCE:
-            size += len(self._waiting[0].message.body)
-            if several and size > BYTES_AT_ONCE:
-                break
-            several.append(self._waiting.popleft())
-        return several
 
 
 def _is_plain(request: QuietRequest) -> bool:
@@ -150,7 +144,7 @@ class BatchJob:
             for tag in tags:
                 request.message.channel.basic_ack(tag)
         except lost as error:  # the broker delivers them again
-            log.warning("not_acknowledged", messages=len(tags), error=str(error))
+            log.warning("not_acknowledged", messages=len(tags), error=describe(error))
 
     def failed(self, info: Any) -> None:  # Any: billiard's ExceptionInfo
         """Have each message delivered again: its process died, or failed outside of a task."""
@@ -159,7 +153,7 @@ class BatchJob:
                 request.on_failure(info)
             else:
                 request.give_back()
-        log.error("job_failed", messages=len(self._requests), error=repr(info.exception))
+        log.error("job_failed", messages=len(self._requests), error=describe(info.exception))
 
 
 @contextmanager

@@ -1,9 +1,11 @@
-"""Celery's beat without a memory and without a wall clock.
+"""Celery's beat without a memory and without a wall clock; of several, one leads.
 
 Celery's own keeps the time of each tick in a file and compares it with the host's clock: after a
 correction of the clock it sends nothing for as long as the clock was ahead.
 """
 
+import socket
+from contextlib import suppress
 from math import inf
 from time import monotonic
 from typing import Any, NamedTuple, cast
@@ -14,9 +16,11 @@ from celery import beat
 from celery.schedules import schedstate
 from kombu import Connection
 
-from core import heartbeat
+from core import health_file, heartbeat
+from core.faults import describe
 from tasks.app import settings
 from tasks.worker.clients import brief_redis
+from tasks.worker.lease import RENEW_S, Lease
 
 ANSWER_S = 2.0  # for a broker to answer; meanwhile beat sends nothing
 WAIT_S = 20.0  # for a tick that no worker begins, before another is sent: the first may be lost
@@ -56,7 +60,7 @@ class Tick(beat.ScheduleEntry):
 
 
 class Scheduler(beat.Scheduler):
-    """Sends ticks: messages of tasks that run at an interval.
+    """Sends ticks: messages of tasks that run at an interval. Does so only while it leads.
 
     It does not send a tick while no worker has begun the one before, so they do not pile up while
     the workers are away. A broker or a Redis that is away, hangs or refuses does not stop it.
@@ -71,7 +75,15 @@ class Scheduler(beat.Scheduler):
         self._broker: Connection | None = None
         self._sent: dict[str, Sent] = {}
         self._well = True
+        self._lease = Lease(settings.queue) if settings.redis_url else None
         super().__init__(*args, **kwargs)
+
+    def tick(self, *args: Any, **kwargs: Any) -> float:  # Any: as Celery calls it
+        """Send a tick if one is due and this beat leads; return the seconds until the next turn."""
+        _touch()
+        if self._lease and not self._lease.leads():
+            return RENEW_S
+        return min(super().tick(*args, **kwargs), RENEW_S)
 
     def adjust(self, n: float, drift: float = 0) -> float:
         """Wake up on time; Celery does 10 ms early."""
@@ -86,7 +98,7 @@ class Scheduler(beat.Scheduler):
             self._send(cast(Tick, entry))
         except Exception as error:  # noqa: BLE001 - whatever it is, beat goes on
             if self._well:
-                log.warning("ticks_not_sent", task=entry.task, error=repr(error))
+                log.warning("ticks_not_sent", task=entry.task, error=describe(error))
             self._well = False
         else:
             if not self._well:
@@ -155,8 +167,16 @@ class Scheduler(beat.Scheduler):
             broker.collect()
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection, and let another beat lead."""
         self._disconnect()
+        if self._lease:
+            self._lease.resign()
+
+
+def _touch() -> None:
+    """Show a supervisor that this beat turns; without a place to write it finds no file."""
+    with suppress(OSError):
+        health_file.touch(settings.home, socket.gethostname(), "beat")
 
 
 def _begun(task: str) -> bool | None:

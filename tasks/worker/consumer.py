@@ -7,6 +7,7 @@ from celery.worker import consumer
 from kombu import Message
 
 import durable_redis
+from core.errors import NotExecuted
 from tasks.worker.batching import Batcher
 from tasks.worker.connecting import wait_for_broker
 from tasks.worker.monitoring import EventFlush
@@ -55,12 +56,13 @@ class Consumer(consumer.Consumer):
 
     def on_unknown_message(self, body: object, message: Message) -> None:
         """Keep what is no Celery message."""
-        error = ValueError("this is no Celery message")
+        error = NotExecuted("this is no Celery message")
         self.undeliverable.keep(message, error, "MALFORMED_MESSAGE")
 
     def on_unknown_task(self, body: object, message: Message, exc: Exception) -> None:
         """Keep a message of a task that this service does not have."""
-        self.undeliverable.keep(message, ValueError(f"there is no task {exc}"), "UNKNOWN_TASK")
+        error = NotExecuted("this service has no task of that name")
+        self.undeliverable.keep(message, error, "UNKNOWN_TASK")
 
     def on_invalid_task(self, body: object, message: Message, exc: Exception) -> None:
         """Keep a message that Celery refuses: another content type, or a malformed header."""

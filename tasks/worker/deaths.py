@@ -17,7 +17,7 @@ from uuid import uuid4
 import psutil
 import redis
 
-from core import heartbeat
+from core import heartbeat, shown
 from durable_redis import lost_workers
 from tasks.app import settings
 from tasks.worker.clients import brief_redis
@@ -83,7 +83,7 @@ def _lives(mark: str) -> bool:
     """Look for the process, if it ran on this host; else for a heartbeat of its worker."""
     if mark.startswith(SEEN + BAR):
         return False
-    worker, host, pid, start = mark.split(BAR)
+    worker, host, pid, start, *_ = mark.split(BAR)
     if host == _host():
         with suppress(psutil.NoSuchProcess):
             return f"{psutil.Process(int(pid)).create_time():.2f}" == start
@@ -111,4 +111,4 @@ def _host() -> str:
 
 
 def _key(task_id: str) -> str:
-    return f"els:begun:{task_id}"
+    return f"els:begun:{shown.task_id(task_id)}"

@@ -7,6 +7,7 @@ from typing import Any
 
 import redis
 from celery import signals
+from celery.worker import state
 
 import durable_redis
 from core import health_file, heartbeat, pauses
@@ -29,7 +30,14 @@ def send(worker: str) -> None:
     if settings.redis_url:
         with suppress(redis.RedisError):
             heartbeat.note_worker(brief_redis(), worker)
+            heartbeat.note_in_work(brief_redis(), worker, *_in_work())
             _send_refusal(worker)
+
+
+def _in_work() -> tuple[int, float | None]:
+    """Count the messages that this worker holds, and tell how long it has executed the oldest."""
+    began = [request.time_start for request in list(state.active_requests)]
+    return len(state.reserved_requests), time.time() - min(began) if began else None
 
 
 def _send_refusal(worker: str) -> None:

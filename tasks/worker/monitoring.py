@@ -1,10 +1,25 @@
-"""What a worker sends to monitors, Flower above all: three events of each task."""
+"""What a worker sends to monitors, Flower above all: three events of each task.
+
+Ours hold ids and no arguments. Other programs on the same broker send events too, with all that
+their messages say: what we run to watch events hides that.
+"""
 
 from time import monotonic
-from typing import Any
+from typing import Any, ClassVar
 
 from celery.events import EventDispatcher
+from celery.events.receiver import EventReceiver
 
+from core.shown import HIDDEN, task_id
+
+TASK = "task-"  # begins the types of the events of tasks
+IDS = ("uuid", "root_id", "parent_id")
+PLAIN = {  # fields that say nothing of what a message says
+    *IDS,
+    *("type", "name", "hostname", "pid", "clock", "timestamp", "utcoffset", "local_received"),
+    *("queue", "exchange", "routing_key", "retries", "runtime", "terminated", "expired", "signum"),
+}
+CONCEALED = "concealed"  # a field of our workers' events: they hide it themselves
 FLUSHED_EVERY_S = 0.2  # monitors get an event so late at most
 FLUSHED_AT_ONCE = 1000  # task events of one message, some 400 KB; Celery's 24 cost as much again
 
@@ -32,4 +47,24 @@ class Dispatcher(EventDispatcher):
     """Celery's, except that it tries once: else a heartbeat holds the main loop in an outage."""
 
     def send(self, type: str, *args: Any, **fields: Any) -> None:  # noqa: A002 - as Celery calls it
+        if type.startswith(TASK):
+            fields |= {name: task_id(fields[name]) for name in IDS if fields.get(name)}
+            fields[CONCEALED] = True
         super().send(type, *args, **{**fields, "retry": False})
+
+
+class Receiver(EventReceiver):
+    """Celery's, for Flower and `celery events`: it hides what others say of their messages."""
+
+    app: Any  # Celery's own: of this program
+    names: ClassVar[frozenset[str]] = frozenset()  # of tasks of others that are shown
+
+    def event_from_message(self, body: Any, *args: Any, **kwargs: Any) -> Any:  # Any: Celery's
+        """Read an event."""
+        kind, event = super().event_from_message(body, *args, **kwargs)
+        if kind.startswith(TASK) and not event.pop(CONCEALED, False):
+            event.update((name, HIDDEN) for name in event.keys() - PLAIN if event[name])
+            event.update((name, task_id(event[name])) for name in IDS if event.get(name))
+            if event.get("name") not in self.names and event.get("name") not in self.app.tasks:
+                event["name"] = HIDDEN
+        return kind, event

@@ -18,7 +18,9 @@ from celery.worker.request import Request
 from celery.worker.state import task_ready
 from redis import RedisError
 
-from core.errors import ELSError
+from core.errors import ELSError, NotExecuted
+from core.faults import describe
+from core.shown import HIDDEN, task_id
 from tasks.delivery import redacted_kwargs
 from tasks.worker import deaths, stopping
 
@@ -52,6 +54,10 @@ class QuietRequest(Request):
             argsrepr=self._argsrepr, kwargsrepr=self._kwargsrepr, timelimit=(None, None)
         )
 
+    def info(self, safe: bool = False) -> Any:  # Any: a dict, as Celery has it
+        """Answer remote control; `safe` or not, without what the message says."""
+        return {**super().info(safe=True), "id": task_id(self.id)}
+
     def acknowledge(self) -> None:
         """Acknowledge the message, or leave that to its job."""
         if self.acknowledged_with is None:
@@ -80,7 +86,7 @@ class QuietRequest(Request):
             if not self.delivery_info["redelivered"] and not stopping.asked():
                 deaths.note(self.id)
         elif self.name in self.upstream and not isinstance(error, PASSED_ON):
-            log.error("message_goes_back", task=self.name, task_id=self.id, error=repr(error))
+            log.error("message_goes_back", task=self.name, task_id=self.id, error=describe(error))
             self.give_back()
             return
         try:
@@ -96,6 +102,8 @@ class QuietRequest(Request):
             if name == KeptAsDeadLetter.__name__:  # its text begins with the name of the cause
                 name = text.strip("'\"").partition(":")[0]
             fields.update(exception=f"{name}: see the worker's log", traceback="")
+        if "result" in fields and self.task.__module__.startswith("celery."):
+            fields["result"] = HIDDEN  # those of Celery's own tasks return what a sender gave them
         super().send_event(type, **fields)
 
     def _announce_revoked(
@@ -111,7 +119,7 @@ class QuietRequest(Request):
         why = f"expired at {self.expires}" if expired else f"was {reason} by remote control"
         dead_letters = import_module(self.task.app.conf.dead_letters)
         body = dead_letters.body_of(self.args or (), self.kwargs or {})
-        error = ValueError(f"the message {why}")
+        error = NotExecuted(f"the message {why}")
         letter = dead_letters.letter_of(self.name, self.id, body, error, code)
         acknowledge = partial(announce, reason, terminated, signum, expired)
         release = partial(self._release, acknowledge)

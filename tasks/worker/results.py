@@ -1,9 +1,11 @@
-"""Celery's results in Redis; we need only its count of a chord's headers."""
+"""Celery's results in Redis: its count of a chord's headers, and what senders ask for."""
 
 from typing import Any
 
 from celery import _state
 from celery.backends.redis import RedisBackend
+
+from core.faults import safe_message
 
 
 class Backend(RedisBackend):
@@ -18,3 +20,17 @@ class Backend(RedisBackend):
         if _state.task_join_will_block():  # type: ignore[attr-defined] # absent from its types
             return result
         return super().add_pending_result(result, *args, **kwargs)
+
+    def prepare_exception(self, exc: Any, serializer: Any = None) -> Any:  # Any: likewise
+        """Describe an error to whoever asked: its own text may quote a message or a row."""
+        prepared = super().prepare_exception(exc, serializer)
+        if isinstance(prepared, dict):
+            prepared["exc_message"] = [safe_message(exc)]
+        return prepared
+
+    # Celery's own signature has types that differ from those of its stubs.
+    def store_result(  # type: ignore[override]
+        self, task_id: Any, result: Any, state: Any, traceback: Any = None, **more: Any
+    ) -> Any:
+        """Store a result; a traceback stays in the worker's log."""
+        return super().store_result(task_id, result, state, None, **more)

@@ -1,13 +1,16 @@
 """Installs the parts that replace Celery's or Kombu's. README.md has the reasons."""
 
+import sys
 from functools import partial
 
 from celery import Celery, signals
 
 import durable_redis
+from core.catalogue import EVENTS
 from core.crash import crashpoint
 from core.settings import Settings
 from tasks.worker import amqp, amqp_delays, starting
+from tasks.worker.monitoring import Receiver
 
 
 def set_up(app: Celery, settings: Settings) -> None:
@@ -18,9 +21,13 @@ def set_up(app: Celery, settings: Settings) -> None:
     app.loader.override_backends = backends
     app.Task.Request = "tasks.worker.request:QuietRequest"
     app.events.dispatcher_cls = "tasks.worker.monitoring:Dispatcher"
+    app.events.receiver_cls = "tasks.worker.monitoring:Receiver"
+    if flower := sys.modules.get("flower.events"):  # Celery's command line has imported it
+        vars(flower)["EventReceiver"] = Receiver  # it does not ask the app for its class
+    Receiver.names = frozenset(route.task for event in EVENTS for route in settings.routes(event))
     if str(app.conf.broker_url).startswith("amqp"):
         app.steps["consumer"].add("tasks.worker.amqp_setup:Queues")
-        amqp_delays.wait_at_least_a_second()
+        amqp_delays.install()
     signals.worker_init.connect(partial(starting.start, app, settings), weak=False)
     if settings.crashpoint:  # in tests only
         signals.before_task_publish.connect(

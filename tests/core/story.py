@@ -1,6 +1,7 @@
 """The steps of a batch in short: build the event, take the step, return the task's value."""
 
 from tests.factories import (
+    amendment,
     association,
     cancellation,
     confirmation,
@@ -36,6 +37,10 @@ def confirm(lifecycle, batch_id, students, **fields):
 
 def cancel(lifecycle, batch_id, reason="teacher asked"):
     return take(lifecycle, "els.cancel_batch", cancellation(batch_id, reason)).value
+
+
+def amend(lifecycle, batch_id, **fields):
+    return take(lifecycle, "els.amend_batch", amendment(batch_id, **fields)).value
 
 
 def texts(count, start=0):

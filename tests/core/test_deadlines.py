@@ -187,6 +187,7 @@ def test_a_guest_batch_proceeds_with_what_is_there(lifecycle, conn, slots, batch
     assert data(conn, batch_id, TIMEOUT)["on_deadline"] == "proceed"
     completed = data(conn, batch_id, COMPLETED)
     assert (completed["provisioned_count"], completed["failed_count"]) == (1, 3)
+    assert completed["reason"] == data(conn, batch_id, READY)["reason"] == "DEADLINE_PASSED"
     errors = data(conn, batch_id, ERRORS)
     assert errors["error_categories"] == {"EMPTY_CONTENT": 1, "NOT_RECEIVED": 2}
     assert (errors["total_errors"], errors["critical_failure"]) == (3, False)
@@ -378,6 +379,8 @@ def test_a_batch_proceeds_with_unknown_students(lifecycle, conn, slots, batch_id
     assert looks.types(conn, batch_id) == [COMPLETED, TIMEOUT, READY]
     ready = data(conn, batch_id, READY)
     assert [essay.get("student_id") for essay in ready["ready_essays"]] == [None, None]
+    assert ready["reason"] == "DEADLINE_PASSED"
+    assert "reason" not in data(conn, batch_id, COMPLETED)
     assert ready["manifest_sha256"] == data(conn, batch_id, COMPLETED)["manifest_sha256"]
     assert at_rest(lifecycle, conn, slots, batch_id) == []
 

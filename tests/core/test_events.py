@@ -41,9 +41,10 @@ OPTIONAL = {
     },
     "els.confirm_students": {},
     "els.cancel_batch": {},
+    "els.amend_batch": {"student_prompt_ref": {"a": 1}, "deadline_s": 0.5},
 }
 COMMON = ["event_id", "correlation_id", "timestamp", "schema_version", "batch_id"]
-REGISTER, ASSIGN, UPLOAD, REJECT, CONFIRM, CANCEL = EXAMPLES
+REGISTER, ASSIGN, UPLOAD, REJECT, CONFIRM, CANCEL, AMEND = EXAMPLES
 
 
 def read(task, event, limit=BULK_LIMIT):
@@ -292,6 +293,10 @@ BAD = {
     "no reason": (CANCEL, {"reason": ""}),
     "reason too long": (CANCEL, {"reason": "x" * 1025}),
     "reason is null": (CANCEL, {"reason": None}),
+    "nothing to amend": (AMEND, {"on_deadline": None}),
+    "an amended deadline in the past": (AMEND, {"deadline_s": -1}),
+    "an amended prompt that is text": (AMEND, {"student_prompt_ref": "prompt-2"}),
+    "amended essays": (AMEND, {"essay_ids": ["a"]}),
     "NUL in a reason": (CANCEL, {"reason": "because\0"}),
 }
 

@@ -1,5 +1,7 @@
 """A rejected file consumes a slot: it counts toward completion, not toward readiness."""
 
+from datetime import datetime, timedelta
+
 import pytest
 
 from core.states import BatchStatus
@@ -84,12 +86,13 @@ def test_a_failure_before_registration_waits(lifecycle, conn, batch_id):
 @pytest.mark.parametrize("failed_first", [True, False])
 def test_24_good_essays_of_25_are_ready(lifecycle, conn, batch_id, failed_first):
     register(lifecycle, batch_id, 25)
+    detail = {"hint": "save it again"}
     if failed_first:
-        reject(lifecycle, batch_id)
+        reject(lifecycle, batch_id, validation_error_detail=detail)
     for text in texts(24):
         assign(lifecycle, batch_id, text)
     if not failed_first:
-        reject(lifecycle, batch_id)
+        reject(lifecycle, batch_id, validation_error_detail=detail)
 
     lifecycle.complete(batch_id)
 
@@ -102,7 +105,9 @@ def test_24_good_essays_of_25_are_ready(lifecycle, conn, batch_id, failed_first)
     assert errors["data"]["total_errors"] == 1
     assert errors["data"]["error_categories"] == {"EMPTY_CONTENT": 1}
     assert errors["data"]["critical_failure"] is False
-    assert len(errors["data"]["failed_essays"]) == 1
+    [failed] = errors["data"]["failed_essays"]
+    assert failed["validation_error_detail"] == {"hint": "save it again"}
+    assert datetime.fromisoformat(failed["failed_at"]).utcoffset() == timedelta(0)
     assert ready["type"] == "BatchEssaysReady"
     assert (ready["data"]["ready_count"], ready["data"]["failed_count"]) == (24, 1)
     assert {e["text_storage_id"] for e in ready["data"]["ready_essays"]} == set(texts(24))

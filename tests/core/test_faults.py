@@ -130,6 +130,6 @@ def _row(name):
 
 
 def test_a_message_is_written_so_that_postgres_can_keep_it():
-    assert safe_message(ValueError("a\0b\ud800c")) == "a\\0b\\ud800c"
+    assert safe_message(UnknownBatch("a\0b\ud800c")) == "a\\0b\\ud800c"
     assert safe_message(KeyError()) == "KeyError"
-    assert len(safe_message(ValueError("x" * 5000))) == 2000
+    assert len(safe_message(UnknownBatch("x" * 5000))) == 2000

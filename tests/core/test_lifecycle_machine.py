@@ -24,6 +24,7 @@ from core.sweep import sweep
 from tests.core import looks
 from tests.core.crowd import persist
 from tests.factories import (
+    amendment,
     association,
     cancellation,
     confirmation,
@@ -103,6 +104,11 @@ class OneBatch(RuleBasedStateMachine):
     def cancel(self, sure):
         if sure == 0:
             self.tell("els.cancel_batch", cancellation(self.batch_id))
+
+    @rule(prompt=st.integers(0, 2), on_deadline=st.sampled_from([None, "fail", "proceed"]))
+    def amend(self, prompt, on_deadline):
+        fields = {"student_prompt_ref": {"number": prompt}, "on_deadline": on_deadline}
+        self.tell("els.amend_batch", amendment(self.batch_id, **fields))
 
     @precondition(lambda self: self.told)
     @rule(which=st.integers(0, 1000), stamped_anew=st.booleans())
@@ -191,6 +197,11 @@ class OneBatch(RuleBasedStateMachine):
             if value["outcome"] == "assigned":
                 assert placed[event["text_storage_id"]] == value["essay_id"]
         self.fill_up(open_slots)
+        with self.pool.connection() as conn:
+            prompt = looks.batch(conn, self.batch_id)["student_prompt_ref"]
+        for event in self.sent:
+            if event["type"] == "BatchEssaysReady":
+                assert event["data"].get("student_prompt_ref") == prompt
 
     def fill_up(self, open_slots):
         """Whatever happened before, an open batch takes as many contents as it has open slots."""

@@ -41,5 +41,4 @@ def test_a_row_that_postgres_refused_is_in_no_line(database_url, form):
     for line in ("first", "second", "third"):
         assert told.count(line) == len(NAMES)
     assert told.count("violates check constraint") >= 3 * len(NAMES)
-    assert told.count("Failing row contains (") >= 3 * len(NAMES)
     assert "Anna" not in told

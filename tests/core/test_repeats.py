@@ -5,6 +5,7 @@ import pytest
 from tests.core import looks
 from tests.core.story import assign, cancel, fill, register, reject, texts, upload
 from tests.factories import (
+    amendment,
     association,
     cancellation,
     confirmation,
@@ -79,6 +80,8 @@ CASES = {
     "excess failure": (fill, "els.reject_content", rejection),
     "closed failure": (cancelled, "els.reject_content", rejection),
     "confirmed": (awaiting_students, "els.confirm_students", lambda b: confirmation(b, STUDENTS)),
+    "amended": (register, "els.amend_batch", amendment),
+    "amended, full": (fill, "els.amend_batch", amendment),
     "cancelled": (register, "els.cancel_batch", cancellation),
     "cancelled, known": (cancelled, "els.cancel_batch", cancellation),
     "cancelled, awaiting students": (awaiting_students, "els.cancel_batch", cancellation),

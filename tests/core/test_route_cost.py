@@ -196,7 +196,7 @@ STEPS = {
         lambda c, b: confirm(c, b, {e: f"of-{e}" for e in essay_ids(3)}),
         1,
         [],
-        11,
+        12,
     ),
     "cancellation": (filled, cancel, 1, ["DEL", "EXPIRE", "EXPIRE"], 7),
     "relay": (announced, relayed, 1, [], 3),

@@ -63,6 +63,10 @@ def test_an_empty_variable_counts_as_absent(name):
         ("ELS_OPS_PORT", "http"),
         ("ELS_OPS_PORT", "0"),
         ("ELS_OPS_PORT", "65536"),
+        ("ELS_HEALTH_PORT", "0"),
+        ("ELS_OPS_ALLOWED_HOSTS", "els.example:9095"),
+        ("ELS_OPS_ALLOWED_HOSTS", "https://els.example"),
+        ("ELS_OPS_ALLOWED_HOSTS", "els.*"),
         ("ELS_POSTGRES_PORT", "-1"),
         ("ELS_RETRY_FOR", "-1"),
         ("ELS_RETRY_FOR", "15 min"),
@@ -93,6 +97,14 @@ def test_a_bad_value_is_an_error_that_names_its_variable(name, value):
 def test_every_bad_value_is_named():
     with pytest.raises(BadSettings, match=r"ELS_QUEUE.*ELS_OPS_PORT"):
         Settings.from_env({"ELS_QUEUE": "two words", "ELS_OPS_PORT": "http"})
+
+
+def test_hosts_are_separated_by_commas():
+    settings = Settings.from_env(
+        {"ELS_OPS_ALLOWED_HOSTS": "els.example, *.internal,[::1], fe80::1"}
+    )
+
+    assert settings.ops_allowed_hosts == ["els.example", "*.internal", "[::1]", "fe80::1"]
 
 
 @pytest.mark.parametrize("name", ["ELS_OPS_AUTH", "ELS_FLOWER_AUTH"])

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 import redis
-from kombu import Connection, Producer, transport
+from kombu import Connection, transport
 from kombu.transport import redis as stock_redis
 
 import durable_redis
@@ -178,17 +178,18 @@ def test_the_prefetch_window_is_kept_and_no_ack_leaves_nothing(place):
     assert place.is_quiet()
 
 
-def test_urgent_messages_go_before_all_that_wait(place):
-    place.send(1, 2)
-    with channel_on(urgent_tasks=("urgent",)) as channel:
-        producer = Producer(channel)
-        for task in ("urgent", "other", "urgent"):
-            headers = {"task": task, "id": task}
-            producer.publish([[], {}, {}], routing_key=QUEUE, headers=headers)
-        producer.publish("no task", routing_key=QUEUE)
-        tasks = [channel.basic_get(QUEUE, no_ack=True).headers.get("task") for _ in range(6)]
+def test_urgent_queues_go_before_all_that_waits_in_others(place):
+    taken = []
+    with channel_on(urgent_queues=("first", "second")) as channel:
+        for queue in (QUEUE, "other", "second", "first"):
+            for number in range(2):
+                place.upstream.send_task("run", [number], queue=queue)
+            channel.basic_consume(queue, True, lambda _, queue=queue: taken.append(queue), queue)
+        for _ in range(8):
+            channel.connection.client.drain_events(timeout=5)
 
-    assert tasks == ["urgent", "urgent", "run", "run", "other", None]
+    assert taken[:4] == ["first", "first", "second", "second"]
+    assert {*taken[4:6]} == {*taken[6:]} == {QUEUE, "other"}, "these by turns"
 
 
 def test_a_batch_is_fetched_at_once_and_counts_as_one(place):

@@ -1,22 +1,42 @@
-"""Real worker processes on the servers of this run, and an upstream that sends them messages."""
+"""Real worker processes on the servers of this run, and an upstream that sends them messages.
+
+With `--broker rabbitmq` their broker is a RabbitMQ node, else the Redis of the slots.
+"""
 
 import os
 import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 import redis
 from celery import Celery
+from kombu import Queue
 
 from core.invariants import check_batches, check_slots
+from core.settings import Settings
 from core.slots import Slots
+from ops.queues import queue_lengths
 from ops.stack.embedded import leashed
 from tests.core import looks
+from tests.rabbitmq.node import MISSING, SERVER, Node, sender
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what the broker of this run is not for, and say why."""
+    if config.getoption("--broker") == "redis":
+        return
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.rabbitmq)
+            if not SERVER.exists():
+                item.add_marker(pytest.mark.skip(reason=MISSING))
+            for only in item.iter_markers("redis_only"):
+                item.add_marker(pytest.mark.skip(reason=f"on Redis alone: {only.args[0]}"))
 
 
 def until(condition, timeout_s=30.0, what="the condition holds"):
@@ -37,11 +57,17 @@ class Workers:
         self.settings = settings
         self.processes: list[subprocess.Popen] = []
         environ = {**os.environ, **settings}
-        self.upstream = Celery(
-            "upstream",
-            broker=environ.get("ELS_BROKER_URL", environ["ELS_REDIS_URL"]),
-            backend=environ["ELS_REDIS_URL"],
+        self.broker_url = environ.get("ELS_BROKER_URL", environ["ELS_REDIS_URL"])
+        backend = environ["ELS_REDIS_URL"]
+        self.upstream = (
+            sender(self.broker_url, backend=backend)
+            if self.on_rabbitmq
+            else Celery("upstream", broker=self.broker_url, backend=backend)
         )
+
+    @property
+    def on_rabbitmq(self) -> bool:
+        return self.broker_url.startswith("amqp")
 
     def start(self, *more: str, command="worker --pool solo", **settings: str):
         number = len(self.processes)
@@ -74,10 +100,11 @@ class Workers:
 
     def take_over(self):
         """Let the worker that stands by take messages."""
-        reply = self.upstream.control.add_consumer(
-            self.queue, destination=[self.waiting], reply=True, timeout=10, limit=1
-        )
-        assert reply, "the worker that stands by does not answer"
+        for queue in Settings(queue=self.queue).queues:
+            reply = self.upstream.control.add_consumer(
+                queue, destination=[self.waiting], reply=True, timeout=10, limit=1
+            )
+            assert reply, "the worker that stands by does not answer"
 
     def ready(self, count: int):
         """Wait until so many workers take messages."""
@@ -98,6 +125,27 @@ class Workers:
             task, kwargs={"event": event}, queue=self.queue, ignore_result=False, **options
         )
 
+    @contextmanager
+    def broker(self):
+        """Connect to the broker as a program that is none of ours."""
+        with self.upstream.connection_for_write() as connection:
+            yield connection
+
+    def waiting(self, suffix: str = "") -> int:
+        """Count the messages that nobody has taken."""
+        with self.broker() as connection:
+            return sum(queue_lengths(connection, [self.queue + suffix]).values())
+
+    def take(self, suffix: str) -> list[str]:
+        """Take the messages of a queue away; return their tasks."""
+        tasks = []
+        with self.broker() as connection:
+            queue = Queue(self.queue + suffix).bind(connection.default_channel)
+            while self.waiting(suffix) and (message := queue.get()):
+                tasks.append(message.headers["task"])
+                message.ack()
+        return tasks
+
     def values(self, results, timeout_s=60):
         return [result.get(timeout=timeout_s) for result in results]
 
@@ -111,13 +159,33 @@ class Workers:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait(5)
+        if self.on_rabbitmq:
+            self._delete_queues()
         self.upstream.close()
+
+    def _delete_queues(self):
+        """Delete what was declared: hundreds of replicated queues would slow the node down."""
+        with self.broker() as connection:
+            for end in ("", ".internal", ".control", ".events", ".dead", "-later"):
+                connection.default_channel.queue_delete(self.queue + end)
+
+
+@pytest.fixture(scope="session")
+def on_broker(request, tmp_path_factory):
+    """The settings of workers that use the broker of this run."""
+    if request.config.getoption("--broker") == "redis":
+        yield {}
+        return
+    node = Node(tmp_path_factory.mktemp("rabbitmq"))
+    node.start()
+    yield {"ELS_BROKER_URL": node.url}
+    node.do("stop")
 
 
 @pytest.fixture(scope="module")
-def five(database_url, tmp_path_factory):
+def five(database_url, tmp_path_factory, on_broker):
     """Five workers of one process each, and a sixth process that is beat."""
-    workers = Workers(tmp_path_factory.mktemp("workers"))
+    workers = Workers(tmp_path_factory.mktemp("workers"), **on_broker)
     for _ in range(5):
         workers.start()
     yield workers.ready(5)
@@ -125,9 +193,9 @@ def five(database_url, tmp_path_factory):
 
 
 @pytest.fixture
-def workers(database_url, tmp_path):
+def workers(database_url, tmp_path, on_broker):
     """A place to start workers in, all ended with the test."""
-    started = Workers(tmp_path)
+    started = Workers(tmp_path, **on_broker)
     yield started
     started.stop()
 

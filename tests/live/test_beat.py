@@ -16,6 +16,7 @@ from ops.stack.embedded import Valkey, free_port
 from tests.live.conftest import until
 
 HOUR_S = 3600
+HURT = pytest.mark.redis_only("it hurts a broker of its own, a Valkey")
 CLOCK = Path(__file__).parent / "clock"
 
 
@@ -54,14 +55,21 @@ def beat(workers, tmp_path):
 def begun(workers):
     """Begin the ticks that wait, as a worker does; return their tasks."""
 
-    def begin(client):
-        tasks = []
-        while raw := client.rpop(workers.queue):
-            tasks.append(json.loads(raw)["headers"]["task"])
-            heartbeat.tick_begun(client, workers.queue, tasks[-1])
+    def begin(client, *, elsewhere=False):
+        """`elsewhere`: the broker is the Redis of this client."""
+        tasks = (
+            _popped(client, f"{workers.queue}.control") if elsewhere else workers.take(".control")
+        )
+        for task in tasks:
+            heartbeat.tick_begun(client, workers.queue, task)
         return tasks
 
     return begin
+
+
+def _popped(client, queue):
+    messages = iter(lambda: client.rpop(queue), None)
+    return [json.loads(message)["headers"]["task"] for message in messages]
 
 
 @pytest.fixture
@@ -136,46 +144,48 @@ def test_ticks_do_not_pile_up_while_no_worker_begins_them(beat, workers, valkey)
 
     until(lambda: commands()["calls"] > 60, what="30 intervals have passed")
 
-    assert valkey.llen(workers.queue) == 2
+    assert workers.waiting(".control") == 2
 
 
 def test_two_beats_do_not_hinder_each_other(beat, begun, workers, valkey):
     beats = [beat(), beat()]
 
     for _ in range(3):
-        until(lambda: valkey.llen(workers.queue), what="a tick is sent")
+        until(lambda: workers.waiting(".control"), what="a tick is sent")
         begun(valkey)
 
     assert [each.poll() for each in beats] == [None, None]
 
 
+@HURT
 def test_beat_outlives_a_broker_that_hangs_and_one_that_is_killed(
     beat, begun, failures, own_valkey
 ):
     with redis.Redis.from_url(own_valkey.url) as client:
         running = beat(ELS_REDIS_URL=own_valkey.url)
-        until(lambda: begun(client), what="beat ticks")
+        until(lambda: begun(client, elsewhere=True), what="beat ticks")
 
         own_valkey.process.send_signal(signal.SIGSTOP)
         until(lambda: failures() == 1, what="beat has waited for an answer")
         time.sleep(5)  # of silence: whatever is sent meanwhile, the server finds later
         own_valkey.process.send_signal(signal.SIGCONT)
-        late = begun(client)
-        until(lambda: begun(client), 15, "beat ticks after the silence")
+        late = begun(client, elsewhere=True)
+        until(lambda: begun(client, elsewhere=True), 15, "beat ticks after the silence")
         own_valkey.process.kill()
         own_valkey.process.wait()
         until(lambda: failures() == 2, what="beat has met the crash")
         own_valkey.start()
-        until(lambda: begun(client), 15, "beat ticks after the crash")
+        until(lambda: begun(client, elsewhere=True), 15, "beat ticks after the crash")
 
     assert len(late) <= 4
     assert running.poll() is None
 
 
+@HURT
 def test_beat_ends_when_it_is_told_to_while_its_broker_hangs(beat, begun, own_valkey):
     with redis.Redis.from_url(own_valkey.url) as client:
         running = beat(ELS_REDIS_URL=own_valkey.url)
-        until(lambda: begun(client), what="beat ticks")
+        until(lambda: begun(client, elsewhere=True), what="beat ticks")
 
     own_valkey.process.send_signal(signal.SIGSTOP)
     running.terminate()
@@ -187,6 +197,7 @@ def test_beat_ends_when_it_is_told_to_while_its_broker_hangs(beat, begun, own_va
     assert status == 0
 
 
+@HURT
 def test_beat_starts_without_a_broker_and_ticks_once_there_is_one(
     beat, begun, failures, own_valkey
 ):
@@ -197,19 +208,21 @@ def test_beat_starts_without_a_broker_and_ticks_once_there_is_one(
     own_valkey.start()
 
     with redis.Redis.from_url(own_valkey.url) as client:
-        until(lambda: begun(client), what="beat ticks")
+        until(lambda: begun(client, elsewhere=True), what="beat ticks")
     assert running.poll() is None
 
 
+@HURT
 def test_beat_ticks_without_the_redis_of_the_slots(beat, begun, own_valkey):
     away = f"redis://127.0.0.1:{free_port()}/0"
     beat(ELS_REDIS_URL=away, ELS_BROKER_URL=own_valkey.url)
 
     with redis.Redis.from_url(own_valkey.url) as client:
         for _ in range(2):
-            until(lambda: "els.sweep" in begun(client), what="beat ticks")
+            until(lambda: "els.sweep" in begun(client, elsewhere=True), what="beat ticks")
 
 
+@HURT
 def test_beat_ticks_where_redis_refuses_to_note_it(beat, begun, own_valkey):
     with redis.Redis.from_url(own_valkey.url) as client:
         client.acl_setuser(
@@ -219,7 +232,7 @@ def test_beat_ticks_where_redis_refuses_to_note_it(beat, begun, own_valkey):
         beat(ELS_REDIS_URL=own_valkey.url)
 
         for _ in range(2):
-            until(lambda: "els.sweep" in begun(client), what="beat ticks")
+            until(lambda: "els.sweep" in begun(client, elsewhere=True), what="beat ticks")
 
 
 SIGNS = """

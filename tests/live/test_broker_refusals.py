@@ -18,6 +18,7 @@ from ops.stack.embedded import Valkey, free_port
 from tests import factories as make
 from tests.live.conftest import until
 
+pytestmark = pytest.mark.redis_only("it makes a Redis refuse")
 ESSAYS = 60
 REFUSED_S = 4
 FROZEN_S = 12  # longer than a silence that counts as one

@@ -27,6 +27,7 @@ from ops.stack.embedded import (
     until,
 )
 
+pytestmark = pytest.mark.redis_only("no broker in it")
 KINDS = [Postgres, Valkey]
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 

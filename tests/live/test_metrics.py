@@ -2,6 +2,7 @@
 
 import pytest
 
+from core.heartbeat import read_heartbeat, read_in_work
 from core.metrics import HASH
 from tests import factories as make
 from tests.live.conftest import until
@@ -46,3 +47,24 @@ def test_a_worker_that_is_stopped_leaves_its_counts_behind(workers, counts, pool
     process.wait(15)
 
     assert counts()[ASSIGNED] == 5
+
+
+def test_a_worker_says_what_it_has_in_work_and_since_when(workers, valkey, conn):
+    valkey.flushdb()
+    workers.start(command="worker --pool prefork --concurrency 2")
+    workers.ready(1)
+    batch = make.new_batch()
+    workers.send("els.register_batch", make.registration(batch, 2)).get(timeout=30)
+
+    def in_work():
+        return read_in_work(valkey, read_heartbeat(valkey, None).workers)
+
+    with conn.transaction():
+        conn.execute("SELECT FROM batch_essay_trackers WHERE batch_id = %s FOR UPDATE", [batch])
+        sent = workers.send("els.assign_content", make.content(batch, "t1"))
+        held, oldest_s = until(lambda: (found := in_work())[1] > 1 and found, what="it is seen")
+    workers.values([sent])
+
+    assert held == 1
+    assert oldest_s < 30
+    until(lambda: in_work() == (0, 0.0), what="nothing is in work")

@@ -8,6 +8,7 @@ import time
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from random import Random
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -33,6 +34,7 @@ PREFORK = "worker --pool prefork --concurrency 2"
 ONE_PROCESS = "worker --pool prefork --concurrency 1"  # no other one takes what it holds
 SOLO = "worker --pool solo"
 SQLSTATES = ["53100", "53200", "58030", "57014", "42501", "XX123", "ZZ001"]
+A_REDIS = pytest.mark.redis_only("the broker that refuses is a Redis")
 REDIS = {
     "a replica": refusals.replica,
     "out of memory": refusals.out_of_memory,
@@ -188,25 +190,26 @@ def a_database():
 
 
 @pytest.fixture(scope="module")
-def redises(tmp_path_factory):
-    """Two Redis servers of this module: one for slots, one as broker."""
+def brokered(tmp_path_factory, on_broker):
+    """The servers of this module beside Postgres: a Redis for slots, and a broker."""
     home = tmp_path_factory.mktemp("redis")
     with ExitStack() as undo:
         servers = []
-        for name in ("slots", "broker"):
+        for name in ("slots",) if on_broker else ("slots", "broker"):
             server = Valkey(home / name / "valkey", free_port(), "test-password")
             undo.callback(server.stop)
             server.start()
             servers.append(server)
-        yield servers
+        rabbitmq = [SimpleNamespace(url=on_broker["ELS_BROKER_URL"])] if on_broker else []
+        yield servers + rabbitmq
 
 
 @contextmanager
-def _service(folder, redises, *, schema=True):
+def _service(folder, brokered, *, schema=True):
     with a_database() as url:
         if schema:
             upgrade(url)
-        service = Service(folder, url, *redises)
+        service = Service(folder, url, *brokered)
         try:
             yield service
         finally:
@@ -214,9 +217,9 @@ def _service(folder, redises, *, schema=True):
 
 
 @pytest.fixture(scope="module")
-def lasting(tmp_path_factory, redises):
+def lasting(tmp_path_factory, brokered):
     """The workers that the tests of this module share for as long as they stay well."""
-    with _service(tmp_path_factory.mktemp("workers"), redises) as service:
+    with _service(tmp_path_factory.mktemp("workers"), brokered) as service:
         yield service.start(PREFORK)
 
 
@@ -230,9 +233,9 @@ def service(lasting):
 
 
 @pytest.fixture
-def others(tmp_path, redises):
+def others(tmp_path, brokered):
     """A service of this test alone, whose workers it starts itself."""
-    with _service(tmp_path, redises) as service:
+    with _service(tmp_path, brokered) as service:
         yield service
 
 
@@ -339,8 +342,8 @@ def test_a_postgres_that_stands_still_for_ten_seconds_costs_nothing(others):
     others.assert_carried_out(batch)
 
 
-def test_a_worker_waits_for_the_schema_that_it_needs(tmp_path, redises):
-    with _service(tmp_path, redises, schema=False) as service:
+def test_a_worker_waits_for_the_schema_that_it_needs(tmp_path, brokered):
+    with _service(tmp_path, brokered, schema=False) as service:
         service.workers.start(command=PREFORK)
         batch = make.new_batch()
         service.send("els.register_batch", make.registration(batch, CONTENTS))
@@ -432,7 +435,9 @@ def _refusing(fault, servers):
 
 
 @pytest.mark.outage
-@pytest.mark.parametrize("where", ["slots", "broker", "both"])
+@pytest.mark.parametrize(
+    "where", ["slots", pytest.param("broker", marks=A_REDIS), pytest.param("both", marks=A_REDIS)]
+)
 @pytest.mark.parametrize("fault", [*REDIS, "frozen"])
 def test_what_is_sent_beside_a_redis_that_refuses_is_carried_out(service, fault, where):
     batch = service.a_batch(CONTENTS)
@@ -518,6 +523,7 @@ def test_a_content_that_waits_for_its_time_is_placed_once_and_poisons_nothing(ot
         restarted.workers.stop()
 
 
+@pytest.mark.redis_only("RabbitMQ drops it, see tests/rabbitmq/test_dropped.py")
 def test_a_message_that_expired_is_kept_as_a_dead_letter(service):
     batch = service.a_batch(1)
 

@@ -46,6 +46,8 @@ SLEEPER = {"sleeper": "exec sleep 1000"}
 FAMILY = {"family": "(trap '' TERM; sleep 1001; sleep 1002) & sleep 1003; true", **SLEEPER}
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
+pytestmark = pytest.mark.redis_only("no broker in it")
+
 
 class Supervisor:
     """A stack in a process of its own, and what it says."""

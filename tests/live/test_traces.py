@@ -108,7 +108,7 @@ def consumer(workers, collector, tmp_path):
     """Run the reference consumer on the events of these workers."""
     environ = {
         **os.environ,
-        "DOWNSTREAM_BROKER_URL": os.environ["ELS_REDIS_URL"],
+        "DOWNSTREAM_BROKER_URL": workers.broker_url,
         "DOWNSTREAM_DB": str(tmp_path / "downstream.sqlite"),
         "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
         "OTEL_SERVICE_NAME": DOWNSTREAM,

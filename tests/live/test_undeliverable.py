@@ -3,9 +3,11 @@
 import base64
 import hashlib
 import json
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
+from kombu import Producer
 
 from tests import factories as make
 from tests.live.conftest import until
@@ -14,6 +16,13 @@ from tests.live.conftest import until
 @pytest.fixture
 def worker(workers):
     workers.start()
+    return workers.ready(1)
+
+
+@pytest.fixture
+def announcing(workers):
+    """A worker that announces what it refuses."""
+    workers.start(ELS_EVENT_ROUTES='{"MessageRefused": [{"task": "a.b", "queue": "refused"}]}')
     return workers.ready(1)
 
 
@@ -46,23 +55,17 @@ def test_a_message_of_another_content_type_is_kept(worker, letter_of):
     assert letter_of(sent.id)["code"] == "MALFORMED_MESSAGE"
 
 
-def test_a_message_whose_body_is_no_json_is_kept(worker, valkey, letter_of):
+def test_a_message_whose_body_is_no_json_is_kept(worker, letter_of):
     task_id = str(uuid4())
-    message = {
-        "body": base64.b64encode(b"{not json").decode(),
-        "content-type": "application/json",
-        "content-encoding": "utf-8",
-        "headers": {"lang": "py", "task": "els.assign_content", "id": task_id},
-        "properties": {
-            "correlation_id": task_id,
-            "delivery_mode": 2,
-            "delivery_info": {"exchange": "", "routing_key": worker.queue},
-            "priority": 0,
-            "body_encoding": "base64",
-            "delivery_tag": str(uuid4()),
-        },
-    }
-    valkey.lpush(worker.queue, json.dumps(message))
+    with worker.broker() as connection:
+        Producer(connection).publish(
+            b"{not json",
+            routing_key=worker.queue,
+            content_type="application/json",
+            content_encoding="utf-8",
+            headers={"lang": "py", "task": "els.assign_content", "id": task_id},
+            correlation_id=task_id,
+        )
 
     letter = letter_of(task_id)
 
@@ -71,6 +74,20 @@ def test_a_message_whose_body_is_no_json_is_kept(worker, valkey, letter_of):
     assert value["outcome"] == "registered"
 
 
+def test_a_message_that_calls_no_task_is_kept(worker, letter_of):
+    message_id = str(uuid4())
+
+    with worker.broker() as connection:
+        Producer(connection).publish(
+            {"hello": "world"}, routing_key=worker.queue, correlation_id=message_id
+        )
+
+    letter = letter_of(message_id)
+    assert (letter["task"], letter["code"]) == ("unknown", "MALFORMED_MESSAGE")
+    assert json.loads(base64.b64decode(letter["body"]["base64"])) == {"hello": "world"}
+
+
+@pytest.mark.redis_only("RabbitMQ takes no bytes that are no message")
 def test_what_is_no_message_at_all_is_kept(worker, valkey, letter_of):
     payload = f"no message {uuid4().hex}".encode()
 
@@ -80,3 +97,31 @@ def test_what_is_no_message_at_all_is_kept(worker, valkey, letter_of):
     assert (letter["task"], letter["code"]) == ("unknown", "MALFORMED_MESSAGE")
     assert base64.b64decode(letter["body"]["base64"]) == payload
     until(lambda: not valkey.exists(f"{worker.queue}.malformed"), what="the list is empty")
+
+
+def misspelt(worker, event):
+    return worker.send("els.asign_content", event)
+
+
+def late(worker, event):
+    return worker.send("els.assign_content", event, expires=datetime.now(UTC) - timedelta(hours=1))
+
+
+def pickled(worker, event):
+    return worker.send("els.assign_content", event, serializer="pickle")
+
+
+@pytest.mark.parametrize(
+    ("send", "code"),
+    [(misspelt, "UNKNOWN_TASK"), (late, "EXPIRED"), (pickled, "MALFORMED_MESSAGE")],
+)
+def test_a_message_that_never_became_a_task_is_announced(announcing, conn, letter_of, send, code):
+    sent = send(announcing, make.content(make.new_batch()))
+
+    letter = letter_of(sent.id)
+    event = conn.execute(
+        "SELECT * FROM event_outbox WHERE type = 'MessageRefused' AND generation = %s",
+        [str(letter["id"])],
+    ).fetchone()
+
+    assert (letter["code"], event["data"]["code"]) == (code, code)

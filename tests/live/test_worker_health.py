@@ -22,9 +22,9 @@ def health(tmp_path):
     """Ask for the health of the worker whose home is `home`, without any server's address."""
     home = tmp_path / "home"
 
-    def ask(*arguments):
+    def ask(*arguments, part="worker"):
         told = subprocess.run(
-            [sys.executable, "-m", "ops", "health", "worker", "--json", *arguments],
+            [sys.executable, "-m", "ops", "health", part, "--json", *arguments],
             env={"ELS_HOME": str(home), "PATH": os.defpath},
             capture_output=True,
             text=True,
@@ -62,6 +62,7 @@ def test_a_worker_that_hangs_is_told_from_one_that_waits(workers, health, databa
     until(lambda: health("--max-age", "4")["healthy"], what="it turns again")
 
 
+@pytest.mark.redis_only("its broker is a Valkey of its own")
 def test_a_worker_without_its_broker_stays_healthy(workers, health, tmp_path):
     broker = Valkey(tmp_path / "broker", free_port(), "password")
     broker.start()
@@ -86,6 +87,20 @@ def test_one_of_several_workers_of_a_home_can_be_asked_for(health, name):
 
     assert health("--name", name)["healthy"]
     assert not health("--name", "c")["healthy"]
+
+
+def test_a_beat_that_hangs_is_told_from_one_that_turns(workers, health):
+    process = workers.start("--pidfile=", command="beat", ELS_HOME=str(health.home))
+    until(lambda: health(part="beat")["healthy"], what="it turns")
+    assert not health()["healthy"]
+
+    process.send_signal(signal.SIGSTOP)
+    try:
+        until(lambda: not health("--max-age", "3", part="beat")["healthy"], what="the check fails")
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+    until(lambda: health("--max-age", "3", part="beat")["healthy"], what="it turns again")
 
 
 def test_the_check_loads_nothing_that_takes_long():
@@ -130,8 +145,7 @@ def test_a_worker_waits_for_its_schema_and_then_goes_on_by_itself(
     since = time.time() + 6
     until(lambda: time.time() - min(health()["ages_s"].values()) > since, what="signs go on")
 
-    with redis.Redis.from_url(os.environ["ELS_REDIS_URL"]) as client:
-        waiting = client.llen(workers.queue)
+    waiting = workers.waiting()
     upgrade(unmigrated)
     value = sent.get(timeout=60)
 
@@ -153,6 +167,7 @@ def test_a_worker_that_waits_for_its_schema_ends_when_told(workers, unmigrated, 
     assert process.wait(15) == 0
 
 
+@pytest.mark.redis_only("its broker is a Valkey of its own")
 def test_a_worker_names_what_its_broker_lacks_and_works(workers, health, tmp_path, database_url):
     broker = Valkey(tmp_path / "broker", free_port(), "password")
     broker.start()

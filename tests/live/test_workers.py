@@ -10,9 +10,12 @@ from random import Random
 import pytest
 import redis
 
+from core import heartbeat
 from tasks.worker.monitoring import FLUSHED_EVERY_S
 from tests import factories as make
 from tests.live.conftest import until
+
+BACKLOG = 400  # registrations: more than a second's work
 
 
 def test_twenty_deliveries_of_one_content_take_one_slot(five, conn, assert_invariants):
@@ -116,6 +119,7 @@ def test_bad_input_is_kept_and_disturbs_nobody(five, conn, events_of):
     until(lambda: events_of(batch, "BatchEssaysReady"), what="the batch is ready")
 
 
+@pytest.mark.redis_only("it reads task events as Redis publishes them")
 def test_task_events_are_published_in_batches_and_none_is_missing(workers):
     workers.start(command="worker --pool prefork --concurrency 1")
     workers.ready(1)
@@ -125,6 +129,8 @@ def test_task_events_are_published_in_batches_and_none_is_missing(workers):
         told.psubscribe("*celeryev/task.multi")
         told.get_message(timeout=5)
         started = time.monotonic()
+        for tick in ("els.sweep", "els.relay"):  # nobody is told of them
+            workers.upstream.send_task(tick, queue=workers.queue)
         for n in range(60):
             workers.send("els.assign_content", make.content(batch, f"text-{n}"))
 
@@ -146,21 +152,41 @@ def test_task_events_are_published_in_batches_and_none_is_missing(workers):
     assert len(batches) <= told_s / FLUSHED_EVERY_S + 180 / 24 + 2  # 24: as Celery fills a batch
 
 
-def test_what_beat_sends_goes_before_all_that_waits(workers, valkey, tmp_path):
-    for n in range(3):
-        workers.send("els.assign_content", make.content(make.new_batch(), f"text-{n}"))
-    options = ("--schedule", str(tmp_path / "beat"))
-    workers.start(*options, command="beat", ELS_SWEEP_EVERY="0.5", ELS_RELAY_EVERY="0.5")
+def test_a_backlog_delays_neither_the_sweep_nor_a_full_batch(
+    workers, valkey, conn, events_of, tmp_path
+):
+    valkey.flushdb()
+    full, *others = (make.new_batch() for _ in range(1 + BACKLOG))
+    workers.send("els.register_batch", make.registration(full, 1))
+    workers.send("els.assign_content", make.content(full))
+    for batch in others:
+        workers.send("els.register_batch", make.registration(batch, 1))
+    workers.start("--schedule", str(tmp_path / "beat"), command="beat", ELS_SWEEP_EVERY="0.5")
+    until(lambda: workers.waiting(".control"), what="beat has sent a sweep")
 
-    def waiting():
-        """List the tasks in the order in which they are taken."""
-        messages = reversed(valkey.lrange(workers.queue, 0, -1))
-        return [json.loads(message)["headers"]["task"] for message in messages]
+    def registered():
+        query = "SELECT count(*) AS n FROM batch_essay_trackers WHERE batch_id = ANY(%s)"
+        return conn.execute(query, [others]).fetchone()["n"]
 
-    until(lambda: {"els.sweep", "els.relay"} <= {*waiting()}, what="beat has sent both")
+    workers.start(command="worker --pool prefork --concurrency 1")
+    until(lambda: events_of(full, "BatchEssaysReady"), what="the batch is ready")
+    before_ready = registered()
+    until(lambda: valkey.exists(heartbeat.SWEPT), what="the sweep has run")
+    before_swept = registered()
 
-    assert waiting()[-3:] == ["els.assign_content"] * 3
-    assert {*waiting()[:-3]} == {"els.sweep", "els.relay"}
+    assert before_ready < BACKLOG / 2
+    assert before_swept < BACKLOG / 2
+
+
+@pytest.mark.parametrize("task", ["els.sweep", "els.seal_books"])
+def test_our_own_tasks_are_carried_out_on_the_queue_of_older_workers_too(workers, conn, task):
+    """An older worker, or an older beat, sends them there."""
+    workers.start()
+    kwargs = {} if task == "els.sweep" else {"batches": []}
+
+    sent = workers.upstream.send_task(task, kwargs=kwargs, queue=workers.queue, ignore_result=False)
+
+    assert isinstance(sent.get(timeout=30), dict)
 
 
 INTERRUPTED = """

@@ -13,6 +13,8 @@ from examples.consumer import app
 
 __all__ = ["app"]
 
+app.conf.task_create_missing_queue_type = "quorum"  # as docs/tasks.md has it, for `-Q`
+
 
 @signals.worker_process_init.connect(weak=False)
 def trace(**_):

@@ -11,7 +11,6 @@ from html import unescape
 
 import psycopg
 import redis
-import uvicorn
 
 from core import db
 from core.heartbeat import note_sweep, note_worker
@@ -21,6 +20,7 @@ from core.slots import Slots
 from migrations import upgrade
 from ops.stack.embedded import free_port
 from ops.web.app import create_app
+from ops.web.server import server_of
 from tests.live.conftest import until
 
 REDIS_DB = 9  # the other tests flush theirs
@@ -62,9 +62,7 @@ class Served:
         self.lifecycle = Lifecycle(self.pool, Slots(self.client))
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.server = uvicorn.Server(
-            uvicorn.Config(self.app, port=self.port, log_config=None, timeout_graceful_shutdown=3)
-        )
+        self.server = server_of(self.app, "127.0.0.1", self.port)
         self.thread = threading.Thread(target=self.server.run)
 
     def __enter__(self):

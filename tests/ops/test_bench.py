@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from bench import contest, growth
+from bench import backlog, contest, growth
 from bench.cases import Case, drain_singles
 from bench.chart import bars, line
 from bench.load import CLASS, register
@@ -42,6 +42,16 @@ def test_a_quick_bench_gives_every_figure_and_its_files(tmp_path):
     assert found["machine"]["postgres"]["fsync"] == "on"
     assert json.loads((tmp_path / "bench.json").read_text()) == found
     assert list(tmp_path.glob("charts/*.svg"))
+
+
+def test_what_a_backlog_delays_is_measured():
+    with open_testbed(Crew(), Servers(), lambda line: None) as testbed:
+        found = backlog.measure(testbed, 20 * CLASS, deadlines=2)
+
+    assert found["contents_a_second"]["placed"] >= found["contents_a_second"]["delivered"] > 0
+    assert 0 < found["full_to_ready_s"]["n"] <= 20
+    assert 0 <= found["full_to_ready_s"]["p50"] <= found["full_to_delivered_s"]["p99"]
+    assert found["cpu_us_a_content"]["worker"] > 0
 
 
 def test_a_fixed_amount_is_run_for_as_long_as_other_cases_take():

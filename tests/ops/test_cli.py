@@ -49,6 +49,15 @@ def test_submitted_events_are_carried_out_and_shown(service):
     assert (row["assigned"], row["failed"], row["available_slots"]) == (1, 1, 0)
 
 
+def test_status_and_health_name_the_beat_that_leads(service):
+    until(lambda: "leads, none stands by" in service.els("status").stdout, what="a beat leads")
+
+    beat = json.loads(fetch(service.env["ops_url"] + "/health/batches")[1])["beat"]
+
+    assert f"beat {beat['leader']} leads" in service.els("status").stdout
+    assert beat["standing_by"] == []
+
+
 @pytest.mark.parametrize("form", ["one object", "an array", "json lines"])
 def test_submit_reads_json_and_json_lines(service, tmp_path, form):
     batch = make.new_batch()

@@ -1,15 +1,22 @@
+"""`docker-compose.yml`: valid, complete, and as closed as it says."""
+
 import json
 import re
+import runpy
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import yaml
 
-COMPOSE_FILE = Path(__file__).parents[2] / "docker-compose.yml"
-SERVICES = yaml.safe_load(COMPOSE_FILE.read_text())["services"]
+ROOT = Path(__file__).parents[2]
+COMPOSE_FILE = ROOT / "docker-compose.yml"
+COMPOSE = yaml.safe_load(COMPOSE_FILE.read_text())
+SERVICES = COMPOSE["services"]
 PARTS = {"postgres", "valkey", "migrate", "worker", "beat", "ops", "flower"}
 MONITORING = {"prometheus", "grafana"}
+RABBITMQ = {"rabbitmq"}
 READY = "service_healthy"
 DONE = "service_completed_successfully"
 
@@ -30,22 +37,10 @@ def compose() -> tuple[str, ...]:
     pytest.skip("neither `docker compose` nor `docker-compose` is installed here")
 
 
-@pytest.fixture(scope="module")
-def depends_on(compose: tuple[str, ...]) -> dict[str, dict[str, str]]:
-    """Service to the services it waits for, each with the condition; as the tool reads the file."""
-    as_json = run(*compose, "config", "--format", "json")
-    if as_json.stdout.startswith("{"):
-        services = json.loads(as_json.stdout)["services"]
-        return {
-            name: {other: how["condition"] for other, how in it.get("depends_on", {}).items()}
-            for name, it in services.items()
-        }
-    # docker-compose 1.29 knows only YAML (asked for JSON, it prints its usage and exits 0), always
-    # in this one layout: no parser is needed.
-    text = run(*compose, "config").stdout
-    blocks = re.findall(r"^  ([\w-]+):\n((?:    .*\n)+)", text, re.MULTILINE)
-    condition = re.compile(r"^      ([\w-]+):\n        condition: (\w+)", re.MULTILINE)
-    return {name: dict(condition.findall(block)) for name, block in blocks}
+def depends_on(service: str) -> dict[str, str]:
+    """Service to the condition that it waits for; what only a profile starts is left out."""
+    waits = SERVICES[service]["depends_on"].items()
+    return {name: how["condition"] for name, how in waits if how.get("required", True)}
 
 
 def test_the_compose_file_is_valid(compose):
@@ -55,14 +50,16 @@ def test_the_compose_file_is_valid(compose):
 
 
 def test_every_part_of_the_service_has_a_container(compose):
-    names = set(run(*compose, "--profile", "monitoring", "config", "--services").stdout.split())
+    profiles = ("--profile", "monitoring", "--profile", "rabbitmq")
+    names = set(run(*compose, *profiles, "config", "--services").stdout.split())
 
-    assert names == PARTS | MONITORING
+    assert names == PARTS | MONITORING | RABBITMQ
 
 
-def test_monitoring_starts_only_where_it_is_asked_for():
+def test_monitoring_and_rabbitmq_start_only_where_they_are_asked_for():
     assert {name for name, it in SERVICES.items() if "profiles" not in it} == PARTS
     assert all(SERVICES[name]["profiles"] == ["monitoring"] for name in MONITORING)
+    assert SERVICES["rabbitmq"]["profiles"] == ["rabbitmq"]
 
 
 def test_what_monitoring_mounts_is_there():
@@ -70,11 +67,11 @@ def test_what_monitoring_mounts_is_there():
 
     folders = [mount.partition(":")[0] for mount in mounts if mount.startswith(".")]
     assert folders
-    assert all((COMPOSE_FILE.parent / folder).is_dir() for folder in folders)
+    assert all((ROOT / folder).is_dir() for folder in folders)
 
 
 def test_prometheus_scrapes_the_ops_page_of_this_file():
-    [job] = yaml.safe_load((COMPOSE_FILE.parent / "deploy/prometheus/prometheus.yml").read_text())[
+    [job] = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())[
         "scrape_configs"
     ]
 
@@ -92,14 +89,109 @@ def test_the_health_of_a_worker_is_a_command_that_exists():
     assert main([part, "--home", "/nowhere"]) == 1
 
 
-def test_the_migration_waits_for_postgres(depends_on):
-    assert depends_on["migrate"] == {"postgres": READY}
+def test_the_migration_waits_for_postgres():
+    assert depends_on("migrate") == {"postgres": READY}
 
 
 @pytest.mark.parametrize("service", ["worker", "beat", "ops"])
-def test_a_part_that_reads_the_schema_waits_for_the_migration(depends_on, service):
-    assert depends_on[service] == {"postgres": READY, "valkey": READY, "migrate": DONE}
+def test_a_part_that_reads_the_schema_waits_for_the_migration(service):
+    assert depends_on(service) == {"postgres": READY, "valkey": READY, "migrate": DONE}
 
 
-def test_flower_waits_for_the_broker_alone(depends_on):
-    assert depends_on["flower"] == {"valkey": READY}
+def test_flower_waits_for_the_broker_alone():
+    assert depends_on("flower") == {"valkey": READY}
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_container_has_no_rights_and_a_limit_for_everything(service):
+    it = SERVICES[service]
+
+    assert it["cap_drop"] == ["ALL"]
+    assert "cap_add" not in it
+    assert "no-new-privileges:true" in it["security_opt"]
+    assert it["read_only"] is True
+    assert not it.keys() & {"privileged", "network_mode", "pid", "ipc", "devices"}
+    assert it["deploy"]["resources"]["limits"].keys() == {"cpus", "memory", "pids"}
+    assert it["logging"]["options"].keys() == {"max-size", "max-file"}
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_no_password_stands_in_an_environment_or_has_a_default(service):
+    environ = SERVICES[service].get("environment", {})
+    named = [name for name in environ if re.search("PASS|AUTH|_URL|SECRET", name)]
+
+    assert all(name.endswith("_FILE") for name in named)
+    assert not re.search(r"\$\{\w*(PASS|AUTH)", json.dumps(SERVICES[service]))
+
+
+def test_every_secret_is_a_file_that_one_command_makes(tmp_path):
+    main = runpy.run_path(str(ROOT / "scripts/secrets"))["main"]
+    main(tmp_path / "secrets")
+    first = {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()}
+    main(tmp_path / "secrets")
+
+    files = {each["file"].removeprefix("deploy/secrets/") for each in COMPOSE["secrets"].values()}
+    assert files <= first.keys()
+    assert first == {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()}
+    assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
+    assert len({first[name] for name in first if name.endswith("_password")}) == 6
+    given = [each for it in SERVICES.values() for each in it.get("secrets", [])]
+    sources = {each if isinstance(each, str) else each["source"] for each in given}
+    assert sources == COMPOSE["secrets"].keys()
+
+
+def test_git_and_images_leave_the_secrets_out():
+    assert "deploy/secrets/" in (ROOT / ".gitignore").read_text().splitlines()
+    assert "*" in (ROOT / ".dockerignore").read_text().splitlines()
+    assert "!deploy" not in (ROOT / ".dockerignore").read_text().splitlines()
+
+
+def test_an_image_has_an_exact_version():
+    images = [it["image"] for it in SERVICES.values() if "build" not in it]
+    [base] = re.findall(r"^ARG PYTHON=(\S+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+
+    assert {*re.findall(r"^FROM (\S+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)} == {
+        "${PYTHON}"
+    }
+    assert all(re.search(r":v?\d+\.\d+(\.\d+)?(-[\w-]+)?$", image) for image in [*images, base])
+
+
+def test_only_who_reads_the_tables_reaches_postgres():
+    on = {
+        network: {name for name, it in SERVICES.items() if network in it["networks"]}
+        for network in COMPOSE["networks"]
+    }
+
+    assert on["data"] == {"postgres", "migrate", "worker", "ops"}
+    assert on["data"] & on["edge"] == {"ops"}
+    assert not on["edge"] & {"valkey", "rabbitmq", "worker", "beat"}
+    assert on["watch"] == {"worker", "ops", *MONITORING}
+    assert all(COMPOSE["networks"][name]["internal"] for name in ("data", "broker", "watch"))
+
+
+def test_what_is_published_is_on_loopback():
+    ports = [port for it in SERVICES.values() for port in it.get("ports", [])]
+
+    assert ports
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+    assert all("edge" in it["networks"] for it in SERVICES.values() if "ports" in it)
+
+
+def test_valkey_refuses_writes_before_its_container_is_full():
+    valkey = SERVICES["valkey"]
+    options = dict(pairwise(valkey["command"]))
+
+    limit = int(valkey["deploy"]["resources"]["limits"]["memory"].removesuffix("M"))
+    assert 2 * int(options["--maxmemory"].removesuffix("mb")) <= limit
+    assert options["--maxmemory-policy"] == "noeviction"
+
+
+def test_prometheus_logs_in_with_the_password_of_the_ops_page(tmp_path):
+    runpy.run_path(str(ROOT / "scripts/secrets"))["main"](tmp_path)
+    config = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
+    [job] = config["scrape_configs"]
+
+    login = job["basic_auth"]
+    password = (tmp_path / Path(login["password_file"]).name).read_text()
+    assert (tmp_path / "ops_auth").read_text() == f"{login['username']}:{password}\n"
+    assert Path(login["password_file"]).name in SERVICES["prometheus"]["secrets"]

@@ -97,6 +97,14 @@ def test_every_alert_that_was_agreed_is_there():
         "ElsSlotDrift",
         "ElsDeadLettersWaiting",
         "ElsRegistrationFailing",
+        "ElsQueueGrows",
+        "ElsQueueOld",
+        "ElsWorkerPaused",
+        "ElsWritesRefused",
+        "ElsNotReady",
+        "ElsMessageStuck",
+        "ElsReadinessSilent",
+        "ElsMessagesFail",
     }
 
 

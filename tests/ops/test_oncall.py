@@ -494,9 +494,14 @@ def test_purge_counts_first_and_deletes_then(service, books, tell):
     there = looks.batch(books, old), looks.waiting(books, waiting)
     purged = service.els("purge", "--older-than", 365)
 
-    assert json.loads(counted.stdout) == {"batches": 1, "pending": 1, "dry_run": True}
+    assert json.loads(counted.stdout) == {
+        "batches": 1,
+        "pending": 1,
+        "refusals": 0,
+        "dry_run": True,
+    }
     assert all(there)
-    assert purged.stdout == "1 batches and 1 pending contents deleted\n"
+    assert purged.stdout == "1 batches, 1 pending contents, 0 refusals deleted\n"
     assert looks.batch(books, old) is None
     assert looks.waiting(books, waiting) == []
     assert looks.batch(books, young) is not None

@@ -1,28 +1,22 @@
-"""A real RabbitMQ node in a temporary folder, workers on it, and senders as the docs make them."""
+"""Workers on a RabbitMQ node of this run."""
 
-import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from celery import Celery
-from kombu import Connection, pools
+from kombu import pools
 from kombu.exceptions import OperationalError
 
 from core.invariants import check_batches, check_slots
 from core.slots import Slots
 from tests.core import looks
 from tests.live.conftest import Workers, until
-
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "scripts" / "rabbitmq"
-SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
-STOCK = "kombu.transport.pyamqp:Transport"  # a sender's: ours is installed in this process too
+from tests.rabbitmq.node import MISSING, SERVER, Node
 
 
 def pytest_collection_modifyitems(items):
-    missing = pytest.mark.skip(reason="there is no rabbitmq-server (scripts/rabbitmq install)")
+    missing = pytest.mark.skip(reason=MISSING)
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.rabbitmq)
@@ -30,60 +24,16 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(missing)
 
 
-class Node:
-    """A RabbitMQ node, driven by the project's script."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def do(self, command: str, *args: str) -> str:
-        argv = ["sh", SCRIPT, command, self.folder, *args]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 0, done.stderr + done.stdout
-        return done.stdout.strip()
-
-    def start(self):
-        self.url = self.do("start")
-
-    def ctl(self, *args: str) -> str:
-        return self.do("ctl", *args)
-
-    @property
-    def pid(self) -> int:
-        return int((self.folder / "pid.beam").read_text())
-
-    def connection(self, transport: str = STOCK) -> Connection:
-        return Connection(
-            self.url, transport=transport, transport_options={"confirm_publish": True}
-        )
-
-    def drop_connections(self):
-        self.ctl("close_all_connections", "--vhost", "/", "a test")
-
-
-def sender(url: str, queue_type="quorum", exchange_type="topic") -> Celery:
-    """An upstream service with the settings of docs/tasks.md."""
-    app = Celery("upstream", broker=url, broker_transport=STOCK)
-    app.conf.task_create_missing_queue_type = queue_type
-    app.conf.task_create_missing_queue_exchange_type = exchange_type
-    app.conf.broker_transport_options = {"confirm_publish": True}
-    return app
-
-
 class RabbitWorkers(Workers):
     """Worker processes on RabbitMQ, with a queue of their own and its policy."""
 
     def __init__(self, logs: Path, node: Node):
-        super().__init__(logs)
-        self.node = node
-        self.upstream.close()
         pools.reset()  # Kombu shares connections by URL: those of a test before may be dead
-        self.upstream = sender(node.url)
+        super().__init__(logs, ELS_BROKER_URL=node.url)
+        self.node = node
 
     def start(self, *more, command="worker --pool prefork --concurrency 1", **settings):
-        return super().start(
-            *more, command=command, **{"ELS_BROKER_URL": self.node.url, **settings}
-        )
+        return super().start(*more, command=command, **settings)
 
     def send(self, task: str, event: dict, **options):
         return self.upstream.send_task(

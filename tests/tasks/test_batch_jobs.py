@@ -132,7 +132,7 @@ def test_a_lost_connection_is_told_of_and_does_not_end_the_worker(channel, hub, 
         next(hub.create_loop())
 
     [line] = [line for line in logged if line["event"] == "not_acknowledged"]
-    assert (line["messages"], line["error"]) == (3, "the broker is away")
+    assert (line["messages"], line["error"]) == (3, "ConnectionError: the broker is away")
 
 
 class Solo:

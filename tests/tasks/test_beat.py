@@ -36,7 +36,9 @@ def scheduler():
 @pytest.fixture
 def waiting(messages):
     """Count the ticks of a task that wait."""
-    return lambda task: sum(each["headers"]["task"] == task for each in messages(settings.queue))
+    return lambda task: sum(
+        each["headers"]["task"] == task for each in messages(settings.control_queue)
+    )
 
 
 @pytest.fixture
@@ -46,8 +48,8 @@ def begin(valkey):
     def begun():
         for task in (RELAY, SWEEP):
             heartbeat.tick_begun(valkey, settings.queue, task)
-        count = valkey.llen(settings.queue)
-        valkey.delete(settings.queue)
+        count = valkey.llen(settings.control_queue)
+        valkey.delete(settings.control_queue)
         return count
 
     return begun
@@ -65,7 +67,7 @@ def test_beat_sends_each_tick_at_once_and_then_at_its_interval(scheduler, pass_t
 def test_a_tick_has_no_expiry(scheduler, pass_time, messages):
     pass_time(scheduler, 1)
 
-    assert {each["headers"]["expires"] for each in messages(settings.queue)} == {None}
+    assert {each["headers"]["expires"] for each in messages(settings.control_queue)} == {None}
 
 
 def test_ten_minutes_without_workers_leave_a_few_ticks(scheduler, pass_time, waiting):
@@ -84,7 +86,7 @@ def test_a_tick_that_got_lost_delays_the_next_by_less_than_half_a_minute(
     scheduler, pass_time, valkey, waiting
 ):
     pass_time(scheduler, 10)
-    valkey.delete(settings.queue)
+    valkey.delete(settings.control_queue)
 
     pass_time(scheduler, 30)
 
@@ -112,12 +114,23 @@ def test_a_flushed_redis_stops_no_tick(scheduler, pass_time, valkey, waiting):
 
 def test_a_new_beat_ticks_at_once_whatever_the_one_before_has_noted(pass_time, scheduler, waiting):
     pass_time(scheduler, 10)
+    scheduler.close()
     after = beat.Scheduler(app)
 
     pass_time(after, 1)
 
     after.close()
     assert (waiting(SWEEP), waiting(RELAY)) == (2, 2)
+
+
+def test_a_beat_sends_nothing_while_another_leads(pass_time, scheduler, waiting):
+    pass_time(scheduler, 1)
+    other = beat.Scheduler(app)
+
+    pass_time(other, 100)
+
+    other.close()
+    assert (waiting(SWEEP), waiting(RELAY)) == (1, 1)
 
 
 @pytest.mark.parametrize("task", [SWEEP, RELAY])

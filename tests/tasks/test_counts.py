@@ -21,21 +21,29 @@ from tests.factories import (
 from tests.tasks.test_outcomes import ASSIGN, CANCEL, CONFIRM, REGISTER, REJECT, UPLOAD
 
 failing_essay = core.failing_essay
+ASIDE = ("els_claims", "els_events_published")  # tests of their own look at these
 
 
 @pytest.fixture
 def more():
-    """Tell what was counted since; durations by their number alone."""
+    """Tell what was counted since; durations by their number alone; without `ASIDE`."""
     before = counted()
 
-    def since():
+    def since(aside=ASIDE):
         return {
             name: value - before.get(name, 0)
             for name, value in counted().items()
-            if value != before.get(name, 0) and "_bucket" not in name and "_sum" not in name
+            if value != before.get(name, 0)
+            and not any(part in name for part in ("_bucket", "_sum", *aside))
         }
 
     return since
+
+
+def of(more, metric):
+    """Tell what one metric counted since, by label."""
+    counts = more(aside=())
+    return {name.split('"')[1]: value for name, value in counts.items() if name.startswith(metric)}
 
 
 def became(outcome, number=1):
@@ -91,6 +99,38 @@ def test_a_regular_batch_is_ready_once_its_students_are_known(send, more, batch_
 
     assert unready is None
     assert more()["els_batch_readiness_seconds_count"] == 1
+
+
+def test_events_are_counted_by_type_when_the_broker_took_them(send, more, batch_id):
+    send(REGISTER, registration(batch_id, 2))
+    send(REJECT, rejection(batch_id))
+    send(ASSIGN, content(batch_id, "text-1"))
+    send(ASSIGN, content(batch_id, "text-2"))
+
+    assert of(more, "els_events_published_total") == {
+        "BatchContentProvisioningCompleted": 1,
+        "BatchValidationErrors": 1,
+        "BatchEssaysReady": 1,
+        "ExcessContentProvisioned": 1,
+    }
+
+
+def test_claims_are_counted_by_result(send, more, lifecycle, batch_id):
+    event = content(batch_id, "text-1")
+    send(REGISTER, registration(batch_id, 2))
+    send(ASSIGN, event)
+    send(ASSIGN, event)
+    send(ASSIGN, content(batch_id, "text-2"))
+    send(ASSIGN, content(batch_id, "text-3"))
+    first = of(more, "els_claims_total")
+
+    other = f"{batch_id}-flushed"
+    send(REGISTER, registration(other, 1))
+    lifecycle.slots.client.flushdb()
+    send(ASSIGN, content(other, "text-1"))
+
+    assert first == {"new": 2, "held": 1, "none": 1}
+    assert of(more, "els_claims_total") == {"new": 3, "held": 1, "none": 2, "stale": 1}
 
 
 def test_a_registration_that_fails_is_counted_by_sqlstate(send, more, batch_id, failing_essay):

@@ -7,6 +7,7 @@ from core.slots import CHUNK
 from tests.core import looks
 from tests.core.story import texts
 from tests.factories import (
+    amendment,
     association,
     cancellation,
     confirmation,
@@ -19,13 +20,14 @@ from tests.factories import (
 
 REGISTER, ASSIGN, UPLOAD = "els.register_batch", "els.assign_content", "els.assign_contents"
 REJECT, CONFIRM, CANCEL = "els.reject_content", "els.confirm_students", "els.cancel_batch"
+AMEND = "els.amend_batch"
 DONE = ["BatchContentProvisioningCompleted", "BatchEssaysReady"]
 
 
 def test_every_task_of_the_contract_is_there():
     from tasks.app import app
 
-    assert {REGISTER, ASSIGN, UPLOAD, REJECT, CONFIRM, CANCEL} <= set(app.tasks)
+    assert {REGISTER, ASSIGN, UPLOAD, REJECT, CONFIRM, CANCEL, AMEND} <= set(app.tasks)
 
 
 def test_a_guest_batch_runs_from_registration_to_readiness(send, conn, batch_id):
@@ -51,6 +53,18 @@ def test_a_guest_batch_runs_from_registration_to_readiness(send, conn, batch_id)
     ]
     assert looks.batch(conn, batch_id)["status"] == "ready_for_pipeline_execution"
     assert looks.broken(conn, batch_id, at_rest=True) == []
+
+
+def test_an_amended_full_batch_is_announced_at_once(send, conn, batch_id):
+    send(REGISTER, registration(batch_id, 1, course_language="sv"))
+
+    value = send(AMEND, amendment(batch_id, student_prompt_ref={"storage_id": "prompt-2"}))
+    send(ASSIGN, content(batch_id))
+
+    assert value == {"outcome": "amended", "batch_id": batch_id}
+    data = looks.events(conn, batch_id)[-1]["data"]
+    assert data["student_prompt_ref"] == {"storage_id": "prompt-2"}
+    assert data["course_language"] == "sv"
 
 
 def test_a_regular_batch_is_ready_when_its_students_are_confirmed(send, conn, batch_id):

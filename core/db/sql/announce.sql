@@ -1,9 +1,10 @@
 -- Decides who announces a batch: the one call with an update that takes effect. No row: the batch is
--- announced already, or not full. It finds and locks rows as `place.sql` does.
+-- announced already, not full, or amended since its events were written. It finds and locks rows as `place.sql` does.
 WITH due AS MATERIALIZED (
     SELECT b.*, jsonb_array_length(b.events) AS count
     FROM jsonb_to_recordset(%(batches)s) AS b (
-        batch_id text, status text, provisioned_count int, manifest_sha256 text, events jsonb
+        batch_id text, status text, provisioned_count int, manifest_sha256 text, amendments int,
+        events jsonb
     )
     WHERE b.batch_id = b.batch_id || ''
     ORDER BY b.batch_id COLLATE "C"
@@ -27,6 +28,7 @@ WITH due AS MATERIALIZED (
     WHERE t.batch_id = d.batch_id
       AND t.available_slots = 0
       AND t.completed_at IS NULL
+      AND t.amendments = d.amendments
       AND t.status = 'awaiting_content_validation'
     RETURNING t.batch_id, t.correlation_id, t.event_sequence - d.count AS sequence, d.events,
               extract(epoch FROM t.ready_at - least(greatest(t.registered_at, '0001-01-01Z'),

@@ -8,12 +8,12 @@ WITH waiting AS (
     SELECT w.*, row_number() OVER (ORDER BY received_at, id) AS rank FROM waiting w
 ), tracker AS (
     INSERT INTO batch_essay_trackers (
-        batch_id, status, class_id, org_id, user_id, course_code, correlation_id, expected_count,
-        available_slots, essay_ids_sha256, student_prompt_ref, metadata, on_deadline, deadline_at,
+        batch_id, status, class_id, org_id, user_id, course_code, course_language, correlation_id,
+        expected_count, available_slots, essay_ids_sha256, student_prompt_ref, metadata, on_deadline, deadline_at,
         full_at
     )
     SELECT %(batch_id)s, 'awaiting_content_validation', %(class_id)s, %(org_id)s, %(user_id)s,
-           %(course_code)s, %(correlation_id)s, %(expected_count)s,
+           %(course_code)s, %(course_language)s, %(correlation_id)s, %(expected_count)s,
            greatest(%(expected_count)s - (SELECT count(*) FROM ranked), 0),
            %(essay_ids_sha256)s, %(student_prompt_ref)s::jsonb, %(metadata)s::jsonb,
            %(on_deadline)s, now() + make_interval(secs => %(deadline_s)s),

@@ -42,7 +42,7 @@ SELECT batch_id, min(created_at) AS since,
        count(*) || ' events; ' || coalesce(max(last_error), CASE WHEN max(attempts) > 0
            THEN 'to be delivered again' ELSE 'never tried' END) AS detail
 FROM event_outbox
-WHERE published_at IS NULL AND created_at < now() - %(grace)s::interval
+WHERE published_at IS NULL AND created_at < now() - %(grace)s::interval AND batch_id IS NOT NULL
 GROUP BY batch_id
 
 -- rule: dead_letter_waiting

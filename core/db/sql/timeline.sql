@@ -20,6 +20,9 @@ SELECT at, what FROM (
         FROM excess_content WHERE batch_id = %(batch_id)s
         GROUP BY date_trunc('second', received_at), reason
         UNION ALL
+        SELECT created_at, 3, 0, 'amended by els.amend_batch'
+        FROM idempotency_keys WHERE batch_id = %(batch_id)s AND task = 'els.amend_batch'
+        UNION ALL
         SELECT completed_at, 4, 0, 'every slot accounted for and sealed'
         FROM batch_essay_trackers WHERE batch_id = %(batch_id)s AND completed_at IS NOT NULL
         UNION ALL

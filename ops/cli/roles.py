@@ -2,12 +2,15 @@
 
 import json
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from core.errors import BadSettings
+from migrations.roles import Names, write_roles
 
 Roles = Annotated[
     bool, typer.Option("--roles", help="Also write three roles: migrate, app and read-only")
@@ -19,7 +22,24 @@ Passwords = Annotated[
 ]
 
 
-def read_passwords(file: str | None) -> dict[str, str]:
+@dataclass(frozen=True)
+class RolesToWrite:
+    """What the options say of the roles."""
+
+    names: Names
+    passwords: Mapping[str, str]
+
+    @classmethod
+    def of(cls, names: str, file: str | None) -> "RolesToWrite":
+        """Read the options. Raises RolesRefused, BadSettings."""
+        return cls(Names.of(names), _read_passwords(file))
+
+    def write(self, url: str) -> list[str]:
+        """Write the roles; return what was done, a line a change. Raises RolesRefused."""
+        return write_roles(url, self.names, self.passwords)
+
+
+def _read_passwords(file: str | None) -> dict[str, str]:
     """Read the passwords of roles from a file, "-": from standard input. Raises BadSettings."""
     if file is None:
         return {}

@@ -1,0 +1,8 @@
+-- Let the next beat lead: this one ends.
+-- KEYS  1 the lease (string: the beat that leads)  2 the beats (sorted set: beat -> time, s)
+-- ARGV  beat
+-- Returns nothing.
+if redis.call('GET', KEYS[1]) == ARGV[1] then
+  redis.call('DEL', KEYS[1])
+end
+redis.call('ZREM', KEYS[2], ARGV[1])

@@ -1,0 +1,213 @@
+"""One migration at a time, patient with whoever holds a lock, and with a line about each wait.
+
+A second connection holds an advisory lock in a transaction for as long as the migration takes: that
+works through a pooler as well, and outside of the transactions of the migration, where indexes are
+built. It also watches, and says who is in the way. It never waits inside a statement: building an
+index concurrently waits for all statements that began before it.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from threading import Event, Lock, Thread
+from types import TracebackType
+from typing import Any, Self
+
+import psycopg
+from psycopg import errors
+from psycopg.rows import dict_row
+from sqlalchemy.exc import DBAPIError
+
+from core.db.connection import connect_to_migrate
+from core.errors import ELSError
+
+MIGRATION_LOCK = 7_203_115_554  # any number; 1.0.0 takes it too
+PATIENCE_S = 600.0  # for locks that others hold, in all
+LOCK_TIMEOUT_S = 2.0  # of one attempt: writers queue behind a migration that waits for its lock
+AGAIN_S, LONGEST_S = 1.0, 15.0  # between two attempts; it doubles
+TURN_POLL_S = 0.5
+WATCH_S = 0.5  # between two looks at who is in the way
+REPEAT_S = 15.0  # before the same line comes again
+BLOCKED = (errors.LockNotAvailable, errors.DeadlockDetected)
+
+UNHURRIED = """
+    SELECT set_config(name, '0', true) FROM pg_settings WHERE name IN
+        ('idle_in_transaction_session_timeout', 'idle_session_timeout', 'transaction_timeout')
+"""
+# Everything that this migration's session, or a build of an index here, waits for.
+IN_THE_WAY = """
+    WITH waiting AS (
+        SELECT %(pid)s::int AS pid
+        UNION SELECT pid FROM pg_stat_progress_create_index WHERE datname = current_database()
+    )
+    SELECT DISTINCT blocker.pid, usename AS "user", application_name AS program,
+           host(client_addr) AS host, state, xact_start AS since,
+           (SELECT relation::regclass::text FROM pg_locks
+            WHERE pid = waiting.pid AND NOT granted AND relation IS NOT NULL LIMIT 1) AS relation
+    FROM waiting CROSS JOIN unnest(pg_blocking_pids(waiting.pid)) AS blocker (pid)
+    LEFT JOIN pg_stat_activity AS session ON session.pid = blocker.pid
+    ORDER BY since
+"""
+PROGRESS = """
+    SELECT index_relid::regclass::text AS name, relid::regclass::text AS relation, phase,
+           round(100.0 * coalesce(tuples_done / nullif(tuples_total, 0)::numeric,
+                                  blocks_done / nullif(blocks_total, 0)::numeric)) AS part
+    FROM pg_stat_progress_create_index WHERE datname = current_database()
+"""
+HOLDER = """
+    SELECT session.pid, usename AS "user", application_name AS program, host(client_addr) AS host,
+           state, xact_start AS since
+    FROM pg_locks JOIN pg_stat_activity AS session USING (pid)
+    WHERE locktype = 'advisory' AND granted
+      AND classid = %(lock)s::bigint >> 32 AND objid = %(lock)s::bigint & 4294967295
+      AND pg_locks.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+
+
+class MigrationBlocked(ELSError):
+    """Somebody held a lock for too long. What was done by then stays; run it again."""
+
+
+@dataclass
+class Turn:
+    """The right to migrate, as a context manager; waits while another process has it."""
+
+    url: str
+    say: Callable[[str], object]
+    patience_s: float = PATIENCE_S
+    doing: str = "the migration"  # what waits: the revision
+    pid: int = 0  # of the session that migrates
+    in_the_way: str = ""  # who was seen last
+    _said: dict[str, float] = field(default_factory=dict)
+    _ended: Event = field(default_factory=Event)
+    _asking: Lock = field(default_factory=Lock)
+
+    def __enter__(self) -> Self:
+        self._holder = connect_to_migrate(self.url)
+        try:
+            self._wait_for_turn()
+        except BaseException:
+            self._holder.close()
+            raise
+        self._watcher = Thread(target=self._watch, name="migration", daemon=True)
+        self._watcher.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._ended.set()
+        self._watcher.join()
+        self._holder.close()
+
+    def check(self) -> None:
+        """Make sure that the turn is still ours. Raises psycopg.OperationalError."""
+        self._ask("SELECT 1")
+
+    def note(self, line: str) -> None:
+        """Say a line, unless it was said a moment ago."""
+        now = time.monotonic()
+        if now - self._said.get(line, float("-inf")) >= REPEAT_S:
+            self._said[line] = now
+            self.say(line)
+
+    def _wait_for_turn(self) -> None:
+        while True:
+            [row] = self._ask("SELECT pg_try_advisory_xact_lock(%(lock)s) AS ours")
+            if row["ours"]:
+                self._ask(UNHURRIED)
+                return
+            holders = self._ask(HOLDER)
+            self._holder.rollback()
+            for holder in holders:
+                self.note(f"another migration runs: {_session(holder)}; waiting for its end")
+            time.sleep(TURN_POLL_S)
+
+    def _watch(self) -> None:
+        while not self._ended.wait(WATCH_S):
+            try:
+                self._look()
+            except psycopg.Error:
+                return  # `check` raises it where somebody can act
+
+    def _look(self) -> None:
+        self._ask("SELECT pg_stat_clear_snapshot()")  # else it shows one moment for ever
+        found = self._ask(IN_THE_WAY)
+        for row in found:
+            relation = f" on {row['relation']}" if row["relation"] else ""
+            self.in_the_way = f"{_session(row)}; let it end, or: {_end(row)}"
+            self.note(f"{self.doing} waits for a lock{relation}: {self.in_the_way}")
+        if not found:
+            for row in self._ask(PROGRESS):
+                part = f", {row['part']} %" if row["part"] is not None else ""
+                self._progress(f"index on {row['relation']}: {row['phase']}{part}")
+
+    def _progress(self, line: str) -> None:
+        """Say how far a long step is, at most every so often whatever the line."""
+        now = time.monotonic()
+        if now - self._said.get("progress", now - REPEAT_S / 2) >= REPEAT_S:
+            self.say(f"{self.doing}: {line}")
+            self._said["progress"] = now
+        self._said.setdefault("progress", now - REPEAT_S / 2)
+
+    def _ask(self, query: Any) -> list[dict[str, Any]]:  # Any: a literal of ours; rows
+        with self._asking, self._holder.cursor(row_factory=dict_row) as cursor:
+            cursor.execute(query, {"lock": MIGRATION_LOCK, "pid": self.pid})
+            return cursor.fetchall()
+
+
+class Attempt:
+    """One attempt at a migration; keeps that somebody held a lock."""
+
+    error: Exception | None = None
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        self.error = cause if isinstance(cause, BLOCKED) else None
+        return self.error is not None
+
+
+def retrying(turn: Turn) -> Iterator[Attempt]:
+    """Attempt a migration again while others hold its locks. Raises MigrationBlocked in the end."""
+    began, wait_s = time.monotonic(), AGAIN_S
+    while True:
+        attempt = Attempt()
+        yield attempt
+        if attempt.error is None:
+            return
+        if time.monotonic() - began + wait_s > turn.patience_s:
+            raise MigrationBlocked(
+                f"{turn.doing} got no lock within {turn.patience_s:g} s:"
+                f" {turn.in_the_way or attempt.error}; then run `els migrate` again"
+            ) from attempt.error
+        turn.say(f"{turn.doing} got no lock, so that writers go on; again in {wait_s:g} s")
+        time.sleep(wait_s)
+        wait_s = min(2 * wait_s, LONGEST_S)
+
+
+def _session(row: dict[str, Any]) -> str:  # Any: a row
+    """Name a session and since when it is there; never its statement, which may quote people."""
+    if not row["pid"]:
+        return "a prepared transaction (see pg_prepared_xacts)"
+    parts = [row["program"], row["user"] and f"user {row['user']}"]
+    parts += [row["host"] and f"from {row['host']}", row["state"]]
+    about = ", ".join(each for each in parts if each)
+    since = f" since {row['since']:%H:%M:%S} UTC" if row["since"] else ""
+    return f"session {row['pid']} ({about}) holds it{since}"
+
+
+def _end(row: dict[str, Any]) -> str:  # Any: a row
+    if not row["pid"]:
+        return "ROLLBACK PREPARED its name"
+    return f"SELECT pg_terminate_backend({row['pid']})"

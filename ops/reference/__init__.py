@@ -1,0 +1,1 @@
+"""The reference of messages: schemas, examples and pages, made from the catalogue."""
