@@ -46,6 +46,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     database_url: str | None = None
+    database_read_url: str | None = None
     database_prepare: Literal["auto", "on", "off"] = "auto"
     redis_url: str | None = None
     broker_url: str | None = None

@@ -82,7 +82,8 @@ class SettledConnection(Connection[Any]):  # Any: rows as their reader wants the
             conn.autocommit = autocommit
         except BaseException as error:
             conn.close()
-            if isinstance(error, psycopg.Error) and error.sqlstate:  # never a message's fault
+            refused = isinstance(error, psycopg.Error) and error.sqlstate
+            if refused and not isinstance(error, psycopg.OperationalError):  # no message's fault
                 raise psycopg.OperationalError(f"a setting is refused: {error}") from error
             raise
         return conn

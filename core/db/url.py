@@ -58,10 +58,11 @@ def address(url: str, ours: Mapping[str, str] = SESSION, *, writes: bool = True)
     """
     given = parameters(url)
     known = _defaults(given.get("service")) | given
-    wanted = dict(OURS)
-    if writes and "," in f"{known.get('host', '')}{known.get('hostaddr', '')}":
-        wanted["target_session_attrs"] = "read-write"
-    added = {name: value for name, value in wanted.items() if name not in known}
+    added = {name: value for name, value in OURS.items() if name not in known}
+    several = "," in f"{known.get('host', '')}{known.get('hostaddr', '')}"
+    if several and writes and known.get("target_session_attrs") == "any":  # libpq's default
+        added["target_session_attrs"] = "read-write"
+    added = {name: value for name, value in added.items() if name not in given}
     settings, others = _settings(known.get("options", ""))
     return Address(make_conninfo(**given | added | {"options": others}), {**ours, **settings})
 

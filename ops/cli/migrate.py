@@ -2,7 +2,7 @@
 
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, LiteralString, NoReturn
 
 import typer
@@ -11,6 +11,7 @@ from psycopg import sql
 from core.db.connection import Conn
 from core.schema import Standing, State, read_standing
 from ops.cli.options import AsJson, Home, Yes, confirm_change, connection, settings_to_read
+from ops.cli.roles import Passwords, RoleNames, Roles, RolesToWrite
 from ops.cli.target import POSTGRES, locations
 from ops.output import err, fail, print_json, print_line, print_result, say
 
@@ -38,11 +39,14 @@ Wait = Annotated[
 ]
 
 
-def migrate(
+def migrate(  # noqa: PLR0913, PLR0917 - each is an option of the command
     check: Check = False,
     downgrade: Downgrade = False,
     contract: Contract = False,
     wait: Wait = 600,
+    roles: Roles = False,
+    role_names: RoleNames = "els_migrate,els_app,els_read",
+    passwords: Passwords = None,
     home: Home = None,
     yes: Yes = False,
     as_json: AsJson = False,
@@ -51,23 +55,34 @@ def migrate(
 
     Workers may go on meanwhile. Where somebody holds a lock, it says who, and tries again.
     """
-    if check + downgrade + contract > 1:
-        fail("give one of --check, --downgrade and --contract", as_json, status=2)
+    if check + downgrade + contract > 1 or (roles and (check or downgrade)):
+        fail("give one of --check, --downgrade, --contract and --roles", as_json, status=2)
+    if passwords and not roles:
+        fail("--passwords is for --roles; give both", as_json, status=2)
     if check:
         _check(home, as_json)
     elif downgrade:
         _downgrade(home, yes, as_json)
     else:
-        _upgrade(home, contract, wait, yes, as_json)
+        written = RolesToWrite.of(role_names, passwords) if roles else None
+        _upgrade(home, contract, wait, written, yes, as_json)
 
 
 # --- up ------------------------------------------------------------------------------------------
 
 
-def _upgrade(home: Home, contract: bool, wait_s: float, yes: bool, as_json: bool) -> None:
+def _upgrade(
+    home: Home,
+    contract: bool,
+    wait_s: float,
+    roles: RolesToWrite | None,
+    yes: bool,
+    as_json: bool,
+) -> None:
     from migrations import first_contract, stands, upgrade
 
-    _, found = confirm_change(home, "migrate the schema", POSTGRES, yes=yes, as_json=as_json)
+    what = "migrate the schema and write roles" if roles else "migrate the schema"
+    _, found = confirm_change(home, what, POSTGRES, yes=yes, as_json=as_json)
     url, was = found.database_url, stands(found.database_url)
     before = was.revision
     migratable = was.state in {State.EMPTY, State.BEHIND} and not contract
@@ -80,7 +95,12 @@ def _upgrade(home: Home, contract: bool, wait_s: float, yes: bool, as_json: bool
     line = f"schema at {after}" + ("" if before == after else f" (was {before or 'empty'})")
     if left is not None:
         line += f"; {left.revision} deletes what older releases use: {CONTRACT_STEP}"
-    value = {"before": before, "revision": after, "waits": left and left.revision}
+    value: dict[str, object] = {"before": before, "revision": after}
+    value["waits"] = left and left.revision
+    if roles is not None:
+        did = roles.write(url)
+        value |= {"roles": asdict(roles.names), "did": did}
+        line = "\n".join([line, *(did or ["the roles are as they should be"])])
     print_result(value, line, as_json)
 
 

@@ -17,6 +17,7 @@ from psycopg import sql
 from psycopg.rows import DictRow, dict_row
 
 from core.db.connection import Conn
+from core.db.url import address
 from core.errors import StackError
 from ops.stack.embedded import LOOPBACK, free_port, until
 
@@ -50,7 +51,11 @@ END $$
 def owner(url: str) -> Iterator[Conn]:
     """Connect as the owner, whom none of these refusals concerns."""
     with psycopg.Connection[DictRow].connect(
-        url, autocommit=True, row_factory=dict_row, connect_timeout=5, options=OWNER
+        address(url).conninfo,
+        autocommit=True,
+        row_factory=dict_row,
+        connect_timeout=5,
+        options=OWNER,
     ) as conn:
         yield conn
 

@@ -16,6 +16,7 @@ import psycopg
 import redis
 
 from core.db import Conn
+from core.db.url import address
 from core.errors import StackError
 from core.explain import Explanation, explain
 from core.invariants import Invariant, check_batches, check_slots
@@ -127,7 +128,7 @@ def _stack(home: Path, broker: Broker, say: Callable[[str], None], undo: ExitSta
 def _migrate(url: str) -> None:
     """Bring the schema up, and keep the write-ahead log small, as the disk may be."""
     upgrade(url)
-    with psycopg.connect(url, autocommit=True) as conn:
+    with psycopg.connect(address(url).conninfo, autocommit=True) as conn:
         conn.execute(f"ALTER SYSTEM SET max_wal_size = '{WAL_MB}MB'")
         conn.execute("SELECT pg_reload_conf()")
 

@@ -52,10 +52,8 @@ def create_app(settings: Settings) -> Starlette:
         found = readiness.check()
         return JSONResponse(found, status_code=200 if found["ready"] else 503)
 
-    snapshots = SnapshotCache(connections.pool, connections.slots)
-    exposition = Exposition(
-        snapshots, connections.client, broker, settings.queues, readiness.is_ready
-    )
+    snapshots = SnapshotCache(connections.postgres, connections.slots)
+    exposition = Exposition(snapshots, connections, broker, settings.queues, readiness.is_ready)
 
     def health_batches(request: Request) -> Response:
         beat = leading_beat(connections.client, settings.queue)
@@ -80,7 +78,7 @@ def create_app(settings: Settings) -> Starlette:
         poller.cancel()
         with suppress(asyncio.CancelledError):
             await poller
-        await run_in_threadpool(connections.pool.close)
+        await run_in_threadpool(connections.close)
 
     app = Starlette(
         routes=[

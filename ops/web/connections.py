@@ -1,6 +1,7 @@
-"""The connections of the ops page to Postgres and Redis."""
+"""The connections of the ops page: to Postgres, its read replica if there is one, and Redis."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
 import redis
@@ -12,6 +13,7 @@ from core.heartbeat import Heartbeat
 from core.settings import Settings
 from core.slots import Slots, connect_once
 from ops.heartbeat import read_heartbeat
+from ops.web.replica import Replica
 
 TIMEOUT_S = 3  # a person waits for the page, so a missing server is reported soon
 
@@ -22,17 +24,32 @@ class Connections:
     pool: "ConnectionPool[Conn]"
     client: redis.Redis
     slots: Slots
+    replica: Replica | None = None
 
     @classmethod
     def of(cls, settings: Settings, database_url: str, redis_url: str) -> "Connections":
         """Prepare connections; each is opened at its first use."""
         client = connect_once(redis_url)
         pool = db.connect(database_url, checked=True, prepare=settings.database_prepare)
-        return cls(settings, pool, client, Slots(client))
+        read_url, prepare = settings.database_read_url, settings.database_prepare
+        replica = Replica(read_url, prepare) if read_url else None
+        return cls(settings, pool, client, Slots(client), replica)
 
-    def postgres(self) -> AbstractContextManager[Conn]:
-        """Lend a connection to Postgres. Raises PoolTimeout."""
+    def close(self) -> None:
+        self.pool.close()
+        if self.replica:
+            self.replica.pool.close()
+
+    def primary(self) -> AbstractContextManager[Conn]:
+        """Lend a connection to the server that takes writes. Raises PoolTimeout."""
         return self.pool.connection(timeout=TIMEOUT_S)
+
+    @contextmanager
+    def postgres(self) -> Iterator[Conn]:
+        """Lend a connection to read from: the replica's while it answers. Raises PoolTimeout."""
+        with ExitStack() as stack:
+            conn = self.replica.borrow(stack) if self.replica else None
+            yield conn or stack.enter_context(self.primary())
 
     def heartbeat(self) -> Heartbeat:
         broker_url = self.settings.broker_url or self.settings.redis_url or ""

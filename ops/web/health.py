@@ -5,13 +5,15 @@ Reading it costs many queries, so all who ask within a while get the same answer
 
 import time
 from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from threading import Lock
 
 import psycopg
 import redis
 from kombu.exceptions import OperationalError
-from psycopg_pool import ConnectionPool, PoolTimeout
+from psycopg_pool import PoolTimeout
 
 from core import db
 from core.beats import read_beats
@@ -80,8 +82,8 @@ class Snapshot:
 class SnapshotCache:
     """Reads snapshots, one request at a time, and keeps the last."""
 
-    def __init__(self, pool: "ConnectionPool[Conn]", slots: Slots) -> None:
-        self._pool, self._slots = pool, slots
+    def __init__(self, postgres: Callable[[], AbstractContextManager[Conn]], slots: Slots) -> None:
+        self._postgres, self._slots = postgres, slots
         self._reading = Lock()
         self._last: Snapshot | None = None
         self._fresh_until = 0.0
@@ -104,7 +106,7 @@ class SnapshotCache:
             self._reading.release()
 
     def _read(self) -> Snapshot:
-        with self._pool.connection(timeout=TIMEOUT_S) as conn:
+        with self._postgres() as conn:
             context = CheckContext(conn, self._slots, limit=STUCK_LIMIT, shared=Shared())
             stuck = [(rule, rule.find(context)) for rule in RULES]
             unmended = db.sweep.unmended(conn, None, STUCK_LIMIT * len(RULES))

@@ -20,6 +20,7 @@ from core.rules import RULES
 from core.states import BatchStatus, ClassType
 from ops.queues import queue_lengths
 from ops.web.backlog import OldestMessages
+from ops.web.connections import Connections
 from ops.web.health import STUCK_LIMIT, UNANSWERED, SnapshotCache
 
 WAITING = {
@@ -29,6 +30,7 @@ WAITING = {
     "els_dead_letters": "Dead letters that were neither replayed nor discarded.",
     "els_oldest_open_batch_seconds": "Age of the oldest batch that is not ready; 0: none.",
 }
+LAG = "For how long the primary has held what the read replica does not show."
 SERVERS: tuple[Server, ...] = ("postgres", "redis", "broker")
 CODES = (  # of dead letters, so that each is 0 from the start; the table may hold others
     *("VALIDATION_ERROR", "IDEMPOTENCY_CONFLICT", "REGISTRATION_CONFLICT", "UNKNOWN_BATCH"),
@@ -46,12 +48,13 @@ class Exposition(Collector):
     def __init__(
         self,
         snapshots: SnapshotCache,
-        client: redis.Redis,
+        connections: Connections,
         broker: Celery,
         queues: Sequence[str],
         is_ready: Callable[[str], bool],
     ) -> None:
-        self._snapshots, self._client, self._is_ready = snapshots, client, is_ready
+        self._snapshots, self._is_ready = snapshots, is_ready
+        self._connections, self._client = connections, connections.client
         self._broker, self._queues = broker, queues
         self._oldest = OldestMessages(broker, queues)
         self._registry = CollectorRegistry()
@@ -63,25 +66,45 @@ class Exposition(Collector):
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
-        parts: dict[str, Callable[[], Iterable[Metric]]] = {
-            "postgres": self._batches,
-            "redis": self._workers,
-            "broker": self._messages,
-        }
+        parts: list[tuple[str, Callable[[], Iterable[Metric]]]] = [
+            ("postgres", self._batches),
+            ("redis", self._workers),
+            ("broker", self._messages),
+        ]
+        if self._connections.replica:  # it may show the batches although the primary is away
+            parts += [("postgres", self._primary), ("replica", self._lag)]
+        answers: dict[str, int] = {}
         up = _gauge("els_up", "1: the part answers the ops page.", "part")
         ready = _gauge("els_ready", "1: /readyz finds nothing wrong with the part.", "part")
-        for part, ask in parts.items():
+        for part, ask in parts:
             try:
                 found = list(ask())
             except UNANSWERED:
-                up.add_metric([part], 0)
-                ready.add_metric([part], 0)
+                answers[part] = 0
             else:
-                up.add_metric([part], 1)
-                ready.add_metric([part], self._is_ready(part))
+                answers.setdefault(part, 1)
                 yield from found
+        for part, answer in answers.items():
+            up.add_metric([part], answer)
+            if part in SERVERS:
+                ready.add_metric([part], answer and self._is_ready(part))
         yield up
         yield ready
+
+    def _primary(self) -> Iterable[Metric]:
+        """See whether the primary answers, where the replica may have told the rest."""
+        with self._connections.primary() as conn:
+            conn.execute("SELECT")
+        return ()
+
+    def _lag(self) -> Iterator[Metric]:
+        """Yield the lag of the replica. Raises OSError where it does not answer."""
+        replica = self._connections.replica
+        assert replica is not None
+        if replica.error:
+            raise OSError(replica.error)
+        if replica.lag_s is not None:
+            yield _one("els_replica_lag_seconds", LAG, replica.lag_s)
 
     def _batches(self) -> Iterator[Metric]:
         snapshot = self._snapshots.snapshot()

@@ -61,7 +61,7 @@ class Readiness:
 
     def _check_postgres(self) -> list[Finding]:
         try:
-            with self._connections.postgres() as conn:
+            with self._connections.primary() as conn:
                 return _or_refusal(check_postgres(conn), lambda: probe_postgres(conn))
         except PoolTimeout:  # a pool says nothing of why it has no connection
             settings = self._connections.settings

@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
+import psycopg
 import redis
 from sse_starlette import ServerSentEvent
 from starlette.concurrency import run_in_threadpool
@@ -102,13 +103,16 @@ class Stream:
 
     def top(self, summary: Summary) -> str:
         """Render the outages and counters."""
-        return self.render("top.html", summary=summary, throughput=self.throughput)
+        replica = self.connections.replica
+        throughput = self.throughput
+        return self.render("top.html", summary=summary, throughput=throughput, replica=replica)
 
     async def run(self) -> None:
         """Read once a tick until cancelled; while no page is open, only what a new page needs."""
         while True:
             began = time.monotonic()
             await run_in_threadpool(self._sample)
+            await run_in_threadpool(self._measure_replica)
             await run_in_threadpool(self._check_rules)
             if self.subscriptions:
                 now = await run_in_threadpool(self._read, set(self.subscriptions.values()))
@@ -120,6 +124,11 @@ class Stream:
     def _sample(self) -> None:
         with suppress(redis.RedisError):
             self.throughput.sample(self.connections.client, datetime.now(UTC))
+
+    def _measure_replica(self) -> None:
+        if self.connections.replica:
+            with suppress(*OUTAGES, psycopg.Error):  # `/readyz` names a primary that is away
+                self.connections.replica.measure(self.connections.primary)
 
     def _check_rules(self) -> None:
         every = RULES_EVERY if self.subscriptions else RULES_IDLE

@@ -1,14 +1,17 @@
 """The service at one moment: the counters, the outages, and which batches are stuck."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import psycopg
 import redis
 
 from core import db
 from core.checks import PAGE, CheckContext, Finding, Shared
 from core.db.connection import Conn, Row
+from core.db.sweep import Holder
 from core.explain import service_causes
 from core.rules import RULES, Cause, Rule
 from ops import queries
@@ -51,14 +54,21 @@ def read_summary(connections: Connections, stuck: StuckBatches) -> Summary:
     """Read everything except the rules, which take longer: see `find_stuck`."""
     error = _error_of(connections.client.ping)
     heartbeat = connections.heartbeat()
+    holder = _holder(connections) if heartbeat.beat_silent else None
     with connections.postgres() as conn:
-        holder = db.sweep.holder(conn) if heartbeat.beat_silent else None
         return Summary(
             counters=queries.counters(conn),
             workers=len(heartbeat.workers),
             outages=list(service_causes({"error": error} if error else {}, heartbeat, holder)),
             stuck=stuck,
         )
+
+
+def _holder(connections: Connections) -> Holder | None:
+    """Find who holds the lock of the sweep; only the primary knows."""
+    with suppress(psycopg.OperationalError), connections.primary() as conn:
+        return db.sweep.holder(conn)
+    return None
 
 
 def find_stuck(connections: Connections) -> StuckBatches:

@@ -256,3 +256,67 @@ def test_the_urls_own_limits_for_redis_win():
     told = client.connection_pool.connection_kwargs
     assert (told["socket_timeout"], told["health_check_interval"]) == (7, 99)
     assert (told["socket_connect_timeout"], told["socket_keepalive"]) == (5, True)
+
+
+# --- a server that takes no writes ---------------------------------------------------------------
+
+
+def test_a_connection_to_a_server_that_became_read_only_is_replaced(url, schema):
+    with db.connect(f"{url}?options=-csearch_path={schema}", size=1) as pool:
+        with pool.connection() as conn:
+            conn.execute("CREATE TABLE words (word text)")
+            conn.execute("SET default_transaction_read_only = on")
+            with pytest.raises(psycopg.errors.ReadOnlySqlTransaction), conn.transaction():
+                conn.execute("INSERT INTO words VALUES ('lost')")
+            closed = conn.closed
+        with pool.connection() as conn:
+            conn.execute("INSERT INTO words VALUES ('kept')")
+            words = conn.execute("SELECT word FROM words").fetchall()
+
+    assert closed
+    assert words == [{"word": "kept"}]
+
+
+@pytest.mark.parametrize(
+    ("said", "attrs"),
+    [
+        ("postgresql://u@a,b/d", "read-write"),
+        ("postgresql://u@a:1,b:2/d", "read-write"),
+        ("postgresql+psycopg://u@/d?host=a:1&host=b:2", "read-write"),
+        ("host=a,b dbname=d", "read-write"),
+        ("hostaddr=127.0.0.1,127.0.0.2 dbname=d", "read-write"),
+        ("postgresql://u@a,b/d?target_session_attrs=any", "any"),
+        ("postgresql://u@a/d", None),
+    ],
+)
+def test_among_several_hosts_the_one_that_takes_writes_is_meant(said, attrs):
+    assert parameters(address(said).conninfo).get("target_session_attrs") == attrs
+    if "any" not in said:
+        assert "target_session_attrs" not in parameters(address(said, writes=False).conninfo)
+
+
+@pytest.mark.parametrize(
+    ("options", "settings", "left"),
+    [
+        ("-c search_path=a,b", {"search_path": "a,b"}, ""),
+        (
+            r"-csearch_path=a,\ b --lock-timeout=3s",
+            {"search_path": "a, b", "lock_timeout": "3s"},
+            "",
+        ),
+        ("-c a.b=1 -c a.b=2", {"a.b": "2"}, ""),
+        ("endpoint=ep-1 -c work_mem=8MB", {"work_mem": "8MB"}, "endpoint=ep-1"),
+    ],
+)
+def test_settings_are_taken_out_of_the_options(options, settings, left):
+    found = address(f"postgresql://h/d?options={quote(options)}", {})
+
+    assert dict(found.settings) == settings
+    assert parameters(found.conninfo).get("options", "") == left
+
+
+def test_a_setting_that_the_server_refuses_is_never_the_fault_of_a_message(url):
+    with pytest.raises(psycopg.OperationalError, match="statement_timeout") as told:
+        db.connect_once(f"{url}?options=-cstatement_timeout%3Dsoon")
+
+    assert told.value.sqlstate is None

@@ -99,6 +99,8 @@ class Node(Program):
         """Make this node a standby that streams from a primary, under this name."""
         source = f"host=127.0.0.1 port={primary.port} user=els application_name={name}"
         self.run("pg_basebackup", "-d", source, "-D", self.path, "-R", "-X", "stream", "-c", "fast")
+        with (self.path / "postgresql.auto.conf").open("a") as conf:
+            conf.write("synchronous_standby_names = ''\n")  # the primary's are not its own
         return self
 
     def configure(self, **settings):

@@ -1,0 +1,55 @@
+"""The options of `els migrate --roles`: names, and passwords, which no process list shows."""
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from core.errors import BadSettings
+from migrations.roles import Names, write_roles
+
+Roles = Annotated[
+    bool, typer.Option("--roles", help="Also write three roles: migrate, app and read-only")
+]
+RoleNames = Annotated[str, typer.Option(help="Their names: who migrates, works, only reads")]
+Passwords = Annotated[
+    str | None,
+    typer.Option(help='File with the passwords of roles, {"els_app": "…"}; "-": standard input'),
+]
+
+
+@dataclass(frozen=True)
+class RolesToWrite:
+    """What the options say of the roles."""
+
+    names: Names
+    passwords: Mapping[str, str]
+
+    @classmethod
+    def of(cls, names: str, file: str | None) -> "RolesToWrite":
+        """Read the options. Raises RolesRefused, BadSettings."""
+        return cls(Names.of(names), _read_passwords(file))
+
+    def write(self, url: str) -> list[str]:
+        """Write the roles; return what was done, a line a change. Raises RolesRefused."""
+        return write_roles(url, self.names, self.passwords)
+
+
+def _read_passwords(file: str | None) -> dict[str, str]:
+    """Read the passwords of roles from a file, "-": from standard input. Raises BadSettings."""
+    if file is None:
+        return {}
+    try:
+        found = json.loads(sys.stdin.read() if file == "-" else Path(file).read_text())
+    except (OSError, ValueError) as error:
+        reason = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else error
+        raise BadSettings(f"the passwords cannot be read from {file}: {reason}") from None
+    if not isinstance(found, dict) or not all(
+        isinstance(each, str) and each for each in found.values()
+    ):
+        raise BadSettings(f'the passwords in {file} must be written {{"role": "password"}}')
+    return found
