@@ -69,6 +69,7 @@ app.conf.update(
     worker_prefetch_multiplier=1,
     worker_deduplicate_successful_tasks=False,  # loses chord callbacks
     worker_soft_shutdown_timeout=SOFT_SHUTDOWN_S,
+    worker_enable_remote_control=settings.remote_control,
     worker_send_task_events=True,  # what Flower shows
     worker_hijack_root_logger=False,
     broker_connection_retry_on_startup=True,

@@ -28,6 +28,9 @@ class Consumer(consumer.Consumer):
     loop: Callable[..., None]
 
     def __init__(self, process: Callable[[Any], object], *args: Any, **kwargs: Any) -> None:
+        if not kwargs["app"].conf.worker_enable_remote_control:  # these listen to others as well
+            quiet = {"without_gossip": True, "without_mingle": True}
+            kwargs["worker_options"] = {**(kwargs.get("worker_options") or {}), **quiet}
         super().__init__(process, *args, **kwargs)
         QuietRequest.pool = self.pool
         self.batcher = Batcher(self.hub, process)
