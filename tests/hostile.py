@@ -128,7 +128,7 @@ HOSTILE = {
         None, {"called_directly": True, "chord": LINK, "callbacks": [LINK], "is_eager": True}
     ),
     "many headers": Hostile(None, {f"x-{n}": "x" for n in range(3_000)}),
-    # --- what is not carried out ---
+    # --- what is asked for beside the task ---
     "a link": Hostile(None, embed={"callbacks": [LINK]}),
     "a link for errors": Hostile(None, embed={"errbacks": [LINK]}),
     "a chain": Hostile(None, embed={"chain": [LINK]}),

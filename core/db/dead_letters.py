@@ -76,6 +76,6 @@ def _add(conn: Conn, letter: DeadLetter) -> tuple[int, bool]:
         asdict(letter),
     ).fetchone()
     if row is None:
-        told = "\n".join((letter.task_id, letter.task, letter.body))
-        return _add(conn, replace(letter, task_id=hashlib.sha256(told.encode()).hexdigest()))
+        parts = "\n".join((letter.task_id, letter.task, letter.body))
+        return _add(conn, replace(letter, task_id=hashlib.sha256(parts.encode()).hexdigest()))
     return row["id"], row["is_new"]

@@ -29,7 +29,7 @@ def send(worker: str) -> None:
     """Send a heartbeat of a worker's main process, as far as its file and Redis take it."""
     global _worker, _sent_at
     _worker, _sent_at = (os.getpid(), worker), time.monotonic()
-    if _was_told_to_stop_consuming():
+    if _has_lost_a_queue():
         return
     with suppress(OSError):  # nobody can write to this home: the health check finds no file
         health_file.touch(settings.home, worker)
@@ -46,7 +46,7 @@ def _in_work() -> tuple[int, float | None]:
     return len(state.reserved_requests), time.time() - min(began) if began else None
 
 
-def _was_told_to_stop_consuming() -> bool:
+def _has_lost_a_queue() -> bool:
     """Tell whether remote control has cancelled a queue of this worker.
 
     Such a worker sends no heartbeat: a supervisor starts it again, and then it consumes.

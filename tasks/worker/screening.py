@@ -45,7 +45,7 @@ class Screen:
         self._own = KEPT | CHORDS | frozenset(app.conf.own_headers)
 
     def check(self, message: Any) -> None:  # Any: Kombu's message, whose types are wrong
-        """Check a message that calls a task, and drop what is not carried out.
+        """Check a message that calls a task, and drop what else it asks for.
 
         Raises one of MALFORMED, or DecodeError.
         """
@@ -71,7 +71,12 @@ class Screen:
                 message._decoded_cache = [args, kwargs, kept]
                 message.body = dumps(message.payload).encode()
         if dropped:
-            log.warning("not_carried_out", task=task, task_id=message.headers["id"], parts=dropped)
+            log.warning(
+                "asks_for_more_than_its_task",
+                task=task,
+                task_id=message.headers["id"],
+                parts=dropped,
+            )
 
 
 def _check_depth(message: Any) -> None:  # Any: as above
