@@ -59,6 +59,7 @@ class Settings(BaseModel):
     sweep_every: float = Field(default=5, gt=0)
     relay_every: float = Field(default=1, gt=0)
     concurrency: int = Field(default=2, ge=1, le=64)
+    remote_control: bool = False
     eager: bool = False
     postgres_port: int | None = Field(default=None, ge=1, le=65535)
     valkey_port: int | None = Field(default=None, ge=1, le=65535)

@@ -245,6 +245,7 @@ class Channel(stock.Channel):
             return
         try:
             check_call(message)
+            message.is_checked = True  # type: ignore[attr-defined] # set here
         except MALFORMED:
             self.malformed.set_aside(queue, tag, payload)
             return

@@ -8,7 +8,9 @@ from kombu.exceptions import OperationalError
 
 from core import faults, logs, records
 from core.catalogue import BATCHED
+from core.messages import WIRE_LIMIT
 from core.settings import Settings
+from durable_redis import BodyTooLarge, Misshapen
 from tasks import versions
 from tasks.worker import amqp
 from tasks.worker.setup import set_up
@@ -28,6 +30,8 @@ QUICK = (*BATCHED, "els.seal_slots", "els.seal_books")
 # else needs a right to write there. Older workers send it to `els`, where it is executed as well.
 CONTROL = ("els.sweep", "els.relay")
 INTERNAL = ("els.seal_slots", "els.seal_books", "els.announce_ready", "els.seal_failed")
+# What messages of the chord may call. A message from outside calls nothing.
+LINKS = {"chord": "els.announce_ready", "errbacks": "els.seal_failed"}
 ONCE = {"retry": False, "headers": versions.headers()}  # of publishing a tick: beat tries again
 PUSHED = 2 * AT_ONCE  # messages a process on RabbitMQ, which pushes them: in work and next
 
@@ -57,11 +61,15 @@ app.conf.update(
     redis_socket_keepalive=True,
     redis_backend_health_check_interval=RESULT_ANSWER_S,
     worker_consumer="tasks.worker.consumer:Consumer",
+    largest_body=WIRE_LIMIT,  # bytes, inflated; this setting and the next three are ours
+    links=LINKS,
+    own_headers=[versions.HEADER],  # beside Celery's, of messages of our own tasks
     dead_letters="tasks.dead_letters",  # the module that keeps them; this setting is ours
     worker_concurrency=settings.concurrency,
     worker_prefetch_multiplier=1,
     worker_deduplicate_successful_tasks=False,  # loses chord callbacks
     worker_soft_shutdown_timeout=SOFT_SHUTDOWN_S,
+    worker_enable_remote_control=settings.remote_control,
     worker_send_task_events=True,  # what Flower shows
     worker_hijack_root_logger=False,
     broker_connection_retry_on_startup=True,
@@ -92,7 +100,8 @@ elif settings.crashpoint:  # in tests only
 set_up(app, settings)
 records.install()  # whatever runs this app: a worker, beat, Flower, `celery inspect`
 records.know(lambda word: word in vars(app)["_tasks"])  # `app.tasks` would import them all
-faults.trust(AMQPError, OperationalError, TimeLimitExceeded, WorkerLostError)
+faults.trust(AMQPError, BodyTooLarge, Misshapen, OperationalError, TimeLimitExceeded)
+faults.trust(WorkerLostError)
 
 
 @signals.setup_logging.connect

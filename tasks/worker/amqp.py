@@ -21,7 +21,7 @@ from kombu.exceptions import KombuError, OperationalError
 from kombu.transport import pyamqp
 
 from core.faults import describe
-from durable_redis import DELIVERY_COUNT
+from durable_redis import DELIVERY_COUNT, refuse_large
 
 CONFIRM_S = 10  # for a confirm; RabbitMQ sends none while an alarm of memory or disk blocks us
 ANSWER_S = 15  # for any other answer, so that a frozen server is not waited for without end
@@ -67,6 +67,7 @@ class Message(pyamqp.Message):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # Any: as Kombu calls it
         super().__init__(*args, **kwargs)
+        refuse_large(self)
         # RabbitMQ counts requeues and closed connections too, where no worker died; and a message
         # that somebody published once more carries the old count.
         count = self.headers.pop(DELIVERY_COUNT, 0)
@@ -303,7 +304,8 @@ def forward(
 
     Raises OperationalError or OSError.
     """
-    kept = {name: message.headers[name] for name in message.headers if name != "compression"}
+    inflated = () if message.errors else ("compression",)
+    kept = {name: message.headers[name] for name in message.headers if name not in inflated}
     given = message.properties
     about: dict[str, Any] = {name: given[name] for name in CARRIED_OVER & given.keys()}
     with app.producer_pool.acquire(block=True) as producer:

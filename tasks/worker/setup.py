@@ -17,6 +17,7 @@ def set_up(app: Celery, settings: Settings) -> None:
     """Make this program's workers ours, before its first connection."""
     durable_redis.install()
     amqp.install()
+    durable_redis.limit_bodies(app.conf.largest_body)
     backends = dict.fromkeys(("redis", "rediss"), "tasks.worker.results:Backend")
     app.loader.override_backends = backends
     app.Task.Request = "tasks.worker.request:QuietRequest"
