@@ -103,7 +103,8 @@ class Channel(stock.Channel):
             return
         key = self._list(queue, self._get_message_priority(message))
         with self.unacked.client.pipeline(transaction=False) as pipe:
-            pipe.lpush(key, json.dumps(message)).wait(self.replicas, REPLICATED_MS)
+            pipe.lpush(key, json.dumps(message))
+            pipe.wait(self.replicas, REPLICATED_MS)
             *_, count = pipe.execute()
         if count < self.replicas and self._replicas() > count:
             raise redis.ConnectionError(

@@ -18,6 +18,7 @@ def set_up(app: Celery, settings: Settings) -> None:
     durable_redis.install()
     amqp.install()
     backends = dict.fromkeys(("redis", "rediss"), "tasks.worker.results:Backend")
+    backends["sentinel"] = "tasks.worker.results:SentinelBackend"
     app.loader.override_backends = backends
     app.Task.Request = "tasks.worker.request:QuietRequest"
     app.events.dispatcher_cls = "tasks.worker.monitoring:Dispatcher"
