@@ -15,7 +15,7 @@ from redis.commands.core import Script
 from redis.exceptions import ConnectionError, NoScriptError  # noqa: A004 - redis-py's
 from redis.retry import Retry
 
-from core.urls import for_redis_py, for_ssl, sentinels
+from core.urls import completed, for_redis_py, for_ssl, sentinels
 
 Call = tuple[Sequence[str], Sequence[str | int]]  # of a script: keys and arguments
 
@@ -59,6 +59,7 @@ def _client(
     retry: Retry,
     more: dict[str, Any],  # Any: options of redis-py
 ) -> Redis:
+    url = completed(url)
     options = {
         "decode_responses": True,
         "socket_timeout": timeout_s,

@@ -48,6 +48,15 @@ def complete(name: str, url: str, tls: TLS, primary: str | None = None) -> str:
     return done.replace("pyamqp://", "amqp://") if done.startswith("pyamqp://") else done
 
 
+def completed(url: str) -> str:
+    """Return a URL that may not come from the settings, with all that a connection needs.
+
+    Raises ValueError.
+    """
+    secure = url.startswith(("rediss://", "amqps://", "sentinel://"))
+    return complete("ELS_BROKER_URL", url, TLS()) if secure else url
+
+
 def _checked(name: str, url: str) -> SplitResult:
     known = SCHEMES[name]
     scheme = url.partition("://")[0] if "://" in url else ""

@@ -16,7 +16,6 @@ from core.probe import probe_postgres, probe_redis
 from core.slots import Slots
 from core.urls import is_redis
 from ops.queues import queue_lengths
-from tasks.servers import app_on
 
 ANSWER_S = 2  # for the broker
 NO_RIGHT = "42501"
@@ -33,6 +32,8 @@ def read_heartbeat(client: redis.Redis, broker_url: str, queues: Sequence[str]) 
 
 def _waiting(broker_url: str, queues: Sequence[str]) -> int | None:
     """Count the messages that wait; None if the broker does not answer."""
+    from tasks.servers import app_on  # noqa: PLC0415 - reads the settings, which may be wrong
+
     redis_options = {"socket_timeout": ANSWER_S, "socket_connect_timeout": ANSWER_S}
     options = redis_options if is_redis(broker_url) else {}
     broker = app_on(broker_url).connection(connect_timeout=ANSWER_S, transport_options=options)

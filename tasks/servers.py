@@ -11,7 +11,7 @@ from redis.connection import URL_QUERY_ARGUMENT_PARSERS
 
 import durable_redis
 from core.slots import ASKED_ONCE
-from core.urls import for_ssl, is_amqp, pieces, query_of, sentinels
+from core.urls import completed, for_ssl, is_amqp, pieces, query_of, sentinels
 from tasks.worker import amqp
 
 REPLICAS = 1  # that have a message of ours before it counts as sent, where there are Sentinels
@@ -31,6 +31,7 @@ def set_broker(app: Celery, url: str) -> None:
     """Set the broker of an app, over the transports of ours; its other transport options stay."""
     durable_redis.install()
     amqp.install()
+    url = completed(url)
     query = query_of(pieces(url)[0])
     options: dict[str, Any] = {}  # Any: as Kombu has them
     if url.startswith("sentinel://"):
@@ -54,6 +55,7 @@ def app_on(url: str) -> Celery:
 
 def set_results(app: Celery, url: str) -> None:
     """Set the Redis that keeps an app's results, and the counts of its chords."""
+    url = completed(url)
     query = query_of(pieces(url)[0])
     conf: Any = app.conf  # as above
     if url.startswith("sentinel://"):

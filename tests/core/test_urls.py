@@ -5,9 +5,10 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from core.db.url import conninfo
+from core.db.url import address
 from core.errors import BadSettings
 from core.settings import Settings
+from core.slots import connect
 from core.urls import for_redis_py, sentinels
 
 
@@ -202,7 +203,7 @@ def test_a_url_without_tls_stays_as_written(given, url):
     ],
 )
 def test_a_remote_postgres_is_verified_where_an_authority_is_named(given, url):
-    asked = conninfo(read(**given, ELS_DATABASE_URL=url).database_url)
+    asked = address(read(**given, ELS_DATABASE_URL=url).database_url).conninfo
 
     assert "sslmode=verify-full" in asked
     assert f"sslrootcert={given['ELS_TLS_CA']}" in asked
@@ -278,6 +279,14 @@ def test_sentinels_without_a_word_of_tls_speak_none(given):
     url = read(**given, ELS_REDIS_URL="sentinel://h/0?master_name=x").redis_url
 
     assert not sentinels(url).ssl
+
+
+@pytest.mark.parametrize("url", ["rediss://h:1/0", "rediss://h:1/0?ssl_cert_reqs=CERT_REQUIRED"])
+def test_a_client_of_a_bare_url_verifies_too(url):
+    with connect(url) as client:
+        said = client.connection_pool.connection_kwargs
+
+    assert (said["ssl_cert_reqs"], said["ssl_check_hostname"]) == ("required", True)
 
 
 def test_redis_py_reads_a_socket_by_its_own_scheme():
