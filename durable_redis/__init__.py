@@ -4,6 +4,7 @@ from durable_redis.limits import BodyTooLarge, limit_bodies, refuse_large
 from durable_redis.messages import MALFORMED, Misshapen, check_call, check_headers
 from durable_redis.redelivery import DELIVERY_COUNT, lost_workers
 from durable_redis.refusals import LONGEST_PAUSE_S, Refusal, note_refusal, refusal
+from durable_redis.sentinel import SentinelTransport
 from durable_redis.transport import Transport, await_writes, install
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "BodyTooLarge",
     "Misshapen",
     "Refusal",
+    "SentinelTransport",
     "Transport",
     "await_writes",
     "check_call",

@@ -12,6 +12,7 @@ from core.messages import WIRE_LIMIT
 from core.settings import Settings
 from durable_redis import BodyTooLarge, Misshapen
 from tasks import versions
+from tasks.servers import set_broker, set_results
 from tasks.worker import amqp
 from tasks.worker.setup import set_up
 
@@ -37,8 +38,8 @@ PUSHED = 2 * AT_ONCE  # messages a process on RabbitMQ, which pushes them: in wo
 
 app = Celery("els", include=["tasks.upstream", "tasks.completion", "tasks.maintenance"])
 app.conf.update(
-    broker_url=settings.broker_url or settings.redis_url or "memory://",
-    result_backend=settings.redis_url or "cache+memory://",
+    broker_url="memory://",
+    result_backend="cache+memory://",
     accept_content=["json"],
     task_serializer="json",
     result_serializer="json",
@@ -87,6 +88,10 @@ app.conf.update(
         "relay": {"task": "els.relay", "schedule": settings.relay_every, "options": ONCE},
     },
 )
+if broker_url := settings.broker_url or settings.redis_url:
+    set_broker(app, broker_url)
+if settings.redis_url:
+    set_results(app, settings.redis_url)
 if str(app.conf.broker_url).startswith("amqp"):
     app.conf.update(
         task_queues=[amqp.queue(name, delays=name == settings.queue) for name in settings.queues],

@@ -14,6 +14,9 @@ import redis
 import typer
 
 from core.errors import ELSError
+from core.requirements import away
+from core.settings import Settings
+from core.tls import describe
 from ops.cli import (
     batches,
     dead_letters,
@@ -91,13 +94,24 @@ def main() -> NoReturn:
     except psycopg.Error as error:
         if error.sqlstate:
             fail(f"Postgres refuses: {_reason(error)}; see `curl …/readyz`", as_json)
+        _fail_by_tls("postgres", error, as_json)
         refusal = f"Postgres does not answer: {_reason(error)}"
         fail(f"{refusal}; is the database of ELS_DATABASE_URL up?", as_json)
     except redis.RedisError as error:
+        _fail_by_tls("redis", error, as_json)
         fail(f"Redis does not answer: {error}; is the server of ELS_REDIS_URL up?", as_json)
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)
+
+
+def _fail_by_tls(server: str, error: Exception, as_json: bool) -> None:
+    """Say what is wrong with a certificate, if that is the fault."""
+    settings = Settings.from_env()
+    url = settings.database_url if server == "postgres" else settings.redis_url
+    if url and describe(error):
+        found = away(server, url, error)
+        fail(f"{server}: {found.wrong}. Next: {found.step}", as_json)
 
 
 def _reason(error: psycopg.Error) -> str:

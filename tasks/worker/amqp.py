@@ -6,6 +6,7 @@ account may not declare.
 """
 
 import socket
+import ssl
 from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Any, ClassVar
@@ -288,9 +289,30 @@ class Transport(pyamqp.Transport):
 
 
 class SSLTransport(pyamqp.SSLTransport):
-    """The same over TLS."""
+    """The same over TLS: a server is verified unless the URL turns that off."""
 
     Connection = Connection
+
+    def establish_connection(self) -> Any:  # Any: as Kombu has it
+        """Connect; `ssl_…` are named as for Redis, and the host is what the certificate names."""
+        client: Any = self.client
+        before = client.ssl, client.hostname  # Kombu would turn localhost into an address
+        client.ssl = _as_amqp(client.ssl, client.hostname or "localhost")
+        try:
+            return super().establish_connection()
+        finally:
+            client.ssl, client.hostname = before
+
+
+def _as_amqp(given: object, host: str) -> dict[str, Any]:  # Any: as py-amqp has it
+    """Name TLS parameters as py-amqp does. What has its names already stays."""
+    names = {"ssl_ca_certs": "ca_certs", "ssl_certfile": "certfile", "ssl_keyfile": "keyfile"}
+    known: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
+    result = {names.get(name, name): value for name, value in known.items()}
+    verify = result.pop("ssl_cert_reqs", result.get("cert_reqs", ssl.CERT_REQUIRED))
+    if result.pop("ssl_check_hostname", True) and verify != ssl.CERT_NONE:
+        result.setdefault("server_hostname", host)
+    return {**result, "cert_reqs": verify}
 
 
 def forward(
