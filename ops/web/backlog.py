@@ -21,7 +21,7 @@ class OldestMessages:
 
     def __init__(self, broker: Celery, queues: Sequence[str]) -> None:
         self._broker, self._queues = broker, queues
-        self._seen: dict[str, tuple[object, datetime]] = {}
+        self._seen: dict[str, tuple[int, datetime]] = {}
 
     def seconds(self) -> dict[str, float]:
         """Return the age by queue; 0: it is empty; nothing on another broker than Redis."""
@@ -39,8 +39,8 @@ class OldestMessages:
             now, known = datetime.now(UTC), self._seen.pop(key, None)
             if message is None:
                 continue
-            since = known[1] if known and known[0] == message else now
-            self._seen[key] = message, since
+            since = known[1] if known and known[0] == hash(message) else now
+            self._seen[key] = hash(message), since
             yield max(0.0, (now - min(since, sent_at(message) or since)).total_seconds())
 
 

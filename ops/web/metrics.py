@@ -19,6 +19,7 @@ from core.pauses import Pause, Server
 from core.rules import RULES
 from core.states import BatchStatus, ClassType
 from ops.queues import queue_lengths
+from ops.reference.outcomes import CODES
 from ops.web.backlog import OldestMessages
 from ops.web.connections import Connections
 from ops.web.health import STUCK_LIMIT, UNANSWERED, SnapshotCache
@@ -32,11 +33,6 @@ WAITING = {
 }
 LAG = "For how long the primary has held what the read replica does not show."
 SERVERS: tuple[Server, ...] = ("postgres", "redis", "broker")
-CODES = (  # of dead letters, so that each is 0 from the start; the table may hold others
-    *("VALIDATION_ERROR", "IDEMPOTENCY_CONFLICT", "REGISTRATION_CONFLICT", "UNKNOWN_BATCH"),
-    *("UNKNOWN_ESSAY", "WRONG_BATCH_STATE", "RETRIES_EXHAUSTED", "POISON_MESSAGE"),
-    *("UNKNOWN_TASK", "MALFORMED_MESSAGE", "EXPIRED", "REVOKED", "INTERNAL_ERROR"),
-)
 for rule in RULES:
     if rule.repair is not None:
         metrics.REPAIRS.labels(rule.code)  # at 0 from the start, so that the first is an increase

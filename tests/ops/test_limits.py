@@ -64,12 +64,12 @@ def _enough_descriptors():
 
 
 @contextmanager
-def crowd(port, request, number=CROWD):
+def crowd(port, request, number=CROWD, client="127.0.0.1"):
     """Hold so many connections that have sent only this."""
     with ExitStack() as stack:
         held = []
         for _ in range(number):
-            held.append(stack.enter_context(connect(port)))
+            held.append(stack.enter_context(connect(port, client)))
             held[-1].sendall(request)
         yield held
 
@@ -94,6 +94,22 @@ def test_connections_without_a_request_keep_nobody_out(served, request_):
     assert len(held) <= limits.OF_CLIENT
 
 
+def test_clients_that_have_all_connections_keep_nobody_else_out(served, monkeypatch):
+    monkeypatch.setattr(protocol, "CONNECTIONS", 20)
+    monkeypatch.setattr(protocol, "OF_CLIENT", 10)
+    stream = b"GET /stream HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with crowd(served.port, stream, 10, OTHER), crowd(served.port, stream, 10, "127.0.0.3"):
+        until(lambda: len(served.stream.subscriptions) == 20, what="all watch")
+        statuses = {get(served.port), get(served.port), get(served.port, client="127.0.0.4")}
+        refused = get(served.port, client=OTHER), get(served.port, client="127.0.0.3")
+        left = len(served.stream.subscriptions)
+    until(lambda: not served.stream.subscriptions, what="all are gone")
+
+    assert statuses == {200}
+    assert 503 in refused
+    assert left >= 17
+
+
 def test_a_head_that_is_never_finished_ends(served, brief):
     with connect(served.port) as drips, connect(served.port) as silent:
         drips.sendall(HALF)
@@ -113,8 +129,9 @@ def over(step):
         return True
 
 
-def test_a_late_head_is_answered_so(served, brief):
+def test_a_late_head_is_answered_so_and_silence_is_not(served, brief):
     assert ask(served.port, HALF).startswith("HTTP/1.1 408 ")
+    assert ask(served.port, b"") == ""
 
 
 def test_a_client_that_does_not_read_ends(served, brief):
