@@ -3,8 +3,9 @@
 SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
+DEPLOY := .venv-deploy
 
-.PHONY: help env demo run quick test test-outages test-rabbitmq test-servers test-upgrade torture bench check reference hooks lock clean
+.PHONY: help env demo run quick test test-outages test-rabbitmq test-servers test-upgrade torture bench check check-deploy sbom audit lanes reference hooks lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -41,7 +42,7 @@ test-servers: env ## run the tests on Debian's servers: pooled, replicated, encr
 		|| echo "== the tests of what is missing are skipped"
 	@$(BIN)/python -m pytest -n auto --dist loadfile tests/servers $(ARGS)
 
-test-upgrade: env ## run the last release beside this code, under load, on both schemas
+test-upgrade: env ## run the last release beside this code, under load (five minutes)
 	@$(BIN)/python -m pytest -n 0 tests/upgrade $(ARGS)
 
 torture: env ## kill a worker 25 times at every crash point, then ten minutes of random faults
@@ -70,6 +71,28 @@ check: env ## run linters and type checks
 reference: env ## write docs/reference from the catalogue of tasks and events
 	@$(BIN)/python -m ops.reference docs/reference
 
+check-deploy: $(DEPLOY)/.ready ## check Dockerfile, compose file and Kubernetes objects
+	@sh scripts/check-deploy $(DEPLOY)
+
+sbom: $(DEPLOY)/.ready ## write sbom.json: what the image holds, as CycloneDX
+	@$(DEPLOY)/bin/cyclonedx-py requirements requirements.txt --pyproject pyproject.toml --mc-type application \
+		--sv 1.6 --output-reproducible --output-file sbom.json
+	@echo "sbom.json"
+
+audit: env ## look every locked package up in an advisory database (status 3: it did not answer)
+	@$(BIN)/python scripts/audit
+
+$(DEPLOY)/.ready: requirements-deploy.txt
+	@echo "== tools in $(DEPLOY) (once)"
+	@python3 -m venv --clear $(DEPLOY)
+	@$(DEPLOY)/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-deploy.txt
+	@touch $@
+
+lanes: env ## run lanes on each kind of server; write the matrix of docs/operations.md
+	@sh scripts/rabbitmq install || echo "== its lanes are skipped"
+	@sh scripts/debian postgresql redis-server redis-sentinel pgbouncer || echo "== what is missing is skipped"
+	@$(BIN)/python -m tests.lanes $(ARGS)
+
 hooks: ## let git run the checks before each commit
 	@if command -v pre-commit >/dev/null; then pre-commit install; \
 	else git config core.hooksPath scripts/hooks; fi
@@ -78,6 +101,11 @@ lock: ## resolve and pin the requirements files again (needs uv)
 	uv pip compile --universal --generate-hashes --python-version 3.11 -q pyproject.toml --extra tracing -o requirements.txt
 	uv pip compile --universal --generate-hashes --python-version 3.11 -q pyproject.toml --extra tracing --group dev -o requirements-dev.txt
 	uv pip compile --universal --generate-hashes --python-version 3.11 -q pyproject.toml --extra tracing --group peers -c requirements.txt -o requirements-peers.txt
+	uv pip compile --universal --generate-hashes --python-version 3.11 -q --group deploy -c requirements-dev.txt -o requirements-deploy.txt
 
-clean: ## remove the environment and the data of the embedded servers
-	rm -rf $(VENV) .els .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+clean: ## remove the environment and, if you say yes, the data of the embedded servers
+	rm -rf $(VENV) $(DEPLOY) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@if [ -d .els ]; then \
+		printf 'Delete the database in .els too? [y/N] '; read -r answer || echo; \
+		case "$$answer" in [yY]*) rm -rf .els;; *) echo 'Kept .els.';; esac; \
+	fi

@@ -22,7 +22,7 @@ class IdempotencyConflict(Refusal):
 
 
 class RegistrationConflict(Refusal):
-    """The batch is registered already, with other essay ids."""
+    """The batch is registered already, and this registration contradicts it."""
 
     code = "REGISTRATION_CONFLICT"
 

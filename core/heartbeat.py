@@ -66,7 +66,7 @@ def read_in_work(client: Redis, workers: Sequence[str]) -> tuple[int, float]:
     if not workers:
         return 0, 0.0
     stored = cast("list[str | None]", client.mget([IN_WORK.format(worker=w) for w in workers]))
-    notes = [json.loads(note) for note in stored if note]
+    notes = [json.loads(note)[:2] for note in stored if note]
     began = [began_at for _, began_at in notes if began_at is not None]
     oldest_s = max(0.0, server_time(client) - min(began)) if began else 0.0
     return sum(held for held, _ in notes), oldest_s

@@ -17,7 +17,7 @@ from core.assignment import Assignment
 from core.catalogue import BATCH_READINESS_TIMEOUT, ESSAY_SLOT_ASSIGNED
 from core.crash import crashpoint
 from core.db.completion import Bounds
-from core.db.connection import Conn
+from core.db.connection import Conn, Row
 from core.errors import RegistrationConflict, UnknownBatch, UnknownEssay, WrongBatchState
 from core.events import batch_cancelled, essays_ready, timeout_event
 from core.idempotency import replayed, retry_on_conflict
@@ -61,7 +61,7 @@ class Lifecycle:
     def register_batch(self, event: BatchEssaysRegistered, idem: Idempotency) -> StepResult:
         """Write the batch, all of its slots, and what waited for it: all or nothing.
 
-        Raises RegistrationConflict when it is registered with other essays.
+        Raises RegistrationConflict when it is registered otherwise.
         """
         essay_ids = sorted(event.essay_ids)  # the order of slots, ranges and manifest
         return retry_on_conflict(lambda: self._register(event, essay_ids, idem))
@@ -74,8 +74,6 @@ class Lifecycle:
             db.batches.hold_registration_lock(conn, batch_id)
             if done := replayed(conn, idem):
                 return done
-            if tracker := db.batches.tracker(conn, batch_id):
-                return _already_registered(conn, tracker, digest, idem)
             row = event.model_dump(
                 include={
                     "batch_id",
@@ -94,6 +92,9 @@ class Lifecycle:
                 "metadata": db.jsonb(event.metadata),
                 "essay_ids_sha256": digest,
             }
+            if tracker := db.batches.tracker(conn, batch_id):
+                _refuse_contradictions(conn, event, row)
+                return _already_registered(conn, tracker, idem)
             left, assigned, over = db.batches.register(conn, row, essay_ids)
             if over:
                 db.slots.record_excess(conn, batch_id, over, ExcessReason.NO_AVAILABLE_SLOT)
@@ -366,13 +367,17 @@ class Lifecycle:
         return StepResult(value, posted=cancelled)
 
 
-def _already_registered(
-    conn: Conn, tracker: Tracker, digest: bytes, idem: Idempotency
-) -> StepResult:
-    if tracker.essay_ids_sha256 != digest:
+def _refuse_contradictions(conn: Conn, event: BatchEssaysRegistered, row: Row) -> None:
+    """Compare the second registration of a batch, whose row would be this, with its first one."""
+    given = {name for name in event.model_fields_set if getattr(event, name) is not None}
+    if other := db.batches.contradictions(conn, row, given):
+        names = ", ".join(other)
         raise RegistrationConflict(
-            f"batch {tracker.batch_id} is registered with other essay ids; it keeps those"
+            f"batch {event.batch_id} is registered with other {names}; it keeps those"
         )
+
+
+def _already_registered(conn: Conn, tracker: Tracker, idem: Idempotency) -> StepResult:
     value = outcome("already_registered", tracker.batch_id)
     db.idempotency.write_key(conn, idem, tracker.batch_id, value)
     return StepResult(value, full=tracker.full)

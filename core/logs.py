@@ -42,7 +42,7 @@ def configure(settings: Settings, *, for_good: bool = False) -> None:
         shown.conceal,
     ]
     last: Any = structlog.processors.JSONRenderer(_as_json)  # Any: structlog types it so
-    if settings.log_format == "console":
+    if (settings.log_format or _format_here()) == "console":
         plain = structlog.dev.plain_traceback  # ours is written by now
         colors = sys.stderr.isatty()
         last = structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)
@@ -62,6 +62,10 @@ def configure(settings: Settings, *, for_good: bool = False) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.WARNING)  # of libraries: only what is wrong
+
+
+def _format_here() -> str:
+    return "console" if sys.stderr.isatty() else "json"
 
 
 def _add_trace(logger: object, method: str, event: Any) -> Any:  # Any: as structlog types them

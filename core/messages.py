@@ -34,6 +34,8 @@ from core.errors import InvalidEvent
 KIB = 1024
 SINGLE_LIMIT = 256 * KIB  # bytes of canonical JSON; from the contract
 BULK_LIMIT = 8 * KIB * KIB
+# Of a message's body on the wire: `\u00e9` takes three times as long as é, and blanks add to it.
+WIRE_LIMIT = 3 * BULK_LIMIT + KIB * KIB
 BIGINT_MAX = 2**63 - 1
 RFC3339 = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}")
 NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # Postgres stores no NUL in text or jsonb

@@ -11,25 +11,25 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
-from urllib.parse import urlsplit
 
 import psycopg
 import redis
 from redis.exceptions import NoPermissionError, ReadOnlyError
 
 from core.db.connection import Conn, Prepare, UnfitPooler, connect_once
+from core.db.url import parameters
 from core.errors import ELSError
 from core.schema import State, read_standing
 from core.settings import Settings
 from core.slots import connect_once as connect_to_redis
+from core.tls import CA, CERTIFICATE, ENDED, KEY, describe, handshake, speaks_plainly
+from core.urls import SENTINEL_PORT, is_amqp, is_redis, pieces, query_of
 
 OLDEST_POSTGRES = 130_000  # the oldest that the project of Postgres supported lately
 OLDEST_REDIS = (6, 2)  # CLIENT TRACKING came with 6.0, LPOP with a count with 6.2
 SKEW_S = 5.0  # clocks further apart than this get a warning; a heartbeat counts for 15 s
 PATIENCE_S = 5  # for the answer of a server
 ASK_EVERY_S, BEAT_EVERY_S = 3.0, 1.0  # while a worker waits for its schema
-REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
-AMQP_SCHEMES = ("amqp://", "amqps://", "pyamqp://")
 AWAY = (redis.ConnectionError, redis.TimeoutError)
 INFORMATION = "version, eviction and append-only file"  # what INFO says
 # The verbs that workers use on each table. `els purge` deletes more, but a person runs it.
@@ -86,9 +86,9 @@ def check_servers(settings: Settings) -> list[Finding]:
     found = find_in_postgres(settings.database_url, settings.database_prepare)
     if not shared:
         found += _redis(settings.redis_url, "redis")
-    if broker_url.startswith(REDIS_SCHEMES):
+    if is_redis(broker_url):
         found += _redis(broker_url, "broker")
-    elif broker_url.startswith(AMQP_SCHEMES):
+    elif is_amqp(broker_url):
         found += _listens(broker_url)
     return found
 
@@ -102,7 +102,46 @@ def find_in_postgres(url: str, prepare: Prepare = "auto") -> list[Finding]:
         why = "statements would run with other settings, or those of others would"
         return [Finding("postgres", Severity.FAULT, error.wrong, why, error.step)]
     except (psycopg.Error, ELSError) as error:
-        return [_away("postgres", error, "start it, or mend ELS_DATABASE_URL")]
+        return [away("postgres", url, error)]
+
+
+def away(server: str, url: str, error: Exception) -> Finding:
+    """Say why a server cannot be reached; ask it once more where TLS leaves the reason open."""
+    fault = describe(error)
+    open_ = fault is None or fault.wrong.startswith(ENDED) or server == "postgres"
+    if open_ and (fault or url.startswith(("rediss://", "amqps://"))):
+        reason = _reason(url)
+        error = reason if reason and describe(reason) else error
+    return _away(server, error, f"start it, or mend {_setting(server)}")
+
+
+def _reason(url: str) -> Exception | None:
+    """Speak TLS with the server of a URL, until one says what is wrong."""
+    reason: Exception | None = None
+    for at, given in _addresses(url):
+        try:
+            handshake(at, given, PATIENCE_S, postgres=url.startswith("postgres"))
+        except TimeoutError as silence:
+            plain = url.startswith("rediss://") and speaks_plainly(at, PATIENCE_S)
+            reason = ConnectionError("the server does not support SSL") if plain else silence
+        except (OSError, ValueError) as error:
+            return error
+    return reason
+
+
+def _addresses(url: str) -> Iterator[tuple[tuple[str, int], dict[str, str]]]:
+    """Yield each host and port of a URL, with its TLS parameters, named as for Redis."""
+    if is_redis(url) or is_amqp(url):
+        for parts in pieces(url):
+            default = {"rediss": 6379, "amqps": 5671}.get(parts.scheme, SENTINEL_PORT)
+            yield (parts.hostname or "localhost", parts.port or default), query_of(parts)
+        return
+    given = {name: str(value) for name, value in parameters(url).items()}
+    files = {CA: "sslrootcert", CERTIFICATE: "sslcert", KEY: "sslkey"}
+    tls = {name: given[theirs] for name, theirs in files.items() if given.get(theirs)}
+    hosts, ports = given.get("host", "").split(","), given.get("port", "5432").split(",")
+    for host, port in zip(hosts, ports * len(hosts), strict=False):
+        yield (host, int(port or 5432)), tls
 
 
 def _redis(url: str, server: str) -> list[Finding]:
@@ -111,19 +150,22 @@ def _redis(url: str, server: str) -> list[Finding]:
     except ValueError as error:
         return [_away(server, error, f"mend {_setting(server)}")]
     with client:
-        return check_redis(client, server)
+        return check_redis(client, server, url)
 
 
 def _listens(urls: str) -> list[Finding]:
+    """Ask the nodes of RabbitMQ, until one answers; over TLS where the URL does."""
     error: Exception | None = None
-    for url in urls.split(";"):
+    for parts in pieces(urls):
         try:
-            parts = urlsplit(url)
-            default = 5671 if parts.scheme == "amqps" else 5672
-            at = (parts.hostname or "localhost", parts.port or default)
-            socket.create_connection(at, PATIENCE_S).close()
-        except (OSError, ValueError) as away:
-            error = away
+            secure = parts.scheme == "amqps"
+            at = (parts.hostname or "localhost", parts.port or (5671 if secure else 5672))
+            if secure:
+                handshake(at, query_of(parts), PATIENCE_S)
+            else:
+                socket.create_connection(at, PATIENCE_S).close()
+        except (OSError, ValueError) as refusal:
+            error = refusal
         else:
             return []
     assert error is not None, "there is one URL at least"
@@ -135,8 +177,10 @@ def _setting(server: str) -> str:
     return names.get(server, "ELS_BROKER_URL")
 
 
-def _away(server: str, error: Exception, step: str) -> Finding:
+def _away(server: str, error: Exception | str, step: str) -> Finding:
     wrong = " ".join(str(error).split()) or type(error).__name__
+    if fault := describe(error):
+        wrong, step = fault
     return Finding(server, Severity.FAULT, wrong, "the service does nothing without it", step)
 
 
@@ -258,8 +302,11 @@ def _skew(server: str, ahead_s: float, took_s: float) -> Iterator[Finding]:
 # --- Redis and Valkey ----------------------------------------------------------------------------
 
 
-def check_redis(client: redis.Redis, server: str) -> list[Finding]:
-    """Check a Redis: `redis` holds the slots, `broker` the queues, and maybe the slots too."""
+def check_redis(client: redis.Redis, server: str, url: str = "") -> list[Finding]:
+    """Check a Redis: `redis` holds the slots, `broker` the queues, and maybe the slots too.
+
+    With its URL, a fault of TLS is named better.
+    """
     is_broker = server == "broker"
     found: list[Finding] = []
     try:
@@ -269,7 +316,7 @@ def check_redis(client: redis.Redis, server: str) -> list[Finding]:
         found += _tracking(client) if is_broker else []
         found += _allowed(_skew_of_redis(client, server), server, "the clock")
     except AWAY as error:
-        return [_away(server, error, f"start it, or mend {_setting(server)}")]
+        return [away(server, url, error)]
     except redis.RedisError as error:  # of PING: the others name what they met
         return [_away(server, error, f"mend {_setting(server)}, or the ACL of its user")]
     return [*{each.wrong: each for each in reversed(found)}.values()][::-1]
@@ -424,4 +471,4 @@ def _missing(url: str, prepare: Prepare) -> Finding | None:
     except UnfitPooler:
         raise
     except (psycopg.Error, ELSError) as error:
-        return _away("postgres", error, "start it, or mend ELS_DATABASE_URL")
+        return away("postgres", url, error)

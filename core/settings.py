@@ -8,11 +8,21 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from core import secret_files
 from core.catalogue import EVENTS, OPT_IN, event_task
 from core.errors import BadSettings
+from core.tls import TLS, check_files
+from core.urls import complete, complete_database
 
 PREFIX = "ELS_"
 NAME = r"^[A-Za-z0-9_.-]{1,100}$"
@@ -45,6 +55,11 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    tls_ca: str | None = None  # above the URLs, which these complete
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    tls_verify: bool | None = None
+    redis_master: str | None = Field(default=None, pattern=NAME)
     database_url: str | None = None
     database_read_url: str | None = None
     database_prepare: Literal["auto", "on", "off"] = "auto"
@@ -59,6 +74,7 @@ class Settings(BaseModel):
     sweep_every: float = Field(default=5, gt=0)
     relay_every: float = Field(default=1, gt=0)
     concurrency: int = Field(default=2, ge=1, le=64)
+    remote_control: bool = False
     eager: bool = False
     postgres_port: int | None = Field(default=None, ge=1, le=65535)
     valkey_port: int | None = Field(default=None, ge=1, le=65535)
@@ -71,10 +87,34 @@ class Settings(BaseModel):
     flower_port: int = Field(default=5555, ge=1, le=65535)
     flower_auth: SecretStr | None = None
     flower_oauth: Login | None = None
-    log_format: Literal["json", "console"] = "json"
+    log_format: Literal["json", "console"] | None = None  # None: as stderr is a terminal or not
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     traces_endpoint: str | None = Field(default=None, pattern=r"^https?://[^/]")
     crashpoint: str | None = None
+
+    @field_validator("tls_ca", "tls_cert", "tls_key")
+    @classmethod
+    def _readable(cls, file: str | None, info: ValidationInfo) -> str | None:
+        if not file:
+            return None
+        path = str(Path(file).expanduser().absolute())  # other processes have other folders
+        if info.field_name == "tls_ca":
+            check_files(path, None, None)
+        if info.field_name == "tls_key":
+            check_files(None, info.data.get("tls_cert"), path)
+        return path
+
+    @field_validator("database_url", "redis_url", "broker_url")
+    @classmethod
+    def _with_tls(cls, url: str | None, info: ValidationInfo) -> str | None:
+        given = info.data
+        if not url or "tls_verify" not in given or "tls_key" not in given:
+            return url  # or they are wrong, which is an error of theirs
+        tls = TLS(given["tls_ca"], given["tls_cert"], given["tls_key"], given["tls_verify"])
+        name = f"{PREFIX}{info.field_name}".upper()
+        if name == "ELS_DATABASE_URL":
+            return complete_database(url, tls)
+        return complete(name, url, tls, given.get("redis_master"))
 
     @field_validator("event_routes", "flower_oauth", mode="before")
     @classmethod
@@ -122,7 +162,7 @@ class Settings(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             wrong = error.errors(include_url=False, include_input=False)
-            names = [PREFIX + str(e["loc"][0]).upper() + ": " + e["msg"] for e in wrong]
+            names = [f"{PREFIX}{str(e['loc'][0]).upper()}: {_message(e['msg'])}" for e in wrong]
             raise BadSettings("; ".join(names)) from error
 
     @property
@@ -151,3 +191,7 @@ class Settings(BaseModel):
     def opt_in_events(self) -> frozenset[str]:
         """Return the opt-in event types that a route asks for."""
         return frozenset(filter(self.routes, OPT_IN))
+
+
+def _message(text: str) -> str:
+    return text.removeprefix("Value error, ")

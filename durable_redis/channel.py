@@ -29,6 +29,8 @@ from durable_redis.renewal import Renewal
 from durable_redis.unacked import Batching, Source, UnackedStore
 
 SILENCE_S = 5  # of Redis, before a connection counts as dead
+REPLICATED_MS = 1000  # for replicas to have a message; one that keeps up has it in 1 ms
+ALONE_S = 2  # between two looks whether a replica is there again
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +42,12 @@ class Channel(stock.Channel):
     qos: holding.QoS
     from_transport_options = (
         *stock.Channel.from_transport_options,
-        *("on_malformed", "batching", "urgent_queues", "crashpoint"),
+        *("on_malformed", "batching", "urgent_queues", "replicas", "crashpoint"),
     )
     on_malformed: OnMalformed | str | None = None
     batching: Batching | Mapping[str, Any] = Batching()  # Any: as Batching has them
     urgent_queues: Sequence[str] = ()
+    replicas = 0  # that have a message before it counts as sent
     crashpoint: Any = staticmethod(lambda _: None)  # Any: a function, or its name at first
 
     # Kombu's own, absent from its types.
@@ -57,8 +60,10 @@ class Channel(stock.Channel):
     _queue_cycle: Any
     _q_for_pri: Callable[[str, int], str]
     _flush_brpop_reauth: Callable[[], None]
+    _get_pool: Callable[[], redis.ConnectionPool]
     connection_errors: tuple[type[Exception], ...]
 
+    _alone_until = 0.0  # of this process, on the monotonic clock: no replica is connected
     _awaits_invalidation = False  # all lists were empty: no reply is due
     _tracking_socket: object = None
     _listens_from = float("-inf")
@@ -86,6 +91,41 @@ class Channel(stock.Channel):
         except ResponseError:
             if self.typeof(exchange).type != "fanout":
                 raise
+
+    def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:  # Any: as Kombu's
+        """Put a message at the end of its queue.
+
+        With `replicas`, return once so many have it. Raises redis.ConnectionError where they do
+        not take it: the message may come twice when it is sent again.
+        """
+        if not self.replicas or self._alone():
+            super()._put(queue, message, **kwargs)
+            return
+        key = self._list(queue, self._get_message_priority(message))
+        with self.unacked.client.pipeline(transaction=False) as pipe:
+            pipe.lpush(key, json.dumps(message))
+            pipe.wait(self.replicas, REPLICATED_MS)
+            *_, count = pipe.execute()
+        if count < self.replicas and self._replicas() > count:
+            raise redis.ConnectionError(
+                f"{count} of {self.replicas} replicas have the message for {queue}"
+                f" after {REPLICATED_MS} ms"
+            )
+
+    def _replicas(self) -> int:
+        """Count the replicas that are connected; without enough, wait for none for a while."""
+        count = int(self.unacked.client.info("replication").get("connected_slaves", 0))
+        alone = count < self.replicas
+        if alone != (Channel._alone_until > 0):
+            log.warning("replicas_connected: %d of %d", count, self.replicas)
+        Channel._alone_until = monotonic() + ALONE_S if alone else 0
+        return count
+
+    def _alone(self) -> bool:
+        """Whether no replica can have a message: WAIT would take its whole time."""
+        if Channel._alone_until and monotonic() > Channel._alone_until:
+            self._replicas()
+        return Channel._alone_until > 0
 
     def requeue(self, tag: str, entry: bytes, *, last: bool = False, age_s: float = -1) -> bool:
         """Move an unacked message back to its list, marked as redelivered and else unchanged.
@@ -245,6 +285,7 @@ class Channel(stock.Channel):
             return
         try:
             check_call(message)
+            message.is_checked = True  # type: ignore[attr-defined] # set here
         except MALFORMED:
             self.malformed.set_aside(queue, tag, payload)
             return
@@ -259,6 +300,11 @@ class Channel(stock.Channel):
     # --- connections ---------------------------------------------------------------------------
 
     @property
+    def broker(self) -> str:
+        """Name the server, the same for each connection to it."""
+        return str(cast(Any, self.connection).client.as_uri())
+
+    @property
     def unacked_keys(self) -> tuple[str, str]:
         """The keys of the unacked entries, and of their times."""
         return self._key(self.unacked_key), self._key(self.unacked_index_key)
@@ -270,7 +316,7 @@ class Channel(stock.Channel):
 
     def start_renewal(self) -> Renewal:
         """Have a thread renew what is held, on a connection of its own."""
-        client = redis.Redis(connection_pool=redis.ConnectionPool(**self._connparams()))
+        client = redis.Redis(connection_pool=self._get_pool())
         store = UnackedStore(client, *self.unacked_keys)
         loop = cast(Any, self.connection).cycle.loop
         renewal = Renewal(loop, self.qos.held_tags, store.renew, self.visibility_timeout)

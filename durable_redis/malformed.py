@@ -11,6 +11,7 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.imports import symbol_by_name
 from redis.exceptions import ResponseError
 
+from durable_redis.limits import largest_message, refuse_large
 from durable_redis.messages import MALFORMED, Misshapen, check_call, parse
 
 if TYPE_CHECKING:
@@ -77,27 +78,31 @@ class MalformedMessages:
 
     def _offer_oldest(self, queue: str, key: str) -> bool:
         """Return whether there was one and it was kept."""
-        client = self._channel.unacked.client
-        payload = cast("bytes | None", client.lindex(key, -1))
-        if payload is None:
+        oldest = self._channel.unacked.oldest(key)
+        if oldest is None:
             return False
+        size, payload = oldest
         try:
             keep = cast(OnMalformed, symbol_by_name(cast(str, self._keep)))
-            kept = keep(queue, payload, self._reason(payload))
+            kept = keep(queue, payload, self._reason(size, payload))
         except Exception:  # whatever it is, the worker lives on and the message stays
             log.exception("malformed_message_waits: queue %s", queue)
             return False
         if kept is False:
             return False
-        client.lrem(key, -1, cast(str, payload))
+        self._channel.unacked.remove(key, size, payload)
         return True
 
     def _parse(self, payload: bytes, tag: str) -> virtual.Message:
         raw = parse(payload)
         raw["properties"]["delivery_tag"] = tag  # another one if a copy of the message is in work
-        return self._channel.Message(raw, channel=self._channel)
+        message = self._channel.Message(raw, channel=self._channel)
+        refuse_large(message)
+        return message
 
-    def _reason(self, payload: bytes) -> str:
+    def _reason(self, size: int, payload: bytes) -> str:
+        if size > len(payload):
+            return f"the beginning of {size} bytes; at most {largest_message()} are read"
         try:
             check_call(self._parse(payload, ""))
         except MALFORMED as error:

@@ -63,8 +63,7 @@ class QoS(stock.QoS):
     _dirty: set[str]
 
     def __init__(self, channel: "Channel", prefetch_count: int = 0) -> None:
-        broker = cast(Any, channel.connection).client  # Kombu's connection, untyped here
-        self._outstanding = _outstanding[f"{broker.as_uri()} {channel.unacked_keys[0]}"]
+        self._outstanding = _outstanding[f"{channel.broker} {channel.unacked_keys[0]}"]
         self._renewal: Renewal | None = None
         self.arriving: set[str] = set()  # fetched, not delivered yet
         super().__init__(channel, prefetch_count)

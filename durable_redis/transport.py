@@ -1,6 +1,7 @@
 """Kombu's Redis transport with our channel, and a poller for connections that get invalidations."""
 
 import socket
+import ssl
 from collections.abc import Callable
 from contextlib import suppress
 from time import sleep
@@ -32,6 +33,9 @@ OPTIONS = {  # where a transport option says nothing else
         if hasattr(socket, name)
     },
 }
+# Kombu accepts any certificate where a `rediss://` URL says nothing of it. Who means that also says
+# `ssl_check_hostname=false`.
+KOMBUS_DEFAULT = {"ssl_cert_reqs": ssl.CERT_NONE}
 
 
 class Poller(stock.MultiChannelPoller):
@@ -128,6 +132,8 @@ class Transport(stock.Transport):
     def __init__(self, client: Any, **kwargs: Any) -> None:  # Any: as Kombu calls it
         for option, value in OPTIONS.items():
             client.transport_options.setdefault(option, value)
+        if client.ssl == KOMBUS_DEFAULT:
+            client.ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
         super().__init__(client, **kwargs)
         self.cycle = Poller()
 
@@ -137,8 +143,10 @@ def install() -> None:
 
     Connections that only publish behave as before.
     """
-    for scheme in ("redis", "rediss"):  # `redis+socket` is `redis` when Kombu looks it up
-        transport.TRANSPORT_ALIASES[scheme] = "durable_redis:Transport"
+    # `redis+socket` is `redis` when Kombu looks it up.
+    ours = dict.fromkeys(("redis", "rediss"), "Transport") | {"sentinel": "SentinelTransport"}
+    for scheme, name in ours.items():
+        transport.TRANSPORT_ALIASES[scheme] = f"durable_redis:{name}"
         transport._transport_cache.pop(scheme, None)  # type: ignore[attr-defined] # not in its types
 
 

@@ -11,7 +11,10 @@ from typing import Any, NamedTuple, cast
 import redis
 from kombu.utils.encoding import bytes_to_str
 
+from durable_redis.limits import largest_message
+
 LUA = Path(__file__).parent / "lua"
+BEGINNING = 64 * 1024  # bytes of a message that is too large to be read
 
 
 class Source(NamedTuple):
@@ -45,6 +48,8 @@ class UnackedStore:
         self._requeue = self._script("requeue")
         self._renew = self._script("renew")
         self._probe = self._script("probe")
+        self._beginning = self._script("beginning")
+        self._remove = self._script("remove")
 
     def fetch(self, sources: Sequence[Source]) -> list[Any] | None:
         """Fetch one message, and write its entry. Returns what `fetch.lua` says."""
@@ -96,6 +101,15 @@ class UnackedStore:
         side = "LPUSH" if last else "RPUSH"
         return bool(self._requeue([*self._keys, *lists], [tag, entry, payload, side, age_s]))
 
+    def oldest(self, key: str) -> tuple[int, bytes] | None:
+        """Read the oldest malformed message of a list: its size, and it or its beginning."""
+        found = self._beginning([key], [largest_message(), BEGINNING])
+        return (found[0], found[1]) if found else None
+
+    def remove(self, key: str, size: int, beginning: bytes) -> None:
+        """Remove the oldest malformed message of a list, if it is still this one."""
+        self._remove([key], [size, beginning])
+
     def _script(self, name: str) -> Any:  # Any: redis-py's Script, which mypy takes for untyped
         return self.client.register_script((LUA / f"{name}.lua").read_text())
 
@@ -104,4 +118,5 @@ class UnackedStore:
     ) -> tuple[list[str], list[str | int]]:
         keys = [*self._keys, *(each.key for each in sources), *(s.malformed for s in sources)]
         tasks, *limits = batching
-        return keys, [f" {' '.join(tasks)} ", *limits, *(each.queue for each in sources)]
+        texts = [each.queue for each in sources]
+        return keys, [f" {' '.join(tasks)} ", *limits, largest_message(), *texts]

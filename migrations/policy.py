@@ -20,22 +20,28 @@ VOLATILE = (
     r"(?:random|gen_random_uuid|uuid_generate_\w+|uuidv\d|clock_timestamp|nextval|timeofday)\("
 )
 
+OF_TABLE = r"(?:CONSTRAINT|CHECK|UNIQUE|PRIMARY|FOREIGN|EXCLUDE)\b"  # what may follow ADD
+COLUMN = rf"\bADD (?:COLUMN )?(?:IF NOT EXISTS )?(?!{OF_TABLE})"
+
 # Never: they lock out readers too, or for as long as the table is large.
 NEVER = {
     r"^(?:TRUNCATE|CLUSTER|VACUUM|LOCK TABLE|REINDEX)\b": "locks the whole table",
-    r"\bALTER COLUMN \S+ (?:SET DATA )?TYPE\b": "rewrites the table; add a column instead",
+    r"\bALTER (?:COLUMN )?\S+ (?:SET DATA )?TYPE\b": "rewrites the table; add a column instead",
     r"^ALTER TABLE .*\bSET (?:UN)?LOGGED\b": "rewrites the table",
     r"^ALTER TABLE .* RENAME\b|^ALTER INDEX .* RENAME\b": "older code uses the old name",
     r"^CREATE (?:UNIQUE )?INDEX (?!CONCURRENTLY)": (
         "keeps writers waiting; use migrations.online.create_index"
     ),
-    rf"\bADD (?:COLUMN )?.*\bDEFAULT [^,]*{VOLATILE}": "rewrites the table; add it without",
-    r"\bADD COLUMN .*\bGENERATED\b": "rewrites the table",
-    r"\bADD COLUMN (?!.*\bDEFAULT\b).*\bNOT NULL\b": "older code writes no value for it",
-    r"\bADD CONSTRAINT \S+ (?:CHECK|FOREIGN KEY)(?!.*\bNOT VALID\b)": (
+    rf"{COLUMN}.*\bDEFAULT [^,]*{VOLATILE}": "rewrites the table; add it without",
+    rf"{COLUMN}.*\bGENERATED\b": "rewrites the table",
+    rf"{COLUMN}.*\b(?:UNIQUE|PRIMARY KEY|CHECK|REFERENCES)\b": (
+        "keeps writers waiting; add the column, then the constraint"
+    ),
+    rf"{COLUMN}(?!.*\bDEFAULT\b).*\bNOT NULL\b": "older code writes no value for it",
+    r"\bADD (?:CONSTRAINT \S+ )?(?:CHECK|FOREIGN KEY)(?!.*\bNOT VALID\b)": (
         "reads the whole table under a lock; add it NOT VALID, and validate it in the next one"
     ),
-    r"\bADD CONSTRAINT \S+ (?:UNIQUE|PRIMARY KEY|EXCLUDE)(?!.*\bUSING INDEX\b)": (
+    r"\bADD (?:CONSTRAINT \S+ )?(?:UNIQUE|PRIMARY KEY|EXCLUDE)(?!.*\bUSING INDEX\b)": (
         "keeps writers waiting; build the index concurrently, and add it USING INDEX"
     ),
     r"^(?:UPDATE|DELETE)\b": "holds every row that it touches; change rows in batches",
@@ -43,8 +49,8 @@ NEVER = {
 # Only where the oldest code that is about uses it no more.
 CONTRACTS = {
     r"^DROP (?:TABLE|INDEX|VIEW|TYPE|SEQUENCE|FUNCTION)\b": "older code may use it",
-    r"\bDROP (?:COLUMN|CONSTRAINT)\b": "older code may use it",
-    r"\bALTER COLUMN \S+ (?:SET NOT NULL|DROP DEFAULT)\b": "older code may write no value for it",
+    r"^ALTER TABLE .*\bDROP (?!NOT NULL|DEFAULT|IDENTITY|EXPRESSION)": "older code may use it",
+    r"\bALTER (?:COLUMN )?\S+ (?:SET NOT NULL|DROP DEFAULT)\b": "older code may not fill it",
 }
 
 
@@ -68,7 +74,7 @@ def violations(sql: str, *, contract: bool = False) -> list[str]:
 
 def _statements(sql: str) -> Iterator[str]:
     """Cut SQL into statements, without comments, transactions, and Alembic's own."""
-    for part in re.sub(r"--[^\n]*", "", sql).split(";"):
+    for part in re.sub(r"--[^\n]*|/\*.*?\*/", " ", sql, flags=re.DOTALL).split(";"):
         statement = " ".join(part.split())
         if statement and statement not in {"BEGIN", "COMMIT"} and not OF_ALEMBIC.search(statement):
             yield statement

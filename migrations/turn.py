@@ -9,6 +9,7 @@ index concurrently waits for all statements that began before it.
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC
 from threading import Event, Lock, Thread
 from types import TracebackType
 from typing import Any, Self
@@ -75,10 +76,10 @@ class Turn:
     url: str
     say: Callable[[str], object]
     patience_s: float = PATIENCE_S
-    doing: str = "the migration"  # what waits: the revision
     pid: int = 0  # of the session that migrates
     in_the_way: str = ""  # who was seen last
     _said: dict[str, float] = field(default_factory=dict)
+    _progress_at: float = field(default_factory=time.monotonic)
     _ended: Event = field(default_factory=Event)
     _asking: Lock = field(default_factory=Lock)
 
@@ -139,19 +140,13 @@ class Turn:
         for row in found:
             relation = f" on {row['relation']}" if row["relation"] else ""
             self.in_the_way = f"{_session(row)}; let it end, or: {_end(row)}"
-            self.note(f"{self.doing} waits for a lock{relation}: {self.in_the_way}")
-        if not found:
+            self.note(f"the migration waits for a lock{relation}: {self.in_the_way}")
+        now = time.monotonic()
+        if not found and now - self._progress_at >= REPEAT_S:
             for row in self._ask(PROGRESS):
                 part = f", {row['part']} %" if row["part"] is not None else ""
-                self._progress(f"index on {row['relation']}: {row['phase']}{part}")
-
-    def _progress(self, line: str) -> None:
-        """Say how far a long step is, at most every so often whatever the line."""
-        now = time.monotonic()
-        if now - self._said.get("progress", now - REPEAT_S / 2) >= REPEAT_S:
-            self.say(f"{self.doing}: {line}")
-            self._said["progress"] = now
-        self._said.setdefault("progress", now - REPEAT_S / 2)
+                self.say(f"index on {row['relation']}: {row['phase']}{part}")
+                self._progress_at = now
 
     def _ask(self, query: Any) -> list[dict[str, Any]]:  # Any: a literal of ours; rows
         with self._asking, self._holder.cursor(row_factory=dict_row) as cursor:
@@ -188,10 +183,10 @@ def retrying(turn: Turn) -> Iterator[Attempt]:
             return
         if time.monotonic() - began + wait_s > turn.patience_s:
             raise MigrationBlocked(
-                f"{turn.doing} got no lock within {turn.patience_s:g} s:"
+                f"the migration got no lock within {turn.patience_s:g} s:"
                 f" {turn.in_the_way or attempt.error}; then run `els migrate` again"
             ) from attempt.error
-        turn.say(f"{turn.doing} got no lock, so that writers go on; again in {wait_s:g} s")
+        turn.say(f"the migration lets writers pass; again in {wait_s:g} s")
         time.sleep(wait_s)
         wait_s = min(2 * wait_s, LONGEST_S)
 
@@ -203,7 +198,7 @@ def _session(row: dict[str, Any]) -> str:  # Any: a row
     parts = [row["program"], row["user"] and f"user {row['user']}"]
     parts += [row["host"] and f"from {row['host']}", row["state"]]
     about = ", ".join(each for each in parts if each)
-    since = f" since {row['since']:%H:%M:%S} UTC" if row["since"] else ""
+    since = f" since {row['since'].astimezone(UTC):%H:%M:%S} UTC" if row["since"] else ""
     return f"session {row['pid']} ({about}) holds it{since}"
 
 

@@ -16,6 +16,9 @@ from kombu.exceptions import OperationalError
 from core.catalogue import TASKS
 from core.db.connection import Conn
 from core.errors import StackError
+from core.requirements import away
+from core.tls import describe
+from tasks.servers import set_broker
 from tasks.worker import amqp
 
 POLL_S = 0.1
@@ -33,14 +36,14 @@ class Sender:
     """An upstream service: knows a task name, a queue and a JSON body. A context manager."""
 
     def __init__(self, broker_url: str, queue: str) -> None:
-        self.app = Celery("els-sender", broker=broker_url)
+        self.app = Celery("els-sender")
         self.app.conf.task_default_queue = queue
         if broker_url.startswith("amqp"):  # as workers declare it, or RabbitMQ refuses
             self.app.conf.task_default_queue_type = "quorum"
             self.app.conf.task_default_exchange_type = "topic"
             self.app.conf.broker_transport_options = amqp.OPTIONS
-            amqp.install()  # its transport also uses a queue that others declared otherwise
-        self.queue = queue
+        set_broker(self.app, broker_url)
+        self.queue, self.broker_url = queue, broker_url
 
     def __enter__(self) -> Self:
         return self
@@ -56,6 +59,9 @@ class Sender:
                 task, kwargs={"event": event}, queue=self.queue, task_id=task_id, ignore_result=True
             )
         except (OperationalError, redis.RedisError) as error:
+            if describe(error):
+                found = away("broker", self.broker_url, error)
+                raise StackError(f"broker: {found.wrong}. Next: {found.step}") from error
             raise StackError(f"the broker does not take messages: {error}; is it up?") from error
         return Sent(task, task_id, event)
 

@@ -8,8 +8,11 @@ from kombu.exceptions import OperationalError
 
 from core import faults, logs, records
 from core.catalogue import BATCHED
+from core.messages import WIRE_LIMIT
 from core.settings import Settings
+from durable_redis import BodyTooLarge, Misshapen
 from tasks import versions
+from tasks.servers import set_broker, set_results
 from tasks.worker import amqp
 from tasks.worker.setup import set_up
 
@@ -28,13 +31,15 @@ QUICK = (*BATCHED, "els.seal_slots", "els.seal_books")
 # else needs a right to write there. Older workers send it to `els`, where it is executed as well.
 CONTROL = ("els.sweep", "els.relay")
 INTERNAL = ("els.seal_slots", "els.seal_books", "els.announce_ready", "els.seal_failed")
+# What messages of the chord may call. A message from outside calls nothing.
+LINKS = {"chord": "els.announce_ready", "errbacks": "els.seal_failed"}
 ONCE = {"retry": False, "headers": versions.headers()}  # of publishing a tick: beat tries again
 PUSHED = 2 * AT_ONCE  # messages a process on RabbitMQ, which pushes them: in work and next
 
 app = Celery("els", include=["tasks.upstream", "tasks.completion", "tasks.maintenance"])
 app.conf.update(
-    broker_url=settings.broker_url or settings.redis_url or "memory://",
-    result_backend=settings.redis_url or "cache+memory://",
+    broker_url="memory://",
+    result_backend="cache+memory://",
     accept_content=["json"],
     task_serializer="json",
     result_serializer="json",
@@ -57,11 +62,15 @@ app.conf.update(
     redis_socket_keepalive=True,
     redis_backend_health_check_interval=RESULT_ANSWER_S,
     worker_consumer="tasks.worker.consumer:Consumer",
+    largest_body=WIRE_LIMIT,  # bytes, inflated; this setting and the next three are ours
+    links=LINKS,
+    own_headers=[versions.HEADER],  # beside Celery's, of messages of our own tasks
     dead_letters="tasks.dead_letters",  # the module that keeps them; this setting is ours
     worker_concurrency=settings.concurrency,
     worker_prefetch_multiplier=1,
     worker_deduplicate_successful_tasks=False,  # loses chord callbacks
     worker_soft_shutdown_timeout=SOFT_SHUTDOWN_S,
+    worker_enable_remote_control=settings.remote_control,
     worker_send_task_events=True,  # what Flower shows
     worker_hijack_root_logger=False,
     broker_connection_retry_on_startup=True,
@@ -79,6 +88,10 @@ app.conf.update(
         "relay": {"task": "els.relay", "schedule": settings.relay_every, "options": ONCE},
     },
 )
+if broker_url := settings.broker_url or settings.redis_url:
+    set_broker(app, broker_url)
+if settings.redis_url:
+    set_results(app, settings.redis_url)
 if str(app.conf.broker_url).startswith("amqp"):
     app.conf.update(
         task_queues=[amqp.queue(name, delays=name == settings.queue) for name in settings.queues],
@@ -92,7 +105,8 @@ elif settings.crashpoint:  # in tests only
 set_up(app, settings)
 records.install()  # whatever runs this app: a worker, beat, Flower, `celery inspect`
 records.know(lambda word: word in vars(app)["_tasks"])  # `app.tasks` would import them all
-faults.trust(AMQPError, OperationalError, TimeLimitExceeded, WorkerLostError)
+faults.trust(AMQPError, BodyTooLarge, Misshapen, OperationalError, TimeLimitExceeded)
+faults.trust(WorkerLostError)
 
 
 @signals.setup_logging.connect

@@ -142,7 +142,7 @@ def _hold(task: AnyTask, batches: Sequence[str], error: versions.UnknownVersion)
     Where none does, it becomes a dead letter, and the sweep announces its batches.
     """
     if waited_s(task.request.retries) < settings.retry_for:
-        log.warning("held_for_another_release", batches=list(batches), error=str(error))
+        log.warning("held_for_another_release", batches=list(batches), error=describe(error))
         raise again(task, error) from error
     body = body_of(task.request.args or (), task.request.kwargs or {})
     keep(letter_of(task.name, str(task.request.id), body, error, error.code))

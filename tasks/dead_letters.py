@@ -21,11 +21,13 @@ from core.catalogue import MESSAGE_REFUSED
 from core.db.dead_letters import DeadLetter
 from core.errors import NotExecuted
 from core.faults import safe_message, sqlstate
-from core.messages import IDENTIFIER, canonical
+from core.messages import IDENTIFIER, WIRE_LIMIT, canonical
 from tasks.app import app, settings
 from tasks.attempts import attempts
 from tasks.resources import resources
 
+LONGEST_NAME = 255  # characters of a task's name or id that are kept
+BEGINNING = 64 * 1024  # bytes of a body that is too large to be kept
 UNKNOWN = "unknown"  # the task of a malformed message: nobody can replay it
 log = structlog.get_logger(__name__)
 
@@ -36,8 +38,8 @@ def letter_of(
     """Make the dead letter of a message with any body."""
     named = body.get("batch_id") if isinstance(body, Mapping) else None
     return DeadLetter(
-        task=task,
-        task_id=task_id,
+        task=_printable(task)[:LONGEST_NAME],
+        task_id=_known_by(task_id),
         batch_id=named if isinstance(named, str) and re.fullmatch(IDENTIFIER, named) else None,
         body=as_json(body),
         code=code,
@@ -125,19 +127,46 @@ def as_json(body: object) -> str:
         return json.dumps({"not_json": _repr(body)})
 
 
+def _printable(text: str) -> str:
+    """Write what a terminal or Postgres could not take as an escape."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
+def _known_by(task_id: str) -> str:
+    """Return the id of a message; of one that no index or terminal takes, its hash."""
+    if task_id.isprintable() and len(task_id) <= LONGEST_NAME:
+        return task_id
+    return hashlib.sha256(task_id.encode(errors="surrogatepass")).hexdigest()
+
+
 def _body(message: Message) -> object:
-    """Return the event of a message, else its body."""
+    """Return the event of a message, else its body. Does not parse what is too large for that."""
+    if message.errors:
+        return _raw(message)
     try:
         args, kwargs, _ = json.loads(message.body or "")
     except (ValueError, TypeError, RecursionError):
-        raw = message.body if isinstance(message.body, bytes) else str(message.body).encode()
-        return {"content_type": message.content_type, "base64": base64.b64encode(raw).decode()}
+        return _raw(message)
     return body_of(args, kwargs) if isinstance(kwargs, dict) else {"args": args, "kwargs": kwargs}
 
 
 def _shown_task(letter: DeadLetter) -> str:
     """Name the task of a letter if there is such a task: its sender may have written anything."""
     return letter.task if letter.task in app.tasks else UNKNOWN
+
+
+def _raw(message: Message) -> dict[str, object]:
+    """Return a body as it came, in base64; of a very large one the beginning."""
+    raw = message.body if isinstance(message.body, bytes) else str(message.body).encode()
+    about = {"content_type": str(message.content_type)[:LONGEST_NAME]}
+    if compression := message.headers.get("compression"):
+        about["compression"] = str(compression)[:LONGEST_NAME]
+    if len(raw) <= WIRE_LIMIT:
+        return {**about, "base64": base64.b64encode(raw).decode()}
+    beginning = base64.b64encode(raw[:BEGINNING]).decode()
+    return {**about, "bytes": len(raw), "beginning_base64": beginning}
 
 
 def _repr(body: object) -> str:

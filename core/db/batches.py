@@ -1,6 +1,6 @@
 """Batches: their rows, their registration, their deadline and their end."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import LiteralString
@@ -14,6 +14,7 @@ from core.tracker import Tracker
 
 FURTHEST_DEADLINE = timedelta(days=10 * 366 + 1)  # `deadline_s` is ten years at most
 REGISTER = sql("register")
+CONTRADICTIONS = sql("contradictions")
 OVERDUE = sql("overdue")
 
 
@@ -67,6 +68,11 @@ def register(conn: Conn, batch: Row, essay_ids: Sequence[str]) -> tuple[int, int
     assert row is not None
     over = [Submission(**submission) for submission in row["over"]]
     return row["available_slots"], row["pending_assigned"], over
+
+
+def contradictions(conn: Conn, batch: Row, given: Collection[str]) -> list[str]:
+    """Name the given fields in which this registration differs from that of the batch."""
+    return [row["name"] for row in conn.execute(CONTRADICTIONS, {**batch, "given": list(given)})]
 
 
 def close_open_slots(conn: Conn, batch_id: str) -> None:

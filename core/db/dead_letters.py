@@ -1,7 +1,8 @@
 """Dead letters: messages that no worker could carry out."""
 
+import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from uuid import UUID
 
 from core.db import outbox
@@ -28,6 +29,9 @@ class DeadLetter:
 def add(conn: Conn, letter: DeadLetter, *, announced: bool = False) -> int:
     """Write a dead letter; return its id. A redelivery counts up the first one.
 
+    A sender may give one id to several messages: another body is another letter, with an id of its
+    own that is always the same.
+
     `announced`: with its event `MessageRefused`, once, in the same transaction.
     """
     with conn.transaction():
@@ -42,7 +46,10 @@ def add(conn: Conn, letter: DeadLetter, *, announced: bool = False) -> int:
 
 def _ids_of(letter: DeadLetter) -> Row:
     """Return the well-formed ids of the message."""
-    body = json.loads(letter.body)
+    try:
+        body = json.loads(letter.body)
+    except (ValueError, RecursionError):  # a number of a million digits, a thousand levels
+        body = None
     given = body if isinstance(body, dict) else {}
     ids = {name: given[name] for name in ("event_id", "correlation_id") if is_uuid(given.get(name))}
     return ids | ({"batch_id": letter.batch_id} if letter.batch_id else {})
@@ -63,9 +70,12 @@ def _add(conn: Conn, letter: DeadLetter) -> tuple[int, bool]:
         VALUES (%(task)s, %(task_id)s, %(batch_id)s, %(body)s::json, %(code)s, %(message)s,
                 %(sqlstate)s, %(deliveries)s)
         ON CONFLICT (task_id) DO UPDATE SET deliveries = dead_letters.deliveries + 1
+        WHERE (dead_letters.task, dead_letters.body::text) = (EXCLUDED.task, EXCLUDED.body::text)
         RETURNING id, xmax = 0 AS is_new
         """,
         asdict(letter),
     ).fetchone()
-    assert row is not None
+    if row is None:
+        parts = "\n".join((letter.task_id, letter.task, letter.body))
+        return _add(conn, replace(letter, task_id=hashlib.sha256(parts.encode()).hexdigest()))
     return row["id"], row["is_new"]

@@ -5,14 +5,18 @@
 --       then, for each list, the list for its malformed messages
 -- ARGV  1 the tasks of the batching option, a space around each
 --       2 messages at most  3 bytes at most in all; a single message may have any size
+--       4 bytes of a message at most, 0: any; a larger one is malformed, and never parsed
 --       then, for each list, the name of its queue
 -- Returns {number of the list, tag, the message's own bytes, and so on for each message};
 -- {number of the list} if a message without a tag was moved to the list for malformed ones; or nil
 -- if all lists are empty. Redis then tells a client that tracks keys when one of the lists changes.
-local lists = #ARGV - 3
+local lists, largest = #ARGV - 4, tonumber(ARGV[4])
 local time = redis.call('TIME')
 
 local function read(payload) -- Returns tag and task; no tag: the message is malformed.
+  if largest > 0 and #payload > largest then
+    return nil
+  end
   local parsed, message = pcall(cjson.decode, payload)
   local properties = parsed and type(message) == 'table' and message.properties
   local tag = type(properties) == 'table' and properties.delivery_tag
@@ -51,7 +55,7 @@ local function put_back(list, payload, failure)
 end
 
 for i = 1, lists do
-  local list, queue = KEYS[2 + i], ARGV[3 + i]
+  local list, queue = KEYS[2 + i], ARGV[4 + i]
   -- The pop comes first: a Redis whose memory is full lets a script go on after its first write.
   local payload = redis.call('RPOP', list)
   if payload then

@@ -1,22 +1,15 @@
-"""The commands about batches: status, explain, find, submit, cancel."""
+"""The commands about batches: explain, find, submit, cancel."""
 
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from redis import RedisError
-from rich.console import Console
-from rich.table import Table
 
-from core.beats import read_beats
-from core.errors import StackError
 from core.explain import explain as explain_batch
-from core.settings import Settings
-from core.slots import Slots, connect, connect_once
+from core.slots import Slots, connect
 from ops import queries
 from ops.cli.options import (
     AsJson,
@@ -27,39 +20,15 @@ from ops.cli.options import (
     connection,
     settings_to_read,
 )
-from ops.cli.target import BROKER, POSTGRES, REDIS, endpoints
+from ops.cli.target import BROKER, POSTGRES, endpoints
 from ops.heartbeat import read_heartbeat, with_own_probe
-from ops.output import age, fail, out, print_json, print_line, print_result, utc
+from ops.output import fail, print_json, print_line, print_result, utc
 from ops.reports import show_explanation
 
 if TYPE_CHECKING:
     from ops.client import Sent
 
 WAIT_S = 10.0  # for a worker to carry out a command
-WIDE = 132  # columns of the status table: ids are never cut, so that they can be copied
-COUNTS = ("expected_count", "assigned", "failed", "available_slots", "pending", "excess")
-
-
-def status(
-    batch: Annotated[str | None, typer.Argument(help="One batch; else the newest ones")] = None,
-    home: Home = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="Show at most this many")] = 50,
-    as_json: AsJson = False,
-) -> None:
-    """Show the state of batches: slots accounted for, pending, excess, age."""
-    settings = settings_to_read(home)
-    with connection(settings) as conn:
-        rows = queries.statuses(conn, batch, limit)
-    if batch and not rows:
-        fail(f"batch {batch} is not registered, and nothing waits for it", as_json)
-    if as_json:
-        print_json(rows)
-    elif not rows:
-        out.print("No batches yet. `els demo` sends some.")
-    else:
-        Console(width=max(out.width, WIDE), highlight=False).print(_status_table(rows))
-    if not batch and not as_json:
-        _show_beats(settings)
 
 
 def explain(
@@ -175,25 +144,6 @@ def cancel(
     with connection(settings) as conn:
         outcomes = client.outcomes(conn, sent, WAIT_S)
     _show_outcomes(sent, outcomes, as_json)
-
-
-def _show_beats(settings: Settings) -> None:
-    """Print which beat leads, where a Redis is known and says so."""
-    with suppress(RedisError, StackError):
-        client = connect_once(endpoints(settings, POSTGRES, REDIS).redis_url)
-        print_line(str(read_beats(client, settings.queue)))
-
-
-def _status_table(rows: Sequence[Mapping[str, Any]]) -> Table:  # Any: database rows
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("BATCH", "STATE"):
-        table.add_column(name, no_wrap=True)
-    for name in ("SLOTS", "ASSIGNED", "FAILED", "OPEN", "PENDING", "EXCESS", "AGE"):
-        table.add_column(name, justify="right")
-    for row in rows:
-        numbers = ["-" if row[name] is None else str(row[name]) for name in COUNTS]
-        table.add_row(row["batch_id"], row["status"], *numbers, age(row["age_s"]))
-    return table
 
 
 def _show_outcomes(

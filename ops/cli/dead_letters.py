@@ -73,8 +73,8 @@ def replay(numbers: Numbers, home: Home = None, yes: Yes = False, as_json: AsJso
     with connection(settings) as conn, Sender(found.broker_url, settings.queue) as sender:
         letters = [_letter(conn, number, as_json) for number in numbers]
         for letter in letters:
-            if letter["task"] == "unknown":
-                problem = f"dead letter {letter['id']} was no message and cannot be replayed"
+            if letter["task"] == "unknown" or _as_it_came(letter["body"]):
+                problem = f"nobody could read dead letter {letter['id']}, so it cannot be replayed"
                 fail(f"{problem}: correct it at its sender and send it again", as_json)
             if letter["code"] == "UNKNOWN_VERSION":
                 problem = f"dead letter {letter['id']} is a step of a completion"
@@ -94,6 +94,11 @@ def discard(numbers: Numbers, home: Home = None, yes: Yes = False, as_json: AsJs
         for letter in [_letter(conn, number, as_json) for number in numbers]:
             queries.mark_discarded(conn, letter["id"])
     print_result({"discarded": numbers}, f"{len(numbers)} discarded", as_json)
+
+
+def _as_it_came(body: object) -> bool:
+    """Tell whether this is the body of a message that nobody could decode."""
+    return isinstance(body, dict) and bool(body.keys() & {"base64", "beginning_base64"})
 
 
 def _letter(conn: Conn, number: int, as_json: bool) -> Row:

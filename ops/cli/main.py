@@ -4,23 +4,36 @@ Commands import what only they need themselves: `els status` should not wait for
 """
 
 import sys
-from importlib import import_module
+from collections.abc import Callable
+from importlib import import_module, metadata
 from importlib.util import find_spec
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import psycopg
 import redis
 import typer
 
 from core.errors import ELSError
-from ops.cli import batches, dead_letters, maintenance, migrate, outbox, reference, service, trials
+from core.requirements import away
+from core.settings import Settings
+from core.tls import describe
+from ops.cli import (
+    batches,
+    dead_letters,
+    maintenance,
+    migrate,
+    outbox,
+    reference,
+    service,
+    status,
+    trials,
+)
 from ops.output import fail
 
 app = typer.Typer(
     help="Essay Lifecycle Service: gives each stored essay text a slot of its batch, and says"
     " exactly once that the batch is ready.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",  # so that a paragraph is filled, whatever the lines of its source
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -28,30 +41,43 @@ app = typer.Typer(
 ANY_OPTION = {"allow_extra_args": True, "ignore_unknown_options": True}  # `els` hands these on
 BENCH = "bench.command"  # found by name: it is in a checkout, and not in the wheel
 
-app.command()(service.run)
-app.command()(trials.demo)
-app.command()(service.env)
-app.command()(batches.status)
-app.command()(batches.explain)
-app.command()(batches.find)
-app.command()(batches.submit)
-app.command()(batches.cancel)
-app.add_typer(dead_letters.app, name="dead-letters")
-app.add_typer(outbox.app, name="outbox")
-app.command()(reference.schema)
-app.command()(maintenance.reconcile)
-app.command()(maintenance.purge)
-app.command()(migrate.migrate)
-app.command()(service.ops)
-app.command()(service.flower)
-app.command(context_settings=ANY_OPTION)(service.worker)
-app.command(context_settings=ANY_OPTION)(service.beat)
-app.command(context_settings=ANY_OPTION)(service.health)
-app.command()(trials.torture)
+SERVICE, LOOK, MEND, TRY = "The service", "Look", "Mend", "Try out"  # headings of `els --help`
+
+commands: dict[str, tuple[Callable[..., None], ...]] = {
+    SERVICE: (service.run, service.env, migrate.migrate, service.ops, service.flower),
+    LOOK: (status.status, batches.explain, batches.find, reference.schema),
+    MEND: (maintenance.reconcile, batches.cancel, maintenance.purge),
+    TRY: (trials.demo, batches.submit, trials.torture),
+}
+for heading, each in commands.items():
+    for command in each:
+        app.command(rich_help_panel=heading)(command)
+for command in (service.worker, service.beat, service.health):
+    app.command(rich_help_panel=SERVICE, context_settings=ANY_OPTION)(command)
+app.add_typer(dead_letters.app, name="dead-letters", rich_help_panel=MEND)
+app.add_typer(outbox.app, name="outbox", rich_help_panel=MEND)
 if find_spec(BENCH.partition(".")[0]) and find_spec(BENCH):
-    app.command()(import_module(BENCH).bench)
+    app.command(rich_help_panel=TRY)(import_module(BENCH).bench)
 else:
-    app.command(context_settings=ANY_OPTION)(trials.bench)
+    app.command(rich_help_panel=TRY, context_settings=ANY_OPTION)(trials.bench)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"els {metadata.version('essay-lifecycle-service')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version, and exit"
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> NoReturn:
@@ -68,13 +94,24 @@ def main() -> NoReturn:
     except psycopg.Error as error:
         if error.sqlstate:
             fail(f"Postgres refuses: {_reason(error)}; see `curl …/readyz`", as_json)
+        _fail_by_tls("postgres", error, as_json)
         refusal = f"Postgres does not answer: {_reason(error)}"
         fail(f"{refusal}; is the database of ELS_DATABASE_URL up?", as_json)
     except redis.RedisError as error:
+        _fail_by_tls("redis", error, as_json)
         fail(f"Redis does not answer: {error}; is the server of ELS_REDIS_URL up?", as_json)
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)
+
+
+def _fail_by_tls(server: str, error: Exception, as_json: bool) -> None:
+    """Say what is wrong with a certificate, if that is the fault."""
+    settings = Settings.from_env()
+    url = settings.database_url if server == "postgres" else settings.redis_url
+    if url and describe(error):
+        found = away(server, url, error)
+        fail(f"{server}: {found.wrong}. Next: {found.step}", as_json)
 
 
 def _reason(error: psycopg.Error) -> str:

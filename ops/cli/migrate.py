@@ -3,7 +3,7 @@
 import re
 import sys
 from dataclasses import asdict, dataclass
-from typing import Annotated, NoReturn
+from typing import Annotated, LiteralString, NoReturn
 
 import typer
 from psycopg import sql
@@ -18,7 +18,8 @@ from ops.output import err, fail, print_json, print_line, print_result, say
 CONTRACT_STEP = "once every worker, beat and ops page is of this version: els migrate --contract"
 DELETED = re.compile(
     r"^(?:DROP (?P<kind>TABLE|INDEX(?: CONCURRENTLY)?) (?P<name>\S+?)"
-    r"|ALTER TABLE (?P<table>\S+) DROP (?P<part>COLUMN|CONSTRAINT) (?P<of>\S+?));",
+    r"|ALTER TABLE (?P<table>\S+) DROP (?P<part>COLUMN|CONSTRAINT) (?P<of>\S+?)"
+    r"|DELETE FROM (?P<from>\S+?)(?P<where> WHERE [^;]+)?);",
     re.MULTILINE,
 )
 
@@ -200,6 +201,9 @@ def _deletions(conn: Conn, span: str) -> list[Deletion]:
             column, table = match["of"], match["table"]
             rows = _count(conn, table, sql.Identifier(column.strip('"')))
             found.append(Deletion(f"column {table}.{column}", rows))
+        elif match["from"]:
+            rows = _count(conn, match["from"], sql.SQL("*"), match["where"] or "")
+            found.append(Deletion(f"rows of {match['from']}", rows))
         elif match["kind"] == "TABLE":
             rows = _count(conn, match["name"], sql.SQL("*"))
             found.append(Deletion(f"table {match['name']}", rows))
@@ -209,7 +213,9 @@ def _deletions(conn: Conn, span: str) -> list[Deletion]:
     return found
 
 
-def _count(conn: Conn, table: str, what: sql.Composable) -> int:
-    query = sql.SQL("SELECT count({}) AS n FROM {}").format(what, sql.Identifier(table.strip('"')))
+def _count(conn: Conn, table: str, what: sql.Composable, where: LiteralString = "") -> int:
+    """Count rows; `where` comes from a migration, which is part of the program."""
+    named = sql.Identifier(table.strip('"'))
+    query = sql.SQL("SELECT count({}) AS n FROM {}{}").format(what, named, sql.SQL(where))
     [row] = conn.execute(query).fetchall()
     return int(row["n"])

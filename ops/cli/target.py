@@ -6,14 +6,12 @@ from urllib.parse import SplitResult, urlsplit
 from core.db.url import parameters
 from core.errors import BadSettings, StackError
 from core.settings import Settings
+from core.urls import SCHEMES as KNOWN
 from ops.stack.supervisor import Endpoints, running
 
 URLS = ("database_url", "redis_url", "broker_url")
 POSTGRES, REDIS, BROKER = URLS
-SCHEMES = {
-    REDIS: ("redis", "rediss", "unix"),
-    BROKER: ("redis", "rediss", "unix", "redis+socket", "sentinel", "amqp", "amqps", "pyamqp"),
-}
+SCHEMES = {name: KNOWN[f"ELS_{name.upper()}"] for name in (REDIS, BROKER)}
 PORTS = {"redis": 6379, "rediss": 6379, "amqp": 5672, "pyamqp": 5672, "amqps": 5671}
 LOOPBACK_NAMES = {"localhost": "127.0.0.1", "::1": "127.0.0.1"}
 

@@ -1,13 +1,16 @@
-"""The example consumer on our transport: a kill loses no event and delays none for long."""
+"""The example consumer on our transports: a kill loses no event and delays none for long."""
 
 import os
 
+from core.urls import is_amqp
 from examples.consumer import app
+from tasks.servers import set_broker
+from tasks.worker import amqp
 
-if not str(app.conf.broker_url).startswith("amqp"):
-    app.conf.update(
-        broker_transport="durable_redis:Transport",
-        broker_transport_options={
-            "visibility_timeout": float(os.environ["ELS_VISIBILITY_TIMEOUT"])
-        },
-    )
+url = os.environ["DOWNSTREAM_BROKER_URL"]
+app.conf.broker_transport_options = (
+    amqp.OPTIONS
+    if is_amqp(url)
+    else {"visibility_timeout": float(os.environ.get("ELS_VISIBILITY_TIMEOUT", "60"))}
+)
+set_broker(app, url)

@@ -64,7 +64,7 @@ def play(
 
     `files` None uploads the essays that ship with the service, and a regular batch too.
     """
-    commands = {**procfile(), "downstream": CONSUMER + settings.events_queue}
+    commands = {**procfile(), "downstream": _consumer(settings) + settings.events_queue}
     with (
         open(os.devnull, "w") as devnull,  # the processes also log into the home
         Stack(settings, echo=say, migrate=upgrade, processes=commands, output=devnull) as stack,
@@ -75,6 +75,13 @@ def play(
         received = Path(stack.environ["ELS_HOME"]) / "downstream.sqlite"
         slots = Slots(connect(stack.endpoints.redis_url))
         return Demo(conn, sender, received, time.monotonic() + timeout_s).run(files, slots)
+
+
+def _consumer(settings: Settings) -> str:
+    """Return the command of the example, on our transport where Celery cannot read our URL."""
+    url = settings.broker_url or settings.redis_url or ""
+    ours = url.startswith(("amqps://", "sentinel://"))
+    return CONSUMER.replace("examples.consumer", "ops.demo.event_consumer") if ours else CONSUMER
 
 
 class Demo:
@@ -209,7 +216,7 @@ class Demo:
         self.messages.append(Message(what, self.sender.send(task, event)))
 
     def _status(self, batch: Batch) -> dict[str, Any]:  # Any: a database row
-        rows = queries.statuses(self.conn, batch.batch_id, 1)
+        rows = queries.statuses(self.conn, queries.Wanted(batch.batch_id), 1)
         return rows[0] if rows else {}
 
     def _is_final(self, batch: Batch) -> bool:

@@ -21,6 +21,9 @@ class Message:
     sent: Sent
 
 
+WHY = {"pending": "it came before its batch", "excess": "every slot was taken"}
+
+
 @dataclass(frozen=True)
 class DemoReport:
     """`outcomes` and `slots` belong to the messages, in their order."""
@@ -65,15 +68,21 @@ class DemoReport:
 
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for name in ("WHAT WAS SENT", "TASK", "OUTCOME", "SLOT"):
+        for name in ("WHAT WAS SENT", "TASK", "OUTCOME", "SLOT", "WHY"):
             table.add_column(name, no_wrap=True)
         for message, outcome, slot in self._rows():
             word = outcome["outcome"] if outcome else "?"
-            table.add_row(message.what, message.sent.task.removeprefix("els."), word, slot)
+            task = message.sent.task.removeprefix("els.")
+            table.add_row(message.what, task, word, slot, _why(message, word))
         return table
 
     def _rows(self) -> Iterable[tuple[Message, Any, str | None]]:  # Any: JSON
         return zip(self.messages, self.outcomes, self.slots, strict=True)
+
+
+def _why(message: Message, outcome: str) -> str | None:
+    """Say why a message did not give a text its slot."""
+    return message.sent.event.get("validation_error_code") or WHY.get(outcome)
 
 
 def _one_essay_a_line(event: Event) -> str:

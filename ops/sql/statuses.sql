@@ -2,7 +2,10 @@
 -- far moment counts as the first or last day that Python can hold, so that an age is a number.
 WITH chosen AS (
     SELECT batch_id, registered_at FROM batch_essay_trackers
-    WHERE %(batch_id)s::text IS NULL OR batch_id = %(batch_id)s
+    WHERE (%(batch_id)s::text IS NULL OR batch_id = %(batch_id)s)
+      AND (%(state)s::text IS NULL OR status = %(state)s)
+      AND (%(user)s::text IS NULL OR user_id = %(user)s)
+      AND (%(among)s::text[] IS NULL OR batch_id = ANY(%(among)s))
     ORDER BY registered_at DESC LIMIT %(limit)s
 ), registered AS (
     SELECT t.batch_id, t.status, t.class_id, t.expected_count, t.available_slots,
@@ -20,6 +23,8 @@ WITH chosen AS (
     SELECT p.batch_id, min(p.received_at) AS since, count(*) AS pending
     FROM batch_pending_content p
     WHERE (%(batch_id)s::text IS NULL OR p.batch_id = %(batch_id)s)
+      AND %(state)s::text IS NULL AND %(user)s::text IS NULL
+      AND (%(among)s::text[] IS NULL OR p.batch_id = ANY(%(among)s))
       AND NOT EXISTS (SELECT FROM batch_essay_trackers t WHERE t.batch_id = p.batch_id)
     GROUP BY p.batch_id ORDER BY since DESC LIMIT %(limit)s
 )

@@ -95,19 +95,18 @@ def free_port() -> int:
     return next(port for port in candidates if _is_free(port))
 
 
-def choose_port(setting: str, preferred: int | None, given: bool) -> int:
-    """Take the preferred port when it is free; else any free one, unless a person gave it.
+def choose_port(setting: str, given: int | None, *usual: int | None) -> int:
+    """Take the given port; without one the first of the usual ones that is free, else any.
 
-    Raises StackError that names the setting when a given port is taken.
+    Raises StackError that names the setting when the given port is taken.
     """
-    if preferred is not None and _is_free(preferred):
-        return preferred
-    if preferred is not None and given:
+    if given is not None and not _is_free(given):
         raise StackError(
-            f"{setting}={preferred}: that port is taken on {LOOPBACK}; stop what listens there, "
+            f"{setting}={given}: that port is taken on {LOOPBACK}; stop what listens there, "
             f"give another port, or unset {setting} to have a free one chosen"
         )
-    return free_port()
+    candidates = (port for port in (given, *usual) if port is not None and _is_free(port))
+    return next(candidates, None) or free_port()
 
 
 def write_private(path: Path, text: str) -> None:

@@ -25,6 +25,7 @@ def command(settings: Settings) -> list[str]:
     return [
         *(sys.executable, "-m", "celery", "-A", "tasks.app", "flower"),
         "--read_only=True",
+        "--enable_events=False",  # workers send them anyway
         "--debug=False",  # its error pages would show settings
         f"--address={settings.flower_host}",
         f"--port={settings.flower_port}",

@@ -187,6 +187,7 @@ class Stack:
             output or sys.stdout, width=max(map(len, self._commands), default=0)
         )
         self._colours = dict(zip(self._commands, get_colours(), strict=False))
+        self._on_terminal = (output or sys.stdout).isatty()
         self._output_lock = threading.Lock()
         self._home = _absolute(settings.home)
         self._undo = ExitStack()
@@ -302,7 +303,7 @@ class Stack:
     def _serve(self, undo: ExitStack, kind: type[Server], port: int | None) -> str:
         """Start an embedded server, supervise it, and return its URL."""
         started = time.monotonic()
-        port = choose_port(f"ELS_{kind.name.upper()}_PORT", port, given=True)
+        port = self._choose_port(f"{kind.name}_port", port)
         server = kind(self._home / kind.name, port, self._password(kind.name))
         undo.callback(server.stop, hurry=self._stop_at_once)
         server.start()
@@ -318,10 +319,19 @@ class Stack:
             write_private(path, json.dumps(passwords))
         return str(json.loads(path.read_text())[name])
 
+    def _choose_port(self, name: str, setting: int | None) -> int:
+        """Choose the port that this home had before, where it is free and nobody gave another."""
+        path = self._home / "ports.json"
+        ports = json.loads(path.read_text()) if path.exists() else {}
+        given = setting if name in self._settings.model_fields_set else None
+        port = choose_port(f"ELS_{name.upper()}", given, ports.get(name), setting)
+        if given is None and ports.get(name) != port:
+            write_private(path, json.dumps({**ports, name: port}, indent=2))
+        return port
+
     def _choose_endpoints(self, database_url: str, redis_url: str) -> Endpoints:
-        given = self._settings.model_fields_set
-        ops = choose_port("ELS_OPS_PORT", self._settings.ops_port, "ops_port" in given)
-        flower = choose_port("ELS_FLOWER_PORT", self._settings.flower_port, "flower_port" in given)
+        ops = self._choose_port("ops_port", self._settings.ops_port)
+        flower = self._choose_port("flower_port", self._settings.flower_port)
         return Endpoints(
             database_url=database_url,
             redis_url=redis_url,
@@ -345,7 +355,12 @@ class Stack:
             "ELS_HOME": self.endpoints.home,
             "ELS_OPS_PORT": self.endpoints.ops_url.rpartition(":")[2],
             "ELS_FLOWER_PORT": self.endpoints.flower_url.rpartition(":")[2],
+            "ELS_LOG_FORMAT": self._settings.log_format or self._log_format(),
         }
+
+    def _log_format(self) -> str:
+        """Choose the form of the processes' logs, which go where ours go."""
+        return "console" if self._on_terminal else "json"
 
     def _start_processes(self, undo: ExitStack) -> None:
         self._reaper = subprocess.Popen(  # noqa: S603 - a fixed program

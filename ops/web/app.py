@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from celery import Celery
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -30,6 +29,7 @@ from ops.web.readiness import Readiness
 from ops.web.rendering import STATIC, renderer
 from ops.web.stream import Stream
 from ops.web.views import Views
+from tasks.servers import app_on
 
 FOR_PROGRAMS = ("/readyz", "/health/", "/metrics")  # answer in JSON or text, errors too
 
@@ -41,8 +41,7 @@ def create_app(settings: Settings) -> Starlette:
     connections = Connections.of(settings, settings.database_url, settings.redis_url)
     render = renderer()
     stream = Stream(connections, render)
-    broker = Celery(broker=settings.broker_url or settings.redis_url)
-
+    broker = app_on(settings.broker_url or settings.redis_url)
     readiness = Readiness(connections, broker)
 
     async def healthz(request: Request) -> Response:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping
 from threading import Lock
 
-from celery import Celery
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -17,6 +16,7 @@ from core.errors import BadSettings
 from core.settings import Settings
 from ops.web.connections import Connections
 from ops.web.readiness import Readiness
+from tasks.servers import app_on
 
 FRESH_S = 1.0  # an answer is kept so long, however many ask
 PARTS = ("postgres", "redis", "broker")
@@ -27,7 +27,7 @@ def create_probes(settings: Settings, alive: Callable[[], bool]) -> Starlette:
     if not settings.database_url or not settings.redis_url:
         raise BadSettings("ELS_DATABASE_URL and ELS_REDIS_URL must be set; `els run` sets them")
     connections = Connections.of(settings, settings.database_url, settings.redis_url)
-    broker = Celery(broker=settings.broker_url or settings.redis_url)
+    broker = app_on(settings.broker_url or settings.redis_url)
     answers = Answers(Readiness(connections, broker))
 
     async def healthz(request: Request) -> Response:

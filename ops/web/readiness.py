@@ -5,19 +5,21 @@ from math import inf
 from time import monotonic
 
 from celery import Celery
+from kombu.exceptions import OperationalError
 from psycopg_pool import PoolTimeout
 
 from core.pauses import Outage
 from core.probe import probe_postgres, probe_redis
 from core.requirements import (
-    REDIS_SCHEMES,
     Finding,
     Severity,
+    away,
     check_postgres,
     check_redis,
     find_in_postgres,
 )
 from core.slots import connect_once
+from core.urls import is_redis
 from ops.web.connections import Connections
 from ops.web.health import UNANSWERED, paused_processes
 
@@ -28,9 +30,10 @@ class Readiness:
     """Asks every server each time: some ten short questions."""
 
     def __init__(self, connections: Connections, broker: Celery) -> None:
-        url = str(broker.conf.broker_url)
+        url = connections.settings.broker_url or connections.settings.redis_url or ""
         self._connections, self._broker = connections, broker
-        self._redis_broker = connect_once(url) if url.startswith(REDIS_SCHEMES) else None
+        self._url = url
+        self._redis_broker = connect_once(url) if is_redis(url) else None
         self._one_redis = url == connections.settings.redis_url
 
         self._answers: dict[str, tuple[float, bool]] = {}
@@ -73,15 +76,22 @@ class Readiness:
 
     def _check_redis(self) -> list[Finding]:
         # A Redis that is also the broker gets the other checks as the broker.
-        found = [] if self._one_redis else check_redis(self._connections.client, "redis")
+        found = [] if self._one_redis else self._slots_redis()
         return _or_refusal(found, lambda: probe_redis(self._connections.slots))
 
     def _check_broker(self) -> list[Finding]:
         if self._redis_broker:
-            return check_redis(self._redis_broker, "broker")
-        with self._broker.connection_for_write() as connection:
-            connection.ensure_connection(max_retries=1, timeout=2)
+            return check_redis(self._redis_broker, "broker", self._url)
+        try:
+            with self._broker.connection_for_write() as connection:
+                connection.ensure_connection(max_retries=1, timeout=2)
+        except (OSError, OperationalError) as error:
+            return [away("broker", self._url, error)]
         return []
+
+    def _slots_redis(self) -> list[Finding]:
+        url = self._connections.settings.redis_url or ""
+        return check_redis(self._connections.client, "redis", url)
 
 
 def _or_refusal(found: list[Finding], probe: Callable[[], Outage | None]) -> list[Finding]:

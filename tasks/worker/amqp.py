@@ -6,6 +6,7 @@ account may not declare.
 """
 
 import socket
+import ssl
 from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Any, ClassVar
@@ -21,7 +22,7 @@ from kombu.exceptions import KombuError, OperationalError
 from kombu.transport import pyamqp
 
 from core.faults import describe
-from durable_redis import DELIVERY_COUNT
+from durable_redis import DELIVERY_COUNT, refuse_large
 
 CONFIRM_S = 10  # for a confirm; RabbitMQ sends none while an alarm of memory or disk blocks us
 ANSWER_S = 15  # for any other answer, so that a frozen server is not waited for without end
@@ -67,6 +68,7 @@ class Message(pyamqp.Message):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # Any: as Kombu calls it
         super().__init__(*args, **kwargs)
+        refuse_large(self)
         # RabbitMQ counts requeues and closed connections too, where no worker died; and a message
         # that somebody published once more carries the old count.
         count = self.headers.pop(DELIVERY_COUNT, 0)
@@ -287,9 +289,30 @@ class Transport(pyamqp.Transport):
 
 
 class SSLTransport(pyamqp.SSLTransport):
-    """The same over TLS."""
+    """The same over TLS: a server is verified unless the URL turns that off."""
 
     Connection = Connection
+
+    def establish_connection(self) -> Any:  # Any: as Kombu has it
+        """Connect; `ssl_…` are named as for Redis, and the host is what the certificate names."""
+        client: Any = self.client
+        before = client.ssl, client.hostname  # Kombu would turn localhost into an address
+        client.ssl = _as_amqp(client.ssl, client.hostname or "localhost")
+        try:
+            return super().establish_connection()
+        finally:
+            client.ssl, client.hostname = before
+
+
+def _as_amqp(given: object, host: str) -> dict[str, Any]:  # Any: as py-amqp has it
+    """Name TLS parameters as py-amqp does. What has its names already stays."""
+    names = {"ssl_ca_certs": "ca_certs", "ssl_certfile": "certfile", "ssl_keyfile": "keyfile"}
+    known: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
+    result = {names.get(name, name): value for name, value in known.items()}
+    verify = result.pop("ssl_cert_reqs", result.get("cert_reqs", ssl.CERT_REQUIRED))
+    if result.pop("ssl_check_hostname", True) and verify != ssl.CERT_NONE:
+        result.setdefault("server_hostname", host)
+    return {**result, "cert_reqs": verify}
 
 
 def forward(
@@ -303,7 +326,8 @@ def forward(
 
     Raises OperationalError or OSError.
     """
-    kept = {name: message.headers[name] for name in message.headers if name != "compression"}
+    inflated = () if message.errors else ("compression",)
+    kept = {name: message.headers[name] for name in message.headers if name not in inflated}
     given = message.properties
     about: dict[str, Any] = {name: given[name] for name in CARRIED_OVER & given.keys()}
     with app.producer_pool.acquire(block=True) as producer:

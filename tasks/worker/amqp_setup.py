@@ -56,7 +56,13 @@ class Queues(bootsteps.StartStopStep):
             for name in delayed_queues(app):
                 bind_to_delays(channel, name)
         with _or_without("dropped_messages_not_consumed"):
-            self._dropped = Consumer(channel, [dead_queue(queue)], on_message=Keeper(worker).keep)
+            keeper = Keeper(worker)
+            self._dropped = Consumer(
+                channel,
+                [dead_queue(queue)],
+                on_message=keeper.keep,
+                on_decode_error=keeper.keep_undecodable,
+            )
             self._dropped.qos(prefetch_count=DROPPED_AT_ONCE)
             self._dropped.consume()
         if not self._policy_checked:

@@ -5,6 +5,7 @@ from typing import Any
 
 from celery.worker import consumer
 from kombu import Message
+from kombu.exceptions import DecodeError
 
 import durable_redis
 from core.errors import NotExecuted
@@ -12,6 +13,7 @@ from tasks.worker.batching import Batcher
 from tasks.worker.connecting import wait_for_broker
 from tasks.worker.monitoring import EventFlush
 from tasks.worker.request import QuietRequest
+from tasks.worker.screening import Screen
 from tasks.worker.stopping import stop_between_turns
 from tasks.worker.undeliverable import Undeliverable
 
@@ -20,11 +22,15 @@ class Consumer(consumer.Consumer):
     """Celery's consumer, with other parts."""
 
     # Celery's own, absent from its types.
+    app: Any
     hub: Any
     pool: Any
     loop: Callable[..., None]
 
     def __init__(self, process: Callable[[Any], object], *args: Any, **kwargs: Any) -> None:
+        if not kwargs["app"].conf.worker_enable_remote_control:  # these listen to others as well
+            quiet = {"without_gossip": True, "without_mingle": True}
+            kwargs["worker_options"] = {**(kwargs.get("worker_options") or {}), **quiet}
         super().__init__(process, *args, **kwargs)
         QuietRequest.pool = self.pool
         self.batcher = Batcher(self.hub, process)
@@ -50,9 +56,27 @@ class Consumer(consumer.Consumer):
         durable_redis.note_refusal(exc)
         super().on_connection_error_after_connected(exc)
 
+    def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Message], None]:
+        """Make what gets each message: it screens one that calls a task, and keeps the others."""
+        handle: Callable[[Message], None] = super().create_task_handler(*args, **kwargs)
+        screen = Screen(self.app)
+
+        def on_message(message: Message) -> None:
+            try:
+                screen.check(message)
+            except (*durable_redis.MALFORMED, DecodeError) as error:
+                self.on_decode_error(message, error)
+            else:
+                handle(message)
+
+        return on_message
+
     def on_decode_error(self, message: Message, exc: Exception) -> None:
-        """Keep a message whose body nobody can decode."""
-        self.undeliverable.keep(message, exc, "MALFORMED_MESSAGE")
+        """Keep a message whose body nobody can decode, or that is too large for that."""
+        too_deep = isinstance(exc.__context__, RecursionError)
+        too_large = too_deep or isinstance(exc, durable_redis.BodyTooLarge)
+        code = "VALIDATION_ERROR" if too_large else "MALFORMED_MESSAGE"
+        self.undeliverable.keep(message, exc, code)
 
     def on_unknown_message(self, body: object, message: Message) -> None:
         """Keep what is no Celery message."""

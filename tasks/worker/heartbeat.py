@@ -6,18 +6,22 @@ from contextlib import suppress
 from typing import Any
 
 import redis
+import structlog
 from celery import signals
 from celery.worker import state
 
 import durable_redis
 from core import health_file, heartbeat, pauses
-from tasks.app import settings
+from tasks.app import app, settings
 from tasks.worker.clients import brief_redis
 
 EVERY_S = 2.0  # as Celery's heartbeat
+log = structlog.get_logger(__name__)
 
 _worker: tuple[int, str] | None = None  # process id and name of the worker's main process
 _sent_at = float("-inf")
+_queues: set[str] = set()  # that this worker consumes from, unless somebody cancels one
+_cancelled: set[str] = set()
 _refused = False  # by the broker, at the last heartbeat
 
 
@@ -25,6 +29,8 @@ def send(worker: str) -> None:
     """Send a heartbeat of a worker's main process, as far as its file and Redis take it."""
     global _worker, _sent_at
     _worker, _sent_at = (os.getpid(), worker), time.monotonic()
+    if _has_lost_a_queue():
+        return
     with suppress(OSError):  # nobody can write to this home: the health check finds no file
         health_file.touch(settings.home, worker)
     if settings.redis_url:
@@ -38,6 +44,18 @@ def _in_work() -> tuple[int, float | None]:
     """Count the messages that this worker holds, and tell how long it has executed the oldest."""
     began = [request.time_start for request in list(state.active_requests)]
     return len(state.reserved_requests), time.time() - min(began) if began else None
+
+
+def _has_lost_a_queue() -> bool:
+    """Tell whether remote control has cancelled a queue of this worker.
+
+    Such a worker sends no heartbeat: a supervisor starts it again, and then it consumes.
+    """
+    global _cancelled
+    before, _cancelled = _cancelled, _queues - set(app.amqp.queues.consume_from)
+    if _cancelled and not before:
+        log.error("worker_consumes_no_more", queues=sorted(_cancelled), by="remote control")
+    return bool(_cancelled)
 
 
 def _send_refusal(worker: str) -> None:
@@ -55,6 +73,11 @@ def send_if_solo() -> None:
     """Send one from a task that runs in the main process itself, which waits for it (`solo`)."""
     if _worker and _worker[0] == os.getpid() and time.monotonic() - _sent_at > EVERY_S:
         send(_worker[1])
+
+
+@signals.celeryd_after_setup.connect
+def _note_queues(**_: object) -> None:
+    _queues.update(app.amqp.queues.consume_from)
 
 
 @signals.heartbeat_sent.connect

@@ -3,12 +3,12 @@
 from typing import Any
 
 from celery import _state
-from celery.backends.redis import RedisBackend
+from celery.backends import redis as stock
 
 from core.faults import safe_message
 
 
-class Backend(RedisBackend):
+class Backend(stock.RedisBackend):
     """Celery's, except that a task waits for no result of the tasks that it calls.
 
     Celery's subscribes to the result of each header of a chord, keeps that for ever, and never
@@ -34,3 +34,7 @@ class Backend(RedisBackend):
     ) -> Any:
         """Store a result; a traceback stays in the worker's log."""
         return super().store_result(task_id, result, state, None, **more)
+
+
+class SentinelBackend(Backend, stock.SentinelBackend):
+    """The same, in the primary that Sentinels name."""

@@ -17,7 +17,9 @@ def set_up(app: Celery, settings: Settings) -> None:
     """Make this program's workers ours, before its first connection."""
     durable_redis.install()
     amqp.install()
+    durable_redis.limit_bodies(app.conf.largest_body)
     backends = dict.fromkeys(("redis", "rediss"), "tasks.worker.results:Backend")
+    backends["sentinel"] = "tasks.worker.results:SentinelBackend"
     app.loader.override_backends = backends
     app.Task.Request = "tasks.worker.request:QuietRequest"
     app.events.dispatcher_cls = "tasks.worker.monitoring:Dispatcher"

@@ -87,8 +87,8 @@ def test_a_missing_field_is_refused_by_its_name(task, field):
 
 
 @pytest.mark.parametrize("task", EXAMPLES)
-def test_an_unknown_field_is_refused_by_its_name(task):
-    assert "suprise" in refused(task, EXAMPLES[task] | {"suprise": 1})
+def test_an_unknown_field_is_refused(task):
+    assert "has an unknown field" in refused(task, EXAMPLES[task] | {"suprise": 1})
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_an_unknown_field_is_refused_by_its_name(task):
     ],
 )
 def test_an_unknown_field_inside_is_refused(task, field, inner):
-    assert "suprise" in refused(task, EXAMPLES[task] | {field: [inner]})
+    assert "has an unknown field" in refused(task, EXAMPLES[task] | {field: [inner]})
 
 
 @pytest.mark.parametrize(

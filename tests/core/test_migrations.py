@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import psycopg
@@ -13,7 +14,16 @@ import migrations
 from core import schema
 from core.db import connect_once
 from core.schema import OLDEST_SCHEMA, Mark, State, read_standing, standing
-from migrations import CannotDowngrade, current, downgrade, head, pending, previous, upgrade
+from migrations import (
+    CannotDowngrade,
+    current,
+    downgrade,
+    head,
+    pending,
+    previous,
+    turn,
+    upgrade,
+)
 from migrations.policy import violations
 from migrations.turn import MIGRATION_LOCK, MigrationBlocked
 from tests.core.test_schema import a_database
@@ -48,6 +58,10 @@ EXPANDS = {
     "a column with a default": "ALTER TABLE essay_states ADD COLUMN a int DEFAULT 0 NOT NULL",
     "a moment as the default": "ALTER TABLE essay_states ADD COLUMN a timestamptz DEFAULT now()",
     "an index": "CREATE UNIQUE INDEX CONCURRENTLY uq_essay_states_a ON essay_states (a)",
+    "fewer demands": "ALTER TABLE essay_states ALTER COLUMN a DROP NOT NULL",
+    "a check of new rows that demands a value": (
+        "ALTER TABLE essay_states ADD CONSTRAINT c CHECK (a IS NOT NULL) NOT VALID"
+    ),
     "a check of new rows": "ALTER TABLE essay_states ADD CONSTRAINT c CHECK (a > 0) NOT VALID",
     "a check of all rows": "ALTER TABLE essay_states VALIDATE CONSTRAINT c",
     "another value": (
@@ -65,6 +79,8 @@ CONTRACTS = {
     "a constraint": "ALTER TABLE essay_states DROP CONSTRAINT c",
     "an index": "DROP INDEX CONCURRENTLY ix_essay_states_a",
     "nulls": "ALTER TABLE essay_states ALTER COLUMN a SET NOT NULL",
+    "a column, briefly": "alter table only essay_states drop if exists a",
+    "a default": "ALTER TABLE essay_states ALTER a DROP DEFAULT",
 }
 HARMS = {
     "a rename": "ALTER TABLE essay_states RENAME COLUMN a TO b",
@@ -77,6 +93,14 @@ HARMS = {
     "a check at once": "ALTER TABLE essay_states ADD CONSTRAINT c CHECK (a > 0)",
     "a key at once": "ALTER TABLE essay_states ADD CONSTRAINT c UNIQUE (a)",
     "a foreign key at once": "ALTER TABLE a ADD CONSTRAINT c FOREIGN KEY (b) REFERENCES d (e)",
+    "a column, briefly": "alter table essay_states\n  add a int /* why */ not null",
+    "a type, briefly": "ALTER TABLE essay_states ALTER a TYPE bigint USING a::bigint",
+    "a check without a name": "ALTER TABLE essay_states ADD CHECK (a > 0)",
+    "a key without a name": "ALTER TABLE essay_states ADD UNIQUE (a)",
+    "a key of the column": "ALTER TABLE essay_states ADD COLUMN a text UNIQUE",
+    "a check of the column": "ALTER TABLE essay_states ADD COLUMN a int CHECK (a > 0)",
+    "a column that is counted": "ALTER TABLE essay_states ADD a int GENERATED ALWAYS AS IDENTITY",
+    "some rows": "DELETE FROM essay_states WHERE a IS NULL",
     "all rows": "UPDATE essay_states SET a = 1",
     "a lock": "LOCK TABLE essay_states",
     "an index beside others": (
@@ -200,7 +224,7 @@ def test_a_migration_names_who_holds_its_lock_and_tries_again(scratch, upgrading
     upgrade(scratch, "0001")
     with transaction(scratch, "LOCK TABLE batch_essay_trackers IN ROW EXCLUSIVE MODE") as other:
         thread, said, failed = upgrading(scratch, "0002")
-        until(lambda: any("got no lock" in line for line in said))
+        until(lambda: any("lets writers pass" in line for line in said))
         pid = other.info.backend_pid
     thread.join()
 
@@ -299,3 +323,41 @@ def test_an_index_that_an_interrupted_build_left_is_built_again(scratch):
         assert left is False
         assert (second.returncode, third.returncode) == (0, 0), second.stderr
         assert is_valid(conn)
+
+
+@pytest.fixture
+def watched(scratch, monkeypatch):
+    """A turn that looks often, and the lines that it said."""
+    monkeypatch.setattr(turn, "WATCH_S", 0.02)
+    monkeypatch.setattr(turn, "REPEAT_S", 0.0)
+    upgrade(scratch)
+    said = []
+    with turn.Turn(scratch, said.append):
+        yield said
+
+
+def test_whoever_keeps_an_index_from_its_end_is_named(scratch, watched):
+    with (
+        transaction(
+            scratch, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ", "SELECT 1"
+        ) as other,
+        ThreadPoolExecutor(1) as crowd,
+    ):
+        building = crowd.submit(build, scratch)
+        pid = other.info.backend_pid
+        until(lambda: any(f"session {pid}" in line for line in watched))
+        other.rollback()
+        done = building.result()
+
+    assert done.returncode == 0
+
+
+def test_a_long_build_says_how_far_it_is(scratch, watched):
+    with connect_once(scratch) as conn:
+        conn.execute(
+            "INSERT INTO repairs (batch_id, rule) SELECT g, g FROM generate_series(1, 3e5) g"
+        )
+
+        assert build(scratch).returncode == 0
+
+    assert any("index on repairs: building index" in line for line in watched), watched

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 import redis
 
-from core import db, records, shown
+from core import records, shown
 from core.errors import UnknownBatch
 from core.faults import describe, safe_message
 
@@ -79,7 +79,7 @@ def refuse(database_url):
     """Run a statement that Postgres refuses; return its error."""
 
     def error_of(statement):
-        with db.connect_once(database_url) as conn, conn.transaction(force_rollback=True):
+        with psycopg.connect(database_url) as conn, conn.transaction(force_rollback=True):
             conn.execute("CREATE TABLE t (n int, name text PRIMARY KEY)")
             conn.execute("ALTER TABLE t ADD CONSTRAINT small CHECK (n < 1)")
             conn.execute("INSERT INTO t VALUES (0, %s)", [NAME])

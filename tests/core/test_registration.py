@@ -150,6 +150,80 @@ def test_other_essays_for_a_registered_batch_are_refused(lifecycle, slots, conn,
     assert slots.free(batch_id) == {"a", "b"}
 
 
+FULL = {
+    "class_id": "class-1",
+    "org_id": "org-1",
+    "course_language": "en",
+    "student_prompt_ref": {"storage": "prompt-1", "n": [1, 1.5]},
+    "metadata": {"term": "spring"},
+    "deadline_s": 60.25,
+    "on_deadline": "proceed",
+}
+OTHER = {
+    "user_id": "teacher-2",
+    "org_id": "org-2",
+    "class_id": "class-2",
+    "course_code": "ENG6",
+    "course_language": "sv",
+    "student_prompt_ref": {"storage": "prompt-2"},
+    "metadata": {"term": "autumn"},
+    "on_deadline": "fail",
+    "deadline_s": 60,
+}
+
+
+@pytest.mark.parametrize("field", OTHER)
+def test_a_registration_that_contradicts_the_first_one_is_refused(lifecycle, conn, batch_id, field):
+    register(lifecycle, batch_id, 2, **FULL)
+    before = looks.everything(conn, batch_id)
+
+    with pytest.raises(RegistrationConflict, match=f"with other {field};"):
+        register(lifecycle, batch_id, 2, **FULL | {field: OTHER[field]})
+
+    assert looks.everything(conn, batch_id) == before
+
+
+def test_a_field_that_the_second_registration_leaves_out_contradicts_nothing(lifecycle, batch_id):
+    register(lifecycle, batch_id, 2, **FULL)
+
+    assert register(lifecycle, batch_id, 2)["outcome"] == "already_registered"
+
+
+def test_a_field_that_the_first_registration_left_out_is_contradicted(lifecycle, batch_id):
+    register(lifecycle, batch_id, 2)
+
+    with pytest.raises(RegistrationConflict, match="other org_id, class_id, course_lan"):
+        register(lifecycle, batch_id, 2, **FULL)
+
+
+def test_every_contradicting_field_is_named_and_no_value(lifecycle, batch_id):
+    register(lifecycle, batch_id, 2, **FULL)
+
+    with pytest.raises(RegistrationConflict) as refused:
+        register(lifecycle, batch_id, 3, **OTHER)
+
+    assert f"with other essay_ids, {', '.join(OTHER)};" in str(refused.value)
+    assert "teacher-2" not in str(refused.value)
+
+
+def test_the_same_registration_in_other_words_is_already_registered(lifecycle, batch_id):
+    register(lifecycle, batch_id, ["b", "a"], **FULL)
+    words = {"student_prompt_ref": {"n": [1.0, 1.50], "storage": "prompt-1"}}
+
+    value = register(lifecycle, batch_id, ["a", "b"], **FULL | words)
+
+    assert value["outcome"] == "already_registered"
+
+
+def test_a_complete_batch_is_not_asked_for_its_deadline(lifecycle, batch_id):
+    fill(lifecycle, batch_id, 1, class_id="class-1", deadline_s=60)
+    lifecycle.complete(batch_id)
+
+    value = register(lifecycle, batch_id, 1, class_id="class-1", deadline_s=70)
+
+    assert value["outcome"] == "already_registered"
+
+
 def test_of_two_different_registrations_at_once_one_is_refused(lifecycle, conn, batch_id):
     def attempt(essays):
         try:

@@ -20,9 +20,10 @@ def test_nothing_set_gives_the_defaults():
 
     assert settings.database_url is None
     assert (settings.queue, settings.events_queue) == ("els", "els.events")
+    assert settings.queues == ("els.control", "els.internal", "els")
     assert settings.retry_for == 900
     assert (settings.ops_host, settings.ops_port) == ("127.0.0.1", 9095)
-    assert settings.log_format == "json"
+    assert settings.log_format is None
 
 
 def test_values_are_read_by_their_names():

@@ -4,6 +4,7 @@ import base64
 import json
 import random
 import signal
+import ssl
 import statistics
 import time
 from uuid import uuid4
@@ -11,9 +12,9 @@ from uuid import uuid4
 import pytest
 import redis
 from kombu import Connection, transport
-from kombu.transport import redis as stock_redis
 
 import durable_redis
+from durable_redis.channel import Channel
 from durable_redis.unacked import Batching
 from tests.durable_redis.crew import (
     KEEP,
@@ -319,18 +320,35 @@ def test_an_idle_worker_gets_a_message_at_once(place):
     assert statistics.median(waits) < 0.25, "it asks by itself once a second"
 
 
-@pytest.mark.parametrize("url", ["redis://host/0", "rediss://host/0", "redis+socket:///a/b"])
+@pytest.mark.parametrize(
+    "url", ["redis://host/0", "rediss://host/0", "redis+socket:///a/b", "sentinel://host/0"]
+)
 def test_install_makes_each_redis_url_ours(monkeypatch, url):
-    monkeypatch.setattr(transport, "TRANSPORT_ALIASES", {"redis": STOCK, "rediss": STOCK})
+    stock = {"redis": STOCK, "rediss": STOCK, "sentinel": STOCK.replace(":", ":Sentinel")}
+    monkeypatch.setattr(transport, "TRANSPORT_ALIASES", stock)
     monkeypatch.setattr(transport, "_transport_cache", {})
     before = Connection(url).get_transport_cls()
 
     durable_redis.install()
 
-    assert (before, Connection(url).get_transport_cls()) == (
-        stock_redis.Transport,
-        durable_redis.Transport,
-    )
+    ours = Connection(url).get_transport_cls()
+    assert not issubclass(before, durable_redis.Transport)
+    assert issubclass(ours, durable_redis.Transport)
+    assert issubclass(ours.Channel, Channel)
+
+
+def test_a_bare_url_with_tls_is_verified():
+    connection = Connection("rediss://host/0", transport="durable_redis:Transport")
+    clone = connection.clone()
+
+    assert connection.transport.client.ssl == {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+    assert clone.transport.client.ssl == {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+
+
+def test_verification_is_turned_off_by_name():
+    url = "rediss://host/0?ssl_cert_reqs=none&ssl_check_hostname=false"
+
+    assert Connection(url).transport.client.ssl["ssl_cert_reqs"] == ssl.CERT_NONE
 
 
 # --- malformed messages ------------------------------------------------------------------------

@@ -54,7 +54,7 @@ class Workers:
     def __init__(self, logs: Path, **settings: str):
         self.queue = f"els-{uuid4().hex[:8]}"
         self.logs = logs
-        self.settings = settings
+        self.settings = {"ELS_REMOTE_CONTROL": "true", **settings}  # `ready` asks the workers
         self.processes: list[subprocess.Popen] = []
         environ = {**os.environ, **settings}
         self.broker_url = environ.get("ELS_BROKER_URL", environ["ELS_REDIS_URL"])

@@ -37,6 +37,7 @@ class Deployed:
         self.programs = read(platform)
         self.folder, self.secrets = folder, secrets
         self.ports = {"ops": free_port(), "flower": free_port()}
+        self.health_port = free_port()
         self.queue = f"els-{uuid4().hex[:8]}"
         self.processes = {}
 
@@ -48,6 +49,8 @@ class Deployed:
         if port := self.ports.get(name):
             upper = name.upper()
             ours |= {f"ELS_{upper}_HOST": "127.0.0.1", f"ELS_{upper}_PORT": str(port)}
+        if "ELS_HEALTH_PORT" in given:
+            ours["ELS_HEALTH_PORT"] = str(self.health_port)
         return {"PATH": f"{PROGRAMS}:{os.defpath}", "LANG": "C.UTF-8", **named, **ours}
 
     def run(self, name, command=None):
@@ -78,7 +81,8 @@ class Deployed:
     def healthy(self, name):
         program = self.programs[name]
         checks = [self.run(name, check).returncode == 0 for check in program.checks]
-        pages = [fetch(f"{self.url(name)}{path}")[0] == 200 for path in program.pages]
+        port = self.health_port if "ELS_HEALTH_PORT" in program.environ else self.ports.get(name)
+        pages = [fetch(f"http://127.0.0.1:{port}{path}")[0] == 200 for path in program.pages]
         return all(checks) and all(pages)
 
     def url(self, name):

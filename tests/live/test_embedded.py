@@ -288,14 +288,14 @@ def test_a_given_port_that_is_taken_is_an_error_that_names_its_setting():
         port = busy.getsockname()[1]
 
         with pytest.raises(StackError, match=f"ELS_OPS_PORT={port}"):
-            choose_port("ELS_OPS_PORT", port, given=True)
+            choose_port("ELS_OPS_PORT", port)
 
 
 def test_a_default_port_that_is_taken_is_replaced():
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = busy.getsockname()[1]
 
-        chosen = choose_port("ELS_OPS_PORT", port, given=False)
+        chosen = choose_port("ELS_OPS_PORT", None, port)
 
     assert chosen != port
 

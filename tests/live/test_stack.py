@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from io import StringIO
 from pathlib import Path
 
@@ -205,7 +206,7 @@ def test_processes_are_told_where_everything_is(stack, tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["home", 'it\'s "my" Größe $HOME'])
-def test_data_survives_a_restart_on_the_same_home(folder, tmp_path):
+def test_data_and_ports_survive_a_restart_on_the_same_home(folder, tmp_path):
     migrate = "CREATE TABLE IF NOT EXISTS words (word text)"
     settings = Settings(home=tmp_path / folder)
     kinds = {"echo": print, "processes": SLEEPER, "output": StringIO()}
@@ -221,7 +222,12 @@ def test_data_survives_a_restart_on_the_same_home(folder, tmp_path):
 
     assert found == [("kept",)]
     assert in_valkey == "kept"
+    assert urls(first.endpoints) == urls(second.endpoints)
     assert leaves_nothing(tmp_path / folder)
+
+
+def urls(endpoints):
+    return {name: value for name, value in asdict(endpoints).items() if name.endswith("_url")}
 
 
 def execute(url: str, statement: str) -> None:

@@ -1,7 +1,11 @@
 """`els`, run as a person runs it, against a whole running service."""
 
 import json
+import re
 import signal
+import subprocess
+import sys
+from importlib.metadata import version
 
 import psutil
 import psycopg
@@ -10,7 +14,7 @@ import redis
 
 from tests import factories as make
 from tests.live.conftest import until
-from tests.ops.conftest import Service, els, fetch
+from tests.ops.conftest import Service, els, fetch, without_colour
 
 
 def lines(events):
@@ -47,6 +51,62 @@ def test_submitted_events_are_carried_out_and_shown(service):
     ]
     [row] = json.loads(status.stdout)
     assert (row["assigned"], row["failed"], row["available_slots"]) == (1, 1, 0)
+
+
+@pytest.fixture
+def several(service):
+    """Register batches of two users; one of them is full, and ready."""
+    batches = {name: make.new_batch() for name in ("anna", "berit", "ready")}
+    events = [
+        make.registration(batches["anna"], 2, user_id="anna"),
+        make.registration(batches["berit"], 2, user_id="berit"),
+        make.registration(batches["ready"], 1, user_id="anna"),
+        make.content(batches["ready"], "text-1"),
+    ]
+    service.els("submit", "-", "--wait", stdin=lines(events))
+    return batches
+
+
+def listed(service, *arguments):
+    status = service.els("status", "--json", "--limit", "1000", *arguments)
+    assert status.returncode == 0, status.stderr
+    return {row["batch_id"] for row in json.loads(status.stdout)}
+
+
+def test_status_shows_the_batches_of_a_user_or_in_a_state(service, several):
+    ready = several["ready"]
+    until(lambda: ready in listed(service, "--state", "ready_for_pipeline_execution"), what="ready")
+
+    assert {several["anna"], ready} <= listed(service, "--user", "anna")
+    assert several["berit"] not in listed(service, "--user", "anna")
+    assert ready not in listed(service, "--state", "awaiting_content_validation")
+    assert several["anna"] not in listed(service, "--stuck")
+
+
+def test_status_says_how_many_it_does_not_show(service, several):
+    cut = service.els("status", "--limit", "1")
+
+    assert re.search(r"^\d+ more: --limit shows", cut.stdout, re.MULTILINE)
+
+
+def test_status_fits_a_narrow_terminal_and_cuts_no_id(service):
+    batch = make.new_batch() + "-" + "x" * 40
+    service.els("submit", "-", "--wait", stdin=lines([make.registration(batch, 2)]))
+
+    shown = service.els("status", batch, FORCE_COLOR="1", COLUMNS="80")
+
+    text = without_colour(shown.stdout)
+    assert max(map(len, text.splitlines())) <= 80
+    assert batch in text
+    assert "2 slots, 0 assigned, 2 open" in text
+
+
+def test_els_tells_its_version():
+    shown = subprocess.run(
+        [sys.executable, "-m", "ops", "--version"], capture_output=True, text=True, check=True
+    )
+
+    assert shown.stdout == f"els {version('essay-lifecycle-service')}\n"
 
 
 def test_status_and_health_name_the_beat_that_leads(service):

@@ -37,6 +37,10 @@ DEPLOY = ROOT / "deploy/prometheus"
 WORKER = "worker@test"
 PASSWORD = "sesame"
 FIRES_S = 40
+END_SESSIONS = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
 
 
 class Watched:
@@ -161,10 +165,11 @@ def ready(url):
 
 def test_prometheus_logs_in_with_the_password_of_a_file(watched):
     def target():
-        [one] = watched.ask("/api/v1/targets")["activeTargets"]
-        return one["health"] == "up" and one
+        targets = watched.ask("/api/v1/targets")["activeTargets"]
+        return [each for each in targets if each["health"] == "up"]
 
-    assert until(target, 20, "the page is scraped")["lastError"] == ""
+    [scraped] = until(target, 20, "the page is scraped")
+    assert scraped["lastError"] == ""
 
 
 # --- what makes each alert fire -------------------------------------------------------------------
@@ -282,10 +287,7 @@ def refused_writes(w):
 
 def read_only(w):
     w.sql("ALTER DATABASE els SET default_transaction_read_only = on")
-    w.sql(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-    )
+    w.sql(END_SESSIONS)
     return {"part": "postgres"}, w.lives
 
 
@@ -312,11 +314,9 @@ def cleared(w):
     """Make the service well again."""
     with psycopg.connect(w.database_url, autocommit=True) as connection:
         connection.execute("SET default_transaction_read_only = off")
-        connection.execute("ALTER DATABASE els RESET default_transaction_read_only")
-        connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
+        if connection.execute("SELECT FROM pg_db_role_setting").rowcount:
+            connection.execute("ALTER DATABASE els RESET default_transaction_read_only")
+            connection.execute(END_SESSIONS)
         connection.execute(
             "TRUNCATE batch_essay_trackers, essay_states, batch_pending_content, excess_content,"
             " event_outbox, dead_letters, idempotency_keys CASCADE"

@@ -136,7 +136,7 @@ def test_claims_are_counted_by_result(send, more, lifecycle, batch_id):
 def test_a_registration_that_fails_is_counted_by_sqlstate(send, more, batch_id, failing_essay):
     essay_id, _ = failing_essay
 
-    with pytest.raises(Exception, match="this essay fails"):
+    with pytest.raises(Exception, match="SQLSTATE P0001"):
         send(REGISTER, registration(batch_id, [essay_id]))
 
     assert more() == {

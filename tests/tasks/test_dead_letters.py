@@ -127,6 +127,19 @@ def test_the_same_message_delivered_again_counts_up(send, batch_id, dead_letters
     assert letter["deliveries"] == 3
 
 
+def test_another_message_with_the_same_id_is_kept_as_well(send, conn, batch_id):
+    task_id = str(uuid4())
+    events = [cancellation(batch_id), cancellation(batch_id)]
+
+    numbers = [send(CANCEL, event, task_id=task_id)["dead_letter"] for event in events * 2]
+
+    assert numbers[2:] == numbers[:2]
+    rows = conn.execute(
+        "SELECT body, deliveries FROM dead_letters WHERE id = ANY(%s) ORDER BY id", [numbers]
+    ).fetchall()
+    assert [(row["body"], row["deliveries"]) for row in rows] == [(event, 2) for event in events]
+
+
 SHAPES = {
     "nothing": {},
     "a positional event": {"args": [{"a": 1}]},

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from uuid import uuid4
 
 import pytest
 from celery.result import denied_join_result
@@ -148,10 +149,18 @@ def test_a_pause_may_have_more_fields(valkey):
     assert pause.outage == pauses.Outage("redis", "away")
 
 
-def test_a_mark_of_a_death_may_have_more_parts(valkey):
-    valkey.sadd("els:begun:x", "worker@there|another-host|17|1.00|of-the-next-release")
+def test_a_note_of_messages_in_work_may_have_more_parts(valkey):
+    valkey.set(heartbeat.IN_WORK.format(worker="w@host"), '[3, null, "of the next release"]')
 
-    assert deaths.count(delivered("x")) == 1
+    assert heartbeat.read_in_work(valkey, ["w@host"]) == (3, 0.0)
+
+
+def test_a_mark_of_a_death_may_have_more_parts(valkey):
+    task_id = str(uuid4())
+    mark = "worker@there|another-host|17|1.00|of-the-next-release"
+    valkey.sadd(f"els:begun:{task_id}", mark)
+
+    assert deaths.count(delivered(task_id)) == 1
 
 
 def test_a_health_file_may_have_more_lines(tmp_path):

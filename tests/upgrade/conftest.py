@@ -15,6 +15,7 @@ import pytest
 import redis
 
 from core import db
+from migrations import head
 from ops.stack.embedded import Postgres, Valkey, free_port, leashed
 from ops.torture.brokers import RABBITMQ_SERVER, RabbitMQ
 from tests.releases import LAST, ROOT
@@ -80,6 +81,7 @@ class Servers(NamedTuple):
     redis_url: str
     broker_url: str
     queues: Callable[[], dict[str, int]]  # what waits or is held, by queue
+    waiting: Callable[[], int]  # in the queue of upstream
 
 
 class Release:
@@ -184,19 +186,34 @@ def last_tree(tmp_path_factory):
     return pytest.skip(f"this clone lacks the commit of {LAST['version']}: git fetch --unshallow")
 
 
-@pytest.fixture(scope="session")
-def next_tree(tmp_path_factory):
-    """This code with three migrations more: a column, an index, and one that deletes."""
-    from migrations import head
-
-    tree = tmp_path_factory.mktemp("releases") / "next"
+def copy_of_this(tree):
     tree.mkdir()
     for package in PACKAGES:
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / package, tree / package, ignore=ignored)
+    return tree
+
+
+@pytest.fixture(scope="session")
+def next_tree(tmp_path_factory):
+    """This code with two migrations more: a column, and an index."""
+    tree = copy_of_this(tmp_path_factory.mktemp("releases") / "next")
     versions = tree / "migrations/versions"
     (versions / "9001_a_column.py").write_text(EXPANDS.format(head=head()))
     (versions / "9002_an_index.py").write_text(INDEXES)
+    return tree
+
+
+@pytest.fixture(scope="session")
+def far_tree(tmp_path_factory):
+    """This code two releases later: it sends messages that this release does not know."""
+    tree = copy_of_this(tmp_path_factory.mktemp("releases") / "far")
+    path = tree / "tasks/versions.py"
+    text = path.read_text()
+    for old, new in (("NEWEST = 1, 1", "NEWEST = 1, 2"), ("SENT = 1", "SENT = 2")):
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text)
     return tree
 
 
@@ -223,12 +240,13 @@ def servers(tmp_path, request):
             server.start()
             urls.append(server.url)
         if broker_name == "redis":
-            yield Servers(*urls, urls[1], partial(in_redis, urls[1]))
+            look = partial(in_redis, urls[1])
+            yield Servers(*urls, urls[1], look, lambda: look().get("els", 0))
             return
         broker = RabbitMQ(tmp_path)
         undo.callback(broker.stop)
         broker.start()
-        yield Servers(*urls, broker.url, partial(in_rabbitmq, broker))
+        yield Servers(*urls, broker.url, partial(in_rabbitmq, broker), broker.waiting)
 
 
 def in_redis(url):

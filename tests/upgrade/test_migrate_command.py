@@ -133,6 +133,15 @@ def test_a_step_back_says_what_it_deletes_and_asks(this, coming, conn):
     assert check(this)[:2] == (0, "head")
 
 
+def test_a_step_back_counts_the_rows_that_it_deletes(this, conn):
+    this.els("migrate")
+    conn.execute("UPDATE alembic_version SET version_num = '0004'")
+
+    said = this.els("migrate", "--downgrade").stderr
+
+    assert "rows of event_outbox (0 rows); column batch_essay_trackers.amendments (0 rows)" in said
+
+
 def test_what_cannot_be_undone_is_refused(this, coming, later, conn):
     later.els("migrate", "--contract")
     of_contract = later.els("migrate", "--downgrade", "--yes")

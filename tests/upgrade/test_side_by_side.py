@@ -131,7 +131,7 @@ class PausedLoad(Load):
 def load(servers):
     with Sender(servers.broker_url, "els") as sender:
         load = PausedLoad(sender, Random(15))
-        load.begin(lambda: servers.queues().get("els", 0))
+        load.begin(servers.waiting)
         yield load
         load.given_up.set()
         load.ended.set()
@@ -166,7 +166,7 @@ class Upgrade:
         self.servers, self.ready, self.load = servers, ready, load
         self.conn, self.valkey = conn, valkey
 
-    def go_on(self, batches=12):
+    def go_on(self, batches=8):
         """Wait until so many more batches are announced."""
         done = announced(self.conn) + batches
         until(lambda: announced(self.conn) >= done, what=f"{batches} more batches are announced")
@@ -195,7 +195,7 @@ class Upgrade:
         self.ready.worker(self.this, 2, SOLO)
         if works_on_the_last_schema():
             self.ready.page(self.this)
-            self.go_on(20)
+            self.go_on(16)
         else:
             until(lambda: self.this.log().count("worker_waits_to_start") == 2, what="both wait")
             self.go_on()
@@ -204,7 +204,7 @@ class Upgrade:
         assert self.check() == (0, "head")
         if not works_on_the_last_schema():
             self.ready.page(self.this)
-        self.go_on(20)
+        self.go_on(16)
 
     def on_the_next_schema(self):
         """Which only adds: both go on, and a worker starts on a schema that it does not know."""

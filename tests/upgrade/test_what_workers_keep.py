@@ -100,24 +100,51 @@ def test_what_one_release_keeps_the_other_reads(releases, writes, reads, servers
     }
 
 
-@PAIRS
-@pytest.mark.parametrize("pool", [PREFORK, SOLO], ids=["prefork", "solo"])
-def test_a_chord_of_one_release_is_completed_by_the_other(
-    releases, writes, reads, pool, conn, valkey
-):
+@pytest.fixture
+def full(releases, conn):
+    """A full batch that nobody has sealed yet."""
     releases["this"].els("migrate")
     for statement in FILL.strip().split(";")[:2]:
         conn.execute(statement)
+    return "b"
 
-    run(releases[writes], DISPATCH, "b")
-    if reads == "last" and valkey.llen("els") == 0:
-        pytest.skip("this release sends its chord to a queue that the last one does not consume")
-    releases[reads].worker(1, *pool)
 
+def wait_until_ready(conn):
     def status():
         [row] = conn.execute("SELECT status FROM batch_essay_trackers").fetchall()
         return row["status"]
 
     until(lambda: status() == "ready_for_pipeline_execution", what="the batch is ready")
-    assert conn.execute("SELECT 1 FROM repairs").fetchall() == []
+    assert conn.execute("SELECT 1 FROM repairs UNION SELECT 1 FROM dead_letters").fetchall() == []
+
+
+@PAIRS
+@pytest.mark.parametrize("pool", [PREFORK, SOLO], ids=["prefork", "solo"])
+def test_a_chord_of_one_release_is_completed_by_the_other(
+    releases, writes, reads, pool, full, conn, valkey
+):
+    run(releases[writes], DISPATCH, full)
+    if reads == "last" and valkey.llen("els") == 0:
+        pytest.skip("this release sends its chord to a queue that the last one does not consume")
+    releases[reads].worker(1, *pool)
+
+    wait_until_ready(conn)
+
     assert "Traceback" not in releases[reads].log()
+
+
+@pytest.mark.parametrize("pool", [PREFORK, SOLO], ids=["prefork", "solo"])
+def test_a_chord_of_a_release_that_nobody_knows_yet_waits_for_a_worker_of_it(
+    releases, release, far_tree, pool, full, conn
+):
+    far = release("far", far_tree)
+    run(far, DISPATCH, full)
+    releases["this"].worker(1, *pool)
+    until(
+        lambda: releases["this"].log().count("held_for_another_release") >= 2,
+        what="a worker of this release gives its steps back",
+    )
+
+    far.worker(1, *pool)
+
+    wait_until_ready(conn)

@@ -1,0 +1,246 @@
+"""The URLs of the servers: checked, and completed with what other settings say of them.
+
+A URL then holds all that a connection needs, so it is enough to pass it on, to other processes too.
+"""
+
+import re
+import ssl
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from core.tls import HOSTNAME, TLS, VERIFY
+
+REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+socket", "sentinel")
+AMQP_SCHEMES = ("amqp", "amqps", "pyamqp")
+SCHEMES = {
+    "ELS_REDIS_URL": REDIS_SCHEMES,
+    "ELS_BROKER_URL": (*REDIS_SCHEMES, *AMQP_SCHEMES),
+}
+SECURE = ("rediss", "amqps")
+SENTINEL_PORT = 26379
+MASTER = "master_name"  # as Kombu and Celery call the primary's name
+OF_SENTINELS = ("sentinel_username", "sentinel_password")
+ONE_AT_A_TIME = ("redis", "rediss", "unix", "redis+socket")
+CLUSTER = ("redis+cluster", "rediss+cluster", "redis-cluster", "rediscluster", "cluster")
+POSTGRES = re.compile(r"(postgres(?:ql)?(?:\+\w+)?)://(?:[^@/]*@)?([^/?]*)[^?]*(?:\?(.*))?", re.S)
+
+
+def complete(name: str, url: str, tls: TLS, primary: str | None = None) -> str:
+    """Check a URL of Redis or of a broker; add its TLS, and to Sentinels the name of the primary.
+
+    Raises ValueError, which names no part of the URL that may hold a password.
+    """
+    written = url.split(";")
+    if url.startswith("sentinel://"):
+        return _complete_sentinels(written, tls, primary)
+    schemes = {_checked(name, each).scheme for each in written}
+    if len(written) > 1 and (len(schemes) > 1 or schemes & {*ONE_AT_A_TIME}):
+        raise ValueError(
+            "it names several servers: give one, or Sentinels (sentinel://…;sentinel://…),"
+            " or a cluster of RabbitMQ (amqp://…;amqp://…)"
+        )
+    done = ";".join(_with_tls(each, tls) for each in written)
+    return done.replace("pyamqp://", "amqp://") if done.startswith("pyamqp://") else done
+
+
+def completed(url: str) -> str:
+    """Return a URL that may not come from the settings, with all that a connection needs.
+
+    Raises ValueError.
+    """
+    secure = url.startswith(("rediss://", "amqps://", "sentinel://"))
+    return complete("ELS_BROKER_URL", url, TLS()) if secure else url
+
+
+def _checked(name: str, url: str) -> SplitResult:
+    known = SCHEMES[name]
+    scheme = url.partition("://")[0] if "://" in url else ""
+    if scheme.lower() in CLUSTER:
+        raise ValueError(
+            "Redis Cluster is not supported: give one Redis (redis://, rediss://), or Sentinels"
+            " (sentinel://)"
+        )
+    if scheme not in known:
+        near = get_close_matches(scheme, known, n=1)
+        listed = ", ".join(f"{each}://" for each in known)
+        hint = f"; did you mean {near[0]}://?" if near and scheme else ""
+        raise ValueError(f"it must begin with one of {listed}{hint}")
+    parts = urlsplit(url)
+    try:
+        _ = parts.port
+    except ValueError:
+        raise ValueError("its port is not a number") from None
+    return parts
+
+
+def query_of(parts: SplitResult) -> dict[str, str]:
+    """Read the parameters of a URL."""
+    return dict(parse_qsl(parts.query, keep_blank_values=True))
+
+
+def _with_tls(url: str, tls: TLS) -> str:
+    parts = urlsplit(url)
+    given = query_of(parts)
+    said = sorted(name for name in given if name.startswith("ssl_"))
+    if parts.scheme not in SECURE:
+        if said:
+            secure = "amqps" if parts.scheme in AMQP_SCHEMES else "rediss"
+            raise ValueError(f"{said[0]} needs TLS: begin the URL with {secure}://")
+        return url
+    others = {name: value for name, value in given.items() if not name.startswith("ssl_")}
+    query = urlencode(others | tls.parameters(given), safe="/", quote_via=quote)
+    return parts._replace(query=query).geturl()
+
+
+def complete_database(url: str, tls: TLS) -> str:
+    """Add TLS to a URL of Postgres, in either form of libpq. Raises ValueError."""
+    found = POSTGRES.fullmatch(url)
+    if found is None:
+        return _complete_words(url, tls)
+    _, hosts, query = found.groups()
+    pairs = parse_qsl(query or "", keep_blank_values=True)
+    given = dict(pairs)
+    if "service" in given:
+        return url  # its file may say more
+    named = [name for key, value in pairs if key == "host" for name in value.split(",")]
+    more = tls.for_postgres(given, [_host(each) for each in [*hosts.split(","), *named] if each])
+    if not more:
+        return url
+    mark = "&" if query else "" if url.endswith("?") else "?"
+    return url + mark + urlencode(more, safe="/", quote_via=quote)
+
+
+def _complete_words(url: str, tls: TLS) -> str:
+    try:
+        given = {name: str(value) for name, value in conninfo_to_dict(url).items()}
+    except psycopg.ProgrammingError:
+        return url  # who connects says what is wrong with it
+    if not given or "service" in given:
+        return url
+    hosts = given.get("host", given.get("hostaddr", "")).split(",")
+    more: Mapping[str, str] = tls.for_postgres(given, hosts)
+    return " ".join([url, *(f"{name}='{_quoted(value)}'" for name, value in more.items())])
+
+
+def _quoted(value: str) -> str:
+    return value.replace("\\", "\\\\").replace("'", "\\'")
+
+
+def _host(written: str) -> str:
+    """Return the host of `host:port`, also where it is an address in brackets or a socket."""
+    found = re.fullmatch(r"\[(.*)\](?::\d*)?|([^:]*)(?::.*)?", written)
+    return unquote((found[1] or found[2] or "") if found else written)
+
+
+# --- Sentinel ------------------------------------------------------------------------------------
+
+
+class Sentinels(NamedTuple):
+    """What a complete URL of Sentinels says. User, password and database are the servers' own."""
+
+    hosts: list[tuple[str, int]]
+    primary: str
+    db: int
+    username: str | None
+    password: str | None
+    own: dict[str, str]  # user and password of the Sentinels, as redis-py names them
+    ssl: dict[str, str]  # empty: no TLS
+
+
+def _complete_sentinels(written: Sequence[str], tls: TLS, primary: str | None) -> str:
+    """Write all that one of the parts says into each; Celery reads the first, Kombu any."""
+    hosts: list[str] = []
+    users, paths, query = set[str](), set[str](), dict[str, str]()
+    for each in written:
+        parts = urlsplit(each if "://" in each else f"sentinel://{each}")
+        if parts.scheme != "sentinel":
+            raise ValueError("one of its parts does not begin with sentinel://")
+        user, _, names = parts.netloc.rpartition("@")
+        hosts += names.split(",")
+        users |= {user} - {""}
+        paths |= {parts.path.strip("/")} - {""}
+        query |= query_of(parts)
+    if max(len(users), len(paths)) > 1:
+        raise ValueError("its parts differ in user, password or database: say each once")
+    if not all(re.fullmatch(r"(\[[^]]+\]|[^:\s]+)(:\d{1,5})?", host) for host in hosts):
+        raise ValueError("each Sentinel is a host and its port: sentinel://host:26379;…")
+    if paths and not "".join(paths).isdigit():
+        raise ValueError("its path is the number of a database, such as /0")
+    query = _of_sentinels(query, tls, primary)
+    at = f"{users.pop()}@" if users else ""
+    end = f"/{paths.pop() if paths else 0}?{urlencode(query, safe='/', quote_via=quote)}"
+    named = [host if re.search(r":\d+$", host) else f"{host}:{SENTINEL_PORT}" for host in hosts]
+    return ";".join(f"sentinel://{at}{host}{end}" for host in named)
+
+
+def _of_sentinels(query: dict[str, str], tls: TLS, primary: str | None) -> dict[str, str]:
+    known = {MASTER, *OF_SENTINELS}
+    if unknown := sorted(n for n in query if n not in known and not n.startswith("ssl_")):
+        raise ValueError(
+            f"there is no parameter {unknown[0]}; there are {', '.join(sorted(known))}"
+        )
+    if not (query.get(MASTER) or primary):
+        raise ValueError(
+            f"name the primary that the Sentinels watch: ELS_REDIS_MASTER, or ?{MASTER}=…"
+        )
+    found = {MASTER: query.get(MASTER) or str(primary)}
+    found |= {name: query[name] for name in OF_SENTINELS if query.get(name)}
+    if any(name.startswith("ssl_") for name in query):
+        found |= tls.parameters(query)
+    return found
+
+
+def sentinels(url: str) -> Sentinels:
+    """Read a complete URL of Sentinels."""
+    parts = pieces(url)
+    first, query = parts[0], query_of(parts[0])
+    return Sentinels(
+        [(str(each.hostname), each.port or SENTINEL_PORT) for each in parts],
+        query[MASTER],
+        int(first.path.strip("/") or 0),
+        unquote(first.username) if first.username else None,
+        unquote(first.password) if first.password else None,
+        {name.removeprefix("sentinel_"): query[name] for name in OF_SENTINELS if name in query},
+        {name: value for name, value in query.items() if name.startswith("ssl_")},
+    )
+
+
+# --- for the libraries ---------------------------------------------------------------------------
+
+
+def for_redis_py(url: str) -> str:
+    """Write the URL of one Redis as redis-py reads it: a socket has another scheme there."""
+    if not url.startswith("redis+socket://"):
+        return url
+    base, _, query = url.removeprefix("redis+socket").partition("?")
+    return f"unix{base}?{query.replace('virtual_host=', 'db=')}".removesuffix("?")
+
+
+def for_ssl(parameters: Mapping[str, str]) -> dict[str, Any]:  # Any: strings, a flag, bool
+    """Turn `ssl_…` parameters of a URL into the values that Celery and Flower compare."""
+    given: dict[str, Any] = {n: v for n, v in parameters.items() if n.startswith("ssl_")}
+    if VERIFY in given:
+        given[VERIFY] = ssl.CERT_NONE if given[VERIFY] == "none" else ssl.CERT_REQUIRED
+    if HOSTNAME in given:
+        given[HOSTNAME] = given[HOSTNAME] != "false"
+    return given
+
+
+def is_redis(url: str) -> bool:
+    """Say whether a broker's URL is of a Redis, in any form."""
+    return url.partition("://")[0] in REDIS_SCHEMES
+
+
+def is_amqp(url: str) -> bool:
+    """Say whether a broker's URL is of RabbitMQ."""
+    return url.partition("://")[0] in AMQP_SCHEMES
+
+
+def pieces(urls: str) -> Sequence[SplitResult]:
+    """Split what names several servers of a cluster."""
+    return [urlsplit(url) for url in urls.split(";")]

@@ -1,0 +1,138 @@
+"""Messages that nobody should send, as a broker would hold them, and what becomes of each."""
+
+import bz2
+import json
+import lzma
+import zlib
+from dataclasses import dataclass, field
+from uuid import uuid4
+
+from tests import factories as make
+
+TASK = "els.assign_content"
+MIB = 1024 * 1024
+LINK = {"task": "intruder", "args": [], "kwargs": {}, "options": {"queue": "elsewhere"}}
+
+
+@dataclass
+class Hostile:
+    """A message, and the code of its dead letter; None: it is executed as if it were harmless."""
+
+    code: str | None
+    headers: dict = field(default_factory=dict)
+    body: bytes | None = None  # None: that of a good message
+    embed: object = None
+    event: dict = field(default_factory=dict)  # fields of the good message that change
+    content_type: str = "application/json"
+    content_encoding: str = "utf-8"
+    task: object = TASK
+
+    def build(self):
+        """Return headers, body and the id of a message."""
+        task_id = self.headers.get("id", str(uuid4()))
+        headers = {"lang": "py", "task": self.task, "id": task_id, **self.headers}
+        if self.body is not None:
+            return headers, self.body, task_id
+        event = {**make.content(make.new_batch()), **self.event}
+        return headers, json.dumps([[], {"event": event}, self.embed]).encode(), task_id
+
+
+def nested(depth):
+    return b'[[], {"event": ' + b"[" * depth + b"]" * depth + b"}, null]"
+
+
+def event_of(text):
+    return f'[[], {{"event": {text}}}, null]'.encode()
+
+
+SIZE = 300 * MIB  # once inflated
+
+
+def compressed(compressor) -> bytes:
+    """Compress blanks, a part at a time."""
+    blanks = b" " * MIB
+    parts = [compressor.compress(blanks) for _ in range(SIZE // MIB)]
+    return b"".join([*parts, compressor.flush()])
+
+
+BOMBS = {
+    "gzip": zlib.compressobj,
+    "zlib": zlib.compressobj,
+    "application/x-gzip": zlib.compressobj,
+    "bzip2": bz2.BZ2Compressor,
+    "xz": lambda: lzma.LZMACompressor(preset=0),
+}
+
+HOSTILE = {
+    # --- bodies ---
+    "too large": Hostile("VALIDATION_ERROR", body=b"[" * (30 * MIB)),
+    "far too large": Hostile("MALFORMED_MESSAGE", body=b"[" * (60 * MIB)),
+    "compressed in an unknown way": Hostile("MALFORMED_MESSAGE", {"compression": "rot13"}),
+    "compressed by a list": Hostile("MALFORMED_MESSAGE", {"compression": [1]}),
+    "not compressed": Hostile("MALFORMED_MESSAGE", {"compression": "gzip"}),
+    "compressed and cut short": Hostile(
+        "MALFORMED_MESSAGE", {"compression": "gzip"}, zlib.compress(b"x" * 10_000)[:-9]
+    ),
+    "many compressed streams": Hostile(
+        "MALFORMED_MESSAGE", {"compression": "bzip2"}, bz2.compress(b"") * 40_000
+    ),
+    "nested deeply": Hostile("VALIDATION_ERROR", body=nested(100_000)),
+    "nested": Hostile("VALIDATION_ERROR", body=nested(800)),
+    "a huge number": Hostile("MALFORMED_MESSAGE", body=event_of("9" * 10_000)),
+    "a huge decimal": Hostile(
+        "VALIDATION_ERROR", body=event_of('{"__type__": "decimal", "__value__": "1e999999999"}')
+    ),
+    "an unknown type": Hostile(
+        "MALFORMED_MESSAGE", body=event_of('{"__type__": "os.system", "__value__": "id"}')
+    ),
+    "NaN": Hostile("VALIDATION_ERROR", body=event_of('{"file_size_bytes": NaN}')),
+    "Infinity": Hostile("VALIDATION_ERROR", body=event_of('{"file_size_bytes": -Infinity}')),
+    "a NUL": Hostile("VALIDATION_ERROR", event={"original_file_name": "a\0b"}),
+    "half a surrogate pair": Hostile("VALIDATION_ERROR", event={"original_file_name": "\ud800"}),
+    "no UTF-8": Hostile("MALFORMED_MESSAGE", body=b'[[], {"event": "\xff"}, null]'),
+    "no call": Hostile("MALFORMED_MESSAGE", body=b"[1, 2]"),
+    "a call of other types": Hostile("MALFORMED_MESSAGE", body=b'["a", "b", "c"]'),
+    "a number": Hostile("MALFORMED_MESSAGE", body=b"7"),
+    "nothing": Hostile("MALFORMED_MESSAGE", body=b""),
+    "data": Hostile("MALFORMED_MESSAGE", body=b"abc", content_type="application/data"),
+    "pickle": Hostile("MALFORMED_MESSAGE", content_type="application/x-python-serialize"),
+    "an unknown encoding": Hostile(None, content_encoding="rot13"),
+    # --- headers ---
+    "a long id": Hostile("MALFORMED_MESSAGE", {"id": "i" * 50_000}),
+    "an id of control characters": Hostile("MALFORMED_MESSAGE", {"id": "a\x1b[31m\nb\0"}),
+    "an empty id": Hostile("MALFORMED_MESSAGE", {"id": ""}),
+    "an id that is a list": Hostile("MALFORMED_MESSAGE", {"id": [1]}),
+    "a long task": Hostile("UNKNOWN_TASK", task="t" * 50_000),
+    "a task of control characters": Hostile("UNKNOWN_TASK", task="els.\0\n\x1b[31m"),
+    "a task that is an object": Hostile("MALFORMED_MESSAGE", task={"a": 1}),
+    "an eta at the end of time": Hostile("MALFORMED_MESSAGE", {"eta": "9999-12-31T23:59:59-14:00"}),
+    "an eta at the beginning": Hostile("MALFORMED_MESSAGE", {"eta": "0001-01-01T00:00:00+14:00"}),
+    "an eta that is no moment": Hostile("MALFORMED_MESSAGE", {"eta": "e" * 20_000}),
+    "an eta that is a number": Hostile("MALFORMED_MESSAGE", {"eta": -1}),
+    "an end at the end of time": Hostile(
+        "MALFORMED_MESSAGE", {"expires": "9999-12-31T23:59:59-14:00"}
+    ),
+    "an end that is a number": Hostile("MALFORMED_MESSAGE", {"expires": -1}),
+    "an end that is no moment": Hostile("MALFORMED_MESSAGE", {"expires": "never"}),
+    "an end in the past": Hostile("EXPIRED", {"expires": "1999-12-31T23:59:59Z"}),
+    "many retries": Hostile(None, {"retries": 2**62}),
+    "retries below 0": Hostile(None, {"retries": -(2**40)}),
+    "retries that are text": Hostile("MALFORMED_MESSAGE", {"retries": "many"}),
+    "time limits": Hostile(None, {"timelimit": [0.001, 0.001]}),
+    "a time limit that is a number": Hostile("MALFORMED_MESSAGE", {"timelimit": 1}),
+    "a shadow": Hostile(None, {"shadow": "els.sweep"}),
+    "others' ids": Hostile(None, {"root_id": ["r" * 9000], "parent_id": "p" * 9000}),
+    "a nesting": Hostile(None, {"replaced_task_nesting": 10**6, "group": "g", "group_index": 0}),
+    "stamps": Hostile(None, {"stamped_headers": ["a"], "stamps": {"a": ["b"]}}),
+    "parts of a request": Hostile(
+        None, {"called_directly": True, "chord": LINK, "callbacks": [LINK], "is_eager": True}
+    ),
+    "many headers": Hostile(None, {f"x-{n}": "x" for n in range(3_000)}),
+    # --- what is asked for beside the task ---
+    "a link": Hostile(None, embed={"callbacks": [LINK]}),
+    "a link for errors": Hostile(None, embed={"errbacks": [LINK]}),
+    "a chain": Hostile(None, embed={"chain": [LINK]}),
+    "a chord": Hostile(None, {"group": str(uuid4())}, embed={"chord": LINK}),
+    "a request": Hostile(None, embed={"id": "i", "retries": 7, "delivery_info": {}}),
+    "an embed that is a list": Hostile("MALFORMED_MESSAGE", embed=[1]),
+}
