@@ -63,6 +63,7 @@ class SettledConnection(Connection[Any]):  # Any: rows as their reader wants the
     """
 
     pooled = False
+    refuses_writes = False  # it has met a server that is read-only
     _begin = _together = b""  # what goes with BEGIN, and with a statement alone
 
     @classmethod
@@ -89,10 +90,7 @@ class SettledConnection(Connection[Any]):  # Any: rows as their reader wants the
         return conn
 
     def execute(self, query: Any, *args: Any, **options: Any) -> Cursor[Any]:  # Any: as psycopg's
-        """Execute a statement; alone behind a pooler, together with its settings.
-
-        A server that is read-only is left: the next connection may find the primary.
-        """
+        """Execute a statement; alone behind a pooler, together with its settings."""
         alone = self.pgconn.transaction_status == TransactionStatus.IDLE and self.autocommit
         try:
             if not (self._together and query and alone):
@@ -101,7 +99,7 @@ class SettledConnection(Connection[Any]):  # Any: rows as their reader wants the
                 self._ask(self._together)
                 return super().execute(query, *args, **options)
         except ReadOnlySqlTransaction:
-            self.close()
+            self.refuses_writes = True
             raise
 
     def _ask(self, query: Any, params: Any = None, **options: Any) -> Cursor[Any]:  # as psycopg's
@@ -233,6 +231,12 @@ class WatchedBriefly(WatchedConnection):
     again_s = 1
 
 
+def _leave_read_only(conn: Any) -> None:  # Any: as the pool types its connections
+    """Have a pool give up a connection to a read-only server: a new one may find the primary."""
+    if conn.refuses_writes:
+        raise psycopg.OperationalError("the server takes no writes; connecting again")
+
+
 def connect(
     url: str,
     *,
@@ -259,6 +263,7 @@ def connect(
         max_size=size,
         timeout=POOL_TIMEOUT_S,
         reconnect_timeout=RECONNECT_S,
+        reset=_leave_read_only,
         check=ConnectionPool.check_connection if checked else None,
         open=True,
     )

@@ -25,6 +25,7 @@ from migrations import head, upgrade
 from tests import factories as make
 from tests.core.swallowing import Swallowing
 from tests.live.conftest import Workers, until
+from tests.ops.served import Served
 from tests.servers.conftest import program
 from tests.servers.postgres import Node, PgBouncer, elapsed, folder
 
@@ -232,6 +233,14 @@ def test_a_worker_refuses_to_start_and_says_why(poolers, keeping, tmp_path, mode
 
     assert done.returncode == 1
     assert words in done.stderr.splitlines()[-1]
+
+
+def test_the_page_is_not_ready_and_says_why(poolers):
+    with Served(poolers("statement").url, os.environ["ELS_REDIS_URL"]) as page:
+        ready = page.get("/readyz")
+
+    assert ready.status == 503
+    assert "pool_mode" in ready.text
 
 
 # --- the service ---------------------------------------------------------------------------------
