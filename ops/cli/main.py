@@ -18,6 +18,7 @@ from core.requirements import away
 from core.settings import Settings
 from core.tls import describe
 from ops.cli import (
+    access,
     batches,
     dead_letters,
     maintenance,
@@ -44,7 +45,9 @@ BENCH = "bench.command"  # found by name: it is in a checkout, and not in the wh
 SERVICE, LOOK, MEND, TRY = "The service", "Look", "Mend", "Try out"  # headings of `els --help`
 
 commands: dict[str, tuple[Callable[..., None], ...]] = {
-    SERVICE: (service.run, service.env, migrate.migrate, service.ops, service.flower),
+    SERVICE: (
+        *(service.run, service.env, migrate.migrate, access.access, service.ops, service.flower),
+    ),
     LOOK: (status.status, batches.explain, batches.find, reference.schema),
     MEND: (maintenance.reconcile, batches.cancel, maintenance.purge),
     TRY: (trials.demo, batches.submit, trials.torture),

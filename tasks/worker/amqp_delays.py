@@ -29,6 +29,7 @@ from kombu.transport.native_delayed_delivery import (
 
 from core.crash import crashpoint
 from core.faults import describe
+from durable_redis.messages import LAST_YEAR
 from tasks.worker.amqp import Channel, forward
 
 HELD_S = 2  # until its eta, by the worker; a delayed message comes less than 1 s early
@@ -88,6 +89,8 @@ def _seconds_ahead(eta: object) -> float:
     try:
         moment = datetime.fromisoformat(eta)
     except ValueError:  # Celery will say so
+        return 0
+    if moment.year > LAST_YEAR:  # it is malformed
         return 0
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return float((moment - datetime.now(UTC)).total_seconds())

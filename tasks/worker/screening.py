@@ -18,7 +18,6 @@ from tasks.worker.request import QuietRequest
 
 MOST_RETRIES = 1000  # of ours: four hours; a sender may claim any number
 DEEPEST = 100  # levels of a body
-BRACKETS = (b"[", b"{")
 TEXTS = ("root_id", "parent_id")  # those of a trace through tasks; ours go on with them
 LONGEST = 255
 KEPT = frozenset(
@@ -81,7 +80,9 @@ class Screen:
 
 def _check_depth(message: Any) -> None:  # Any: as above
     """Refuse a body that Python can parse, but not hand to a process: Celery would lose one."""
-    if sum(map(message.body.count, BRACKETS)) <= DEEPEST:
+    body = message.body  # text where py-amqp has decoded it
+    brackets = "[{" if isinstance(body, str) else (b"[", b"{")
+    if sum(map(body.count, brackets)) <= DEEPEST:
         return
     level = [message.payload]
     for _ in range(DEEPEST):

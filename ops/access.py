@@ -1,0 +1,197 @@
+"""What each program may do on Redis and on RabbitMQ: the rules of its user there.
+
+A program gets the rights that it needs, and no others. Anybody may write to `els`; the queues of
+the chord and of beat are the service's own.
+"""
+
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, cast
+
+from kombu.transport.redis import Channel
+
+from core.settings import Settings
+from tasks.worker.amqp_dropped import dead_name
+
+PROGRAMS = {
+    "sender": "an upstream service: puts messages into the queue of the tasks",
+    "worker": "els worker, and the commands that change something",
+    "beat": "els beat",
+    "ops": "els ops, the pages and /metrics, and the commands that read",
+    "flower": "els flower",
+    "receiver": "a downstream service: takes events",
+}
+NOTHING = "^$"
+DEFAULT = "amq[.]default"
+DELAYS = "celery_delayed_.*"  # the exchanges and queues of countdowns; they lead to `els` alone
+# Kombu has a list for each priority: the name, two control characters, and 3, 6 or 9.
+PRIORITIES = "[^!-~][^!-~][369]"
+PUBLISH = ("+ping", "+multi", "+exec", "+lpush", "+llen", "+sadd", "+smembers")
+WORK = (
+    *("+@connection", "+@read", "+@write", "+@pubsub", "+@transaction", "-@dangerous", "-scan"),
+    *("-randomkey", "-dbsize", "-move", "+eval", "+evalsha", "+script|load", "+script|exists"),
+    *("+info", "+time"),
+)
+READ = (
+    *("+@connection", "+@read", "+multi", "+exec", "-@dangerous", "-scan", "-randomkey", "-dbsize"),
+    *("+info", "+time"),
+)
+TAKE = (
+    *("+@connection", "-@dangerous", "+multi", "+exec", "+watch", "+unwatch", "+brpop", "+rpop"),
+    *("+lpush", "+rpush", "+llen", "+sadd", "+srem", "+smembers", "+hset", "+hget", "+hdel"),
+    *(
+        "+zadd",
+        "+zrem",
+        "+zrange",
+        "+zrevrangebyscore",
+        "+set",
+        "+get",
+        "+del",
+        "+expire",
+        "+eval",
+        "+evalsha",
+    ),
+    *("+script|load", "+info"),
+)
+PROBE = "(+set +eval +exists ~batch:{els.check}:*)"  # the page asks whether Redis takes writes
+PAUSES = "(+hdel ~els:pauses)"  # it forgets those of killed processes
+
+
+class Permissions(NamedTuple):
+    """A user of RabbitMQ: patterns of names that it may declare, write to, and read from."""
+
+    configure: str
+    write: str
+    read: str
+
+
+def user(settings: Settings, program: str) -> str:
+    """Name the user of a program."""
+    return f"{settings.queue}-{program}"
+
+
+def event_queues(settings: Settings) -> list[str]:
+    """List the queues of the events, by the settings and their routes."""
+    routes = [route.queue for routes in settings.event_routes.values() for route in routes]
+    return sorted({settings.events_queue, *routes})
+
+
+# --- Redis and Valkey ----------------------------------------------------------------------------
+
+
+def redis_users(settings: Settings) -> dict[str, list[str]]:
+    """Return the ACL rules of each program's user. None has a password yet, so none can log in."""
+    events = event_queues(settings)
+    own = [*_lists(settings.queues), *(f"~{queue}.malformed" for queue in settings.queues)]
+    stores = [
+        "~batch:{*",
+        "~els:*",
+        "~{els:metrics}*",
+        "~celery-task-meta-*",
+        "~celery-taskset-meta-*",
+    ]
+    monitors = ["&/*.celeryev*"]
+    control = ["~*.pidbox*", "&/*.pidbox*", "~*.reply.*"] if settings.remote_control else []
+    channels = [*monitors, "&celery-task-meta-*"]
+    broker = ["~_kombu.*", "~unacked*"]
+    rules = {
+        "sender": [*PUBLISH, *_lists([settings.queue]), *_bindings([settings.queue])],
+        "worker": [*WORK, *own, *_lists(events), *broker, *stores, *channels, *control],
+        "beat": [
+            *(*PUBLISH, "+rpush", "+set", "+get", "+del", "+eval", "+evalsha", "+script|load"),
+            *("+time", "+info", "+zadd", "+zrem", "+zremrangebyscore"),
+            *_lists([settings.control_queue]),
+            *_bindings([settings.control_queue]),
+            *("~els:tick:*", "~els:beat*"),
+        ],
+        "ops": [*READ, *own, *_lists(events), *broker, *stores[:3], PROBE, PAUSES],
+        "flower": [
+            *("+@connection", "-@dangerous", "+llen", "+sadd", "+srem", "+smembers", "+multi"),
+            *("+exec", "+scard", "+psubscribe", "+punsubscribe", "+subscribe", "+unsubscribe"),
+            *_lists([*settings.queues, *events]),
+            *_bindings(["celeryev"]),
+            *monitors,
+        ],
+        "receiver": [
+            *TAKE,
+            *_lists(events),
+            *_bindings(events),
+            *(f"~{queue}.unacked*" for queue in events),
+        ],
+    }
+    begin = ("reset", "on", "-@all")
+    return {user(settings, name): [*begin, *rules[name]] for name in PROGRAMS}
+
+
+def _lists(queues: Iterable[str]) -> list[str]:
+    return [pattern for each in queues for pattern in (f"~{each}", f"~{each}{PRIORITIES}")]
+
+
+def _bindings(exchanges: Iterable[str]) -> list[str]:
+    prefixes = cast(Any, Channel)  # absent from its types
+    names = (prefixes.keyprefix_queue, prefixes.keyprefix_binding_permanent)
+    return [f"~{name % (exchange,)}" for exchange in exchanges for name in names]
+
+
+def acl_line(name: str, rules: Iterable[str]) -> str:
+    """Write a user as a line of Redis' ACL file, which is also the end of `ACL SETUSER`."""
+    return " ".join([name, *rules])
+
+
+def redis_lines(settings: Settings) -> Iterator[str]:
+    """Write the users as lines of an ACL file."""
+    for name, rules in redis_users(settings).items():
+        yield f"user {acl_line(name, rules)}"
+
+
+# --- RabbitMQ ------------------------------------------------------------------------------------
+
+
+def rabbitmq_users(settings: Settings) -> dict[str, Permissions]:
+    """Return the permissions of each program's user in the virtual host of the service.
+
+    Only worker and beat may write to the default exchange, since it leads to every queue: Celery
+    sends by it to what stands behind a direct exchange. Who may declare a queue may also delete it,
+    so a sender declares nothing.
+    """
+    queues, events = settings.queues, event_queues(settings)
+    monitors = "celeryev.*"
+    chat = [".*celery[.]pidbox"] if settings.remote_control else []
+    names = (*queues, dead_name(settings.queue), *events)
+    check = re.escape(settings.queue) + "[.]check-.*"  # whether dropped messages are kept
+    work = [*map(re.escape, names), check, DELAYS, monitors, *chat]
+    control = [re.escape(settings.control_queue)]
+    taken = [re.escape(name) for name in events]
+    rules = {
+        "sender": Permissions(NOTHING, _any([re.escape(settings.queue), DELAYS]), NOTHING),
+        "worker": _all(work)._replace(write=_any([*work, DEFAULT])),
+        "beat": _all(control)._replace(write=_any([*control, DEFAULT])),
+        "ops": Permissions(NOTHING, NOTHING, NOTHING),
+        "flower": _all([monitors]),
+        "receiver": _all(taken),
+    }
+    return {user(settings, name): rules[name] for name in PROGRAMS}
+
+
+def rabbitmq_lines(settings: Settings) -> Iterator[str]:
+    """Write the users as commands; `add_user` reads the password from its input."""
+    for name, given in rabbitmq_users(settings).items():
+        yield f"rabbitmqctl add_user {name}"
+        yield f"rabbitmqctl set_permissions -p / {name} {' '.join(map(shlex.quote, given))}"
+
+
+def _all(names: Iterable[str]) -> Permissions:
+    pattern = _any(names)
+    return Permissions(pattern, pattern, pattern)
+
+
+def _any(names: Iterable[str]) -> str:
+    return f"^({'|'.join(names)})$"
+
+
+def as_json(settings: Settings, broker: str) -> Mapping[str, object]:
+    """Return the users of one broker, for programs."""
+    if broker == "redis":
+        return redis_users(settings)
+    return {name: given._asdict() for name, given in rabbitmq_users(settings).items()}

@@ -1,0 +1,142 @@
+"""Who may do what on RabbitMQ: each program does its work, and is refused all else."""
+
+from contextlib import closing
+from uuid import uuid4
+
+import pytest
+from amqp import basic_message
+from amqp.exceptions import AccessRefused, NotFound
+from celery import Celery
+from kombu import Connection, Exchange, Queue
+
+from core.settings import Settings
+from ops.access import rabbitmq_users, user
+from tests import factories as make
+from tests.live.conftest import until
+from tests.rabbitmq.node import STOCK
+
+
+@pytest.fixture
+def access(node, workers):
+    """Make the users of a queue; give the URL of a program."""
+    settings = Settings(queue=workers.queue, events_queue=f"{workers.queue}.events")
+    users = rabbitmq_users(settings)
+    for name, permissions in users.items():
+        node.ctl("add_user", name, "secret")
+        node.ctl("set_permissions", "-p", "/", name, *permissions)
+    yield lambda program: node.url.replace("guest:guest", f"{user(settings, program)}:secret")
+    workers.stop()
+    for name in users:
+        node.ctl("delete_user", name)
+
+
+@pytest.fixture
+def running(workers, access, tmp_path):
+    """A worker and beat with their rights."""
+    workers.start(ELS_BROKER_URL=access("worker"), ELS_REMOTE_CONTROL="")
+    workers.start(
+        "-s",
+        str(tmp_path / "b"),
+        command="beat",
+        ELS_BROKER_URL=access("beat"),
+        ELS_SWEEP_EVERY="1",
+    )
+    return workers
+
+
+@pytest.fixture
+def sender(workers, access):
+    """An upstream service as docs/access.md describes it."""
+    with closing(Celery("upstream", broker=access("sender"), broker_transport=STOCK)) as app:
+        exchange = Exchange(workers.queue, type="topic", no_declare=True)
+        app.conf.task_queues = [
+            Queue(workers.queue, exchange, routing_key=workers.queue, no_declare=True)
+        ]
+        app.conf.broker_transport_options = {"confirm_publish": True}
+        yield app
+
+
+def test_with_its_rights_each_program_does_its_work(
+    running, sender, node, outcome_of, assert_invariants, valkey
+):
+    valkey.delete("els:swept_at")
+    until(lambda: f"{running.queue}\t" in node.ctl("list_queues", "name", "messages"), 60, "els")
+    batch = make.new_batch()
+    events = [make.registration(batch, 1), make.content(batch)]
+
+    for task, event in zip(["els.register_batch", "els.assign_content"], events, strict=True):
+        sender.send_task(task, kwargs={"event": event}, queue=running.queue, ignore_result=True)
+
+    until(lambda: outcome_of(events[1]), 60, "the content is executed")
+    assert_invariants([batch])
+    until(lambda: valkey.exists("els:swept_at"), 60, "beat ticks, and the sweep runs")
+    refused = [line for line in running.log().splitlines() if "ACCESS_REFUSED" in line]
+    assert refused == []
+
+
+def publish(exchange, key):
+    def act(channel):
+        channel.confirm_select()
+        channel.basic_publish(basic_message.Message("x"), exchange, key)
+        channel.queue_declare(f"none-{uuid4().hex}", passive=True)
+
+    return act
+
+
+def acts(queue):
+    """List forbidden acts, by program."""
+    own = [queue, f"{queue}.internal", f"{queue}.control", f"{queue}.dead", f"{queue}.events"]
+
+    def of(names, default=True):
+        for name in names:
+            yield f"consume {name}", lambda c, name=name: c.basic_consume(name)
+            yield f"get {name}", lambda c, name=name: c.basic_get(name)
+            yield f"purge {name}", lambda c, name=name: c.queue_purge(name)
+            yield f"delete {name}", lambda c, name=name: c.queue_delete(name)
+            yield (
+                f"bind {name}",
+                lambda c, name=name: c.queue_bind(name, queue, routing_key="#"),
+            )
+            if default:
+                yield f"publish to {name} by default", publish("", name)
+
+    def put(names):
+        for name in names:
+            yield f"publish to {name}", publish(name, name)
+
+    more = [
+        ("declare a queue", lambda c: c.queue_declare("other")),
+        ("declare an exchange", lambda c: c.exchange_declare("other", "direct")),
+        ("publish to monitors", publish("celeryev", "worker.heartbeat")),
+        ("publish to remote control", publish("celery.pidbox", "")),
+        ("delete the exchange", lambda c: c.exchange_delete(queue)),
+    ]
+    return {
+        "sender": [*of(own), *put(own[1:]), *more],
+        "ops": [*of(own), *put(own), *more],
+        "flower": [*of(own), *put(own), more[0], more[1], more[3], more[4]],
+        "beat": [*of(own[:2], default=False), *put([queue, f"{queue}.internal"]), *more],
+        "receiver": [*of(own[:4]), *put(own[:4]), *more],
+        "worker": [more[0], more[1], more[3]],
+    }
+
+
+@pytest.mark.parametrize("program", sorted(acts("q")))
+def test_a_program_is_refused_what_is_not_its_work(running, node, access, program):
+    until(lambda: f"{running.queue}.dead" in node.ctl("list_queues", "name"), 60, "all is declared")
+    allowed = []
+    for name, act in acts(running.queue)[program]:
+        with Connection(access(program), transport=STOCK) as connection:
+            try:
+                act(connection.default_channel)
+            except AccessRefused:
+                continue
+            except NotFound:
+                pass
+        allowed.append(name)
+
+    assert allowed == []
+
+
+def test_fifty_acts_and_more_are_refused():
+    assert sum(map(len, acts("q").values())) >= 50
