@@ -42,7 +42,7 @@ test-servers: env ## run the tests on Debian's servers: pooled, replicated, encr
 		|| echo "== the tests of what is missing are skipped"
 	@$(BIN)/python -m pytest -n auto --dist loadfile tests/servers $(ARGS)
 
-test-upgrade: env ## run the last release beside this code, under load (five minutes)
+test-upgrade: env ## run the last release beside this code, under load (six minutes)
 	@$(BIN)/python -m pytest -n 0 tests/upgrade $(ARGS)
 
 torture: env ## kill a worker 25 times at every crash point, then ten minutes of random faults

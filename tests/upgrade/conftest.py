@@ -18,6 +18,7 @@ from core import db
 from migrations import head
 from ops.stack.embedded import Postgres, Valkey, free_port, leashed
 from ops.torture.brokers import RABBITMQ_SERVER, RabbitMQ
+from tests.core.test_schema import a_database
 from tests.releases import LAST, ROOT
 
 PACKAGES = ("core", "tasks", "durable_redis", "ops", "migrations", "examples")
@@ -226,27 +227,37 @@ def contract_tree(next_tree, tmp_path_factory):
     return tree
 
 
-@pytest.fixture
-def servers(tmp_path, request):
-    """An empty Postgres, an empty Valkey, and on demand a RabbitMQ."""
-    broker_name = getattr(request, "param", "redis")
-    if broker_name == "rabbitmq" and not RABBITMQ_SERVER.exists():
-        pytest.skip("there is no rabbitmq-server (scripts/rabbitmq install)")
+@pytest.fixture(scope="session")
+def running(tmp_path_factory):
+    """A Postgres and a Valkey of this lane."""
     with ExitStack() as undo:
         urls = []
         for kind in (Postgres, Valkey):
-            server = kind(tmp_path / kind.name, free_port(), "password")
+            server = kind(tmp_path_factory.mktemp("upgrade") / kind.name, free_port(), "password")
             undo.callback(server.stop)
             server.start()
             urls.append(server.url)
+        yield urls
+
+
+@pytest.fixture
+def servers(running, tmp_path, request):
+    """An empty database, an empty Valkey, and on demand a RabbitMQ."""
+    broker_name = getattr(request, "param", "redis")
+    if broker_name == "rabbitmq" and not RABBITMQ_SERVER.exists():
+        pytest.skip("there is no rabbitmq-server (scripts/rabbitmq install)")
+    postgres_url, redis_url = running
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushall()
+    with a_database(postgres_url) as url, ExitStack() as undo:
         if broker_name == "redis":
-            look = partial(in_redis, urls[1])
-            yield Servers(*urls, urls[1], look, lambda: look().get("els", 0))
+            look = partial(in_redis, redis_url)
+            yield Servers(url, redis_url, redis_url, look, lambda: look().get("els", 0))
             return
         broker = RabbitMQ(tmp_path)
         undo.callback(broker.stop)
         broker.start()
-        yield Servers(*urls, broker.url, partial(in_rabbitmq, broker), broker.waiting)
+        yield Servers(url, redis_url, broker.url, partial(in_rabbitmq, broker), broker.waiting)
 
 
 def in_redis(url):
