@@ -1,6 +1,6 @@
 """The three roles of the service in Postgres, each with the rights that it needs and no other.
 
-`els migrate --roles` writes them. It may be repeated: what is right already stays as it is.
+`els migrate --roles` writes them. It may be repeated: what is right already is left alone.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
