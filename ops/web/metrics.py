@@ -88,7 +88,7 @@ class Exposition(Collector):
         yield ready
 
     def _primary(self) -> Iterable[Metric]:
-        """Ask the primary, where the replica may have answered the rest."""
+        """See whether the primary answers, where the replica may have answered the rest."""
         with self._connections.primary() as conn:
             conn.execute("SELECT")
         return ()

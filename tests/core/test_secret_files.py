@@ -6,8 +6,14 @@ from pydantic import SecretStr
 from core.errors import BadSettings
 from core.settings import PREFIX, Settings
 
-SECRETS = ["ELS_DATABASE_URL", "ELS_REDIS_URL", "ELS_BROKER_URL", "ELS_OPS_AUTH", "ELS_FLOWER_AUTH"]
 PASSWORD = "secret-word"
+SECRETS = {
+    "ELS_DATABASE_URL": f"postgresql://user:{PASSWORD}@host/els",
+    "ELS_REDIS_URL": f"redis://:{PASSWORD}@host:6379/0",
+    "ELS_BROKER_URL": f"amqp://user:{PASSWORD}@host:5672//",
+    "ELS_OPS_AUTH": f"user:{PASSWORD}",
+    "ELS_FLOWER_AUTH": f"user:{PASSWORD}",
+}
 
 
 @pytest.fixture
@@ -23,7 +29,7 @@ def secret(tmp_path):
 @pytest.mark.parametrize("end", ["", "\n", "\r\n"], ids=["bare", "line", "windows"])
 @pytest.mark.parametrize("name", SECRETS)
 def test_a_file_holds_what_the_variable_would(secret, name, end):
-    value = f"user:{PASSWORD}"
+    value = SECRETS[name]
 
     read = Settings.from_env({f"{name}_FILE": secret(value + end)})
 

@@ -13,6 +13,11 @@ from tests.ops.manifests import SYSTEMD, read, unit
 
 UNITS = sorted(path.name for path in SYSTEMD.iterdir() if path.suffix in (".service", ".timer"))
 OURS = [name for name in UNITS if name.endswith(".service") and "health" not in name]
+VALUES = {
+    "ELS_DATABASE_URL_FILE": "postgresql://host/els",
+    "ELS_REDIS_URL_FILE": "redis://host/0",
+    "ELS_BROKER_URL_FILE": "amqp://host//",
+}
 EXPOSURE = 20  # of 100; 0 is nothing at all
 
 
@@ -76,7 +81,7 @@ def test_the_settings_of_a_unit_are_known(part, tmp_path):
     given = {name: value.format(secrets=tmp_path / "secrets") for name, value in environ.items()}
     for name, value in given.items():
         if name.endswith("_FILE"):
-            Path(value).write_text("user:value")
+            Path(value).write_text(VALUES.get(name, "user:value"))
 
     assert Settings.from_env(given)
 

@@ -17,7 +17,7 @@ from redis.retry import Retry
 from ops.stack import embedded
 from ops.stack.embedded import Postgres, free_port, leashed
 from tests.live.conftest import until
-from tests.rabbitmq.conftest import SCRIPT
+from tests.rabbitmq.node import SCRIPT
 from tests.servers.conftest import program
 
 HOST = "localhost"
