@@ -14,7 +14,7 @@ from psycopg_pool import ConnectionPool
 
 from core import db, metrics
 from core.assignment import Assignment
-from core.catalogue import BATCH_READINESS_TIMEOUT, ESSAY_SLOT_ASSIGNED
+from core.catalogue import AMEND_BATCH, BATCH_READINESS_TIMEOUT, ESSAY_SLOT_ASSIGNED
 from core.crash import crashpoint
 from core.db.completion import Bounds
 from core.db.connection import Conn, Row
@@ -36,6 +36,7 @@ from core.tracker import Tracker
 
 DRAIN_NAMESPACE = UUID("2f5a0e9c-7f0e-5e0b-9a53-5d3a1f0c8a11")  # of the keys of drained rows
 SLOTS_PER_HEADER = 2_500  # of the completion chord, which itself costs 3 ms
+AMENDABLE = frozenset(AMEND_BATCH.known_by)
 WHOLE_BATCH: Bounds = ("", None)
 
 log = structlog.get_logger(__name__)
@@ -372,8 +373,9 @@ def _refuse_contradictions(conn: Conn, event: BatchEssaysRegistered, row: Row) -
     given = {name for name in event.model_fields_set if getattr(event, name) is not None}
     if other := db.batches.contradictions(conn, row, given):
         names = ", ".join(other)
+        step = f"; {AMEND_BATCH.name} changes it" if AMENDABLE.issuperset(other) else ""
         raise RegistrationConflict(
-            f"batch {event.batch_id} is registered with other {names}; it keeps those"
+            f"batch {event.batch_id} is registered with other {names}; it keeps those{step}"
         )
 
 

@@ -309,3 +309,10 @@ def test_every_event_carries_the_correlation_id_of_the_registration(lifecycle, c
     assert {str(row["correlation_id"]) for row in looks.events(conn, batch_id)} == {
         event["correlation_id"]
     }
+
+
+def test_a_second_registration_with_another_prompt_names_the_task_that_amends(lifecycle, batch_id):
+    register(lifecycle, batch_id, student_prompt_ref={"storage_id": "prompt-1"})
+
+    with pytest.raises(RegistrationConflict, match=r"student_prompt_ref.*els\.amend_batch"):
+        register(lifecycle, batch_id, student_prompt_ref={"storage_id": "prompt-2"})
