@@ -77,20 +77,3 @@ def test_a_hostile_message_is_kept_or_harmless(
     assert children(hostile_worker) == before, "a process of the pool died"
     assert not valkey.exists(LINK["options"]["queue"])
     assert max(peaks(hostile_worker)) < MOST_MEMORY
-
-
-def test_a_compressed_message_that_expired_is_kept(policed, node, letters):
-    policed.start()
-    policed.ready(1)
-    policed.stop()
-    headers, body, _ = Hostile(None, {"compression": "gzip"}, b"not compressed").build()
-    about = {"content_type": "application/json", "delivery_mode": 2, "expiration": "100"}
-    message = basic_message.Message(body, application_headers=headers, **about)
-    with node.connection() as connection:
-        connection.default_channel.basic_publish(message, routing_key=policed.queue)
-
-    worker = policed.start()
-
-    [letter] = until(letters, what="it is kept")
-    assert letter["code"] == "EXPIRED"
-    assert worker.poll() is None
