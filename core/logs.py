@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 
-from core import records, shown
+from core import records, redaction
 from core.settings import Settings
 from core.tracing import traceparent
 
@@ -39,7 +39,7 @@ def configure(settings: Settings, *, for_good: bool = False) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
         structlog.processors.ExceptionRenderer(_trace),
-        shown.conceal,
+        redaction.conceal,
     ]
     last: Any = structlog.processors.JSONRenderer(_as_json)  # Any: structlog types it so
     if (settings.log_format or _format_here()) == "console":
@@ -79,7 +79,7 @@ def _as_json(line: object, default: object) -> str:
 
 
 def _trace(exc_info: Any) -> str:  # Any: a tuple as `sys.exc_info` returns it
-    return shown.trace_of(exc_info[1]) if exc_info[1] else ""
+    return redaction.trace_of(exc_info[1]) if exc_info[1] else ""
 
 
 def _add_exception(logger: object, method: str, event: Any) -> Any:  # Any: as structlog types them

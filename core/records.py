@@ -19,7 +19,7 @@ from types import FrameType, TracebackType
 from typing import Any, TextIO
 
 from core.faults import describe
-from core.shown import HIDDEN, SHA256, UUID, trace_of
+from core.redaction import HIDDEN, SHA256, UUID, trace_of
 
 ROOT = Path(__file__).parents[1]
 OURS = tuple(

@@ -10,8 +10,8 @@ from kombu.exceptions import OperationalError
 from redis import RedisError
 
 from core.faults import describe
+from core.redaction import field
 from core.settings import Route
-from core.shown import field
 from core.tracing import span, traceparent
 
 BATCHES_SHOWN = 50  # of a message of the chord: enough to know it by

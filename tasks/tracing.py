@@ -34,7 +34,7 @@ from psycopg_pool import ConnectionPool
 from redis import Redis
 from structlog.contextvars import clear_contextvars, get_contextvars
 
-from core import db, shown, tracing
+from core import db, redaction, tracing
 from core.db.connection import Conn
 
 SERVICE = "essay-lifecycle-service"  # where OTEL_SERVICE_NAME says nothing else
@@ -120,7 +120,7 @@ class Traces:
         parent = W3C.extract(_trace_headers(task.request.headers), context.get_current())
         span = self._tracer().start_span(task.name, parent, SpanKind.CONSUMER)
         span.set_attributes(
-            {"messaging.system": "celery", "messaging.message.id": shown.task_id(task_id)}
+            {"messaging.system": "celery", "messaging.message.id": redaction.task_id(task_id)}
         )
         request: Any = task.request  # Any: it takes any attribute
         request.span = ExitStack()

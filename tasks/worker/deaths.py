@@ -17,7 +17,7 @@ from uuid import uuid4
 import psutil
 import redis
 
-from core import heartbeat, shown
+from core import heartbeat, redaction
 from durable_redis import lost_workers
 from tasks.app import settings
 from tasks.worker.clients import brief_redis
@@ -111,4 +111,4 @@ def _host() -> str:
 
 
 def _key(task_id: str) -> str:
-    return f"els:begun:{shown.task_id(task_id)}"
+    return f"els:begun:{redaction.task_id(task_id)}"

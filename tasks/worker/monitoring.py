@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from celery.events import EventDispatcher
 from celery.events.receiver import EventReceiver
 
-from core.shown import HIDDEN, task_id
+from core.redaction import HIDDEN, task_id
 
 TASK = "task-"  # begins the types of the events of tasks
 IDS = ("uuid", "root_id", "parent_id")

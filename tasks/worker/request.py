@@ -20,7 +20,7 @@ from redis import RedisError
 
 from core.errors import ELSError, NotExecuted
 from core.faults import describe
-from core.shown import HIDDEN, task_id
+from core.redaction import HIDDEN, task_id
 from tasks.delivery import redacted_kwargs
 from tasks.worker import deaths, stopping
 

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 import redis
 
-from core import records, shown
+from core import records, redaction
 from core.errors import UnknownBatch
 from core.faults import describe, safe_message
 
@@ -96,7 +96,7 @@ def test_an_error_of_postgres_is_written_without_a_row(refuse, statement, text):
     error = refuse(statement)
 
     assert describe(error).endswith(text)
-    assert NAME not in shown.trace_of(error)
+    assert NAME not in redaction.trace_of(error)
 
 
 OTHERS = {
@@ -120,7 +120,7 @@ OTHERS = {
 @pytest.mark.parametrize(("error", "text"), OTHERS.values(), ids=OTHERS)
 def test_another_error_is_written_as_far_as_it_quotes_nothing(error, text):
     assert describe(error).startswith(text)
-    assert "berg" not in describe(error) + safe_message(error) + shown.trace_of(error)
+    assert "berg" not in describe(error) + safe_message(error) + redaction.trace_of(error)
 
 
 def test_a_command_of_a_pipeline_is_not_quoted(valkey):
@@ -145,7 +145,7 @@ def test_a_traceback_has_every_cause_and_no_value():
     error = raised(fail)
     error.add_note(NAME)
 
-    text = shown.trace_of(error)
+    text = redaction.trace_of(error)
 
     assert text.index("KeyError") < text.index("ExceptionGroup") < text.index("UnknownBatch: b")
     assert "in fail" in text
@@ -156,7 +156,7 @@ def test_a_loop_of_causes_ends():
     first, second = KeyError(), ValueError()
     first.__cause__, second.__cause__ = second, first
 
-    assert "ValueError" in shown.trace_of(first)
+    assert "ValueError" in redaction.trace_of(first)
     assert describe(first)
 
 
@@ -166,23 +166,23 @@ def test_a_loop_of_causes_ends():
 def test_an_id_is_shown_in_its_form_only():
     known = str(uuid4())
 
-    assert shown.field("batch_id", "batch-1") == "batch-1"
-    assert shown.field("event_id", UUID(known)) == known
-    assert shown.field("batch_id", NAME) == shown.field("event_id", "batch-1") == "…"
-    assert shown.field("original_file_name", "batch-1") == "…"
-    assert shown.field("batch_id", "batch-1\n") == "…"
+    assert redaction.field("batch_id", "batch-1") == "batch-1"
+    assert redaction.field("event_id", UUID(known)) == known
+    assert redaction.field("batch_id", NAME) == redaction.field("event_id", "batch-1") == "…"
+    assert redaction.field("original_file_name", "batch-1") == "…"
+    assert redaction.field("batch_id", "batch-1\n") == "…"
 
 
 @pytest.mark.parametrize("given", [NAME, "", "a\ud800b", None, 7, ["a"]], ids=repr)
 def test_the_id_of_a_message_that_is_no_uuid_becomes_one(given):
-    assert UUID(shown.task_id(given)) == UUID(shown.task_id(given))
-    assert shown.task_id(given) != shown.task_id(NAME + "x")
+    assert UUID(redaction.task_id(given)) == UUID(redaction.task_id(given))
+    assert redaction.task_id(given) != redaction.task_id(NAME + "x")
 
 
 def test_the_id_of_a_message_that_is_a_uuid_stays():
     known = str(uuid4())
 
-    assert shown.task_id(known) == known
+    assert redaction.task_id(known) == known
 
 
 # --- lines ---------------------------------------------------------------------------------------
