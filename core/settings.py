@@ -104,7 +104,7 @@ class Settings(BaseModel):
             check_files(None, info.data.get("tls_cert"), path)
         return path
 
-    @field_validator("database_url", "redis_url", "broker_url")
+    @field_validator("database_url", "database_read_url", "redis_url", "broker_url")
     @classmethod
     def _with_tls(cls, url: str | None, info: ValidationInfo) -> str | None:
         given = info.data
@@ -112,7 +112,7 @@ class Settings(BaseModel):
             return url  # or they are wrong, which is an error of theirs
         tls = TLS(given["tls_ca"], given["tls_cert"], given["tls_key"], given["tls_verify"])
         name = f"{PREFIX}{info.field_name}".upper()
-        if name == "ELS_DATABASE_URL":
+        if name.startswith("ELS_DATABASE"):
             return complete_database(url, tls)
         return complete(name, url, tls, given.get("redis_master"))
 

@@ -293,3 +293,12 @@ def test_redis_py_reads_a_socket_by_its_own_scheme():
     assert for_redis_py("redis+socket:///a/b?virtual_host=2") == "unix:///a/b?db=2"
     assert for_redis_py("redis+socket:///a/b") == "unix:///a/b"
     assert for_redis_py("redis://h/0") == "redis://h/0"
+
+
+def test_a_replica_is_reached_as_its_primary_is(given):
+    urls = {"ELS_DATABASE_URL": "postgresql://db/x", "ELS_DATABASE_READ_URL": "postgresql://db/x"}
+
+    settings = read(**given, **urls)
+
+    assert settings.database_read_url == settings.database_url
+    assert "sslmode=verify-full" in settings.database_read_url
