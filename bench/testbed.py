@@ -193,7 +193,10 @@ class Testbed:
 
     def els(self, *, events: bool = True) -> Workers:
         """Start our workers, the line of the Procfile, with or without Celery's events; once."""
-        environ = {"ELS_CONCURRENCY": str(self.crew.processes)}  # sizes the pool of connections
+        environ = {
+            "ELS_CONCURRENCY": str(self.crew.processes),  # sizes the pool of connections
+            "ELS_REMOTE_CONTROL": "1",  # to know when they are ready
+        }
         command = procfile()["worker"]
         queue = self.queue if events else f"{self.queue}.quiet"
         variant = self.variant if events else {"conf": {"worker_send_task_events": False}}

@@ -21,7 +21,7 @@ class Message:
     sent: Sent
 
 
-WHY = {"pending": "it came before its batch", "excess": "every slot was taken"}
+WHY = {"excess": "every slot taken"}
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,14 @@ class DemoReport:
 
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for name in ("WHAT WAS SENT", "TASK", "OUTCOME", "SLOT", "WHY"):
+        for name in ("WHAT WAS SENT", "TASK", "OUTCOME"):
             table.add_column(name, no_wrap=True)
+        table.add_column("SLOT")
         for message, outcome, slot in self._rows():
             word = outcome["outcome"] if outcome else "?"
             task = message.sent.task.removeprefix("els.")
-            table.add_row(message.what, task, word, slot, _why(message, word))
+            parts = filter(None, (slot, _why(message, word)))
+            table.add_row(message.what, task, word, ", ".join(parts))
         return table
 
     def _rows(self) -> Iterable[tuple[Message, Any, str | None]]:  # Any: JSON

@@ -337,8 +337,12 @@ def test_install_makes_each_redis_url_ours(monkeypatch, url):
     assert issubclass(ours.Channel, Channel)
 
 
-def test_a_bare_url_with_tls_is_verified():
-    connection = Connection("rediss://host/0", transport="durable_redis:Transport")
+def test_a_bare_url_with_tls_is_verified(monkeypatch):
+    monkeypatch.setattr(transport, "TRANSPORT_ALIASES", {})
+    monkeypatch.setattr(transport, "_transport_cache", {})
+    durable_redis.install()
+
+    connection = Connection("rediss://host/0")
     clone = connection.clone()
 
     assert connection.transport.client.ssl == {"ssl_cert_reqs": ssl.CERT_REQUIRED}

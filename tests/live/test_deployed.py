@@ -184,8 +184,9 @@ def test_the_commands_of_a_platform_run_the_service(deployed):
         until(lambda: conn.execute(asks).fetchone()["n"] == 2, 60, "both events are sent")
     for name, page in (("ops", "/metrics"), ("flower", "/")):
         auth = (deployed.secrets / f"{name}_auth").read_text().strip()
-        assert fetch(deployed.url(name) + page)[0] == 401
-        assert fetch(deployed.url(name) + page, **basic(auth))[0] == 200
+        url = deployed.url(name) + page
+        until(lambda u=url: fetch(u)[0] == 401, 60, f"{name} asks for a password")
+        assert fetch(url, **basic(auth))[0] == 200
     metrics = fetch(deployed.url("ops") + "/metrics", **basic(auth_of_ops(deployed)))[1]
     assert "els_beats 1.0" in metrics
 
