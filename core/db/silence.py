@@ -14,6 +14,7 @@ RV = TypeVar("RV")
 POLL_S = 0.1
 ANSWER_S = 3.0  # for the answer to the question
 BUSY_S = 60.0  # behind a pooler: as long as a statement may take, others may have to wait
+OVERTAKEN_S = 1.0  # with several sessions free, a pooler may serve the later one a little earlier
 WORKING = ["active", "fastpath function call"]  # states of a session that runs a statement
 
 
@@ -56,11 +57,13 @@ class Silence:
         return f"for the server it is {row[0]}: the statement or its answer was lost on the way"
 
     def _of_pooled(self, asking: Connection[Any]) -> str | None:
-        """Find a session that may be ours: a pooler serves in order, so ours came before this one.
+        """Find a session that may be ours: a pooler serves in order, so ours began before this one,
+        or a moment after it.
 
         A pooler whose sessions are all busy makes this connection wait too.
         """
-        age_s = 0.0 if self._answered is None else time.monotonic() - self._answered
+        since_s = 0.0 if self._answered is None else time.monotonic() - self._answered
+        age_s = max(0.0, since_s - OVERTAKEN_S)
         try:
             row = asking.execute(
                 "SELECT FROM pg_stat_activity WHERE usename = current_user"

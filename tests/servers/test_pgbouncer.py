@@ -340,8 +340,9 @@ def test_a_slow_statement_and_a_queue_at_the_pooler_are_no_silence(poolers, monk
     pooler = poolers("transaction", default_pool_size=2)
 
     def ask(n):
-        with db.connect_once(pooler.url) as conn:
-            return conn.execute("SELECT %s::int AS n FROM pg_sleep(4)", [n]).fetchone()["n"]
+        row = connections[n].execute("SELECT %s::int AS n FROM pg_sleep(4)", [n]).fetchone()
+        return row["n"]
 
-    with ThreadPoolExecutor(4) as threads:
+    with ExitStack() as opened, ThreadPoolExecutor(4) as threads:
+        connections = [opened.enter_context(db.connect_once(pooler.url)) for _ in range(4)]
         assert [*threads.map(ask, range(4))] == [0, 1, 2, 3]
