@@ -149,6 +149,13 @@ class Workers:
     def values(self, results, timeout_s=60):
         return [result.get(timeout=timeout_s) for result in results]
 
+    def close(self):
+        """End everything. Hundreds of queues would slow a RabbitMQ down, so delete them."""
+        self.stop()
+        if self.on_rabbitmq:
+            self._delete_queues()
+        self.upstream.close()
+
     def stop(self):
         for process in self.processes:
             if process.poll() is None:
@@ -159,12 +166,8 @@ class Workers:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait(5)
-        if self.on_rabbitmq:
-            self._delete_queues()
-        self.upstream.close()
 
     def _delete_queues(self):
-        """Delete what was declared: hundreds of replicated queues would slow the node down."""
         with self.broker() as connection:
             for end in ("", ".internal", ".control", ".events", ".dead", "-later"):
                 connection.default_channel.queue_delete(self.queue + end)
@@ -189,7 +192,7 @@ def five(database_url, tmp_path_factory, on_broker):
     for _ in range(5):
         workers.start()
     yield workers.ready(5)
-    workers.stop()
+    workers.close()
 
 
 @pytest.fixture
@@ -197,7 +200,7 @@ def workers(database_url, tmp_path, on_broker):
     """A place to start workers in, all ended with the test."""
     started = Workers(tmp_path, **on_broker)
     yield started
-    started.stop()
+    started.close()
 
 
 @pytest.fixture

@@ -156,7 +156,7 @@ def service(workers, broker, tmp_path):
     workers.upstream = Celery("upstream", broker=broker.url, backend=os.environ["ELS_REDIS_URL"])
     workers.upstream.conf.broker_transport_options = {"socket_timeout": 2}
     workers.home = tmp_path / "home"
-    workers.settings = {"ELS_BROKER_URL": broker.url, "ELS_HOME": str(workers.home)}
+    workers.settings |= {"ELS_BROKER_URL": broker.url, "ELS_HOME": str(workers.home)}
     return workers
 
 

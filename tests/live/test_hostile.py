@@ -24,7 +24,7 @@ def worker(database_url, tmp_path_factory):
     workers = Workers(tmp_path_factory.mktemp("hostile"))
     workers.start(command="worker --pool prefork --concurrency 1")
     yield workers.ready(1)
-    workers.stop()
+    workers.close()
 
 
 @pytest.fixture

@@ -83,7 +83,7 @@ def workers(database_url, tmp_path, node):
     """A place to start workers in, all ended with the test."""
     started = RabbitWorkers(tmp_path, node)
     yield started
-    started.stop()
+    started.close()
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from ops.stack.proxy import Proxy
 from tasks.worker.amqp import CONFIRM_S, OPTIONS
 from tests import factories as make
 from tests.live.conftest import until
-from tests.rabbitmq.conftest import sender
+from tests.rabbitmq.node import sender
 
 
 def test_six_dropped_connections_poison_nothing(policed, node, conn, letters, assert_invariants):

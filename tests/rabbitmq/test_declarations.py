@@ -7,7 +7,7 @@ from kombu.exceptions import OperationalError
 from tasks.worker.amqp import OPTIONS
 from tests import factories as make
 from tests.live.conftest import until
-from tests.rabbitmq.conftest import sender
+from tests.rabbitmq.node import sender
 
 QUORUM = {"x-queue-type": "quorum"}
 OTHERWISE = {

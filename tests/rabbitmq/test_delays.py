@@ -20,7 +20,7 @@ def workers(database_url, tmp_path_factory, node):
     started = RabbitWorkers(tmp_path_factory.mktemp("workers"), node)
     started.start()
     yield started.ready(1)
-    started.stop()
+    started.close()
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import subprocess
 from uuid import uuid4
 
 import pytest
+from amqp.exceptions import NotFound
 from kombu import Producer, Queue
 
 from tasks.worker.amqp import Channel
@@ -15,11 +16,25 @@ from tests.live.conftest import until
 OURS = "tasks.worker.amqp:Transport"
 
 
+def set_up(workers):
+    """Let a worker declare its queues, the one of dropped messages last."""
+    workers.start()
+    workers.ready(1)
+    until(lambda: has_queue_of_dropped(workers), what="dropped messages have a queue")
+    workers.stop()
+
+
+def has_queue_of_dropped(workers):
+    try:
+        workers.depth(".dead")
+    except NotFound:
+        return False
+    return True
+
+
 def test_a_message_that_expires_becomes_a_dead_letter(policed, letters):
     event = make.content(make.new_batch())
-    policed.start()
-    policed.ready(1)
-    policed.stop()
+    set_up(policed)
 
     policed.send("els.assign_content", event, expires=0.5)
     policed.start()
@@ -30,9 +45,7 @@ def test_a_message_that_expires_becomes_a_dead_letter(policed, letters):
 
 def test_a_tick_that_expires_leaves_no_dead_letter(policed, letters):
     event = make.content(make.new_batch())
-    policed.start()
-    policed.ready(1)
-    policed.stop()
+    set_up(policed)
 
     policed.upstream.send_task("els.sweep", queue=policed.queue, expires=0.2)
     policed.send("els.assign_content", event, expires=0.5)

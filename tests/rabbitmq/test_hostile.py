@@ -19,7 +19,7 @@ def hostile_worker(database_url, tmp_path_factory, node):
     workers = RabbitWorkers(tmp_path_factory.mktemp("hostile"), node)
     workers.start()
     yield workers.ready(1)
-    workers.stop()
+    workers.close()
 
 
 @pytest.fixture
