@@ -26,14 +26,14 @@ run: env ## run the whole service until Ctrl-C
 quick: env ## run the tests of core and tasks, without the slow ones (90 seconds)
 	@$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" tests/core tests/tasks $(ARGS)
 
-test: env ## run the tests, on embedded servers (ten minutes)
-	@echo "== tests (ten minutes on two cores; real servers and workers)"
+test: env ## run the tests, on embedded servers (thirteen minutes)
+	@echo "== tests (thirteen minutes on two cores; real servers and workers)"
 	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not outage" --ignore tests/rabbitmq --ignore tests/servers --ignore tests/upgrade $(ARGS)
 
 test-outages: env ## run the tests of servers that refuse, hang or fall silent (ten minutes)
 	@$(BIN)/python -m pytest -n auto --maxprocesses 3 -m outage tests/live $(ARGS)
 
-test-rabbitmq: env ## run the tests of RabbitMQ and tests/live on a real one (Debian's; 12 minutes)
+test-rabbitmq: env ## run the tests of RabbitMQ and tests/live on a real one (Debian's; ten minutes)
 	@sh scripts/rabbitmq install || echo "== its tests are skipped"
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --broker rabbitmq -m "not outage" tests/rabbitmq tests/live $(ARGS)
 
@@ -42,7 +42,7 @@ test-servers: env ## run the tests on Debian's servers: pooled, replicated, encr
 		|| echo "== the tests of what is missing are skipped"
 	@$(BIN)/python -m pytest -n auto --dist loadfile tests/servers $(ARGS)
 
-test-upgrade: env ## run the last release beside this code, under load (six minutes)
+test-upgrade: env ## run the last release beside this code, under load (four minutes)
 	@$(BIN)/python -m pytest -n 0 tests/upgrade $(ARGS)
 
 torture: env ## kill a worker 25 times at every crash point, then ten minutes of random faults
