@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, cast
 
-from celery import Celery
+from kombu import Connection
 
 UNREADABLE = (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)
 
@@ -19,18 +19,16 @@ UNREADABLE = (ValueError, TypeError, KeyError, IndexError, AttributeError, Recur
 class OldestMessages:
     """Looks at the head of each queue, and remembers since when it has been there."""
 
-    def __init__(self, broker: Celery, queues: Sequence[str]) -> None:
-        self._broker, self._queues = broker, queues
+    def __init__(self, queues: Sequence[str]) -> None:
+        self._queues = queues
         self._seen: dict[str, tuple[int, datetime]] = {}
 
-    def seconds(self) -> dict[str, float]:
+    def seconds(self, broker: Connection) -> dict[str, float]:
         """Return the age by queue; 0: it is empty; nothing on another broker than Redis."""
-        with self._broker.connection_for_read() as connection:
-            connection.ensure_connection(max_retries=1, timeout=2)
-            channel: Any = connection.default_channel  # Any: kombu's channels have no types
-            if not hasattr(channel, "_q_for_pri"):
-                return {}
-            return {queue: max(self._ages(channel, queue), default=0.0) for queue in self._queues}
+        channel: Any = broker.default_channel  # Any: kombu's channels have no types
+        if not hasattr(channel, "_q_for_pri"):
+            return {}
+        return {queue: max(self._ages(channel, queue), default=0.0) for queue in self._queues}
 
     def _ages(self, channel: Any, queue: str) -> Iterator[float]:  # Any: as above
         for priority in channel.priority_steps:

@@ -52,7 +52,7 @@ class Exposition(Collector):
         self._snapshots, self._is_ready = snapshots, is_ready
         self._connections, self._client = connections, connections.client
         self._broker, self._queues = broker, queues
-        self._oldest = OldestMessages(broker, queues)
+        self._oldest = OldestMessages(queues)
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -149,11 +149,13 @@ class Exposition(Collector):
         waiting = _gauge("els_queue_messages", "Messages that no worker has taken.", "queue")
         with self._broker.connection_for_read() as connection:
             connection.ensure_connection(max_retries=1, timeout=2)
-            for queue, length in queue_lengths(connection, self._queues).items():
-                waiting.add_metric([queue], length)
+            lengths = queue_lengths(connection, self._queues)
+            ages = self._oldest.seconds(connection)
+        for queue, length in lengths.items():
+            waiting.add_metric([queue], length)
         yield waiting
         oldest = _gauge("els_queue_oldest_seconds", "Age of the oldest message; 0: none.", "queue")
-        for queue, age_s in self._oldest.seconds().items():
+        for queue, age_s in ages.items():
             oldest.add_metric([queue], age_s)
         yield oldest
 
