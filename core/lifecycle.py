@@ -331,9 +331,7 @@ class Lifecycle:
                 conn, batch_id, event.student_prompt_ref, event.deadline_s, event.on_deadline
             )
             if open_slots is None:
-                tracker = db.batches.tracker(conn, batch_id)
-                if tracker is None:
-                    raise UnknownBatch(f"batch {batch_id} is not registered")
+                tracker = _registered(conn, batch_id)
                 raise WrongBatchState(
                     f"batch {batch_id} is {tracker.status}; it can be amended until it is sealed"
                 )
@@ -357,15 +355,21 @@ class Lifecycle:
             if cancelled:
                 db.outbox.post(conn, batch_id, [batch_cancelled(batch_id, event.reason)])
             else:
-                tracker = db.batches.tracker(conn, batch_id)
-                if tracker is None:
-                    raise UnknownBatch(f"batch {batch_id} is not registered")
+                tracker = _registered(conn, batch_id)
                 if tracker.status is not BatchStatus.CANCELLED:
                     raise WrongBatchState(
                         f"batch {batch_id} is {tracker.status} already; it cannot be cancelled"
                     )
             db.idempotency.write_key(conn, idem, batch_id, value)
         return StepResult(value, posted=cancelled)
+
+
+def _registered(conn: Conn, batch_id: str) -> Tracker:
+    """Read a batch. Raises UnknownBatch."""
+    tracker = db.batches.tracker(conn, batch_id)
+    if tracker is None:
+        raise UnknownBatch(f"batch {batch_id} is not registered")
+    return tracker
 
 
 def _refuse_contradictions(conn: Conn, event: BatchEssaysRegistered, row: Row) -> None:
