@@ -51,11 +51,13 @@ def _ids_of(letter: DeadLetter) -> Row:
     except (ValueError, RecursionError):  # a number of a million digits, a thousand levels
         body = None
     given = body if isinstance(body, dict) else {}
-    ids = {name: given[name] for name in ("event_id", "correlation_id") if is_uuid(given.get(name))}
+    ids = {
+        name: given[name] for name in ("event_id", "correlation_id") if _is_uuid(given.get(name))
+    }
     return ids | ({"batch_id": letter.batch_id} if letter.batch_id else {})
 
 
-def is_uuid(value: object) -> bool:
+def _is_uuid(value: object) -> bool:
     try:
         return isinstance(value, str) and bool(UUID(value))
     except ValueError:

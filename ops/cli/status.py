@@ -24,7 +24,7 @@ from ops.output import age, fail, out, print_json, print_line
 
 WIDEST = 1_000  # columns that a table could ask for
 STUCK_LIMIT = 1_000  # batches of one rule
-WORDS = {
+WORDS = {  # the counts of a batch
     "expected_count": "slots",
     "assigned": "assigned",
     "failed": "failed",
@@ -33,7 +33,6 @@ WORDS = {
     "excess": "excess",
 }
 ALWAYS = {"expected_count", "assigned"}  # counts that are shown even if 0
-COUNTS = ("expected_count", "assigned", "failed", "available_slots", "pending", "excess")
 
 
 def status(
@@ -108,6 +107,6 @@ def _status_table(rows: Sequence[Mapping[str, Any]]) -> Table:  # Any: database 
     for name in ("SLOTS", "ASSIGNED", "FAILED", "OPEN", "PENDING", "EXCESS", "AGE"):
         table.add_column(name, justify="right")
     for row in rows:
-        numbers = ["-" if row[name] is None else str(row[name]) for name in COUNTS]
+        numbers = ["-" if row[name] is None else str(row[name]) for name in WORDS]
         table.add_row(row["batch_id"], row["status"], *numbers, age(row["age_s"]))
     return table
