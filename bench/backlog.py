@@ -19,6 +19,7 @@ from bench.load import CLASS, register, registration
 from bench.measure import number, percentile
 from bench.testbed import Crew, Servers, Testbed, open_testbed
 from core.messages import BatchEssaysRegistered, parse
+from core.urls import is_amqp
 from ops.stack.supervisor import procfile
 from tasks.app import PUSHED
 
@@ -117,7 +118,7 @@ def main() -> None:
     parser.add_argument("--broker-url")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    amqp = str(options.broker_url).startswith("amqp")
+    amqp = is_amqp(str(options.broker_url))
     crew = Crew(processes=options.processes, prefetch=PUSHED if amqp else 1)
     servers = Servers(broker_url=options.broker_url)
     with open_testbed(crew, servers, lambda line: print(line, file=sys.stderr)) as testbed:

@@ -14,6 +14,7 @@ from bench.load import CLASS, Batch, register, registration
 from bench.measure import Figure, Goal, interleave, percentile
 from bench.queues import Message
 from bench.testbed import BenchError, Testbed, Timing
+from core.urls import is_amqp
 
 MIXED = (25, 100, 500)  # essays of the batches of a mixed load, equally often
 WHOLE = 10_000  # essays of one large batch
@@ -160,7 +161,7 @@ def content_cases(testbed: Testbed) -> list[Case]:
             fixed=True,
         ),
     ]
-    if not testbed.broker_url.startswith("amqp"):
+    if not is_amqp(testbed.broker_url):
         run = partial(drain_noop, testbed, "on_our_transport")
         cases.insert(1, Case("noop_our_transport", "no-op task on our transport", run))
     else:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from core.urls import is_amqp
 from ops.cli.options import AsJson
 from ops.output import err, out, print_json, say
 
@@ -70,7 +71,7 @@ def bench(
             "must be the URL of a Redis or RabbitMQ", param_hint="--broker-url"
         )
     plan = QUICK if quick else replace(Plan(), seconds=seconds, rounds=rounds)
-    ahead = prefetch or (PUSHED if (broker_url or "").startswith("amqp") else 1)
+    ahead = prefetch or (PUSHED if is_amqp(broker_url or "") else 1)
     crew = Crew(pool, 1 if pool == "solo" else processes, workers, ahead)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with (

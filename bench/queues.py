@@ -19,6 +19,8 @@ from amqp.spec import Basic
 from celery import Celery
 from kombu import Connection, Exchange, Producer, Queue
 
+from core.urls import is_amqp
+
 STAGE = "bench.stage"
 TEMPLATE = "bench.template"
 ARRIVAL_S = 1  # at most, until refused messages are where they go
@@ -64,7 +66,7 @@ class Queues(Protocol):
 def queues(app: Celery) -> Iterator[Queues]:
     """Open the queues of the app's broker."""
     url = str(app.conf.broker_url)
-    if url.startswith("amqp"):
+    if is_amqp(url):
         with app.connection_for_write() as connection:
             yield RabbitQueues(app, connection)
     else:

@@ -30,6 +30,7 @@ from core.invariants import check_batches
 from core.lifecycle import Lifecycle
 from core.settings import Settings
 from core.slots import Slots, connect
+from core.urls import is_amqp
 from migrations import upgrade
 from migrations.schema import metadata
 from ops.stack.embedded import leashed
@@ -151,7 +152,7 @@ class Testbed:
         self.broker_url = broker_url
         self.home = Path(stack.endpoints.home)
         self.app = undo.enter_context(Celery("bench", broker=broker_url, backend=self.redis_url))
-        if broker_url.startswith("amqp"):
+        if is_amqp(broker_url):
             self.app.conf.update(noop.ON_RABBITMQ)
         self.queues = undo.enter_context(queues(self.app))
         self._stack = stack

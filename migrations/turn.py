@@ -19,6 +19,7 @@ from psycopg import errors
 from psycopg.rows import dict_row
 from sqlalchemy.exc import DBAPIError
 
+from core.attempt import Attempt
 from core.db.connection import connect_to_migrate
 from core.errors import ELSError
 
@@ -154,25 +155,6 @@ class Turn:
             return cursor.fetchall()
 
 
-class Attempt:
-    """One attempt at a migration; keeps that somebody held a lock."""
-
-    error: Exception | None = None
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool:
-        cause = error.orig if isinstance(error, DBAPIError) else error
-        self.error = cause if isinstance(cause, BLOCKED) else None
-        return self.error is not None
-
-
 def retrying(turn: Turn) -> Iterator[Attempt]:
     """Attempt a migration again while others hold its locks. Raises MigrationBlocked in the end."""
     began, wait_s = time.monotonic(), AGAIN_S
@@ -181,11 +163,15 @@ def retrying(turn: Turn) -> Iterator[Attempt]:
         yield attempt
         if attempt.error is None:
             return
+        error = attempt.error
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        if not isinstance(cause, BLOCKED):
+            raise error
         if time.monotonic() - began + wait_s > turn.patience_s:
             raise MigrationBlocked(
                 f"the migration got no lock within {turn.patience_s:g} s:"
-                f" {turn.in_the_way or attempt.error}; then run `els migrate` again"
-            ) from attempt.error
+                f" {turn.in_the_way or cause}; then run `els migrate` again"
+            ) from error
         turn.say(f"the migration lets writers pass; again in {wait_s:g} s")
         time.sleep(wait_s)
         wait_s = min(2 * wait_s, LONGEST_S)

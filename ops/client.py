@@ -18,6 +18,7 @@ from core.db.connection import Conn
 from core.errors import StackError
 from core.requirements import away
 from core.tls import describe
+from core.urls import is_amqp
 from tasks.servers import set_broker
 from tasks.worker import amqp
 
@@ -38,7 +39,7 @@ class Sender:
     def __init__(self, broker_url: str, queue: str) -> None:
         self.app = Celery("els-sender")
         self.app.conf.task_default_queue = queue
-        if broker_url.startswith("amqp"):  # as workers declare it, or RabbitMQ refuses
+        if is_amqp(broker_url):  # as workers declare it, or RabbitMQ refuses
             self.app.conf.task_default_queue_type = "quorum"
             self.app.conf.task_default_exchange_type = "topic"
             self.app.conf.broker_transport_options = amqp.OPTIONS

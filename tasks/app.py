@@ -10,6 +10,7 @@ from core import faults, logs, records
 from core.catalogue import BATCHED
 from core.messages import WIRE_LIMIT
 from core.settings import Settings
+from core.urls import is_amqp
 from durable_redis import BodyTooLarge, Misshapen
 from tasks import versions
 from tasks.servers import set_broker, set_results
@@ -92,7 +93,7 @@ if broker_url := settings.broker_url or settings.redis_url:
     set_broker(app, broker_url)
 if settings.redis_url:
     set_results(app, settings.redis_url)
-if str(app.conf.broker_url).startswith("amqp"):
+if is_amqp(str(app.conf.broker_url)):
     app.conf.update(
         task_queues=[amqp.queue(name, delays=name == settings.queue) for name in settings.queues],
         task_create_missing_queue_type="quorum",  # those of events

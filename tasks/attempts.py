@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from random import uniform
-from types import TracebackType
 
 import structlog
 from celery.exceptions import Reject
 
+from core.attempt import Attempt
 from core.faults import Fault, fault, sqlstate
 from tasks.outages import wait_until_well
 from tasks.worker.waiting import sleep
@@ -14,24 +14,6 @@ from tasks.worker.waiting import sleep
 TRIES = 5  # of what fails while all servers are well
 FIRST_WAIT_S, WAIT_FACTOR = 0.1, 4  # between two tries: 8.5 s in all, longer than a restart
 log = structlog.get_logger(__name__)
-
-
-class Attempt:
-    """The context of one attempt; it keeps the error for `attempts`, which decides what follows."""
-
-    error: Exception | None = None
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool:
-        self.error = error if isinstance(error, Exception) else None
-        return self.error is not None
 
 
 def attempts(

@@ -23,6 +23,7 @@ from core.crash import crashpoint
 from core.faults import Fault, describe, fault
 from core.model import StepResult, Value
 from core.seals import Seal, Sealed
+from core.urls import is_amqp
 from tasks import versions
 from tasks.app import DEATHS, app, settings
 from tasks.attempts import attempts
@@ -131,7 +132,7 @@ def again(task: AnyTask, error: Exception) -> Exception:
     Raises Reject where the broker does not take it.
     """
     wait = wait_s(task.request.retries)
-    if str(app.conf.broker_url).startswith("amqp"):
+    if is_amqp(str(app.conf.broker_url)):
         wait = math.ceil(wait)  # RabbitMQ delays by whole seconds; Celery refuses 0
     return task.retry(exc=error, countdown=wait, max_retries=sys.maxsize, throw=False)
 

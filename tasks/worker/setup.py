@@ -9,6 +9,7 @@ import durable_redis
 from core.catalogue import EVENTS
 from core.crash import crashpoint
 from core.settings import Settings
+from core.urls import is_amqp
 from tasks.worker import amqp, amqp_delays, starting
 from tasks.worker.monitoring import Receiver
 
@@ -27,7 +28,7 @@ def set_up(app: Celery, settings: Settings) -> None:
     if flower := sys.modules.get("flower.events"):  # Celery's command line has imported it
         vars(flower)["EventReceiver"] = Receiver  # it does not ask the app for its class
     Receiver.names = frozenset(route.task for event in EVENTS for route in settings.routes(event))
-    if str(app.conf.broker_url).startswith("amqp"):
+    if is_amqp(str(app.conf.broker_url)):
         app.steps["consumer"].add("tasks.worker.amqp_setup:Queues")
         amqp_delays.install()
     signals.worker_init.connect(partial(starting.start, app, settings), weak=False)
