@@ -43,6 +43,8 @@ RIGHTS: Mapping[str, tuple[str, ...]] = {
     "dead_letters": ("SELECT", "INSERT", "UPDATE"),
     "repairs": ("SELECT", "INSERT"),
     "unmended": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    "operator_actions": ("SELECT", "INSERT"),
+    "purged_batches": ("SELECT", "INSERT", "UPDATE"),
 }
 NO_RIGHT = """
     SELECT name, verb, to_regclass(name) IS NULL AS absent

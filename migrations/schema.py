@@ -276,6 +276,8 @@ event_outbox = Table(
     Column("published_at", Moment),
     Column("attempts", Integer, nullable=False, server_default="0"),
     Column("last_error", Text),
+    # Of an event that is sent again: `published_at` is NULL until the relay has sent it.
+    Column("first_published_at", Moment),
     ForeignKeyConstraint(["batch_id"], ["batch_essay_trackers.batch_id"], ondelete="CASCADE"),
     # A second event of a kind cannot be written.
     Index("uq_event_outbox_once", "batch_id", "type", "generation", unique=True),
@@ -309,6 +311,7 @@ dead_letters = Table(
     _moment("parked_at"),
     Column("replayed_at", Moment),
     Column("discarded_at", Moment),
+    Column("replay_task_id", Text),  # the message that it was last sent again as
     # A redelivered message counts up instead of writing a second row.
     Index("uq_dead_letters_task_id", "task_id", unique=True),
     Index(None, "batch_id"),
@@ -342,4 +345,34 @@ unmended = Table(
     Column("tried_at", Moment),
     Column("retry_at", Moment),
     Index(None, "rule"),
+)
+
+# What operators did, for the timeline of a batch and for whoever asks later.
+operator_actions = Table(
+    "operator_actions",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    _moment("acted_at"),
+    Column("actor", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("target", Text, nullable=False),
+    Column("batch_id", Identifier),
+    Column("reason", Text),
+    Column("changes", JSONB, nullable=False, server_default="{}"),
+    Index(None, "batch_id"),
+    Index(None, "target"),
+    Index(None, "acted_at"),
+)
+
+# What is left of a purged batch: its id, and how it ended. It names no person of the batch.
+purged_batches = Table(
+    "purged_batches",
+    metadata,
+    Column("batch_id", Identifier, primary_key=True),
+    Column("status", Text, nullable=False),
+    Column("expected_count", Integer, nullable=False),
+    Column("registered_at", Moment, nullable=False),
+    Column("ended_at", Moment, nullable=False),
+    _moment("purged_at"),
+    Column("purged_by", Text, nullable=False),
 )
