@@ -1,6 +1,6 @@
 """Why a batch is not ready: the causes of `core/rules.py`, the timeline, Postgres beside Redis."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -10,16 +10,14 @@ from redis import RedisError
 from core import db
 from core.checks import CheckContext, Finding, Shared
 from core.db.connection import Conn
-from core.db.sweep import Holder, Unmended
+from core.db.sweep import Unmended
 from core.heartbeat import Heartbeat
-from core.pauses import Pause
 from core.rules import CAUSES, RULES, Cause, Rule
+from core.service_causes import service_causes
 from core.slots import Slots
 from core.states import OPEN, BatchStatus, OnDeadline
 
 NEAR = timedelta(minutes=10)  # a deadline this near is worth a word
-BACKLOG = 1_000  # waiting messages that take the worker more than a second or two
-SERVERS = {"postgres": "Postgres", "redis": "Redis", "broker": "The broker"}
 ENDINGS = {
     OnDeadline.FAIL: "is timed out",
     OnDeadline.PROCEED: "proceeds with what is there",
@@ -132,37 +130,6 @@ def _plain_causes(batch_id: str, facts: Row, redis_side: Row) -> Iterator[Cause]
         yield CAUSES["waiting_for_contents"].fill(since, **words)
     elif status in BY_STATUS:
         yield CAUSES[BY_STATUS[status]].fill(facts["closed_at"] or facts["completed_at"], **words)
-
-
-def service_causes(
-    redis_side: Row, heartbeat: Heartbeat, holder: Holder | None = None
-) -> Iterator[Cause]:
-    """Name what keeps every batch waiting; `redis_side` has an "error" if Redis is away.
-
-    `holder` has the lock of the sweep, which has not run for a while.
-    """
-    if "error" in redis_side:
-        yield CAUSES["redis_unreachable"].fill()
-        return
-    yield from _refusals(heartbeat.pauses)
-    if heartbeat.waiting is None:
-        yield CAUSES["broker_unreachable"].fill()
-    if not heartbeat.workers:
-        yield CAUSES["no_worker"].fill()
-    if heartbeat.beat_silent and holder is not None and not holder.sweeping:
-        yield CAUSES["sweep_lock_held"].fill(holder.since, holder=holder)
-    if heartbeat.beat_silent:
-        yield CAUSES["beat_silent"].fill(heartbeat.swept_at, beats=heartbeat.beats)
-    if (heartbeat.waiting or 0) > BACKLOG:
-        yield CAUSES["queue_backlog"].fill()
-
-
-def _refusals(pauses: Sequence[Pause]) -> Iterator[Cause]:
-    """Name each server that processes wait for, since the first of them does."""
-    first = {pause.outage.server: pause for pause in reversed(pauses)}
-    for server, pause in first.items():
-        error = pause.outage.error
-        yield CAUSES["server_refuses"].fill(pause.since, server=SERVERS[server], error=error)
 
 
 def _disagreements(facts: Row, redis_side: Row) -> Iterator[str]:

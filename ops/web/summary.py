@@ -12,8 +12,8 @@ from core import db
 from core.checks import PAGE, CheckContext, Finding, Shared
 from core.db.connection import Conn, Row
 from core.db.sweep import Holder
-from core.explain import service_causes
 from core.rules import RULES, Cause, Rule
+from core.service_causes import service_causes
 from ops import queries
 from ops.web.connections import Connections
 

@@ -11,12 +11,13 @@ from redis.retry import Retry
 
 from core import db, heartbeat
 from core.db.dead_letters import DeadLetter
-from core.explain import BACKLOG, explain
+from core.explain import explain
 from core.heartbeat import FORGOTTEN, FRESH, NO_HEARTBEAT, SWEEP_LATE, Heartbeat, read_heartbeat
 from core.outbox import relay
 from core.pauses import Outage, Pause
 from core.repairs import RepairContext
 from core.rules import CAUSES, PLAIN, RULES
+from core.service_causes import BACKLOG
 from core.slots import CLAIM_LEASE, Slots
 from core.sweep import sweep
 from ops import queries
