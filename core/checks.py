@@ -11,6 +11,7 @@ from redis import RedisError
 
 from core import db
 from core.db.connection import Conn
+from core.settings import PENDING_ALARM
 from core.slots import Slots
 from core.states import OPEN
 
@@ -20,7 +21,6 @@ AUDIT_PAGE = 2_000  # batches compared with their events by one sweep
 COUNTED_SLOTS = 20_000  # slots counted by one sweep, of at most `DRIFT_PAGE` batches
 KNOWN = 1_000  # batches that no sweep could repair so far, checked again by each one
 RELAY_GRACE = timedelta(seconds=10)  # for the relay after a commit, and for beat's
-PENDING_PATIENCE = timedelta(hours=1)  # contents may wait this long for a registration
 CURSOR = "els:sweep:cursor"  # the last open batch that was compared with Redis
 COUNTED = "els:sweep:counted"  # the last open batch whose slots were counted
 AUDITED = "els:sweep:audited"  # the last batch that was compared with its events
@@ -31,7 +31,9 @@ CHOSEN: LiteralString = """
     WHERE %(batch)s::text IS NULL OR broken.batch_id = %(batch)s
     ORDER BY u.tried_at NULLS FIRST, broken.since LIMIT %(limit)s
 """
-QUERIES = {code: CHOSEN.format(query) for code, query in db.named_sql("rules", "-- rule: ").items()}
+RULES_SQL = db.named_sql("rules", "-- rule: ")
+RULES_SQL["dead_letter_waiting"] = db.dead_letters.among_needed(RULES_SQL["dead_letter_waiting"])
+QUERIES = {code: CHOSEN.format(query) for code, query in RULES_SQL.items()}
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class CheckContext:
     """Where a check looks. `batch` None: at all batches, for `limit` findings at most.
 
     `moves_on` lets the next check of all batches start where this one ended; only the sweep does
-    so.
+    so. `pending_alarm` is how long contents may wait for the registration of their batch.
     """
 
     conn: Conn
@@ -71,6 +73,7 @@ class CheckContext:
     limit: int = PAGE
     moves_on: bool = False
     shared: Shared | None = None
+    pending_alarm: timedelta = PENDING_ALARM
 
 
 Check = Callable[[CheckContext], list[Finding]]
@@ -85,7 +88,7 @@ def by_query(code: str) -> Check:
             "batch": context.batch,
             "limit": context.limit,
             "grace": RELAY_GRACE,
-            "patience": PENDING_PATIENCE,
+            "patience": context.pending_alarm,
             "furthest": db.batches.FURTHEST_DEADLINE,
         }
         return [Finding(**row) for row in context.conn.execute(QUERIES[code], parameters)]

@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from datetime import timedelta
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
@@ -25,6 +26,7 @@ from core.tls import TLS, check_files
 from core.urls import complete, complete_database
 
 PREFIX = "ELS_"
+PENDING_ALARM = timedelta(minutes=5)  # contents may come before the registration of their batch
 NAME = r"^[A-Za-z0-9_.-]{1,100}$"
 HOST = r"\*|(\*\.)?[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]|(?=.*:.*:)[0-9A-Fa-f:.]+"  # or pattern
 
@@ -73,6 +75,7 @@ class Settings(BaseModel):
     visibility_timeout: float = Field(default=60, ge=5)
     sweep_every: float = Field(default=5, gt=0)
     relay_every: float = Field(default=1, gt=0)
+    pending_alarm_s: float = Field(default=PENDING_ALARM.total_seconds(), ge=0, le=31_622_400)
     concurrency: int = Field(default=2, ge=1, le=64)
     remote_control: bool = False
     eager: bool = False
@@ -174,6 +177,11 @@ class Settings(BaseModel):
     def control_queue(self) -> str:
         """The queue of the sweep and the relay, which only beat writes to."""
         return f"{self.queue}.control"
+
+    @property
+    def pending_alarm(self) -> timedelta:
+        """How long contents may wait for the registration of their batch."""
+        return timedelta(seconds=self.pending_alarm_s)
 
     @property
     def queues(self) -> tuple[str, ...]:

@@ -80,7 +80,10 @@ class _Sweep:
 
     def run(self) -> Iterator[SweepResult]:
         moves_on = self.batch is None and not self.dry_run
-        context = CheckContext(self.conn, self.slots, self.batch, PAGE, moves_on, self.shared)
+        alarm = self.context.pending_alarm
+        context = CheckContext(
+            self.conn, self.slots, self.batch, PAGE, moves_on, self.shared, alarm
+        )
         for rule in RULES:
             db.sweep.keep(self.holding)
             found = rule.find(context)

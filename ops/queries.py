@@ -40,6 +40,28 @@ class Wanted:
     among: Sequence[str] | None = None
 
 
+@dataclass(frozen=True)
+class Pending:
+    """Contents and rejected files that wait for batches that nobody has registered."""
+
+    contents: int
+    batches: int
+    oldest_seconds: float | None
+
+
+def pending(conn: Conn) -> Pending:
+    """Count what waits for a registration, from its first second on."""
+    row = conn.execute(
+        "SELECT count(*) AS contents, count(DISTINCT batch_id) AS batches,"
+        " extract(epoch FROM now() - greatest(least(min(received_at), now()), '0001-01-01Z'))"
+        "  ::float8 AS oldest_seconds"
+        " FROM batch_pending_content p WHERE NOT EXISTS"
+        " (SELECT FROM batch_essay_trackers t WHERE t.batch_id = p.batch_id)"
+    ).fetchone()
+    assert row is not None, "it counts"
+    return Pending(**row)
+
+
 def statuses(conn: Conn, wanted: Wanted, limit: int) -> list[DictRow]:
     """Read batches for `els status`, newest first, with those that contents only wait for."""
     return conn.execute(_sql("statuses"), {**vars(wanted), "limit": limit}).fetchall()
@@ -288,7 +310,7 @@ def states(conn: Conn, batches: Sequence[str]) -> dict[str, str]:
 
 
 def counters(conn: Conn) -> DictRow:
-    """Count for the head of the board: open, ready today (UTC), waiting events and letters."""
+    """Count for the head of the board: open, ready today (UTC), and what waits."""
     row = conn.execute(
         "SELECT (SELECT count(*) FROM batch_essay_trackers WHERE status IN"
         " ('awaiting_content_validation', 'awaiting_student_validation')) AS open,"
@@ -296,7 +318,9 @@ def counters(conn: Conn) -> DictRow:
         " date_trunc('day', now(), 'UTC')) AS ready_today,"
         " (SELECT count(*) FROM event_outbox WHERE published_at IS NULL) AS outbox,"
         " (SELECT count(*) FROM dead_letters"
-        "  WHERE replayed_at IS NULL AND discarded_at IS NULL) AS dead_letters"
+        "  WHERE replayed_at IS NULL AND discarded_at IS NULL) AS dead_letters,"
+        " (SELECT count(*) FROM batch_pending_content p WHERE NOT EXISTS"
+        "  (SELECT FROM batch_essay_trackers t WHERE t.batch_id = p.batch_id)) AS pending"
     ).fetchone()
     assert row is not None
     return row

@@ -8,7 +8,6 @@ message goes back to the broker.
 import base64
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +20,8 @@ from core.catalogue import MESSAGE_REFUSED
 from core.db.dead_letters import DeadLetter
 from core.errors import NotExecuted
 from core.faults import safe_message, sqlstate
-from core.messages import IDENTIFIER, WIRE_LIMIT, canonical
+from core.messages import WIRE_LIMIT, canonical
+from core.named_batch import batch_of
 from tasks.app import app, settings
 from tasks.attempts import attempts
 from tasks.resources import resources
@@ -36,11 +36,10 @@ def letter_of(
     task: str, task_id: str, body: object, error: Exception, code: str, deliveries: int = 1
 ) -> DeadLetter:
     """Make the dead letter of a message with any body."""
-    named = body.get("batch_id") if isinstance(body, Mapping) else None
     return DeadLetter(
         task=_printable(task)[:LONGEST_NAME],
         task_id=_known_by(task_id),
-        batch_id=named if isinstance(named, str) and re.fullmatch(IDENTIFIER, named) else None,
+        batch_id=batch_of(body),
         body=as_json(body),
         code=code,
         message=safe_message(error),

@@ -30,7 +30,8 @@ def sweep(**_: object) -> dict[str, int]:
 
 
 def _sweep() -> dict[str, int]:
-    found = run_sweep(RepairContext(resources().lifecycle, send_event))
+    context = RepairContext(resources().lifecycle, send_event, settings.pending_alarm)
+    found = run_sweep(context)
     if found is None:
         log.info("sweep_skipped", reason="another session holds its lock")
         return {}

@@ -3,13 +3,17 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
+from typing import LiteralString
 from uuid import UUID
 
+from psycopg.rows import DictRow
+
 from core.db import outbox
-from core.db.connection import Conn, Row
+from core.db.connection import Conn, Row, sql
 from core.events import message_refused
 
 LONGEST_NAME = 255  # of a task, in an event: senders may write any
+NEEDED = sql("needed_letters")
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,17 @@ def add(conn: Conn, letter: DeadLetter, *, announced: bool = False) -> int:
             )
             outbox.post_refusal(conn, event)
     return number
+
+
+def among_needed(query: LiteralString) -> LiteralString:
+    """Let a query read the letters that their batches still need, as `needed`."""
+    return f"WITH needed AS ({NEEDED}) {query}"
+
+
+def needed(conn: Conn, batch_id: str, limit: int) -> list[DictRow]:
+    """List the letters that a batch still needs, the oldest first."""
+    query = among_needed("SELECT * FROM needed ORDER BY id LIMIT %(limit)s")
+    return conn.execute(query, {"batch": batch_id, "limit": limit}).fetchall()
 
 
 def _ids_of(letter: DeadLetter) -> Row:

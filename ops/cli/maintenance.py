@@ -66,6 +66,7 @@ def _sweep(
         context = RepairContext(
             Lifecycle(pool, Slots(client), settings.opt_in_events()),
             lambda event: deliver(sender.app, event, settings.routes(event["type"])),
+            settings.pending_alarm,
         )
         results = sweep(context, batch, dry_run=dry_run, at_once=True)
         with pool.connection() as conn:

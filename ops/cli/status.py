@@ -80,7 +80,13 @@ def _show_beats(settings: Settings) -> None:
 def _stuck(conn: Conn, settings: Settings) -> list[str]:
     """List the batches that break a rule, up to `STUCK_LIMIT` for each rule."""
     slots = Slots(connect(endpoints(settings, POSTGRES, REDIS).redis_url))
-    context = CheckContext(conn, slots, limit=STUCK_LIMIT, shared=Shared())
+    context = CheckContext(
+        conn,
+        slots,
+        limit=STUCK_LIMIT,
+        shared=Shared(),
+        pending_alarm=settings.pending_alarm,
+    )
     found = [finding for rule in RULES for finding in rule.find(context) or ()]
     return sorted({finding.batch_id for finding in found})
 

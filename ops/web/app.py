@@ -51,7 +51,7 @@ def create_app(settings: Settings) -> Starlette:
         found = readiness.check()
         return JSONResponse(found, status_code=200 if found["ready"] else 503)
 
-    snapshots = SnapshotCache(connections.postgres, connections.slots)
+    snapshots = SnapshotCache(connections.postgres, connections.slots, settings.pending_alarm)
     exposition = Exposition(snapshots, connections, broker, settings.queues, readiness.is_ready)
 
     def health_batches(request: Request) -> Response:

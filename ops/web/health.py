@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from threading import Lock
 
 import psycopg
@@ -42,6 +43,7 @@ class Snapshot:
     letters: dict[str, int]
     stuck: list[tuple[Rule, list[Finding] | None]]
     pauses: list[Pause]
+    pending: queries.Pending
     unmended: dict[tuple[str, str], Unmended] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, object]:
@@ -60,6 +62,7 @@ class Snapshot:
         return {
             "status": "degraded" if stuck or unchecked or paused else "ok",
             "batches": counts,
+            "pending_not_registered": asdict(self.pending),
             "stuck": stuck,
             "unchecked": unchecked,
             "paused": paused,
@@ -82,8 +85,13 @@ class Snapshot:
 class SnapshotCache:
     """Reads snapshots, one request at a time, and keeps the last."""
 
-    def __init__(self, postgres: Callable[[], AbstractContextManager[Conn]], slots: Slots) -> None:
-        self._postgres, self._slots = postgres, slots
+    def __init__(
+        self,
+        postgres: Callable[[], AbstractContextManager[Conn]],
+        slots: Slots,
+        pending_alarm: timedelta,
+    ) -> None:
+        self._postgres, self._slots, self._alarm = postgres, slots, pending_alarm
         self._reading = Lock()
         self._last: Snapshot | None = None
         self._fresh_until = 0.0
@@ -107,7 +115,13 @@ class SnapshotCache:
 
     def _read(self) -> Snapshot:
         with self._postgres() as conn:
-            context = CheckContext(conn, self._slots, limit=STUCK_LIMIT, shared=Shared())
+            context = CheckContext(
+                conn,
+                self._slots,
+                limit=STUCK_LIMIT,
+                shared=Shared(),
+                pending_alarm=self._alarm,
+            )
             stuck = [(rule, rule.find(context)) for rule in RULES]
             unmended = db.sweep.unmended(conn, None, STUCK_LIMIT * len(RULES))
             pauses = paused_processes(self._slots.client)
@@ -117,6 +131,7 @@ class SnapshotCache:
                 queries.letters_by_code(conn),
                 stuck,
                 pauses,
+                queries.pending(conn),
                 unmended,
             )
 

@@ -77,7 +77,12 @@ def find_stuck(connections: Connections) -> StuckBatches:
     Takes some 50 ms, and up to a second after a flush of Redis, when many batches violate one.
     """
     with connections.postgres() as conn:
-        context = CheckContext(conn, connections.slots, shared=Shared())
+        context = CheckContext(
+            conn,
+            connections.slots,
+            shared=Shared(),
+            pending_alarm=connections.settings.pending_alarm,
+        )
         return _stuck(conn, [(rule, rule.find(context) or []) for rule in RULES])
 
 

@@ -73,6 +73,8 @@ def test_an_empty_variable_counts_as_absent(name):
         ("ELS_RETRY_FOR", "15 min"),
         ("ELS_VISIBILITY_TIMEOUT", "1"),
         ("ELS_SWEEP_EVERY", "0"),
+        ("ELS_PENDING_ALARM_S", "-1"),
+        ("ELS_PENDING_ALARM_S", "an hour"),
         ("ELS_CONCURRENCY", "0"),
         ("ELS_CONCURRENCY", "two"),
         ("ELS_EAGER", "perhaps"),

@@ -10,12 +10,13 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from core import db
-from core.checks import CURSOR, PENDING_PATIENCE, QUERIES, CheckContext, counter_wrong, slot_drift
+from core.checks import CURSOR, QUERIES, CheckContext, counter_wrong, slot_drift
 from core.db.dead_letters import DeadLetter
 from core.lifecycle import Lifecycle
 from core.outbox import relay
 from core.repairs import RepairContext
 from core.rules import RULES
+from core.settings import PENDING_ALARM
 from core.slots import CLAIM_LEASE, Slots
 from core.sweep import sweep
 from tests.core import looks
@@ -184,7 +185,7 @@ def break_pending_not_registered(lifecycle, conn, batch_id):
     assign(lifecycle, batch_id)
     conn.execute(
         "UPDATE batch_pending_content SET received_at = now() - %s WHERE batch_id = %s",
-        [PENDING_PATIENCE + timedelta(minutes=1), batch_id],
+        [PENDING_ALARM + timedelta(minutes=1), batch_id],
     )
 
 
@@ -838,7 +839,7 @@ def test_no_rule_reads_every_batch(many, conn):
         "limit": 200,
         "code": "",
         "grace": timedelta(seconds=10),
-        "patience": PENDING_PATIENCE,
+        "patience": PENDING_ALARM,
         "furthest": db.batches.FURTHEST_DEADLINE,
     }
     big = ("batch_essay_trackers", "event_outbox", "dead_letters")

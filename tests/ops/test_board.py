@@ -68,7 +68,8 @@ def test_a_batch_in_trouble_comes_first_with_its_cause(served):
 
 
 def test_the_board_and_explain_name_the_same_cause(served):
-    batch = announced(served, make.new_batch())
+    batch = make.new_batch()
+    story.register(served.lifecycle, batch)
     letter(served, batch, "REGISTRATION_CONFLICT")
     with served.pool.connection() as conn:
         told = explain(conn, Slots(served.client), batch, Heartbeat(["w"], None, 0))

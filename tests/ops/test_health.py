@@ -270,3 +270,22 @@ def test_with_a_password_metrics_are_for_those_who_know_it(database_url):
 
         assert page.get("/metrics")[0] == 401
         assert page.get("/metrics", Authorization=known)[0] == 200
+
+
+def test_what_waits_for_a_registration_shows_at_once_and_alarms_later(page, lifecycle):
+    batch = new_batch()
+    story.assign(lifecycle, batch, "text-1")
+    story.assign(lifecycle, batch, "text-2")
+
+    def waiting(of, stuck):
+        body = of.json("/health/batches")[1]
+        found = batch in {each["batch_id"] for each in body["stuck"]}
+        pending = body["pending_not_registered"]
+        return pending["contents"] >= 2 and pending["batches"] >= 1 and found is stuck
+
+    until(lambda: waiting(page, stuck=False), 60, "it is counted, and no alarm yet")
+    with serve(ELS_PENDING_ALARM_S="0") as strict:
+        until(lambda: waiting(strict, stuck=True), 60, "it is an alarm")
+        status, board = strict.get("/")
+        assert status == 200
+        assert "Pending, not registered" in board

@@ -295,3 +295,22 @@ def test_no_log_line_and_no_refusal_names_a_person(send, batch_id, logged):
     assert [value["outcome"] for value in values] == ["dead_letter", "dead_letter", "confirmed"]
     assert "Åsa" not in repr(values)
     assert "Åsa" not in repr(logged)
+
+
+WITH_A_BATCH = {
+    "a positional event": lambda event: {"args": [event]},
+    "flat": lambda event: {"kwargs": event},
+    "an event and more": lambda event: {"kwargs": {"event": event, "more": 1}},
+    "camel case": lambda event: {"kwargs": {"event": {"batchId": event["batch_id"]}}},
+    "JSON in a text": lambda event: {"args": [json.dumps(event)]},
+}
+
+
+@pytest.mark.parametrize("shape", WITH_A_BATCH.values(), ids=WITH_A_BATCH.keys())
+def test_a_message_of_another_shape_belongs_to_its_batch(batch_id, dead_letters, shape):
+    task_id = str(uuid4())
+
+    value = app.tasks[ASSIGN].apply(**shape(content(batch_id)), task_id=task_id).get()
+
+    assert (value["code"], value["batch_id"]) == ("VALIDATION_ERROR", batch_id)
+    assert dead_letters(task_id)[0]["batch_id"] == batch_id

@@ -46,10 +46,9 @@ WHERE published_at IS NULL AND created_at < now() - %(grace)s::interval AND batc
 GROUP BY batch_id
 
 -- rule: dead_letter_waiting
+-- Follows `needed_letters.sql`.
 SELECT batch_id, min(parked_at) AS since, string_agg(DISTINCT code, ', ') AS detail
-FROM dead_letters
-WHERE replayed_at IS NULL AND discarded_at IS NULL AND batch_id IS NOT NULL
-GROUP BY batch_id
+FROM needed GROUP BY batch_id
 
 -- rule: pending_not_registered
 WITH waiting AS MATERIALIZED (
