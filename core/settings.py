@@ -5,7 +5,6 @@ import os
 import re
 from collections.abc import Mapping
 from datetime import timedelta
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
@@ -19,25 +18,16 @@ from pydantic import (
     field_validator,
 )
 
-from core import secret_files
-from core.catalogue import EVENTS, OPT_IN, event_task
+from core import routes, secret_files
+from core.catalogue import EVENTS, OPT_IN
 from core.errors import BadSettings
+from core.routes import NAME, Route
 from core.tls import TLS, check_files
 from core.urls import complete, complete_database
 
 PREFIX = "ELS_"
 PENDING_ALARM = timedelta(minutes=5)  # contents may come before the registration of their batch
-NAME = r"^[A-Za-z0-9_.-]{1,100}$"
 HOST = r"\*|(\*\.)?[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]|(?=.*:.*:)[0-9A-Fa-f:.]+"  # or pattern
-
-
-class Route(BaseModel):
-    """One consumer of an event type: the Celery task to call, and the queue to call it on."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    task: str = Field(pattern=NAME)
-    queue: str = Field(pattern=NAME)
 
 
 class Login(BaseModel):
@@ -119,10 +109,24 @@ class Settings(BaseModel):
             return complete_database(url, tls)
         return complete(name, url, tls, given.get("redis_master"))
 
-    @field_validator("event_routes", "flower_oauth", mode="before")
+    @field_validator("flower_oauth", mode="before")
     @classmethod
     def _from_json(cls, value: object) -> object:
         return json.loads(value) if isinstance(value, str) else value
+
+    @field_validator("events_queue")
+    @classmethod
+    def _not_our_own(cls, queue: str, info: ValidationInfo) -> str:
+        if queue in _consumed(info):
+            raise ValueError(f"the service itself consumes {queue}; events need another queue")
+        return queue
+
+    @field_validator("event_routes", mode="before")
+    @classmethod
+    def _routes(cls, value: object, info: ValidationInfo) -> object:
+        given = routes.parse(value) if isinstance(value, str) else value
+        routes.check(given, _consumed(info))
+        return given
 
     @field_validator("ops_allowed_hosts", mode="before")
     @classmethod
@@ -137,14 +141,6 @@ class Settings(BaseModel):
         for wrong in (host for host in hosts if not re.fullmatch(HOST, host)):
             raise ValueError(f"{wrong} is no name or address of a host: give it without a port")
         return hosts
-
-    @field_validator("event_routes")
-    @classmethod
-    def _of_known_types(cls, routes: dict[str, list[Route]]) -> dict[str, list[Route]]:
-        for unknown in routes.keys() - EVENTS:
-            [nearest] = get_close_matches(unknown, EVENTS, n=1, cutoff=0)
-            raise ValueError(f"there is no event {unknown}; the nearest is {nearest}")
-        return routes
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> "Settings":
@@ -190,15 +186,25 @@ class Settings(BaseModel):
 
     def routes(self, event_type: str) -> list[Route]:
         """Return the consumers of an event type. By default an opt-in type has none."""
-        if event_type in self.event_routes:
-            return self.event_routes[event_type]
-        if event_type in OPT_IN:
-            return []
-        return [Route(task=event_task(event_type), queue=self.events_queue)]
+        return routes.routes_of(event_type, self.event_routes, self.events_queue)
+
+    def event_queues(self) -> dict[str, frozenset[str]]:
+        """Return the queues that receivers consume, each with the event types that lead there."""
+        led = [(route.queue, name) for name in EVENTS for route in self.routes(name)]
+        return {
+            queue: frozenset(name for to, name in led if to == queue)
+            for queue in sorted({queue for queue, _ in led})
+        }
 
     def opt_in_events(self) -> frozenset[str]:
         """Return the opt-in event types that a route asks for."""
         return frozenset(filter(self.routes, OPT_IN))
+
+
+def _consumed(info: ValidationInfo) -> list[str]:
+    """List the queues that the workers consume: of messages, and of what RabbitMQ dropped."""
+    queue = info.data.get("queue")
+    return [f"{queue}{end}" for end in ("", ".internal", ".control", ".dead")] if queue else []
 
 
 def _message(text: str) -> str:

@@ -73,8 +73,7 @@ def user(settings: Settings, program: str) -> str:
 
 def event_queues(settings: Settings) -> list[str]:
     """List the queues of the events, by the settings and their routes."""
-    routes = [route.queue for routes in settings.event_routes.values() for route in routes]
-    return sorted({settings.events_queue, *routes})
+    return sorted({settings.events_queue, *settings.event_queues()})
 
 
 # --- Redis and Valkey ----------------------------------------------------------------------------

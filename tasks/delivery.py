@@ -11,7 +11,7 @@ from redis import RedisError
 
 from core.faults import describe
 from core.redaction import field
-from core.settings import Route
+from core.routes import Route
 from core.tracing import span, traceparent
 
 BATCHES_SHOWN = 50  # of a message of the chord: enough to know it by

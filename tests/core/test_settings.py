@@ -1,9 +1,13 @@
 """Settings: read from the environment alone; a mistake is named."""
 
+import json
+
 import pytest
 
+from core.catalogue import EVENTS
 from core.errors import BadSettings
-from core.settings import Route, Settings
+from core.routes import Route
+from core.settings import Settings
 
 TYPES = [
     "BatchContentProvisioningCompleted",
@@ -170,3 +174,79 @@ def test_a_type_may_go_elsewhere_to_many_or_nowhere():
     ]
     assert settings.routes("BatchCancelled") == []
     assert len(settings.routes("ExcessContentProvisioned")) == 1
+
+
+CATCH_ALL = [{"task": "els.event", "queue": "nlp"}]
+
+
+def routed(**entries):
+    return Settings.from_env({"ELS_EVENT_ROUTES": json.dumps(entries)})
+
+
+def test_a_star_is_for_every_type_without_an_entry_of_its_own():
+    settings = routed(**{"*": CATCH_ALL, "BatchCancelled": [], "MessageRefused": CATCH_ALL})
+
+    led = {name for name in EVENTS if settings.routes(name) == [Route(**CATCH_ALL[0])]}
+    assert led == {*TYPES, "MessageRefused"} - {"BatchCancelled"}
+    assert settings.opt_in_events() == {"MessageRefused"}
+    assert settings.event_queues() == {"nlp": led}
+
+
+def test_a_star_may_lead_to_several_receivers_or_nowhere():
+    two = [{"task": "els.event", "queue": "nlp"}, {"task": "els.event", "queue": "billing"}]
+
+    assert list(routed(**{"*": two}).event_queues()) == ["billing", "nlp"]
+    assert routed(**{"*": []}).event_queues() == {}
+    assert Settings().event_queues() == {"els.events": set(TYPES)}
+
+
+@pytest.mark.parametrize(
+    ("routes", "says"),
+    [
+        ("{'BatchCancelled': []}", "this is no JSON"),
+        ("[" * 100_000, "nests too deep"),
+        ('["BatchCancelled"]', "must be an object from event type to a list of routes"),
+        ("null", "must be an object"),
+        ('{"BatchCancelled": {"task": "a", "queue": "b"}}', "BatchCancelled must have a list"),
+        ('{"BatchCancelled": null}', "[] sends the type nowhere"),
+        ('{"BatchCancelled": ["nlp"]}', "route 1 of BatchCancelled must be an object"),
+        ('{"BatchCancelled": [{"queue": "b"}]}', "route 1 of BatchCancelled has no task"),
+        ('{"BatchCancelled": [{"task": "a"}]}', "route 1 of BatchCancelled has no queue"),
+        ('{"*": [{"task": "a", "queue": ""}]}', 'route 1 of * has "" as its queue'),
+        ('{"*": [{"task": "a", "queue": null}]}', "has null as its queue"),
+        ('{"*": [{"task": "a", "queue": 7}]}', "has 7 as its queue"),
+        ('{"*": [{"task": "a", "queue": "two words"}]}', 'has "two words" as its queue'),
+        ('{"*": [{"task": "a", "queue": "b\\n"}]}', "as its queue"),
+        ('{"*": [{"task": "a", "queues": "b"}]}', 'has no field "queues"; did you mean queue?'),
+        ('{"*": [{"Task": "a", "queue": "b"}]}', 'has no field "Task"; did you mean task?'),
+        ('{"*": [{"task": "a", "queue": "b", "exchange": "c"}]}', "a task and a queue, nothing"),
+        ('{"*": [{"task": "a", "queue": "els"}]}', "leads to els, which the service itself"),
+        ('{"*": [{"task": "a", "queue": "els.control"}]}', "leads to els.control"),
+        ('{"*": [{"task": "a", "queue": "b"}, {"queue": "b", "task": "a"}]}', "same route twice"),
+        ('{"BatchCancelled": [], "BatchCancelled": []}', '"BatchCancelled" stands there twice'),
+        ('{"*": [{"task": "a", "task": "b", "queue": "c"}]}', '"task" stands there twice'),
+        ('{"batch_cancelled": []}', "the nearest is BatchCancelled"),
+        ('{"els.events.batch_essays_ready": []}', "the nearest is BatchEssaysReady"),
+        ('{"BATCHESSAYSREADY": []}', "the nearest is BatchEssaysReady"),
+        ('{"": []}', 'there is no event ""'),
+        ('{"**": []}', '"*" is for every type'),
+        ('{"all": []}', '"*" is for every type'),
+    ],
+)
+def test_a_mistake_in_the_routes_is_named_with_the_next_step(routes, says):
+    with pytest.raises(BadSettings) as refused:
+        Settings.from_env({"ELS_EVENT_ROUTES": routes})
+
+    assert str(refused.value).startswith("ELS_EVENT_ROUTES: ")
+    assert says in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 300
+
+
+def test_a_route_to_the_queue_of_another_setting_is_seen():
+    routes = '{"*": [{"task": "a", "queue": "q.internal"}]}'
+
+    with pytest.raises(BadSettings, match=r"leads to q\.internal"):
+        Settings.from_env({"ELS_EVENT_ROUTES": routes, "ELS_QUEUE": "q"})
+    with pytest.raises(BadSettings, match="ELS_EVENTS_QUEUE: the service itself consumes els"):
+        Settings.from_env({"ELS_EVENTS_QUEUE": "els"})

@@ -76,6 +76,22 @@ def test_a_type_may_go_to_several_consumers(send, batch_id, messages, route):
     assert billing["kwargs"] == audit["kwargs"]
 
 
+def test_a_catch_all_gets_each_type_that_has_no_entry_of_its_own(send, batch_id, messages, route):
+    route(**{"*": [("els.event", "nlp")], "BatchEssaysReady": [("billing.ready", "billing")]})
+    send(REGISTER, registration(batch_id, 1))
+
+    send(UPLOAD, contents(batch_id, texts(2)))
+
+    caught = messages("nlp")
+    assert {message["headers"]["task"] for message in caught} == {"els.event"}
+    assert [message["kwargs"]["event"]["type"] for message in caught] == [
+        "ExcessContentProvisioned",
+        "BatchContentProvisioningCompleted",
+    ]
+    assert [message["headers"]["task"] for message in messages("billing")] == ["billing.ready"]
+    assert messages() == []
+
+
 def test_a_type_may_go_nowhere_and_counts_as_delivered(send, conn, batch_id, messages, route):
     route(BatchCancelled=[])
     send(REGISTER, registration(batch_id, 1))
