@@ -71,8 +71,9 @@ check: env ## run linters and type checks
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-reference: env ## write docs/reference from the catalogue of tasks and events
+reference: env ## write docs/reference and what the Python kit shares with the service
 	@$(BIN)/python -m ops.reference docs/reference
+	@$(BIN)/python -m ops.reference.python_kit
 
 check-deploy: $(DEPLOY)/.ready ## check Dockerfile, compose file and Kubernetes objects
 	@sh scripts/check-deploy $(DEPLOY)

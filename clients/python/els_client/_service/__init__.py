@@ -1,0 +1,1 @@
+# `make reference` copies these modules from core; change those.

@@ -1,0 +1,134 @@
+# `make reference` copies this module from core/catalogue.py; change that one.
+"""The tasks that upstream services call and the events that downstream services get.
+
+The one place that names them; everything else reads it. Statements in SQL name event types too,
+and a test compares them with this list.
+"""
+
+import re
+from dataclasses import dataclass
+
+from els_client._service import event_bodies
+from els_client._service.event_bodies import Body
+from els_client._service.messages import (
+    BULK_LIMIT,
+    SINGLE_LIMIT,
+    BatchAmended,
+    BatchCancelled,
+    BatchContentsProvisioned,
+    BatchEssaysRegistered,
+    EssayContentProvisioned,
+    EssayValidationFailed,
+    Event,
+    StudentAssociationsConfirmed,
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task that upstream services call.
+
+    An event does not name its type: it is the first task's of which it has a field of `known_by`.
+    Messages of `batched` tasks take slots; a worker settles those that wait in one batch.
+    """
+
+    name: str
+    model: type[Event]
+    known_by: tuple[str, ...]
+    limit: int = SINGLE_LIMIT  # bytes of canonical JSON
+    batched: bool = False
+
+
+@dataclass(frozen=True)
+class EventType:
+    """An outgoing event and when it is written; an `opt_in` one only where a route asks for it."""
+
+    body: type[Body]
+    when: str
+    opt_in: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.body.__name__
+
+
+REGISTER_BATCH = Task("els.register_batch", BatchEssaysRegistered, ("essay_ids",), BULK_LIMIT)
+ASSIGN_CONTENT = Task(
+    "els.assign_content", EssayContentProvisioned, ("text_storage_id",), batched=True
+)
+ASSIGN_CONTENTS = Task(
+    "els.assign_contents", BatchContentsProvisioned, ("contents",), BULK_LIMIT, batched=True
+)
+REJECT_CONTENT = Task(
+    "els.reject_content", EssayValidationFailed, ("validation_error_code",), batched=True
+)
+CONFIRM_STUDENTS = Task(
+    "els.confirm_students", StudentAssociationsConfirmed, ("associations",), BULK_LIMIT
+)
+CANCEL_BATCH = Task("els.cancel_batch", BatchCancelled, ("reason",))
+AMEND_BATCH = Task(
+    "els.amend_batch", BatchAmended, ("student_prompt_ref", "deadline_s", "on_deadline")
+)
+
+TASKS = {
+    task.name: task
+    for task in (
+        REGISTER_BATCH,
+        ASSIGN_CONTENT,
+        ASSIGN_CONTENTS,
+        REJECT_CONTENT,
+        CONFIRM_STUDENTS,
+        CANCEL_BATCH,
+        AMEND_BATCH,
+    )
+}
+BATCHED = tuple(task.name for task in TASKS.values() if task.batched)
+
+BATCH_CONTENT_PROVISIONING_COMPLETED = EventType(
+    event_bodies.BatchContentProvisioningCompleted,
+    "once, when every slot is accounted for",
+)
+BATCH_ESSAYS_READY = EventType(
+    event_bodies.BatchEssaysReady,
+    "once, with completion (guest batch) or when the students are confirmed (regular batch);"
+    " never if every slot failed",
+)
+BATCH_VALIDATION_ERRORS = EventType(
+    event_bodies.BatchValidationErrors, "with completion, if a slot failed"
+)
+EXCESS_CONTENT_PROVISIONED = EventType(
+    event_bodies.ExcessContentProvisioned,
+    "once for each content that found every slot taken",
+)
+ESSAY_SLOT_ASSIGNED = EventType(
+    event_bodies.EssaySlotAssigned,
+    "once for each content with a slot",
+    opt_in=True,
+)
+BATCH_READINESS_TIMEOUT = EventType(
+    event_bodies.BatchReadinessTimeout,
+    "once, when the deadline has passed",
+)
+BATCH_CANCELLED = EventType(event_bodies.BatchCancelled, "once, when the batch is cancelled")
+
+MESSAGE_REFUSED = EventType(event_bodies.MessageRefused, "with each dead letter", opt_in=True)
+
+EVENTS = {
+    event.name: event
+    for event in (
+        BATCH_CONTENT_PROVISIONING_COMPLETED,
+        BATCH_ESSAYS_READY,
+        BATCH_VALIDATION_ERRORS,
+        EXCESS_CONTENT_PROVISIONED,
+        ESSAY_SLOT_ASSIGNED,
+        BATCH_READINESS_TIMEOUT,
+        BATCH_CANCELLED,
+        MESSAGE_REFUSED,
+    )
+}
+OPT_IN = frozenset(event.name for event in EVENTS.values() if event.opt_in)
+
+
+def event_task(event_type: str) -> str:
+    """Name the Celery task that gets events of this type where no route says otherwise."""
+    return f"els.events.{re.sub(r'(?<!^)(?=[A-Z])', '_', event_type).lower()}"

@@ -1,0 +1,70 @@
+# `make reference` copies this module from core/errors.py; change that one.
+"""The errors that this service raises on purpose. `core.faults` decides what follows them."""
+
+
+class ELSError(Exception):
+    """`code` is the public error code, where the contract has one."""
+
+    code = "ERROR"
+
+
+class Refusal(ELSError):
+    """The message is wrong and has changed nothing. Keep it as a dead letter; do not retry."""
+
+
+class InvalidEvent(Refusal):
+    code = "VALIDATION_ERROR"
+
+
+class IdempotencyConflict(Refusal):
+    """Another body came with this event id before."""
+
+    code = "IDEMPOTENCY_CONFLICT"
+
+
+class RegistrationConflict(Refusal):
+    """The batch is registered already, and this registration contradicts it."""
+
+    code = "REGISTRATION_CONFLICT"
+
+
+class UnknownBatch(Refusal):
+    code = "UNKNOWN_BATCH"
+
+
+class UnknownEssay(Refusal):
+    """The message names an essay that is not of its batch."""
+
+    code = "UNKNOWN_ESSAY"
+
+
+class WrongBatchState(Refusal):
+    code = "WRONG_BATCH_STATE"
+
+
+class NotExecuted(ELSError):
+    """The message never became a task, or must not run any more: it becomes a dead letter."""
+
+    code = "NOT_EXECUTED"
+
+
+class SlotsInFlight(ELSError):
+    """The batch has open slots, but other messages have claimed them all. Retry in a moment."""
+
+    code = "SLOTS_IN_FLIGHT"
+
+
+class BrokenSeal(ELSError):
+    """The slots of a batch are not what its seals say. The sweep seals the batch again."""
+
+    code = "BROKEN_SEAL"
+
+
+class BadSettings(ELSError):
+    code = "BAD_SETTINGS"
+
+
+class StackError(ELSError):
+    """`els` cannot start, find or stop a stack, or reach its servers."""
+
+    code = "STACK_ERROR"
