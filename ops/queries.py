@@ -23,11 +23,11 @@ FIRST: Cursor = ("infinity", "~")  # after every moment, and after every identif
 LAST_CHARACTER = "\U0010ffff"  # in the order of code points, which is that of UTF-8
 
 
-def _sql(name: str) -> LiteralString:
+def sql(name: str) -> LiteralString:
     return (Path(__file__).parent / "sql" / f"{name}.sql").read_text()
 
 
-SEARCH = _sql("search")
+SEARCH = sql("search")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def pending(conn: Conn) -> Pending:
 
 def statuses(conn: Conn, wanted: Wanted, limit: int) -> list[DictRow]:
     """Read batches for `els status`, newest first, with those that contents only wait for."""
-    return conn.execute(_sql("statuses"), {**vars(wanted), "limit": limit}).fetchall()
+    return conn.execute(sql("statuses"), {**vars(wanted), "limit": limit}).fetchall()
 
 
 def count_batches(conn: Conn, wanted: Wanted) -> int:
@@ -84,7 +84,7 @@ def find(conn: Conn, wanted: str, limit: int) -> list[DictRow]:
     """Find everything that has this id or name, the oldest first, open slots last."""
     quoted = {json.dumps(wanted), json.dumps(wanted, ensure_ascii=False)}  # in a dead letter
     parameters = {"id": wanted, "quoted": [*quoted], "limit": limit}
-    return conn.execute(_sql("find"), parameters).fetchall()
+    return conn.execute(sql("find"), parameters).fetchall()
 
 
 def letters(
@@ -229,7 +229,7 @@ def counts(conn: Conn) -> dict[tuple[BatchStatus, ClassType], int]:
 
 def gauges(conn: Conn) -> dict[str, float]:
     """Measure what waits, by the names of the metrics."""
-    row = conn.execute(_sql("gauges")).fetchone()
+    row = conn.execute(sql("gauges")).fetchone()
     assert row is not None, "it has no WHERE"
     return row
 
@@ -297,7 +297,7 @@ def search(
 
 def board(conn: Conn, batches: Sequence[str]) -> list[DictRow]:
     """Read batches for the board, in this order; also those that nobody has registered."""
-    return conn.execute(_sql("board"), {"batches": list(batches)}).fetchall()
+    return conn.execute(sql("board"), {"batches": list(batches)}).fetchall()
 
 
 def states(conn: Conn, batches: Sequence[str]) -> dict[str, str]:

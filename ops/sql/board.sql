@@ -8,7 +8,8 @@ WITH wanted AS (
 SELECT w.batch_id, coalesce(t.status, 'not_registered') AS status,
        CASE WHEN t.batch_id IS NOT NULL AND t.class_id IS NULL THEN 'GUEST'
             WHEN t.batch_id IS NOT NULL THEN 'REGULAR' END AS class_type,
-       t.course_code, t.user_id, t.expected_count AS slots, t.available_slots AS open,
+       t.course_code, t.course_language, t.user_id, t.org_id, t.class_id, t.correlation_id,
+       t.on_deadline, t.closed_reason, t.manifest_sha256, t.expected_count AS slots, t.available_slots AS open,
        t.expected_count - t.available_slots - f.failed - c.unfilled AS assigned,
        f.failed, c.unfilled, p.pending, x.excess, o.undelivered,
        t.registered_at, t.deadline_at, t.completed_at, t.ready_at, t.closed_at,

@@ -1,7 +1,7 @@
 """The service over HTTP, read-only: pages, health, readiness and metrics."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -18,6 +18,8 @@ from starlette.types import Scope
 
 from core.errors import BadSettings
 from core.settings import Settings
+from ops.web.api.problems import ProblemFound, is_api, problem_response, response_of
+from ops.web.api.routes import routes as api_routes
 from ops.web.board import BadAddress
 from ops.web.connections import Connections
 from ops.web.guard import Guard
@@ -64,11 +66,17 @@ def create_app(settings: Settings) -> Starlette:
     async def on_error(request: Request, error: Exception) -> Response:
         """Answer an expected error in the format of its address."""
         status, context, headers = _describe(error)
+        if is_api(request.url.path):
+            return _problem(status, context, headers)
         if request.url.path.startswith(FOR_PROGRAMS):
             body = {"status": "unavailable" if status == 503 else "error", **context}
             return JSONResponse(body, status, headers=headers)
         html = render("error.html", status=status, **context)
         return HTMLResponse(html, status, headers=headers)
+
+    async def on_problem(request: Request, error: Exception) -> Response:
+        assert isinstance(error, ProblemFound), "registered for it"
+        return response_of(error.problem)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -82,6 +90,7 @@ def create_app(settings: Settings) -> Starlette:
     app = Starlette(
         routes=[
             *Views(connections, stream, render).routes(),
+            *api_routes(connections, stream),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             Route("/health/batches", health_batches),
@@ -89,11 +98,23 @@ def create_app(settings: Settings) -> Starlette:
             Mount("/static", Static(directory=STATIC)),
         ],
         middleware=[Middleware(Guard, settings=settings)],
-        exception_handlers=dict.fromkeys((*OUTAGES, BadAddress, Crowded, HTTPException), on_error),
+        exception_handlers={
+            **dict.fromkeys((*OUTAGES, BadAddress, Crowded, HTTPException), on_error),
+            ProblemFound: on_problem,
+        },
         lifespan=lifespan,
     )
     app.state.stream = stream
     return app
+
+
+def _problem(status: int, texts: Mapping[str, str], headers: Mapping[str, str]) -> Response:
+    """Answer a program under `/v1`."""
+    kind = {404: "unknown-address", 405: "method-not-allowed", 503: "unavailable"}.get(status)
+    detail = "; ".join(filter(None, (texts["reason"], texts.get("step"))))
+    if status == 404:
+        detail = "/v1/openapi.json lists every address"
+    return problem_response(status, kind or "refused", detail, texts["title"], headers)
 
 
 def _describe(error: Exception) -> tuple[int, dict[str, str], dict[str, str]]:

@@ -47,9 +47,15 @@ class Connections:
     @contextmanager
     def postgres(self) -> Iterator[Conn]:
         """Lend a connection to read from: the replica's while it answers. Raises PoolTimeout."""
+        with self.reading() as (conn, _):
+            yield conn
+
+    @contextmanager
+    def reading(self) -> Iterator[tuple[Conn, Replica | None]]:
+        """Do so, and name the replica if it is the one that answers."""
         with ExitStack() as stack:
             conn = self.replica.borrow(stack) if self.replica else None
-            yield conn or stack.enter_context(self.primary())
+            yield (conn, self.replica) if conn else (stack.enter_context(self.primary()), None)
 
     def heartbeat(self) -> Heartbeat:
         broker_url = self.settings.broker_url or self.settings.redis_url or ""

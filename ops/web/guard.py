@@ -5,7 +5,8 @@
 
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from http import HTTPStatus
 
 from starlette.datastructures import Headers
@@ -13,6 +14,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.settings import Settings
+from ops.web.api.problems import is_api, problem_response
 from ops.web.limits import ADDRESS_BYTES, HEAD_BYTES, Crowded, client_of
 from ops.web.passwords import Password
 
@@ -31,6 +33,27 @@ READING = ("GET", "HEAD")  # other methods are answered by the routes, with 405
 LOOPBACK = ("127.0.0.1", "::1")
 # What follows a refused request may be its body: nobody is to take it for another request.
 CLOSE = (b"connection", b"close")
+
+
+CLOSING = {"Connection": "close"}
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a request is refused; most refusals end the connection."""
+
+    status: int
+    reason: str
+    headers: Mapping[str, str] = field(default_factory=lambda: CLOSING)
+
+    def response(self, path: str) -> Response:
+        """Answer in the form of the address: a problem for a program, else plain text."""
+        phrase = HTTPStatus(self.status).phrase
+        if is_api(path):
+            kind = phrase.lower().replace(" ", "-")
+            return problem_response(self.status, kind, self.reason, headers=self.headers)
+        text = f"{phrase}: {self.reason}\n"
+        return PlainTextResponse(text, self.status, headers=self.headers)
 
 
 class Guard:
@@ -57,24 +80,25 @@ class Guard:
             await send(message)
 
         refused = self._of_bad_form(scope) or await self._of_stranger(scope)
-        return await (refused or self.app)(scope, receive, guarded)
+        answer = refused.response(scope["path"]) if refused else self.app
+        return await answer(scope, receive, guarded)
 
-    def _of_bad_form(self, scope: Scope) -> Response | None:
+    def _of_bad_form(self, scope: Scope) -> "Refusal | None":
         """Refuse a request that no page of ours and no probe makes."""
         headers = Headers(scope=scope)
         if len(scope["raw_path"]) + len(scope["query_string"]) > ADDRESS_BYTES:
-            return refusal(414, f"an address has at most {ADDRESS_BYTES} bytes")
+            return Refusal(414, f"an address has at most {ADDRESS_BYTES} bytes")
         if sum(len(name) + len(value) for name, value in scope["headers"]) > HEAD_BYTES:
-            return refusal(431, f"the headers have at most {HEAD_BYTES} bytes")
+            return Refusal(431, f"the headers have at most {HEAD_BYTES} bytes")
         if scope["method"] in READING and _has_body(headers):
-            return refusal(413, "the pages take no body")
+            return Refusal(413, "the pages take no body")
         if scope["path"] not in PROBES and not self.hosts.allow(scope, headers.get("host", "")):
-            return refusal(
+            return Refusal(
                 400, "this page is not served under that name: see ELS_OPS_ALLOWED_HOSTS"
             )
         return None
 
-    async def _of_stranger(self, scope: Scope) -> Response | None:
+    async def _of_stranger(self, scope: Scope) -> "Refusal | None":
         """Refuse a request without the password."""
         if self.password is None or scope["path"] == "/healthz":
             return None
@@ -83,10 +107,9 @@ class Guard:
             if await self.password.admits(client_of(scope), given):
                 return None
         except Crowded:
-            wait = {"Retry-After": "5"}
-            return refusal(429, "too many requests wait for a password", **wait)
-        ask = {"WWW-Authenticate": 'Basic realm="els"'}
-        return PlainTextResponse("a password is needed\n", status_code=401, headers=ask)
+            wait = {**CLOSING, "Retry-After": "5"}
+            return Refusal(429, "too many requests wait for a password", wait)
+        return Refusal(401, "a password is needed", {"WWW-Authenticate": 'Basic realm="els"'})
 
 
 class Hosts:
@@ -113,12 +136,6 @@ class Hosts:
         if name in self.names | _connected_to(scope) or "." not in name:
             return True
         return any(name.endswith(suffix) for suffix in self.suffixes)
-
-
-def refusal(status: int, reason: str, **headers: str) -> Response:
-    """Answer, and end the connection."""
-    text = f"{HTTPStatus(status).phrase}: {reason}\n"
-    return PlainTextResponse(text, status, headers={**headers, "Connection": "close"})
 
 
 def _has_body(headers: Headers) -> bool:

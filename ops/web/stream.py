@@ -97,9 +97,14 @@ class Stream:
         """Return the summary of this tick; read it if nobody has."""
         with self._reading:
             if self._last is None or time.monotonic() - self._last[0] > TICK_S / 2:
-                self.stuck = self.stuck or find_stuck(self.connections)
-                self._last = time.monotonic(), read_summary(self.connections, self.stuck)
+                stuck = self.find_stuck()
+                self._last = time.monotonic(), read_summary(self.connections, stuck)
             return self._last[1]
+
+    def find_stuck(self) -> StuckBatches:
+        """Return what the last check of the rules found; check them if nobody has."""
+        self.stuck = self.stuck or find_stuck(self.connections)
+        return self.stuck
 
     def top(self, summary: Summary) -> str:
         """Render the outages and counters."""
