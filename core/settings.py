@@ -184,6 +184,14 @@ class Settings(BaseModel):
         """The queues of a worker, the most urgent first."""
         return self.control_queue, self.internal_queue, self.queue
 
+    def refuse_eager(self, what: str) -> None:
+        """Raises BadSettings where callers run the tasks: `what` would have nothing to do."""
+        if self.eager:
+            raise BadSettings(
+                f"{what} makes no sense with ELS_EAGER, which lets callers run the tasks"
+                " in their own process, for unit tests; unset it"
+            )
+
     def routes(self, event_type: str) -> list[Route]:
         """Return the consumers of an event type. By default an opt-in type has none."""
         return routes.routes_of(event_type, self.event_routes, self.events_queue)

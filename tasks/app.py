@@ -37,7 +37,11 @@ LINKS = {"chord": "els.announce_ready", "errbacks": "els.seal_failed"}
 ONCE = {"retry": False, "headers": versions.headers()}  # of publishing a tick: beat tries again
 PUSHED = 2 * AT_ONCE  # messages a process on RabbitMQ, which pushes them: in work and next
 
-app = Celery("els", include=["tasks.upstream", "tasks.completion", "tasks.maintenance"])
+app = Celery(
+    "els",
+    task_cls="tasks.eager:Task" if settings.eager else None,
+    include=["tasks.upstream", "tasks.completion", "tasks.maintenance"],
+)
 app.conf.update(
     broker_url="memory://",
     result_backend="cache+memory://",

@@ -15,9 +15,11 @@ from typing import TypeVar
 
 import psycopg
 import structlog
+from celery.exceptions import Reject
 from redis import RedisError
 
 from core import db, metrics, pauses
+from core.errors import StackError
 from core.faults import Fault, fault, sqlstate
 from core.pauses import Outage, Pause
 from core.probe import probe_postgres, probe_redis
@@ -48,12 +50,17 @@ def run_tick(step: Callable[[], T], otherwise: T) -> T:
 
 
 def wait_until_well(error: Exception) -> bool:
-    """Wait while a server refuses; False if none does. Raises Reject if the worker stops."""
+    """Wait while a server refuses; False if none does.
+
+    Raises Reject if the worker stops, or if the task runs in its caller's process.
+    """
     size = PROBE_BYTES if (sqlstate(error) or "").startswith(NO_ROOM) else 0
     outage = find_outage(size)
     if outage is None:
         resources().pool.drain()  # its connections may have ended with the last restart
         return False
+    if settings.eager:
+        raise Reject(StackError(f"{outage.server} refuses writes: {outage.error}")) from error
     pause = Pause(_process(), outage, datetime.now(UTC))
     metrics.paused(outage.server, outage.sqlstate)
     log.warning("paused", server=outage.server, error=outage.error, sqlstate=outage.sqlstate)

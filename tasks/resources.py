@@ -1,6 +1,7 @@
 """What each worker process opens once: Postgres, Redis, the lifecycle, the counts, spans."""
 
 import atexit
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from core.errors import BadSettings
 from core.lifecycle import Lifecycle
 from core.metrics import Pusher
 from core.slots import Slots, connect
+from tasks import eager
 from tasks.app import app, settings
 from tasks.delivery import deliver
 
@@ -70,7 +72,8 @@ def resources() -> Resources:
 
 def send_event(event: dict[str, Any]) -> None:  # Any: a CloudEvent, JSON
     """Hand an event to the broker, once for each of its routes. Raises OSError."""
-    deliver(app, event, settings.routes(event["type"]))
+    with eager.not_for_events() if app.conf.task_always_eager else nullcontext():
+        deliver(app, event, settings.routes(event["type"]))
 
 
 @signals.worker_init.connect

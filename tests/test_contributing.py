@@ -131,10 +131,3 @@ def test_what_contributing_names_exists(name, words):
 )
 def test_a_name_of_nothing_is_noticed(name, words):
     assert not exists(name, words)
-
-
-def test_every_link_leads_somewhere():
-    links = re.findall(r"\]\(([^)#]+)\)", PAGE)
-
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []

@@ -241,6 +241,7 @@ class Stack:
         self._ended.set()
 
     def _start(self, undo: ExitStack) -> None:
+        Settings.from_env({**os.environ, **self._env}).refuse_eager("a stack with workers")
         self._lock_home(undo)
         self._handle_signals(undo)
         settings = self._settings

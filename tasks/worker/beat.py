@@ -21,6 +21,7 @@ from core.faults import describe
 from tasks.app import settings
 from tasks.worker.clients import brief_redis
 from tasks.worker.lease import RENEW_S, Lease
+from tasks.worker.starting import refuse_eager
 
 ANSWER_S = 2.0  # for a broker to answer; meanwhile beat sends nothing
 WAIT_S = 20.0  # for a tick that no worker begins, before another is sent: the first may be lost
@@ -72,6 +73,7 @@ class Scheduler(beat.Scheduler):
     Producer: Any  # Celery's own, absent from its types
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # Any: as Celery calls it
+        refuse_eager(settings, "beat")
         self._broker: Connection | None = None
         self._sent: dict[str, Sent] = {}
         self._well = True

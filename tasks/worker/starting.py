@@ -11,7 +11,7 @@ import structlog
 from celery import Celery
 
 from core import health_file
-from core.errors import ELSError
+from core.errors import BadSettings, ELSError
 from core.requirements import Finding, Severity, check_servers, wait_for_schema
 from core.settings import Settings
 from tasks.worker.stopping import STOPS
@@ -24,12 +24,21 @@ def start(app: Celery, settings: Settings, sender: Any, **_: object) -> None:  #
     """Prepare a worker of this app to work, or exit. Receives Celery's signal `worker_init`."""
     if sender.app is not app:
         return
+    refuse_eager(settings, "a worker")
     if not (settings.database_url and settings.redis_url):
         raise SystemExit(
             "els: a worker needs ELS_DATABASE_URL and ELS_REDIS_URL; `els run` sets both"
         )
     _wait_for_servers(settings, sender.hostname)
     gc.set_threshold(*GARBAGE)  # its processes inherit it
+
+
+def refuse_eager(settings: Settings, what: str) -> None:
+    """Exit where callers run the tasks in their own process."""
+    try:
+        settings.refuse_eager(what)
+    except BadSettings as error:
+        raise SystemExit(f"els: {error}") from error
 
 
 def _wait_for_servers(settings: Settings, worker: str) -> None:

@@ -42,7 +42,7 @@ def els(*arguments, home=None, stdin=None, timeout=120, **environ):
 class Service:
     """A running `els run`."""
 
-    def __init__(self, home: Path):
+    def __init__(self, home: Path, **environ: str):
         self.home = home
         clean = {k: v for k, v in os.environ.items() if not k.startswith("ELS_")}
         self.output = home.with_suffix(".out")
@@ -50,7 +50,12 @@ class Service:
         with self.output.open("w") as out:
             self.process = subprocess.Popen(
                 leashed([*command, "run", "--home", str(home)], signal.SIGTERM),
-                env={**clean, "ELS_SWEEP_EVERY": "1", "ELS_FLOWER_AUTH": "flower:sesame"},
+                env={
+                    **clean,
+                    "ELS_SWEEP_EVERY": "1",
+                    "ELS_FLOWER_AUTH": "flower:sesame",
+                    **environ,
+                },
                 cwd=ROOT,
                 stdout=out,
                 stderr=subprocess.STDOUT,

@@ -95,9 +95,3 @@ def test_every_setting_of_the_readme_is_known_and_every_known_one_is_told():
 
     known = {PREFIX + name.upper() for name in Settings.model_fields} - {"ELS_CRASHPOINT"}
     assert told == known
-
-
-def test_every_link_of_the_readme_leads_somewhere():
-    links = re.findall(r"\]\(([^)#]+)\)", README)
-
-    assert [link for link in links if not (ROOT / link).exists()] == []

@@ -28,14 +28,6 @@ def call(event, embed=None):
     return Call(ASSIGN, task_id, {"id": task_id, "ignore_result": True}, payload)
 
 
-def pytest_collection_modifyitems(items):
-    # Celery says of each event that it goes to the broker although the tasks here are eager.
-    ignored = "ignore:task_always_eager has no effect on send_task"
-    for item in items:
-        if item.path.is_relative_to(__file__.removesuffix("conftest.py")):
-            item.add_marker(pytest.mark.filterwarnings(ignored))
-
-
 @pytest.fixture(scope="package", autouse=True)
 def _eager(database_url):
     before = app.conf.task_always_eager

@@ -1,0 +1,34 @@
+"""The service that the pages talk to, with the routes that they ask for."""
+
+import json
+import re
+
+import pytest
+
+from core.settings import Settings
+from tests.docs import pages
+from tests.ops.conftest import Service
+
+ROUTES = re.compile(r"ELS_EVENT_ROUTES='([^']*)'")
+
+
+def routes():
+    """Add up the routes of all pages; each type also goes where it goes by default."""
+    asked: dict[str, list] = {}
+    for page in pages.names():
+        for block in pages.blocks(page):
+            for given in ROUTES.findall(block.text):
+                for event_type, consumers in json.loads(given).items():
+                    known = asked.setdefault(event_type, [])
+                    known += [each for each in consumers if each not in known]
+    for event_type, consumers in asked.items():
+        consumers += [route.model_dump() for route in Settings().routes(event_type)]
+    return asked
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory):
+    home = tmp_path_factory.mktemp("docs") / "home"
+    running = Service(home, ELS_EVENT_ROUTES=json.dumps(routes()))
+    yield running
+    running.stop()

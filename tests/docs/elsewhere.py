@@ -1,0 +1,33 @@
+"""Blocks of code that do not run beside the pages, each with what holds it instead.
+
+A key is a page and how the block begins. The commands `els` and `make` in these blocks are checked
+all the same: that they exist, with these options.
+"""
+
+ELSEWHERE = {
+    ("README.md", "$ make demo"): "tests/ops/test_readme.py runs it",
+    ("README.md", "$ .venv/bin/els "): "tests/ops/test_readme.py runs it",
+    ("CONTRIBUTING.md", "make env"): "it makes the environment of this test",
+    ("CONTRIBUTING.md", ".venv/bin/pytest"): "tests/test_contributing.py finds what it names",
+    ("docs/access.md", "els access redis"): "tests/servers/test_forbidden.py loads such a file",
+    ("docs/explain.md", "batch-7f3a:"): "tests/core/test_explain.py has its lines",
+    ("docs/operations.md", "docker compose"): "tests/ops/test_compose.py reads the file",
+    ("docs/operations.md", "kubectl create"): "tests/ops/test_kubernetes.py reads the objects",
+    ("docs/operations.md", "pg_dump"): "tests/servers/test_restore.py runs it",
+    ("docs/operations.md", "createdb"): "tests/servers/test_restore.py runs it",
+    ("docs/performance.md", "$ .venv/bin/els bench"): "tests/ops/test_bench.py runs a part of it",
+    ("docs/postgres.md", "ELS_DATABASE_URL="): "tests/ops/test_roles.py runs it",
+    ("docs/tasks.md", "rabbitmqctl delete_queue"): "tests/rabbitmq/test_declarations.py does it",
+    ("docs/tasks.md", "rabbitmqctl set_policy"): "tests/tasks/test_amqp_setup.py compares it",
+    ("docs/tls.md", "ELS_TLS_CA="): "tests/servers/test_tls.py has such settings, and the files",
+    ("docs/upgrades.md", "the migration waits"): "tests/core/test_migrations.py has its words",
+    ("durable_redis/README.md", "$ pip install"): "tests/durable_redis/test_wheel.py installs it",
+    ("durable_redis/README.md", "$ python -m durable_redis.proof"): "it takes some minutes",
+}
+
+
+def elsewhere(block):
+    for (page, beginning), reason in ELSEWHERE.items():
+        if block.page == page and block.text.startswith(beginning):
+            return reason
+    return None
