@@ -16,6 +16,7 @@ from tests.servers.conftest import program
 LOOPBACK = "127.0.0.1"
 PRIMARY, PASSWORD, SENTINELS_PASSWORD = "els-primary", "of-redis", "of-sentinels"
 DOWN_AFTER_MS = 1000
+ELECTION_MS = 1500  # Sentinels vote again after twice this time if they chose nobody
 
 
 class Group:
@@ -89,7 +90,7 @@ class Group:
             f"sentinel monitor {PRIMARY} {LOOPBACK} {primary} 2\n"
             f"sentinel auth-pass {PRIMARY} {PASSWORD}\n"
             f"sentinel down-after-milliseconds {PRIMARY} {DOWN_AFTER_MS}\n"
-            f"sentinel failover-timeout {PRIMARY} 5000\n"
+            f"sentinel failover-timeout {PRIMARY} {ELECTION_MS}\n"
         )
         self.sentinels[port] = self._run("redis-sentinel", home / "sentinel.conf")
 
@@ -143,7 +144,10 @@ class Group:
             port=port, password=SENTINELS_PASSWORD, decode_responses=True, socket_timeout=2
         )
         with suppress(redis.RedisError), asked as client:
-            return all(each["flags"] == "slave" for each in client.sentinel_slaves(PRIMARY))
+            return all(
+                each["flags"] == "slave" and each["master-link-status"] == "ok"
+                for each in client.sentinel_slaves(PRIMARY)
+            )
         return False
 
     def stop(self) -> None:
