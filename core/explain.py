@@ -12,6 +12,7 @@ from core.checks import CheckContext, Finding, Shared
 from core.db.connection import Conn
 from core.db.sweep import Unmended
 from core.heartbeat import Heartbeat
+from core.receivers import NO_RECEIVERS, Receivers, receiver_causes
 from core.rules import CAUSES, RULES, Cause, Rule
 from core.service_causes import service_causes
 from core.slots import Slots
@@ -43,7 +44,13 @@ class Explanation:
     disagreements: list[str] = field(default_factory=list)
 
 
-def explain(conn: Conn, slots: Slots, batch_id: str, heartbeat: Heartbeat) -> Explanation:
+def explain(
+    conn: Conn,
+    slots: Slots,
+    batch_id: str,
+    heartbeat: Heartbeat,
+    receivers: Receivers = NO_RECEIVERS,
+) -> Explanation:
     """Explain one batch, whatever its state; also one that nobody has registered or seen."""
     facts = db.batches.facts(conn, batch_id)
     redis_side = _redis_side(slots, batch_id)
@@ -64,7 +71,7 @@ def explain(conn: Conn, slots: Slots, batch_id: str, heartbeat: Heartbeat) -> Ex
     return Explanation(
         batch_id,
         state,
-        [*first, *plain],
+        [*first, *receiver_causes(conn, batch_id, facts, receivers), *plain],
         [(row["at"], row["what"]) for row in db.batches.timeline(conn, batch_id)],
         {"postgres": facts, "redis": redis_side},
         list(_disagreements(facts, redis_side)),

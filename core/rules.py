@@ -239,6 +239,20 @@ PLAIN = [
         "els status",
     ),
     Cause(
+        "event_not_taken",
+        "Delivered, but nobody takes it ({type} is in queue {queue}, where {messages} wait)",
+        "{why}",
+        "the broker keeps it; start or repair the receiver of queue {queue}, and it takes it",
+        "els env",
+    ),
+    Cause(
+        "readiness_goes_nowhere",
+        "Nobody gets the readiness: a route sends BatchEssaysReady nowhere",
+        "ELS_EVENT_ROUTES has an empty list for it",
+        "nothing: it counts as delivered",
+        "els outbox republish --batch {batch} --since 30d",
+    ),
+    Cause(
         "claims_in_flight",
         "Slots are claimed, but their contents are not committed",
         "a worker is committing them now, or it died and the broker delivers its message again",

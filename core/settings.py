@@ -204,6 +204,10 @@ class Settings(BaseModel):
             for queue in sorted({queue for queue, _ in led})
         }
 
+    def events_to_nobody(self) -> frozenset[str]:
+        """Return the types that are written and that no route leads anywhere."""
+        return frozenset(name for name in EVENTS if name not in OPT_IN and not self.routes(name))
+
     def opt_in_events(self) -> frozenset[str]:
         """Return the opt-in event types that a route asks for."""
         return frozenset(filter(self.routes, OPT_IN))

@@ -14,10 +14,8 @@ from core.heartbeat import NO_HEARTBEAT, Heartbeat
 from core.pauses import Pause
 from core.probe import probe_postgres, probe_redis
 from core.slots import Slots
-from core.urls import is_redis
-from ops.queues import queue_lengths
+from ops.queues import brief_connection, queue_lengths
 
-ANSWER_S = 2  # for the broker
 NO_RIGHT = "42501"
 
 
@@ -32,13 +30,8 @@ def read_heartbeat(client: redis.Redis, broker_url: str, queues: Sequence[str]) 
 
 def _waiting(broker_url: str, queues: Sequence[str]) -> int | None:
     """Count the messages that wait; None if the broker does not answer."""
-    from tasks.servers import app_on  # noqa: PLC0415 - reads the settings, which may be wrong
-
-    redis_options = {"socket_timeout": ANSWER_S, "socket_connect_timeout": ANSWER_S}
-    options = redis_options if is_redis(broker_url) else {}
-    broker = app_on(broker_url).connection(connect_timeout=ANSWER_S, transport_options=options)
     try:
-        with broker:
+        with brief_connection(broker_url) as broker:
             return sum(queue_lengths(broker, queues).values())
     except (OperationalError, OSError, redis.RedisError):
         return None

@@ -1,10 +1,29 @@
-"""How many messages wait in each queue, on any broker."""
+"""What waits in each queue, on any broker."""
 
-from collections.abc import Sequence
-from typing import Any
+import json
+from base64 import b64decode
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, cast
+from uuid import UUID
 
 from kombu import Connection
 from kombu.exceptions import ChannelError
+
+from core.receivers import EventQueue
+from core.urls import is_redis
+
+ANSWER_S = 2  # for the broker
+UNREADABLE = (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)
+
+
+def brief_connection(broker_url: str) -> Connection:
+    """Prepare a connection to the broker that does not wait for long."""
+    from tasks.servers import app_on  # noqa: PLC0415 - reads the settings, which may be wrong
+
+    redis_options = {"socket_timeout": ANSWER_S, "socket_connect_timeout": ANSWER_S}
+    options = redis_options if is_redis(broker_url) else {}
+    return app_on(broker_url).connection(connect_timeout=ANSWER_S, transport_options=options)
 
 
 def queue_lengths(broker: Connection, queues: Sequence[str]) -> dict[str, int]:
@@ -12,14 +31,42 @@ def queue_lengths(broker: Connection, queues: Sequence[str]) -> dict[str, int]:
 
     Raises OSError or OperationalError where the broker does not answer.
     """
-    return {queue: _length(broker, queue) for queue in queues}
+    return {queue: _look(broker, queue)[0] for queue in queues}
 
 
-def _length(broker: Connection, queue: str) -> int:
+def event_queues(broker: Connection, types: Mapping[str, frozenset[str]]) -> list[EventQueue]:
+    """Look at the queues that events of these types are routed to. Raises as `queue_lengths`."""
+    return [_event_queue(broker, name, those) for name, those in types.items()]
+
+
+def _event_queue(broker: Connection, name: str, types: frozenset[str]) -> EventQueue:
+    messages, consumers = _look(broker, name)
+    channel: Any = broker.default_channel  # Any: kombu's channels have no types
+    if not hasattr(channel, "_q_for_pri"):
+        counts = broker.transport.driver_type == "amqp"
+        return EventQueue(name, types, messages, receivers=consumers if counts else None)
+    head = cast("bytes | None", channel.client.lindex(channel._q_for_pri(name, 0), -1))
+    oldest, oldest_s = _event_of(head) if head else (None, 0.0)
+    return EventQueue(name, types, messages, oldest, oldest_s)
+
+
+def _event_of(message: bytes) -> tuple[UUID | None, float | None]:
+    """Read the id of the event that a message carries, and its age; None: it carries none."""
+    try:
+        _, kwargs, _ = json.loads(b64decode(json.loads(message)["body"]))
+        time = datetime.fromisoformat(kwargs["event"]["time"]).astimezone(UTC)
+        return UUID(kwargs["event"]["id"]), max(0.0, (datetime.now(UTC) - time).total_seconds())
+    except (*UNREADABLE, OverflowError):
+        return None, None
+
+
+def _look(broker: Connection, queue: str) -> tuple[int, int]:
+    """Count the messages that wait in a queue, and its consumers as the broker knows them."""
     channel: Any = broker.default_channel  # Any: kombu's channels have no types
     try:
-        return int(channel.queue_declare(queue, passive=True).message_count)
+        found = channel.queue_declare(queue, passive=True)
     except ChannelError as error:
         if "NOT_FOUND" not in str(error):  # both brokers use this word
             raise OSError(f"the broker does not answer for queue {queue}: {error}") from error
-        return 0  # Redis has no empty queues
+        return 0, 0  # Redis has no empty queues
+    return int(found.message_count), int(found.consumer_count)

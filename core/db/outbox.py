@@ -1,6 +1,7 @@
 """The outbox: events, committed with what they announce and numbered in each batch."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from datetime import datetime, timedelta
 from operator import itemgetter
 from uuid import UUID
 
@@ -130,6 +131,34 @@ def untake(conn: Conn, events: Sequence[Row], error: str) -> None:
         " last_error = CASE WHEN id = %(first)s THEN %(error)s END WHERE id = ANY(%(ids)s)",
         {"first": ids[0], "ids": ids, "error": error[:1000]},
     )
+
+
+def newest(
+    conn: Conn, batch_id: str, types: Collection[str], patience: timedelta
+) -> DictRow | None:
+    """Read type and moment of the batch's event that was published last, so long ago at least."""
+    return conn.execute(
+        "SELECT type, published_at FROM event_outbox"
+        " WHERE batch_id = %(batch_id)s AND type = ANY(%(types)s)"
+        " AND published_at < now() - %(patience)s::interval"
+        " ORDER BY published_at DESC, sequence DESC LIMIT 1",
+        {"batch_id": batch_id, "types": list(types), "patience": patience},
+    ).fetchone()
+
+
+def published_at(conn: Conn, event_id: UUID) -> datetime | None:
+    row = conn.execute("SELECT published_at FROM event_outbox WHERE id = %s", [event_id]).fetchone()
+    return row["published_at"] if row else None
+
+
+def published_after(conn: Conn, moment: datetime, types: Collection[str], limit: int) -> int:
+    """Count the events that were published later, up to a limit. Reads the outbox."""
+    row = conn.execute(
+        "SELECT count(*) AS n FROM (SELECT FROM event_outbox WHERE published_at > %(moment)s"
+        " AND type = ANY(%(types)s) LIMIT %(limit)s) later",
+        {"moment": moment, "types": list(types), "limit": limit},
+    ).fetchone()
+    return int((row or {})["n"])
 
 
 def batches_with_unpublished(conn: Conn, limit: int) -> list[str | None]:

@@ -23,6 +23,7 @@ from ops.cli.options import (
 from ops.cli.target import BROKER, POSTGRES, endpoints
 from ops.heartbeat import read_heartbeat, with_own_probe
 from ops.output import fail, print_json, print_line, print_result, utc
+from ops.receivers import read_receivers
 from ops.reports import show_explanation
 
 if TYPE_CHECKING:
@@ -46,8 +47,10 @@ def explain(
     client = connect(found.redis_url)
     slots = Slots(client)
     heartbeat = read_heartbeat(client, found.broker_url, settings.queues)
+    receivers = read_receivers(settings, found.broker_url)
     with connection(settings) as conn:
-        explanation = explain_batch(conn, slots, batch, with_own_probe(heartbeat, conn, slots))
+        seen = with_own_probe(heartbeat, conn, slots)
+        explanation = explain_batch(conn, slots, batch, seen, receivers)
     if as_json:
         print_json(asdict(explanation))
     else:

@@ -58,7 +58,9 @@ def create_app(settings: Settings) -> Starlette:
 
     def health_batches(request: Request) -> Response:
         beat = leading_beat(connections.client, settings.queue)
-        return JSONResponse({**snapshots.snapshot().as_json(), "beat": beat})
+        waiting = [queue.as_json() for queue in connections.event_queues.receivers().queues]
+        found = {**snapshots.snapshot().as_json(), "beat": beat, "event_queues": waiting}
+        return JSONResponse(found)
 
     def metrics(request: Request) -> Response:
         return Response(exposition.page(), media_type=CONTENT_TYPE_LATEST)

@@ -155,7 +155,8 @@ def batch(
     after, chosen = text_of(params, "after"), text_of(params, "slot")
     with connections.postgres() as conn, conn.transaction():
         conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        explanation = explain(conn, connections.slots, batch_id, connections.heartbeat())
+        receivers = connections.event_queues.receivers()
+        explanation = explain(conn, connections.slots, batch_id, connections.heartbeat(), receivers)
         slots = queries.slots_page(conn, batch_id, after, GRID + 1)
         (row,) = rows_of(conn, summary, [batch_id])
         return {

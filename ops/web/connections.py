@@ -13,6 +13,7 @@ from core.heartbeat import Heartbeat
 from core.settings import Settings
 from core.slots import Slots, connect_once
 from ops.heartbeat import read_heartbeat
+from ops.web.receivers import EventQueues
 from ops.web.replica import Replica
 
 TIMEOUT_S = 3  # a person waits for the page, so a missing server is reported soon
@@ -24,6 +25,7 @@ class Connections:
     pool: "ConnectionPool[Conn]"
     client: redis.Redis
     slots: Slots
+    event_queues: EventQueues
     replica: Replica | None = None
 
     @classmethod
@@ -33,7 +35,7 @@ class Connections:
         pool = db.connect(database_url, checked=True, prepare=settings.database_prepare)
         read_url, prepare = settings.database_read_url, settings.database_prepare
         replica = Replica(read_url, prepare) if read_url else None
-        return cls(settings, pool, client, Slots(client), replica)
+        return cls(settings, pool, client, Slots(client), EventQueues(settings, client), replica)
 
     def close(self) -> None:
         self.pool.close()

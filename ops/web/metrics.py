@@ -66,6 +66,7 @@ class Exposition(Collector):
             ("postgres", self._batches),
             ("redis", self._workers),
             ("broker", self._messages),
+            ("broker", self._events),
         ]
         if self._connections.replica:  # it may show the batches although the primary is away
             parts += [("postgres", self._primary), ("replica", self._lag)]
@@ -157,6 +158,18 @@ class Exposition(Collector):
         oldest = _gauge("els_queue_oldest_seconds", "Age of the oldest message; 0: none.", "queue")
         for queue, age_s in ages.items():
             oldest.add_metric([queue], age_s)
+        yield oldest
+
+    def _events(self) -> Iterator[Metric]:
+        waiting = _gauge("els_event_queue_messages", "Events that no receiver has taken.", "queue")
+        oldest = _gauge(
+            "els_event_queue_oldest_seconds", "Age of the oldest of them; 0: none.", "queue"
+        )
+        for queue in self._connections.event_queues.look():
+            waiting.add_metric([queue.name], queue.messages)
+            if queue.oldest_s is not None:
+                oldest.add_metric([queue.name], queue.oldest_s)
+        yield waiting
         yield oldest
 
 

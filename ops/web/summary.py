@@ -1,6 +1,6 @@
 """The service at one moment: the counters, the outages, and which batches are stuck."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,6 +12,7 @@ from core import db
 from core.checks import PAGE, CheckContext, Finding, Shared
 from core.db.connection import Conn, Row
 from core.db.sweep import Holder
+from core.receivers import PATIENCE, EventQueue
 from core.rules import RULES, Cause, Rule
 from core.service_causes import service_causes
 from ops import queries
@@ -44,6 +45,18 @@ class Summary:
     workers: int
     outages: list[Cause]
     stuck: StuckBatches
+    event_queues: Sequence[EventQueue] = ()
+
+    @property
+    def events_not_taken(self) -> int:
+        """The events that wait in the queues of the receivers."""
+        return sum(queue.messages for queue in self.event_queues)
+
+    @property
+    def late_receivers(self) -> list[str]:
+        """The queues in which an event waits for longer than a receiver needs."""
+        late_s = PATIENCE.total_seconds()
+        return [each.name for each in self.event_queues if (each.oldest_s or 0) > late_s]
 
     @property
     def redis_unreachable(self) -> bool:
@@ -61,6 +74,7 @@ def read_summary(connections: Connections, stuck: StuckBatches) -> Summary:
             workers=len(heartbeat.workers),
             outages=list(service_causes({"error": error} if error else {}, heartbeat, holder)),
             stuck=stuck,
+            event_queues=connections.event_queues.receivers().queues,
         )
 
 

@@ -15,6 +15,7 @@ from core.explain import explain
 from core.heartbeat import FORGOTTEN, FRESH, NO_HEARTBEAT, SWEEP_LATE, Heartbeat, read_heartbeat
 from core.outbox import relay
 from core.pauses import Outage, Pause
+from core.receivers import NO_RECEIVERS, Receivers
 from core.repairs import RepairContext
 from core.rules import CAUSES, PLAIN, RULES
 from core.service_causes import BACKLOG
@@ -22,6 +23,7 @@ from core.slots import CLAIM_LEASE, Slots
 from core.sweep import sweep
 from ops import queries
 from tests.core import looks
+from tests.core.receivers import event_queue
 from tests.core.story import assign, cancel, fill, register, reject, texts, upload
 
 WAITING = "waiting_for_contents"
@@ -43,6 +45,7 @@ class Scene:
         self.lifecycle, self.conn, self.batch_id = lifecycle, conn, batch_id
         self.slots, self.pulse = lifecycle.slots, alive()
         self.valkey = lifecycle.slots.client
+        self.receivers = NO_RECEIVERS
 
     def key(self, name):
         return f"batch:{{{self.batch_id}}}:{name}"
@@ -83,7 +86,7 @@ class Scene:
         return db.dead_letters.add(self.conn, letter)
 
     def explain(self):
-        return explain(self.conn, self.slots, self.batch_id, self.pulse)
+        return explain(self.conn, self.slots, self.batch_id, self.pulse, self.receivers)
 
     def codes(self):
         return [cause.code for cause in self.explain().causes]
@@ -377,6 +380,28 @@ def it_is_ready_and_nothing_runs(s):
     s.pulse = NO_HEARTBEAT
 
 
+def nobody_takes_its_events(s):
+    s.make_ready()
+    its_events_wait(s)
+
+
+def its_events_wait(s):
+    s.set("published_at = published_at - interval '2 minutes'", "event_outbox")
+    head = looks.events(s.conn, s.batch_id)[0]["id"]
+    s.receivers = Receivers([event_queue(messages=2, oldest=head)])
+
+
+def its_students_are_late_as_nobody_takes_its_events(s):
+    students_are_not_confirmed(s)
+    s.relay()
+    its_events_wait(s)
+
+
+def its_readiness_goes_nowhere(s):
+    s.make_ready()
+    s.receivers = Receivers(nowhere=frozenset({"BatchEssaysReady"}))
+
+
 SCENES = [
     (nothing_has_come, [WAITING]),
     (some_contents_have_come, [WAITING]),
@@ -426,6 +451,12 @@ SCENES = [
     (it_was_timed_out, ["timed_out"]),
     (it_was_cancelled, ["cancelled"]),
     (it_ended_long_ago_and_nothing_runs, ["cancelled"]),
+    (nobody_takes_its_events, ["event_not_taken"]),
+    (
+        its_students_are_late_as_nobody_takes_its_events,
+        ["event_not_taken", "waiting_for_students"],
+    ),
+    (its_readiness_goes_nowhere, ["readiness_goes_nowhere"]),
     (it_is_ready, []),
     (it_is_ready_and_nothing_runs, []),
 ]

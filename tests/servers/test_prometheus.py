@@ -12,6 +12,7 @@ import urllib.request
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -267,6 +268,13 @@ def old_queue(w):
     return {"queue": "els"}, w.lives
 
 
+def untaken_event(w):
+    since = (datetime.now(UTC) - timedelta(minutes=6)).isoformat()
+    event = {"id": str(uuid4()), "time": since}
+    w.upstream.send_task("els.event", kwargs={"event": event}, queue="els.events")
+    return {"queue": "els.events"}, w.lives
+
+
 def paused_worker(w):
     outage = Outage("postgres", "ReadOnlySqlTransaction: read-only", "25006")
     pause = Pause("host:1", outage, datetime.now(UTC) - timedelta(minutes=2))
@@ -321,7 +329,7 @@ def cleared(w):
             "TRUNCATE batch_essay_trackers, essay_states, batch_pending_content, excess_content,"
             " event_outbox, dead_letters, idempotency_keys CASCADE"
         )
-    w.client.delete("els", *w.client.scan_iter("batch:*"))
+    w.client.delete("els", "els.events", *w.client.scan_iter("batch:*"))
     delete_pause(w.client, "host:1")
     note_in_work(w.client, WORKER, 0, None)
 
@@ -339,6 +347,7 @@ STATES = {
     "ElsRegistrationFailing": failing_registrations,
     "ElsQueueGrows": growing_queue,
     "ElsQueueOld": old_queue,
+    "ElsEventsNotTaken": untaken_event,
     "ElsWorkerPaused": paused_worker,
     "ElsWritesRefused": refused_writes,
     "ElsNotReady": read_only,

@@ -1,0 +1,84 @@
+"""Events that were delivered and not taken: the queues of the receivers, and what waits in them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from core import db
+from core.db.connection import Conn
+from core.rules import CAUSES, Cause
+from core.states import BatchStatus
+
+PATIENCE = timedelta(minutes=1)  # for a receiver to take an event
+READY = "BatchEssaysReady"
+Row = Mapping[str, Any]  # Any: a database row
+
+
+@dataclass(frozen=True)
+class EventQueue:
+    """A queue that events are routed to, as the broker shows it."""
+
+    name: str
+    types: frozenset[str]
+    messages: int  # that no receiver has taken
+    oldest: UUID | None = None  # the id of the event at its head; None: the broker does not show it
+    oldest_s: float | None = None  # for how long that event waits; None: unknown
+    receivers: int | None = None  # that consume it; None: the broker does not know
+
+    def as_json(self) -> dict[str, object]:
+        return {
+            "queue": self.name,
+            "messages": self.messages,
+            "oldest_seconds": self.oldest_s,
+            "receivers": self.receivers,
+        }
+
+
+@dataclass(frozen=True)
+class Receivers:
+    """Where events go: the queues that they are routed to, and the types that no route leads on."""
+
+    queues: Sequence[EventQueue] = ()
+    nowhere: frozenset[str] = frozenset()
+
+
+NO_RECEIVERS = Receivers()
+
+
+def receiver_causes(conn: Conn, batch_id: str, facts: Row, receivers: Receivers) -> Iterator[Cause]:
+    """Name each queue in which an event of the batch waits, and readiness that goes nowhere.
+
+    Costs nothing while no event waits.
+    """
+    for queue in receivers.queues:
+        newest = queue.messages and db.outbox.newest(conn, batch_id, queue.types, PATIENCE)
+        if newest and _waits(conn, queue, newest):
+            yield CAUSES["event_not_taken"].fill(
+                newest["published_at"],
+                type=newest["type"],
+                queue=queue.name,
+                messages=queue.messages,
+                why=_why(queue),
+            )
+    if facts.get("status") == BatchStatus.READY_FOR_PIPELINE_EXECUTION and (
+        READY in receivers.nowhere
+    ):
+        yield CAUSES["readiness_goes_nowhere"].fill(facts["ready_at"], batch=batch_id)
+
+
+def _waits(conn: Conn, queue: EventQueue, event: Row) -> bool:
+    """Tell whether an event is still in its queue, which receivers take in its order."""
+    if queue.oldest and (head := db.outbox.published_at(conn, queue.oldest)):
+        return bool(event["published_at"] >= head)
+    after = db.outbox.published_after(conn, event["published_at"], queue.types, queue.messages)
+    return after < queue.messages
+
+
+def _why(queue: EventQueue) -> str:
+    if queue.receivers is None:
+        return "its receiver is down, too slow, or consumes another queue"
+    if queue.receivers == 0:
+        return "no receiver consumes this queue"
+    return "its receivers are connected, but they are too slow or hang"
