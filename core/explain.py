@@ -42,6 +42,7 @@ class Explanation:
     timeline: list[tuple[datetime, str]]
     sides: dict[str, Row] = field(default_factory=dict)
     disagreements: list[str] = field(default_factory=list)
+    unanswered: list[str] = field(default_factory=list)  # servers that did not answer in time
 
 
 def explain(
@@ -60,7 +61,8 @@ def explain(
         plain.append(CAUSES["unknown_batch"].fill())
     waits = broken or not facts or facts["status"] in OPEN
     holder = db.sweep.holder(conn) if heartbeat.beat_silent else None
-    outages = list(service_causes(redis_side, heartbeat, holder)) if waits else []
+    locks = db.locks.locks(conn, batch_id) if waits else []
+    outages = list(service_causes(redis_side, heartbeat, holder, locks)) if waits else []
     if not broken and not plain and facts["status"] in OPEN:
         plain.append(CAUSES["being_sealed"].fill(facts["full_at"], batch=batch_id))
     # An outage keeps every batch waiting, so it comes first; but after a flush of Redis no

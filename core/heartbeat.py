@@ -4,24 +4,39 @@ All times are by Redis' clock, so that nobody compares the clocks of two hosts.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import cast
+from typing import Any, cast
 
 from redis import Redis
 
 from core.beats import NO_BEATS, Beats
+from core.installation import Installation
 from core.pauses import Pause, read_pauses, server_time
+from core.signs import Sign, read_signs, write_sign
 
 WORKERS = "els:workers"  # sorted set: worker -> time of its last heartbeat, s
 IN_WORK = "els:in_work:{worker}"  # JSON: messages that it holds, when it began the oldest (or null)
 SWEPT = "els:swept_at"  # time of the last sweep, s
 FRESH = timedelta(seconds=15)  # a worker sends a heartbeat every 2 s
 SWEEP_LATE = timedelta(seconds=60)  # the sweep runs every few seconds
+BEAT_GONE = timedelta(seconds=15)  # for the sweep, where no beat has shown itself for so long
 FORGOTTEN = timedelta(hours=1)
+GONE = timedelta(seconds=60)  # a worker that has stopped is dated back so far: it counts no more
 TICK = "els:tick:{queue}:{task}"  # exists: beat has sent a tick that no worker has begun
 TICK_TTL = timedelta(days=1)  # so the key of an abandoned queue goes; beat does not wait for it
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Who asks: the queue, the servers and the way of running that it knows. None: unknown."""
+
+    queue: str | None = None
+    database: str | None = None  # identity, to compare with that of a sign
+    database_name: str | None = None
+    broker: str | None = None
+    installation: Installation = field(default_factory=Installation)
 
 
 @dataclass(frozen=True)
@@ -33,6 +48,8 @@ class Heartbeat:
     waiting: int | None  # messages in the queue; None: the broker does not answer
     pauses: Sequence[Pause] = ()  # processes that wait for a server which refuses
     beats: Beats = NO_BEATS
+    signs: Mapping[str, Sign] = field(default_factory=dict)  # by worker, also of those gone
+    asked: Asked = field(default_factory=Asked)
 
     @property
     def silent(self) -> bool:
@@ -41,8 +58,15 @@ class Heartbeat:
 
     @property
     def beat_silent(self) -> bool:
-        """No sweep has run for so long that beat, or every worker, must be away."""
-        return self.swept_at is None or abs(datetime.now(UTC) - self.swept_at) > SWEEP_LATE
+        """No sweep has run for so long that beat, or every worker, must be away.
+
+        Where no beat gives a sign of life either, that is known sooner.
+        """
+        if self.swept_at is None:
+            return True
+        no_beat = self.beats.leader is None and not self.beats.standing_by
+        patience = BEAT_GONE if no_beat else SWEEP_LATE
+        return abs(datetime.now(UTC) - self.swept_at) > patience
 
 
 NO_HEARTBEAT = Heartbeat([], None, 0)
@@ -53,6 +77,16 @@ def note_worker(client: Redis, name: str) -> None:
     now = server_time(client)
     client.zadd(WORKERS, {name: now})
     client.zremrangebyscore(WORKERS, 0, now - FORGOTTEN.total_seconds())
+
+
+def note_sign(client: Redis, name: str, sign: Mapping[str, Any]) -> None:  # Any: JSON
+    """Note what a worker tells of itself; its heartbeat is another note."""
+    write_sign(client, name, sign)
+
+
+def note_gone(client: Redis, name: str) -> None:
+    """Note that a worker takes no messages, but keep its name: it has stopped, or has not begun."""
+    client.zadd(WORKERS, {name: server_time(client) - GONE.total_seconds()})
 
 
 def note_in_work(client: Redis, worker: str, held: int, oldest_s: float | None) -> None:
@@ -95,4 +129,6 @@ def read_heartbeat(client: Redis, waiting: int | None) -> Heartbeat:
     workers = cast("list[str]", client.zrangebyscore(WORKERS, now - fresh_s, now + fresh_s))
     last = cast("str | None", client.get(SWEPT))
     swept_at = datetime.now(UTC) - timedelta(seconds=now - float(last)) if last else None
-    return Heartbeat(workers, swept_at, waiting, read_pauses(client))
+    everybody = cast("list[str]", client.zrange(WORKERS, 0, -1))
+    signs = read_signs(client, everybody, now)
+    return Heartbeat(workers, swept_at, waiting, read_pauses(client), signs=signs)

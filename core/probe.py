@@ -28,7 +28,9 @@ TASK = "probe"
 LOCK_TIMEOUT_S = 2  # for a lock on a whole table; nobody else locks the rows of the probe
 
 
-def probe_postgres(conn: Conn, *, size: int = 0) -> Outage | None:
+def probe_postgres(
+    conn: Conn, *, size: int = 0, lock_timeout_s: float = LOCK_TIMEOUT_S
+) -> Outage | None:
     """Write to every table of the service, and roll back; None: all is well.
 
     `size` adds random bytes to write: on a full disk, a row still fits into an existing page.
@@ -36,7 +38,9 @@ def probe_postgres(conn: Conn, *, size: int = 0) -> Outage | None:
     batch_id = f"probe-{uuid4().hex}"
     try:
         with conn.transaction():
-            conn.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'")
+            conn.execute(
+                "SELECT set_config('lock_timeout', %s, true)", [f"{lock_timeout_s * 1000:.0f}ms"]
+            )
             _write_everything(conn, batch_id, size)
             raise Rollback
     except psycopg.Error as error:

@@ -29,11 +29,13 @@ class Cause:
     command: str = "els status {batch}"
     since: datetime | None = None
 
-    def fill(self, since: datetime | None = None, **facts: object) -> "Cause":
-        """Fill the facts into the texts."""
+    def fill(
+        self, since: datetime | None = None, *, step: str | None = None, **facts: object
+    ) -> "Cause":
+        """Fill the facts into the texts; `step` replaces the command where another one fits."""
         texts = (self.title, self.reason, self.by_itself, self.command)
         title, reason, by_itself, command = (text.format(**facts) for text in texts)
-        return Cause(self.code, title, reason, by_itself, command, since)
+        return Cause(self.code, title, reason, by_itself, step or command, since)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,9 +192,30 @@ PLAIN = [
         "els dead-letters list --task els.register_batch",
     ),
     Cause(
+        "postgres_unreachable",
+        "Postgres does not answer",
+        "{error}",
+        "workers keep their messages, and go on once it answers",
+        "els env",
+    ),
+    Cause(
+        "schema_missing",
+        "The database has no schema that this release can use",
+        "{error}",
+        "workers keep their messages, or wait to start, until it is there",
+        "els migrate",
+    ),
+    Cause(
+        "cannot_read",
+        "Postgres does not let this command read the batch",
+        "{error}",
+        "nothing: whoever asks needs the right to read the tables",
+        "els migrate --roles",
+    ),
+    Cause(
         "redis_unreachable",
         "Redis does not answer",
-        "it is down, or not reachable from here",
+        "{error}",
         "messages are retried until it is back",
         "els env",
     ),
@@ -211,11 +234,60 @@ PLAIN = [
         "els env",
     ),
     Cause(
-        "no_worker",
-        "No worker is running",
-        "no worker has given a sign of life for 15 s",
+        "lock_held",
+        "Another session has locked {what} ({holder})",
+        "its transaction has not ended; {waiting} other sessions wait for it",
+        "messages are tried again meanwhile, and become dead letters after ELS_RETRY_FOR",
+        "els env",
+    ),
+    Cause(
+        "worker_other_queue",
+        "No worker takes messages of the queue {queue}",
+        "{worker} takes those of {queues} alone{waiting}",
         "messages wait in the queue",
-        "els run",
+        "els worker",
+    ),
+    Cause(
+        "worker_other_broker",
+        "No worker takes messages of this broker ({broker})",
+        "{worker} takes those of {theirs}{waiting}",
+        "messages wait in the queue",
+        "els worker",
+    ),
+    Cause(
+        "worker_other_database",
+        "A worker works on another database than this one",
+        "{worker} works on {theirs}, and this is {database}",
+        "nothing: what it executes is stored there",
+        "els worker",
+    ),
+    Cause(
+        "worker_waits",
+        "The worker {worker} waits to start: {wrong}",
+        "{why}{waiting}",
+        "it starts by itself once that is so",
+        "els migrate",
+    ),
+    Cause(
+        "worker_stalled",
+        "A process of the worker {worker} does not move",
+        "{doing}; the worker holds {held} messages",
+        "nothing while it hangs; when it ends, the broker delivers its messages again",
+        "els worker",
+    ),
+    Cause(
+        "worker_silent",
+        "The worker {worker} holds {held} messages and gives no sign of life",
+        "it was killed, hangs, or cannot reach Redis{doing}",
+        "the broker delivers them again after ELS_VISIBILITY_TIMEOUT, unless the worker comes back",
+        "els worker",
+    ),
+    Cause(
+        "no_worker",
+        "{title}",
+        "{last}{waiting}",
+        "messages wait in the queue",
+        "els worker",
     ),
     Cause(
         "sweep_lock_held",
@@ -226,16 +298,16 @@ PLAIN = [
     ),
     Cause(
         "beat_silent",
-        "The sweep has not run for a while ({beats})",
-        "beat is not running, or no worker takes its messages",
+        "{title} ({beats})",
+        "{reason}",
         "nothing that the sweep mends is mended meanwhile",
-        "els reconcile",
+        "els beat",
     ),
     Cause(
         "queue_backlog",
-        "Many messages wait in the queue",
-        "more messages come than the workers carry out",
-        "the workers carry them out in turn",
+        "{waiting} messages wait in the queue",
+        "more messages come than the workers execute",
+        "the workers execute them in turn",
         "els status",
     ),
     Cause(

@@ -1,44 +1,272 @@
-"""What keeps every batch waiting: servers, workers, beat, queues, locks."""
+"""What keeps every batch waiting: servers, locks, workers, beat, queues."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
+from core.db.locks import Lock
 from core.db.sweep import Holder
-from core.heartbeat import Heartbeat
-from core.pauses import Pause
+from core.heartbeat import FRESH, Heartbeat
+from core.pauses import Outage, Pause
 from core.rules import CAUSES, Cause
+from core.signs import Sign
 
 BACKLOG = 1_000  # waiting messages that take the worker more than a second or two
 SERVERS = {"postgres": "Postgres", "redis": "Redis", "broker": "The broker"}
+SETTINGS = {"postgres": "DATABASE", "redis": "REDIS", "broker": "BROKER"}
+NO_SCHEMA = {"42P01", "42703", "3F000"}  # no such table, column, schema
+LOCKED = "55P03"
+POSTGRES = "els env  # then psql DATABASE_URL -c '{}'"
+REDIS = "els env  # then redis-cli -u REDIS_URL {}"
+LOOK_AT = {  # by SQLSTATE, or by a word of Redis' answer
+    "25006": POSTGRES.format("SELECT pg_is_in_recovery()"),
+    "42501": "els migrate --roles",
+    "53100": "els env  # then, on the host of DATABASE_URL: df -h",
+    "53300": POSTGRES.format("SHOW max_connections"),
+    "OOM": REDIS.format("INFO memory"),
+    "OutOfMemoryError": REDIS.format("INFO memory"),
+    "ReadOnlyError": REDIS.format("ROLE"),
+    "READONLY": REDIS.format("ROLE"),
+    "MISCONF": REDIS.format("INFO persistence"),
+    "NOREPLICAS": REDIS.format("INFO replication"),
+}
+SILENT_SHOWN_S = 600  # after which the messages of a silent worker have long been redelivered
 Row = Mapping[str, Any]  # Any: a database row
 
 
 def service_causes(
-    redis_side: Row, heartbeat: Heartbeat, holder: Holder | None = None
+    redis_side: Row,
+    heartbeat: Heartbeat,
+    holder: Holder | None = None,
+    locks: Sequence[Lock] = (),
 ) -> Iterator[Cause]:
     """Name what keeps every batch waiting; `redis_side` has an "error" if Redis is away.
 
-    `holder` has the lock of the sweep, which has not run for a while.
+    `holder` has the lock of the sweep, which has not run for a while. `locks` hold up writes.
     """
+    yield from lock_causes(locks)
     if "error" in redis_side:
-        yield CAUSES["redis_unreachable"].fill()
+        step = look_at("redis", str(redis_side["error"]))
+        yield CAUSES["redis_unreachable"].fill(error=redis_side["error"], step=step)
         return
-    yield from _refusals(heartbeat.pauses)
+    pauses = [pause for pause in heartbeat.pauses if not (locks and _is_locked(pause.outage))]
+    yield from _refusals(pauses, heartbeat)
     if heartbeat.waiting is None:
-        yield CAUSES["broker_unreachable"].fill()
-    if not heartbeat.workers:
-        yield CAUSES["no_worker"].fill()
-    if heartbeat.beat_silent and holder is not None and not holder.sweeping:
-        yield CAUSES["sweep_lock_held"].fill(holder.since, holder=holder)
-    if heartbeat.beat_silent:
-        yield CAUSES["beat_silent"].fill(heartbeat.swept_at, beats=heartbeat.beats)
+        yield CAUSES["broker_unreachable"].fill(step=look_at("broker", ""))
+    # Where Redis takes no writes, nobody can give a sign of life.
+    if not any(pause.outage.server == "redis" for pause in pauses):
+        yield from _worker_causes(heartbeat)
+        yield from _beat_causes(heartbeat, holder)
     if (heartbeat.waiting or 0) > BACKLOG:
-        yield CAUSES["queue_backlog"].fill()
+        step = heartbeat.asked.installation.log("worker")
+        yield CAUSES["queue_backlog"].fill(waiting=heartbeat.waiting, step=step)
 
 
-def _refusals(pauses: Sequence[Pause]) -> Iterator[Cause]:
+# --- servers and locks ---------------------------------------------------------------------------
+
+
+def lock_causes(locks: Iterable[Lock]) -> Iterator[Cause]:
+    """Name each session that others wait for, since its transaction began."""
+    for lock in locks:
+        words = {"what": _listed(lock.what), "holder": lock, "waiting": lock.waiting}
+        yield CAUSES["lock_held"].fill(lock.since, step=_end_session(lock.pid), **words)
+
+
+def _end_session(pid: int | None) -> str:
+    return POSTGRES.format(f"SELECT pg_terminate_backend({pid})")
+
+
+def refusal(outage: Outage, since: datetime | None, heartbeat: Heartbeat) -> Cause:
+    """Name a server that does not take writes, by its own error."""
+    if outage.server == "postgres" and outage.sqlstate in NO_SCHEMA:
+        step = heartbeat.asked.installation.migrate
+        return CAUSES["schema_missing"].fill(since, error=outage.error, step=step)
+    step = look_at(outage.server, outage.error, outage.sqlstate)
+    server = SERVERS[outage.server]
+    return CAUSES["server_refuses"].fill(since, server=server, error=outage.error, step=step)
+
+
+def look_at(server: str, error: str, sqlstate: str | None = None) -> str:
+    """Choose the command that shows more of an error of a server."""
+    for word in (sqlstate, *error.replace(":", " ").split()):
+        if word in LOOK_AT:
+            return LOOK_AT[word]
+    return "els env" if server == "postgres" else f"els env  # ELS_{SETTINGS[server]}_URL"
+
+
+def _refusals(pauses: Sequence[Pause], heartbeat: Heartbeat) -> Iterator[Cause]:
     """Name each server that processes wait for, since the first of them does."""
     first = {pause.outage.server: pause for pause in reversed(pauses)}
-    for server, pause in first.items():
-        error = pause.outage.error
-        yield CAUSES["server_refuses"].fill(pause.since, server=SERVERS[server], error=error)
+    for pause in first.values():
+        yield refusal(pause.outage, pause.since, heartbeat)
+
+
+def _is_locked(outage: Outage) -> bool:
+    return outage.sqlstate == LOCKED
+
+
+# --- workers -------------------------------------------------------------------------------------
+
+
+def _worker_causes(heartbeat: Heartbeat) -> Iterator[Cause]:
+    """Name why no worker executes messages, or which one does not."""
+    asked, live = heartbeat.asked, _live(heartbeat)
+    ours = {name: sign for name, sign in live.items() if not _wrong(sign, asked.queue, "queues")}
+    serving = {name: sign for name, sign in ours.items() if not _of_other_broker(sign, heartbeat)}
+    yield from _waiting_to_start(heartbeat)
+    if not serving:
+        yield from _none_serves(heartbeat, live, ours)
+    for name, sign in serving.items():
+        if sign and sign.database and asked.database and sign.database != asked.database:
+            step = asked.installation.restart("worker", sign.pid)
+            yield CAUSES["worker_other_database"].fill(
+                worker=name, theirs=sign.database_name, database=asked.database_name, step=step
+            )
+    yield from _stalled(heartbeat, serving)
+    if serving:
+        yield from _silent(heartbeat)
+
+
+def _live(heartbeat: Heartbeat) -> dict[str, Sign | None]:
+    """Return the workers that give signs of life; None: of an older release, which says no more."""
+    by_sign = {name: sign for name, sign in heartbeat.signs.items() if _is_fresh(sign)}
+    known = {name: heartbeat.signs.get(name) for name in heartbeat.workers}
+    return {name: sign for name, sign in (known | by_sign).items() if not (sign and sign.waits)}
+
+
+def _is_fresh(sign: Sign) -> bool:
+    return not sign.stopped and abs(datetime.now(UTC) - sign.at) <= FRESH
+
+
+def _wrong(sign: Sign | None, wanted: str | None, name: str) -> bool:
+    """Tell whether a sign says that its worker does not have what is wanted."""
+    said = getattr(sign, name, None)
+    return bool(wanted and said and wanted not in said)
+
+
+def _of_other_broker(sign: Sign | None, heartbeat: Heartbeat) -> bool:
+    asked = heartbeat.asked.broker
+    return bool(sign and sign.broker and asked and sign.broker != asked)
+
+
+def _waiting_to_start(heartbeat: Heartbeat) -> Iterator[Cause]:
+    for name, sign in heartbeat.signs.items():
+        if sign.waits and _is_fresh(sign):
+            said = {key: sign.waits.get(key, "") for key in ("wrong", "why", "step")}
+            if said["step"] == "els migrate":
+                said["step"] = heartbeat.asked.installation.migrate
+            words = {**said, "worker": name, "waiting": _messages(heartbeat)}
+            yield CAUSES["worker_waits"].fill(sign.waits_since, **words)
+
+
+def _none_serves(
+    heartbeat: Heartbeat, live: Mapping[str, Sign | None], ours: Mapping[str, Sign | None]
+) -> Iterator[Cause]:
+    """Say why no worker takes messages of this queue: elsewhere, not started, or gone."""
+    asked, waiting = heartbeat.asked, _messages(heartbeat)
+    step = asked.installation.start("worker")
+    if ours:
+        name, sign = next(iter(ours.items()))
+        theirs = sign.broker if sign else None
+        words = {"broker": asked.broker, "worker": name, "theirs": theirs, "waiting": waiting}
+        yield CAUSES["worker_other_broker"].fill(None, step=step, **words)
+    elif live:
+        name, sign = next(iter(live.items()))
+        queues = _listed(sign.queues if sign else ())
+        words = {"queue": asked.queue, "worker": name, "queues": queues, "waiting": waiting}
+        yield CAUSES["worker_other_queue"].fill(
+            None, step=asked.installation.serve(asked.queue or "els"), **words
+        )
+    elif not any(sign.waits and _is_fresh(sign) for sign in heartbeat.signs.values()):
+        yield _no_worker(heartbeat)
+
+
+def _no_worker(heartbeat: Heartbeat) -> Cause:
+    """Tell when the last worker was there, and what it was at."""
+    signs = {name: sign for name, sign in heartbeat.signs.items() if not sign.waits}
+    last = max(signs, key=lambda name: signs[name].at, default=None)
+    sign = signs[last] if last else None
+    install, title = heartbeat.asked.installation, "No worker is running"
+    step = install.start("worker")
+    if sign is None:
+        said = "no worker has given a sign of life for 15 s"
+    elif sign.stopped:
+        said = f"the last one, {last}, was stopped at {_moment(sign.at)}"
+    else:
+        title = "No worker gives a sign of life"
+        said = f"the last one, {last}, has given none since {_moment(sign.at)}{_was_at(sign)}"
+        step = install.restart("worker", sign.pid) if sign.held else step
+    since = sign.at if sign else None
+    words = {"title": title, "last": said, "waiting": _messages(heartbeat)}
+    return CAUSES["no_worker"].fill(since, step=step, **words)
+
+
+def _stalled(heartbeat: Heartbeat, serving: Mapping[str, Sign | None]) -> Iterator[Cause]:
+    """Name workers with a process that hangs, unless it waits for a server and says so."""
+    paused = {pause.process.rpartition(":")[0] for pause in heartbeat.pauses}
+    for name, sign in serving.items():
+        since = sign.stalled_since if sign else None
+        if sign is None or since is None or sign.host in paused:
+            continue
+        doing = "no process takes the next message"
+        if sign.began_at == since:
+            process = f"process {sign.task_pid}" if sign.task_pid else "it"
+            doing = f"{process} has been at {sign.task} since {_moment(since)}"
+        step = heartbeat.asked.installation.restart("worker", sign.task_pid or sign.pid)
+        words = {"worker": name, "doing": doing, "held": sign.held}
+        yield CAUSES["worker_stalled"].fill(since, step=step, **words)
+
+
+def _silent(heartbeat: Heartbeat) -> Iterator[Cause]:
+    """Name workers that fell silent a while ago with messages in their hands."""
+    for name, sign in heartbeat.signs.items():
+        age_s = (datetime.now(UTC) - sign.at).total_seconds()
+        silent = FRESH.total_seconds() < age_s < SILENT_SHOWN_S
+        if silent and sign.held and not sign.stopped and not sign.waits:
+            step = heartbeat.asked.installation.restart("worker", sign.pid)
+            words = {"worker": name, "held": sign.held, "doing": _was_at(sign)}
+            yield CAUSES["worker_silent"].fill(sign.at, step=step, **words)
+
+
+def _was_at(sign: Sign) -> str:
+    if sign.task and sign.began_at:
+        return f"; it was at {sign.task} since {_moment(sign.began_at)}"
+    return f"; it held {sign.held} messages" if sign.held else ""
+
+
+def _messages(heartbeat: Heartbeat) -> str:
+    """Say how many messages wait, from the first one on."""
+    if not heartbeat.waiting:
+        return ""
+    queue = f" {heartbeat.asked.queue}" if heartbeat.asked.queue else ""
+    verb = "message waits" if heartbeat.waiting == 1 else "messages wait"
+    return f"; {heartbeat.waiting} {verb} in the queue{queue}"
+
+
+# --- beat ----------------------------------------------------------------------------------------
+
+
+def _beat_causes(heartbeat: Heartbeat, holder: Holder | None) -> Iterator[Cause]:
+    """Name why the sweep does not run."""
+    if not heartbeat.beat_silent:
+        return
+    if holder is not None and not holder.sweeping:
+        step = _end_session(holder.pid)
+        yield CAUSES["sweep_lock_held"].fill(holder.since, step=step, holder=holder)
+    none = heartbeat.beats.leader is None and not heartbeat.beats.standing_by
+    title = "No beat is running" if none else "The sweep has not run for a while"
+    reason = "no beat has given a sign of life for 15 s" if none else "no worker executes its ticks"
+    last = f"; the last sweep ran at {_moment(heartbeat.swept_at)}" if heartbeat.swept_at else ""
+    part = "beat" if none else "worker"
+    install = heartbeat.asked.installation
+    words = {"title": title, "beats": heartbeat.beats, "reason": reason + last}
+    step = install.start(part) if none else install.log(part)
+    yield CAUSES["beat_silent"].fill(heartbeat.swept_at, step=step, **words)
+
+
+def _moment(at: datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))

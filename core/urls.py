@@ -241,6 +241,19 @@ def is_amqp(url: str) -> bool:
     return url.partition("://")[0] in AMQP_SCHEMES
 
 
+def kind_and_path(url: str) -> str:
+    """Name a broker's kind and its database or virtual host: `redis/0`, `amqp/school`.
+
+    Its host has other names elsewhere, so this alone can be compared between hosts.
+    """
+    first = pieces(url)[0]
+    if is_amqp(url):
+        return f"amqp/{unquote(first.path[1:]) or '/'}"
+    database = "" if first.scheme in ("unix", "redis+socket") else first.path.strip("/")
+    given = query_of(first)
+    return f"redis/{given.get('db') or given.get('virtual_host') or database or '0'}"
+
+
 def pieces(urls: str) -> Sequence[SplitResult]:
     """Split what names several servers of a cluster."""
     return [urlsplit(url) for url in urls.split(";")]

@@ -3,32 +3,44 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import redis
 from kombu.exceptions import OperationalError
 
 from core import heartbeat as core_heartbeat
 from core.beats import read_beats
-from core.db.connection import Conn
-from core.heartbeat import NO_HEARTBEAT, Heartbeat
-from core.pauses import Pause
-from core.probe import probe_postgres, probe_redis
-from core.slots import Slots
+from core.heartbeat import NO_HEARTBEAT, Asked, Heartbeat
+from core.identity import location
+from core.installation import Installation, Kind, detect
+from core.pauses import Outage, Pause
+from core.settings import Settings
+from core.urls import kind_and_path
 from ops.queues import brief_connection, queue_lengths
 
+LOCK_S = 0.3  # for a lock that the probe meets; whoever holds it is found otherwise
 NO_RIGHT = "42501"
+NO_RIGHT_IN_REDIS = "NoPermissionError"
 
 
-def read_heartbeat(client: redis.Redis, broker_url: str, queues: Sequence[str]) -> Heartbeat:
+def heartbeat_or_none(client: redis.Redis, broker_url: str, queues: Sequence[str]) -> Heartbeat:
     """Read the heartbeat; an empty one where Redis does not answer, which has its own cause."""
     try:
-        seen = core_heartbeat.read_heartbeat(client, _waiting(broker_url, queues))
-        return replace(seen, beats=read_beats(client, queues[-1]))
+        return read_heartbeat(client, broker_url, queues, count_waiting(broker_url, queues))
     except redis.RedisError:
         return NO_HEARTBEAT
 
 
-def _waiting(broker_url: str, queues: Sequence[str]) -> int | None:
+def read_heartbeat(
+    client: redis.Redis, broker_url: str, queues: Sequence[str], waiting: int | None
+) -> Heartbeat:
+    """Read the signs of life of workers and beat. Raises redis.RedisError."""
+    seen = core_heartbeat.read_heartbeat(client, waiting)
+    asked = Asked(queue=queues[-1], broker=kind_and_path(broker_url))
+    return replace(seen, beats=read_beats(client, queues[-1]), asked=asked)
+
+
+def count_waiting(broker_url: str, queues: Sequence[str]) -> int | None:
     """Count the messages that wait; None if the broker does not answer."""
     try:
         with brief_connection(broker_url) as broker:
@@ -37,13 +49,46 @@ def _waiting(broker_url: str, queues: Sequence[str]) -> int | None:
         return None
 
 
-def with_own_probe(heartbeat: Heartbeat, conn: Conn, slots: Slots) -> Heartbeat:
-    """Add the outage that a probe from here finds: perhaps no worker has met it yet.
+def with_asker(
+    heartbeat: Heartbeat,
+    settings: Settings,
+    database_url: str,
+    database: str | None,
+    *,
+    up: bool = False,
+) -> Heartbeat:
+    """Add who asks, to be compared with what the workers tell.
 
-    A probe without the right to write says nothing about the server.
+    `database`: its identity. `up`: an `els run` of this home lives.
     """
-    outage = probe_postgres(conn) or probe_redis(slots)
-    if outage is None or outage.sqlstate == NO_RIGHT:
-        return heartbeat
-    pause = Pause("this command", outage, datetime.now(UTC))
-    return replace(heartbeat, pauses=[*heartbeat.pauses, pause])
+    asked = replace(
+        heartbeat.asked,
+        database=database,
+        database_name=location(database_url),
+        installation=_installation(heartbeat, settings, up=up),
+    )
+    return replace(heartbeat, asked=asked)
+
+
+def _installation(heartbeat: Heartbeat, settings: Settings, *, up: bool) -> Installation:
+    """Tell how the service runs: as its last worker has said, else as we run ourselves."""
+    home = str(settings.home.absolute())
+    if up:
+        return Installation(Kind.ELS_RUN, home, up=True)
+    last = max(heartbeat.signs.values(), key=lambda sign: sign.at, default=None)
+    if last is not None:
+        return Installation(last.installation, last.home or home)
+    kind = detect(Path(home))
+    embedded = not settings.database_url and not settings.redis_url
+    return Installation(Kind.ELS_RUN if kind is Kind.COMMAND and embedded else kind, home)
+
+
+def with_outages(heartbeat: Heartbeat, outages: Sequence[Outage]) -> Heartbeat:
+    """Add outages that somebody has met here, unless it is a right that only he lacks."""
+    own = [each for each in outages if not _is_a_right_of_ours(each)]
+    pauses = [Pause("this command", each, datetime.now(UTC)) for each in own]
+    return replace(heartbeat, pauses=[*heartbeat.pauses, *pauses])
+
+
+def _is_a_right_of_ours(outage: Outage) -> bool:
+    return outage.sqlstate == NO_RIGHT or outage.error.startswith(NO_RIGHT_IN_REDIS)

@@ -25,6 +25,9 @@ def show_explanation(explanation: Explanation) -> None:
         print_line(f"    why        {cause.reason}")
         print_line(f"    by itself  {cause.by_itself}")
         print_line(f"    you can    {cause.command}\n")
+    if explanation.unanswered:
+        names = ", ".join(explanation.unanswered)
+        print_line(f"  Not read, as it did not answer in time: {names}\n")
     if not explanation.causes:
         out.print("  Nothing is missing.\n")
     if explanation.timeline:

@@ -4,7 +4,7 @@ Each takes a connection first: on an autocommitting one the statement is a trans
 The long statements stand in `sql/`.
 """
 
-from core.db import batches, completion, dead_letters, idempotency, outbox, slots, sweep
+from core.db import batches, completion, dead_letters, idempotency, locks, outbox, slots, sweep
 from core.db.connection import Conn, Row, connect, connect_once, jsonb, named_sql, sql, transaction
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "dead_letters",
     "idempotency",
     "jsonb",
+    "locks",
     "named_sql",
     "outbox",
     "slots",

@@ -43,6 +43,7 @@ OPTIONS: dict[str, Any] = {  # Any: keyword arguments of psycopg
     "context": CONTEXT,
 }
 BY_KEY = {"enable_seqscan": "off", "jit": "off"}
+BRIEF = {"statement_timeout": "2000", "lock_timeout": "300"}
 TO_MIGRATE = {"timezone": "UTC"}
 NAMES_OF_PSYCOPG = "_pg3_"  # of prepared statements; a pooler that keeps them gives its own
 
@@ -269,13 +270,16 @@ def connect(
     )
 
 
-def connect_once(url: str, *, prepare: Prepare = "auto") -> Conn:
+def connect_once(url: str, *, prepare: Prepare = "auto", briefly: bool = False) -> Conn:
     """Open one autocommitting connection, for a command.
 
-    Raises psycopg.OperationalError, and BadSettings for a malformed URL.
+    `briefly`: for an answer within seconds, whatever is locked. Raises psycopg.OperationalError,
+    and BadSettings for a malformed URL.
     """
     at = address(url)
-    return WatchedConnection.connect(at.conninfo, settings=at.settings, prepare=prepare, **OPTIONS)
+    settings = {**at.settings, **(BRIEF if briefly else {})}
+    options = OPTIONS | ({"connect_timeout": 2} if briefly else {})  # libpq knows no shorter one
+    return WatchedConnection.connect(at.conninfo, settings=settings, prepare=prepare, **options)
 
 
 @contextmanager

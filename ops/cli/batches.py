@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from core.explain import explain as explain_batch
-from core.slots import Slots, connect
 from ops import queries
 from ops.cli.options import (
     AsJson,
@@ -21,9 +19,8 @@ from ops.cli.options import (
     settings_to_read,
 )
 from ops.cli.target import BROKER, POSTGRES, endpoints
-from ops.heartbeat import read_heartbeat, with_own_probe
+from ops.explaining import explained
 from ops.output import fail, print_json, print_line, print_result, utc
-from ops.receivers import read_receivers
 from ops.reports import show_explanation
 
 if TYPE_CHECKING:
@@ -40,22 +37,17 @@ def explain(
     """Say why a batch is or is not ready, and what you can do.
 
     What it waits for, since when, what the service will do by itself; then the timeline, and
-    Postgres beside Redis. Exit status 1 for a batch that nobody has announced.
+    Postgres beside Redis. Exit status 1 for a batch that nobody has
+    announced, and where Postgres does not answer.
     """
     settings = settings_to_read(home)
     found = endpoints(settings)
-    client = connect(found.redis_url)
-    slots = Slots(client)
-    heartbeat = read_heartbeat(client, found.broker_url, settings.queues)
-    receivers = read_receivers(settings, found.broker_url)
-    with connection(settings) as conn:
-        seen = with_own_probe(heartbeat, conn, slots)
-        explanation = explain_batch(conn, slots, batch, seen, receivers)
+    explanation = explained(settings, found, batch)
     if as_json:
         print_json(asdict(explanation))
     else:
         show_explanation(explanation)
-    if explanation.state == "unknown":
+    if explanation.state in ("unknown", "unread"):
         raise typer.Exit(1)
 
 

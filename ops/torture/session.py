@@ -25,7 +25,7 @@ from core.slots import CLAIM_LEASE, Slots, connect
 from migrations import upgrade
 from ops.client import Sender
 from ops.demo.play import CONSUMER
-from ops.heartbeat import read_heartbeat
+from ops.heartbeat import heartbeat_or_none
 from ops.stack.embedded import make_home, until
 from ops.stack.supervisor import Child, Stack
 from ops.torture.brokers import QUEUE, Broker, RabbitMQ, ValkeyBroker
@@ -265,7 +265,7 @@ class Session:
         return False
 
     def _explain(self, conn: Conn, batch_id: str) -> Explanation:
-        signs = read_heartbeat(self.slots.client, self.stage.broker_url, [QUEUE])
+        signs = heartbeat_or_none(self.slots.client, self.stage.broker_url, [QUEUE])
         return explain(conn, self.slots, batch_id, signs)
 
     def _status(self, batch_id: str) -> str | None:

@@ -1,18 +1,20 @@
 """The connections of the ops page: to Postgres, its read replica if there is one, and Redis."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
+import psycopg
 import redis
-from psycopg_pool import ConnectionPool
+from psycopg_pool import ConnectionPool, PoolTimeout
 
 from core import db
 from core.db.connection import Conn
 from core.heartbeat import Heartbeat
+from core.identity import identity
 from core.settings import Settings
 from core.slots import Slots, connect_once
-from ops.heartbeat import read_heartbeat
+from ops.heartbeat import heartbeat_or_none, with_asker
 from ops.web.receivers import EventQueues
 from ops.web.replica import Replica
 
@@ -27,6 +29,8 @@ class Connections:
     slots: Slots
     event_queues: EventQueues
     replica: Replica | None = None
+    database_url: str = ""
+    _database: str | None = None  # its identity, once known
 
     @classmethod
     def of(cls, settings: Settings, database_url: str, redis_url: str) -> "Connections":
@@ -35,7 +39,8 @@ class Connections:
         pool = db.connect(database_url, checked=True, prepare=settings.database_prepare)
         read_url, prepare = settings.database_read_url, settings.database_prepare
         replica = Replica(read_url, prepare) if read_url else None
-        return cls(settings, pool, client, Slots(client), EventQueues(settings, client), replica)
+        queues = EventQueues(settings, client)
+        return cls(settings, pool, client, Slots(client), queues, replica, database_url)
 
     def close(self) -> None:
         self.pool.close()
@@ -61,4 +66,12 @@ class Connections:
 
     def heartbeat(self) -> Heartbeat:
         broker_url = self.settings.broker_url or self.settings.redis_url or ""
-        return read_heartbeat(self.client, broker_url, self.settings.queues)
+        seen = heartbeat_or_none(self.client, broker_url, self.settings.queues)
+        return with_asker(seen, self.settings, self.database_url, self._identity())
+
+    def _identity(self) -> str | None:
+        """Tell which database this is, as far as it has said so once."""
+        if self._database is None:
+            with suppress(psycopg.Error, PoolTimeout), self.primary() as conn:
+                self._database = identity(conn)
+        return self._database

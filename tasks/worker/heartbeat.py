@@ -13,6 +13,7 @@ from celery.worker import state
 import durable_redis
 from core import health_file, heartbeat, pauses
 from tasks.app import app, settings
+from tasks.worker import signs
 from tasks.worker.clients import brief_redis
 
 EVERY_S = 2.0  # as Celery's heartbeat
@@ -30,6 +31,7 @@ def send(worker: str) -> None:
     global _worker, _sent_at
     _worker, _sent_at = (os.getpid(), worker), time.monotonic()
     if _has_lost_a_queue():
+        _send_sign(worker)
         return
     with suppress(OSError):  # nobody can write to this home: the health check finds no file
         health_file.touch(settings.home, worker)
@@ -38,6 +40,15 @@ def send(worker: str) -> None:
             heartbeat.note_worker(brief_redis(), worker)
             heartbeat.note_in_work(brief_redis(), worker, *_in_work())
             _send_refusal(worker)
+    _send_sign(worker)
+
+
+def _send_sign(worker: str, **more: object) -> None:
+    """Tell what this worker serves and is at, as far as Redis takes it."""
+    if settings.redis_url:
+        with suppress(redis.RedisError):
+            now = pauses.server_time(brief_redis())
+            heartbeat.note_sign(brief_redis(), worker, signs.sign(now) | more)
 
 
 def _in_work() -> tuple[int, float | None]:
@@ -76,8 +87,18 @@ def send_if_solo() -> None:
 
 
 @signals.celeryd_after_setup.connect
-def _note_queues(**_: object) -> None:
+def _prepare(**_: object) -> None:
     _queues.update(app.amqp.queues.consume_from)
+    signs.prepare()
+
+
+@signals.worker_shutdown.connect
+def _say_goodbye(sender: Any, **_: object) -> None:  # Any: Celery's worker, untyped
+    """Let nobody wait 15 s to learn that this worker has stopped."""
+    if settings.redis_url:
+        with suppress(redis.RedisError):
+            _send_sign(sender.hostname, stopped=True)
+            heartbeat.note_gone(brief_redis(), sender.hostname)
 
 
 @signals.heartbeat_sent.connect

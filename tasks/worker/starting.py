@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import redis
 import structlog
 from celery import Celery
 
-from core import health_file
+from core import health_file, heartbeat, pauses
 from core.errors import BadSettings, ELSError
 from core.requirements import Finding, Severity, check_servers, wait_for_schema
 from core.settings import Settings
+from core.slots import connect_once
 from tasks.worker.stopping import STOPS
 
 GARBAGE = (10_000, 50, 50)  # allocations a collection; Python's 700 are those of two messages
@@ -44,35 +46,58 @@ def refuse_eager(settings: Settings, what: str) -> None:
 def _wait_for_servers(settings: Settings, worker: str) -> None:
     """Wait for the schema, then log what else the servers lack. A signal to stop ends the process.
 
-    Meanwhile the heartbeat file of this worker is touched.
+    Meanwhile the heartbeat file of this worker is touched, and its sign says what it waits for.
     """
-
-    def send_heartbeat() -> None:
-        with suppress(OSError):
-            health_file.touch(settings.home, worker)
-
+    waiting = _Waiting(settings, worker)
     with _stop_signal() as stopped:
-        ready = _wait_for_schema(settings, stopped.is_set, send_heartbeat)
+        ready = _wait_for_schema(settings, stopped.is_set, waiting)
         if ready:
             _name_findings(settings)
     if not ready or stopped.is_set():
         raise SystemExit(0)
 
 
-def _wait_for_schema(
-    settings: Settings, stopped: Callable[[], bool], beat: Callable[[], None]
-) -> bool:
+class _Waiting:
+    """A worker that waits to start, and says so."""
+
+    def __init__(self, settings: Settings, worker: str) -> None:
+        self._settings, self._worker = settings, worker
+        self._finding: Finding | None = None
+        self._since: float | None = None
+
+    def found(self, finding: Finding) -> None:
+        log.warning("worker_waits_to_start", **finding.as_json())
+        self._finding = finding
+
+    def send_heartbeat(self) -> None:
+        with suppress(OSError):
+            health_file.touch(self._settings.home, self._worker)
+        if self._finding and self._settings.redis_url:
+            with suppress(redis.RedisError):
+                self._send_sign(self._finding, self._settings.redis_url)
+
+    def _send_sign(self, finding: Finding, url: str) -> None:
+        from tasks.worker import signs  # noqa: PLC0415 - of the app, which needs this module
+
+        with connect_once(url, timeout_s=1) as client:
+            now = pauses.server_time(client)
+            self._since = self._since or now
+            heartbeat.note_sign(client, self._worker, signs.waiting(finding, self._since, now))
+            heartbeat.note_gone(client, self._worker)
+
+
+def _wait_for_schema(settings: Settings, stopped: Callable[[], bool], waiting: _Waiting) -> bool:
     assert settings.database_url, "a worker has refused to start without"
     try:
         return wait_for_schema(
-            settings.database_url, _waits, stopped, beat, settings.database_prepare
+            settings.database_url,
+            waiting.found,
+            stopped,
+            waiting.send_heartbeat,
+            settings.database_prepare,
         )
     except ELSError as error:
         raise SystemExit(f"els: postgres: {error}") from error
-
-
-def _waits(finding: Finding) -> None:
-    log.warning("worker_waits_to_start", **finding.as_json())
 
 
 def _name_findings(settings: Settings) -> None:

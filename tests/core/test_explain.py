@@ -22,7 +22,7 @@ from core.service_causes import BACKLOG
 from core.slots import CLAIM_LEASE, Slots
 from core.sweep import sweep
 from ops import queries
-from tests.core import looks
+from tests.core import looks, test_service_causes
 from tests.core.receivers import event_queue
 from tests.core.story import assign, cancel, fill, register, reject, texts, upload
 
@@ -480,7 +480,8 @@ def test_a_cause_is_named_and_the_first_is_first(scene, make, codes):
 
 def test_every_code_is_made_by_some_cause():
     named = {code for _, codes in SCENES for code in codes}
-    named |= {"being_sealed", "sweep_lock_held"}  # each has a test of its own
+    named |= {"being_sealed", "sweep_lock_held", "lock_held"}  # each has a test of its own
+    named |= {code for _, code, _ in test_service_causes.SEEN} | test_service_causes.OF_POSTGRES
 
     assert named == CAUSES.keys()
     assert len(CAUSES) == len(RULES) + len(PLAIN)

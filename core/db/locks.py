@@ -1,0 +1,77 @@
+"""Who holds a lock that the service, or one batch, has to wait for."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import LiteralString
+
+import psycopg
+
+from core.db.connection import Conn, sql
+
+TABLES = (
+    "batch_essay_trackers",
+    "essay_states",
+    "batch_pending_content",
+    "excess_content",
+    "idempotency_keys",
+    "event_outbox",
+    "dead_letters",
+    "repairs",
+    "unmended",
+)
+PATIENCE = timedelta(seconds=1)  # a transaction of ours takes milliseconds
+# A row's `xmax` names the transaction that has locked or changed it, and `pg_locks` who that is.
+OF_ROWS: LiteralString = """
+    UNION
+    SELECT l.pid, 'rows of the batch in ' || r.name
+    FROM (SELECT DISTINCT xmax AS holder, 'batch_essay_trackers' AS name
+          FROM batch_essay_trackers WHERE batch_id = %(batch)s AND xmax <> 0
+          UNION
+          SELECT DISTINCT xmax, 'essay_states' FROM essay_states
+          WHERE batch_id = %(batch)s AND xmax <> 0) r
+    JOIN pg_locks l ON l.locktype = 'transactionid' AND l.granted AND l.transactionid = r.holder
+"""
+LOCKS = sql("locks")
+UNREADABLE = (
+    psycopg.errors.LockNotAvailable,
+    psycopg.errors.QueryCanceled,
+    psycopg.errors.InsufficientPrivilege,
+)
+
+
+@dataclass(frozen=True)
+class Lock:
+    """A session and what it has locked. None: our role may not see this, or nobody is there."""
+
+    pid: int | None
+    what: Sequence[str]
+    application_name: str | None
+    state: str | None
+    since: datetime | None  # its transaction
+    state_change: datetime | None
+    waiting: int  # sessions that wait for it
+
+    def __str__(self) -> str:
+        name = self.application_name or "without a name"
+        state = self.state or "state unknown"
+        if self.state and self.state_change and self.state.startswith("idle"):
+            state += f" since {self.state_change:%Y-%m-%d %H:%M:%S} UTC"
+        return f"pid {self.pid}, {name}, {state}"
+
+
+def locks(conn: Conn, batch_id: str | None = None) -> list[Lock]:
+    """List the sessions that hold up the service, or a batch; the oldest transaction first.
+
+    A locked table cannot be read for the rows of the batch: then its holder alone is found.
+    """
+    values = {"tables": list(TABLES), "batch": batch_id, "patience": PATIENCE}
+    if batch_id is not None:
+        with suppress(*UNREADABLE):
+            return _read(conn, LOCKS.replace("/* rows */", OF_ROWS), values)
+    return _read(conn, LOCKS.replace("/* rows */", ""), values)
+
+
+def _read(conn: Conn, query: LiteralString, values: Mapping[str, object]) -> list[Lock]:
+    return [Lock(**row) for row in conn.execute(query, values)]

@@ -1,0 +1,45 @@
+"""Which database is it? Two names may lead to one, and one name to two."""
+
+from hashlib import sha256
+
+import psycopg
+
+from core.db.connection import Conn, connect_once
+from core.db.url import parameters
+from core.errors import BadSettings
+
+
+def identity(conn: Conn) -> str | None:
+    """Return a word for this cluster, database and schema; None where our role may not ask.
+
+    A replica has that of its primary. Raises psycopg.Error where the server does not answer.
+    """
+    try:
+        row = conn.execute(
+            "SELECT (SELECT system_identifier FROM pg_control_system())::text AS cluster,"
+            " current_database() AS database, coalesce(current_schema(), '') AS schema"
+        ).fetchone()
+    except psycopg.errors.InsufficientPrivilege:
+        return None
+    assert row is not None
+    said = "/".join((row["cluster"], row["database"], row["schema"]))
+    return sha256(said.encode()).hexdigest()[:16]
+
+
+def identity_of(url: str) -> str | None:
+    """Connect and return the identity; None where Postgres does not say it."""
+    try:
+        with connect_once(url) as conn:
+            return identity(conn)
+    except psycopg.Error:
+        return None
+
+
+def location(url: str) -> str:
+    """Name host, port and database of a URL for people, without user and password."""
+    try:
+        given = parameters(url)
+    except BadSettings:
+        return "unknown"
+    host = given.get("host") or given.get("hostaddr") or given.get("service") or "local"
+    return f"{host}:{given.get('port') or 5432}/{given.get('dbname') or given.get('user') or ''}"

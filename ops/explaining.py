@@ -1,0 +1,210 @@
+"""An explanation within 3 s, whatever is locked, frozen or away: from the parts that answer.
+
+Redis, the broker and Postgres are asked at once, each in a thread with a limit. A thread that hangs
+is left behind: it ends with the command.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Generic, TypeVar
+
+import psycopg
+import redis
+
+from core import db
+from core.db.connection import Conn
+from core.explain import Explanation, explain
+from core.faults import sqlstate
+from core.heartbeat import NO_HEARTBEAT, Heartbeat
+from core.identity import identity
+from core.pauses import Outage
+from core.probe import probe_postgres, probe_redis
+from core.receivers import NO_RECEIVERS, Receivers
+from core.requirements import away
+from core.rules import CAUSES, Cause
+from core.schema import read_standing
+from core.service_causes import LOCKED, NO_SCHEMA, lock_causes, service_causes
+from core.settings import Settings
+from core.slots import Slots, connect_once
+from core.tls import describe
+from ops.heartbeat import LOCK_S, count_waiting, read_heartbeat, with_asker, with_outages
+from ops.receivers import read_receivers
+from ops.stack.supervisor import Endpoints
+
+REDIS_S = 0.8  # for one answer
+SIGNS_S = 1.6  # for all signs of life, and the broker's counts
+BATCH_S = 2.6  # for everything: half a second is left of 3 s to print it
+NO_RIGHT = "42501"
+T = TypeVar("T")
+
+
+class Asked(Generic[T]):
+    """A question in a thread of its own: `answer` waits for it until a moment, and no longer."""
+
+    def __init__(self, ask: Callable[[], T]) -> None:
+        self._ask = ask
+        self._found: list[T] = []
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._found.append(self._ask())
+        except Exception as error:  # noqa: BLE001 - raised again where the answer is wanted
+            self._error = error
+
+    def answer(self, until: float) -> T:
+        """Return the answer. Raises what the question raised, or TimeoutError."""
+        self._thread.join(max(0.0, until - time.monotonic()))
+        if self._error:
+            raise self._error
+        if not self._found:
+            raise TimeoutError("no answer in time")
+        return self._found[0]
+
+
+@dataclass
+class Looking:
+    """One explanation under way: what it asks, until when, and what did not answer."""
+
+    settings: Settings
+    found: Endpoints
+    batch: str
+    began: float = field(default_factory=time.monotonic)
+    unanswered: list[str] = field(default_factory=list)
+
+    def explain(self) -> Explanation:
+        """Ask everything at once; explain from what has answered."""
+        client = connect_once(self.found.redis_url, timeout_s=REDIS_S)
+        broker, queues = self.found.broker_url, self.settings.queues
+        signs = Asked(lambda: read_heartbeat(client, broker, queues, 0))
+        writes = Asked(lambda: probe_redis(Slots(client)))
+        waiting = Asked(lambda: count_waiting(broker, queues))
+        receivers = Asked(lambda: read_receivers(self.settings, broker))
+        postgres = Asked(lambda: db.connect_once(self.found.database_url, briefly=True))
+        heartbeat, error = self._signs(signs)
+        heartbeat = replace(heartbeat, waiting=self._waiting(waiting))
+        seen = self._receivers(receivers)
+        try:
+            conn: Conn | None = postgres.answer(self.began + BATCH_S)
+            refused: Exception | None = None
+        except (psycopg.Error, TimeoutError) as raised:
+            conn, refused = None, raised
+        heartbeat = with_outages(heartbeat, self._outage(writes))
+        url, up = self.found.database_url, self.found.pid > 0
+        heartbeat = with_asker(heartbeat, self.settings, url, self._identity(conn), up=up)
+        if conn is None:
+            assert refused is not None
+            return self._without_postgres(heartbeat, error, refused)
+        try:
+            return self._with_postgres(conn, Slots(client), heartbeat, seen, error)
+        finally:
+            conn.close()
+
+    def _signs(self, signs: Asked[Heartbeat]) -> tuple[Heartbeat, str | None]:
+        """Return the heartbeat, and the error of a Redis that does not answer."""
+        try:
+            return signs.answer(self.began + SIGNS_S), None
+        except (redis.RedisError, TimeoutError) as error:
+            self.unanswered.append("redis")
+            return NO_HEARTBEAT, str(error)
+
+    def _waiting(self, waiting: Asked[int | None]) -> int | None:
+        try:
+            found = waiting.answer(self.began + SIGNS_S)
+        except TimeoutError:
+            found = None
+        if found is None:
+            self.unanswered.append("broker")
+        return found
+
+    def _receivers(self, receivers: Asked[Receivers]) -> Receivers:
+        try:
+            return receivers.answer(self.began + SIGNS_S)
+        except TimeoutError:
+            return NO_RECEIVERS
+
+    def _outage(self, writes: Asked[Outage | None]) -> list[Outage]:
+        try:
+            outage = writes.answer(self.began + SIGNS_S)
+        except TimeoutError:
+            return []
+        return [outage] if outage and "redis" not in self.unanswered else []
+
+    def _identity(self, conn: Conn | None) -> str | None:
+        try:
+            return Asked(lambda: identity(conn)).answer(self.began + BATCH_S) if conn else None
+        except (psycopg.Error, TimeoutError):
+            return None  # the next question of this connection will say so
+
+    def _with_postgres(
+        self,
+        conn: Conn,
+        slots: Slots,
+        heartbeat: Heartbeat,
+        receivers: Receivers,
+        error: str | None,
+    ) -> Explanation:
+        """Explain the batch; where Postgres stops answering meanwhile, everything else."""
+
+        def look() -> Explanation:
+            outage = probe_postgres(conn, lock_timeout_s=LOCK_S)
+            seen = with_outages(heartbeat, [outage] if outage else [])
+            return explain(conn, slots, self.batch, seen, receivers)
+
+        try:
+            explanation = Asked(look).answer(self.began + BATCH_S)
+        except (psycopg.Error, TimeoutError) as raised:
+            return self._without_postgres(heartbeat, error, raised, conn)
+        return replace(explanation, unanswered=self.unanswered)
+
+    def _without_postgres(
+        self,
+        heartbeat: Heartbeat,
+        error: str | None,
+        raised: Exception,
+        conn: Conn | None = None,
+    ) -> Explanation:
+        """Explain without the rows of the batch."""
+        self.unanswered.append("postgres")
+        others = service_causes({"error": error} if error else {}, heartbeat)
+        causes = [*self._of_postgres(heartbeat, raised, conn), *others]
+        return Explanation(self.batch, "unread", causes, [], unanswered=self.unanswered)
+
+    def _of_postgres(
+        self, heartbeat: Heartbeat, raised: Exception, conn: Conn | None
+    ) -> list[Cause]:
+        """Say why Postgres does not let the batch be read."""
+        state = sqlstate(raised)
+        words = " ".join(str(raised).split())
+        if conn is not None and state in NO_SCHEMA:
+            return [_schema_missing(conn, heartbeat, words)]
+        if conn is not None and state == LOCKED:
+            held = Asked(lambda: db.locks.locks(conn)).answer(self.began + BATCH_S + 0.3)
+            if held:
+                return [*lock_causes(held)]
+        if state == NO_RIGHT:
+            return [CAUSES["cannot_read"].fill(error=words)]
+        step = "els env"
+        if isinstance(raised, psycopg.Error) and describe(raised):
+            finding = away("postgres", self.found.database_url, raised)
+            words, step = f"{finding.wrong}; {finding.why}", finding.step
+        return [CAUSES["postgres_unreachable"].fill(error=words, step=step)]
+
+
+def _schema_missing(conn: Conn, heartbeat: Heartbeat, words: str) -> Cause:
+    step = heartbeat.asked.installation.migrate
+    try:
+        standing = read_standing(conn)
+    except psycopg.Error:
+        return CAUSES["schema_missing"].fill(error=words, step=step)
+    step = step if standing.step == "els migrate" else standing.step
+    return CAUSES["schema_missing"].fill(error=f"{standing.wrong} ({words})", step=step)
+
+
+def explained(settings: Settings, found: Endpoints, batch: str) -> Explanation:
+    """Explain a batch within 3 s, whatever does not answer."""
+    return Looking(settings, found, batch).explain()

@@ -1,0 +1,80 @@
+"""What a worker's main process tells of itself beside its heartbeat: see `core/signs.py`."""
+
+import os
+import time
+from functools import cache
+from importlib.metadata import version
+from socket import gethostname
+from typing import Any
+
+from celery.worker import state
+
+from core.identity import identity_of, location
+from core.installation import detect
+from core.requirements import Finding
+from core.urls import kind_and_path
+from tasks.app import app, settings
+
+_last: tuple[object, float] | None = None  # what had moved, and when that was seen first
+
+
+def sign(now: float) -> dict[str, Any]:  # Any: JSON
+    """Describe this worker; `now` is Redis' time, in seconds."""
+    requests = list(state.active_requests)
+    oldest = min(requests, key=lambda request: request.time_start, default=None)
+    at_work: dict[str, Any] = {}
+    if oldest is not None:
+        began_at = now - (time.time() - oldest.time_start)
+        at_work = {"task": oldest.name, "task_pid": oldest.worker_pid, "began_at": began_at}
+    return {
+        **_constant(),
+        **at_work,
+        "at": now,
+        "queues": sorted(app.amqp.queues.consume_from),
+        "held": len(state.reserved_requests),
+        "progress_at": now - _still_for_s(),
+    }
+
+
+def _still_for_s() -> float:
+    """Return for how long no process has begun or ended a message, although some are held."""
+    global _last  # noqa: PLW0603 - of the process
+    held = len(state.reserved_requests)
+    moved = (state.all_total_count[0], held, len(state.active_requests))
+    if not held or _last is None or _last[0] != moved:
+        _last = moved, time.monotonic()
+    return time.monotonic() - _last[1]
+
+
+@cache
+def _constant() -> dict[str, Any]:
+    """Describe what does not change while a worker lives."""
+    return {"database": identity_of(settings.database_url or ""), **_of_the_process()}
+
+
+def _of_the_process() -> dict[str, Any]:
+    database_url, broker_url = settings.database_url or "", settings.broker_url or ""
+    return {
+        "database_name": location(database_url),
+        "broker": kind_and_path(broker_url or settings.redis_url or ""),
+        "host": gethostname(),
+        "pid": os.getpid(),
+        "version": version("essay-lifecycle-service"),
+        "installation": detect(settings.home),
+        "home": str(settings.home.absolute()),
+    }
+
+
+def prepare() -> None:
+    """Read what does not change, while this process may still wait for Postgres."""
+    _constant()
+
+
+def waiting(finding: Finding, since: float, now: float) -> dict[str, Any]:  # Any: JSON
+    """Describe a worker that waits to start; the times are Redis'."""
+    return {
+        **_of_the_process(),
+        "at": now,
+        "waits": {"wrong": finding.wrong, "why": finding.why, "step": finding.step},
+        "waits_since": since,
+    }

@@ -1,0 +1,191 @@
+"""What keeps every batch waiting, told from the signs of life alone."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from core.beats import Beats
+from core.db.locks import Lock
+from core.heartbeat import Asked, Heartbeat
+from core.installation import Installation, Kind
+from core.pauses import Outage, Pause
+from core.service_causes import service_causes
+from core.signs import Sign
+
+OF_POSTGRES = {"postgres_unreachable", "cannot_read"}  # tests/explain makes them
+NAME = "worker@one"
+
+
+def ago(seconds):
+    return datetime.now(UTC) - timedelta(seconds=seconds)
+
+
+def sign(**fields):
+    usual = {
+        "at": ago(1),
+        "queues": ("els", "els.control", "els.internal"),
+        "database": "here",
+        "database_name": "db:5432/els",
+        "broker": "redis/0",
+        "host": "one",
+        "pid": 7,
+    }
+    return Sign(**{**usual, **fields})
+
+
+def seen(worker=None, *, workers=(NAME,), installation=None, **fields):
+    """The signs of one worker, and of a beat that leads."""
+    asked = Asked("els", "here", "db:5432/els", "redis/0", installation or Installation())
+    beats = Beats("host:1")
+    signs = {NAME: worker} if worker else {}
+    return Heartbeat(list(workers), ago(1), 0, beats=beats, signs=signs, asked=asked, **fields)
+
+
+def causes(heartbeat, **more):
+    return list(service_causes({}, heartbeat, **more))
+
+
+def codes(heartbeat, **more):
+    return [cause.code for cause in causes(heartbeat, **more)]
+
+
+SEEN = [
+    (
+        lambda: seen(sign(queues=("other",))),
+        "worker_other_queue",
+        ["queue els", "worker@one takes those of other alone"],
+    ),
+    (
+        lambda: seen(sign(broker="amqp/school")),
+        "worker_other_broker",
+        ["redis/0", "worker@one takes those of amqp/school"],
+    ),
+    (
+        lambda: seen(sign(database="there", database_name="db:5432/old")),
+        "worker_other_database",
+        ["worker@one works on db:5432/old, and this is db:5432/els"],
+    ),
+    (
+        lambda: seen(
+            sign(held=3, task="els.sweep", task_pid=8, began_at=ago(40), progress_at=ago(40))
+        ),
+        "worker_stalled",
+        ["process 8 has been at els.sweep since", "holds 3 messages", "kill -KILL 8"],
+    ),
+    (
+        lambda: seen(sign(held=2, progress_at=ago(40))),
+        "worker_stalled",
+        ["no process takes the next message"],
+    ),
+    (
+        lambda: seen(sign(waits={"wrong": "no schema", "why": "it is new", "step": "els migrate"})),
+        "worker_waits",
+        ["worker@one waits to start: no schema", "it is new", "els migrate"],
+    ),
+    (
+        lambda: replace(seen(sign(at=ago(60), stopped=True), workers=()), waiting=1),
+        "no_worker",
+        ["No worker is running", "was stopped at", "1 message waits in the queue els"],
+    ),
+    (
+        lambda: seen(sign(at=ago(60), task="els.sweep", began_at=ago(70)), workers=()),
+        "no_worker",
+        ["No worker gives a sign of life", "it was at els.sweep since"],
+    ),
+    (lambda: seen(workers=()), "no_worker", ["no worker has given a sign of life for 15 s"]),
+    (
+        lambda: replace(
+            seen(sign(), workers=["worker@two", NAME]),
+            signs={NAME: sign(), "worker@gone": sign(at=ago(40), held=4)},
+        ),
+        "worker_silent",
+        ["worker@gone holds 4 messages and gives no sign of life"],
+    ),
+    (
+        lambda: seen(
+            sign(), pauses=[Pause("one:7", Outage("postgres", "no table", "42P01"), ago(9))]
+        ),
+        "schema_missing",
+        ["no table", "els migrate"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "code", "words"), SEEN)
+def test_a_worker_that_serves_nobody_is_named_with_what_it_does(make, code, words):
+    [cause] = causes(make())
+
+    assert cause.code == code
+    said = " ".join((cause.title, cause.reason, cause.by_itself, cause.command))
+    assert [word for word in words if word not in said] == []
+    assert "None" not in said
+    assert "{" not in said
+
+
+def test_who_holds_a_lock_is_named_before_all_else():
+    held = Lock(12, ["table essay_states"], "psql", "idle in transaction", ago(50), ago(40), 3)
+
+    first, *_ = causes(seen(workers=()), locks=[held])
+
+    assert first.code == "lock_held"
+    assert "table essay_states (pid 12, psql, idle in transaction since" in first.title
+    assert "3 other sessions wait" in first.reason
+    assert "pg_terminate_backend(12)" in first.command
+    assert first.since == held.since
+
+
+def test_a_worker_of_an_older_release_gives_no_sign_and_counts_as_serving():
+    assert codes(seen()) == []
+
+
+def test_a_process_that_waits_for_a_server_does_not_hang():
+    held = sign(held=3, task="els.sweep", began_at=ago(40), progress_at=ago(40))
+    pause = Pause("one:8", Outage("postgres", "read-only", "25006"), ago(40))
+
+    assert codes(seen(held, pauses=[pause])) == ["server_refuses"]
+
+
+def test_where_redis_refuses_writes_nobody_is_said_to_be_gone():
+    pause = Pause("this command", Outage("redis", "OutOfMemoryError: OOM"), ago(0))
+    silent = replace(seen(sign(at=ago(60)), workers=(), pauses=[pause]), beats=Beats())
+
+    assert codes(silent) == ["server_refuses"]
+
+
+def test_without_any_beat_the_sweep_is_known_to_be_silent_sooner():
+    heartbeat = replace(seen(sign()), swept_at=ago(20))
+
+    assert codes(heartbeat) == []
+    [cause] = causes(replace(heartbeat, beats=Beats()))
+    assert cause.code == "beat_silent"
+    assert cause.title.startswith("No beat is running")
+
+
+STEPS = [
+    (Installation(Kind.COMMAND), "els worker", "els beat"),
+    (Installation(Kind.ELS_RUN, "/home/of"), "els run --home /home/of", "els run --home /home/of"),
+    (
+        Installation(Kind.ELS_RUN, "/home/of", up=True),
+        "tail -n 20 /home/of/log/worker.log",
+        "tail -n 20 /home/of/log/beat.log",
+    ),
+    (Installation(Kind.COMPOSE), "docker compose up -d worker", "docker compose up -d beat"),
+    (
+        Installation(Kind.KUBERNETES),
+        "kubectl rollout restart deployment/els-worker",
+        "kubectl rollout restart deployment/els-beat",
+    ),
+    (
+        Installation(Kind.SYSTEMD),
+        "systemctl start els-worker@1",
+        "systemctl start els-beat",
+    ),
+]
+
+
+@pytest.mark.parametrize(("installation", "worker", "beat"), STEPS)
+def test_the_step_fits_how_the_service_runs(installation, worker, beat):
+    gone = replace(seen(workers=(), installation=installation), swept_at=None, beats=Beats())
+
+    assert [cause.command for cause in causes(gone)] == [worker, beat]
