@@ -16,6 +16,7 @@ from core import db, metrics
 from core.assignment import Assignment
 from core.catalogue import AMEND_BATCH, BATCH_READINESS_TIMEOUT, ESSAY_SLOT_ASSIGNED
 from core.crash import crashpoint
+from core.db.actions import By
 from core.db.completion import Bounds
 from core.db.connection import Conn, Row
 from core.errors import RegistrationConflict, UnknownBatch, UnknownEssay, WrongBatchState
@@ -313,20 +314,25 @@ class Lifecycle:
         metrics.ready(seconds)
         return StepResult(value, posted=True)
 
-    def amend_batch(self, event: BatchAmended, idem: Idempotency) -> StepResult:
+    def amend_batch(
+        self, event: BatchAmended, idem: Idempotency, by: By | None = None
+    ) -> StepResult:
         """Change a batch before it is sealed. Raises UnknownBatch, WrongBatchState.
+
+        `by`: an operator does so, whose action is recorded.
 
         An announcement that read the batch before the change takes no effect, so a full batch is
         sealed again: `StepResult.full` says so.
         """
-        return retry_on_conflict(lambda: self._amend(event, idem))
+        return retry_on_conflict(lambda: self._amend(event, idem, by))
 
-    def _amend(self, event: BatchAmended, idem: Idempotency) -> StepResult:
+    def _amend(self, event: BatchAmended, idem: Idempotency, by: By | None) -> StepResult:
         batch_id = event.batch_id
         value = outcome("amended", batch_id)
         with db.transaction(self.pool) as conn:
             if done := replayed(conn, idem):
                 return done
+            before = db.batches.terms(conn, batch_id, lock=True) if by else {}
             open_slots = db.batches.amend(
                 conn, batch_id, event.student_prompt_ref, event.deadline_s, event.on_deadline
             )
@@ -335,21 +341,29 @@ class Lifecycle:
                 raise WrongBatchState(
                     f"batch {batch_id} is {tracker.status}; it can be amended until it is sealed"
                 )
+            if by:
+                _record(conn, by, "amend", batch_id, before)
             db.idempotency.write_key(conn, idem, batch_id, value)
         return StepResult(value, full=open_slots == 0)
 
-    def cancel_batch(self, event: BatchCancelled, idem: Idempotency) -> StepResult:
-        """Close a batch before it is ready. Raises UnknownBatch, WrongBatchState."""
-        done = retry_on_conflict(lambda: self._cancel(event, idem))
+    def cancel_batch(
+        self, event: BatchCancelled, idem: Idempotency, by: By | None = None
+    ) -> StepResult:
+        """Close a batch before it is ready. Raises UnknownBatch, WrongBatchState.
+
+        `by`: an operator does so, whose action is recorded.
+        """
+        done = retry_on_conflict(lambda: self._cancel(event, idem, by))
         self.slots.close([event.batch_id])
         return done
 
-    def _cancel(self, event: BatchCancelled, idem: Idempotency) -> StepResult:
+    def _cancel(self, event: BatchCancelled, idem: Idempotency, by: By | None) -> StepResult:
         batch_id = event.batch_id
         value = outcome("cancelled", batch_id)
         with db.transaction(self.pool) as conn:
             if done := replayed(conn, idem):
                 return done
+            before = db.batches.terms(conn, batch_id) if by else {}
             db.batches.close_open_slots(conn, batch_id)
             cancelled = db.batches.cancel(conn, batch_id, event.reason)
             if cancelled:
@@ -360,8 +374,17 @@ class Lifecycle:
                     raise WrongBatchState(
                         f"batch {batch_id} is {tracker.status} already; it cannot be cancelled"
                     )
+            if by:
+                _record(conn, by, "cancel", batch_id, before)
             db.idempotency.write_key(conn, idem, batch_id, value)
         return StepResult(value, posted=cancelled)
+
+
+def _record(conn: Conn, by: By, action: str, batch_id: str, before: Row) -> None:
+    """Record what an operator changed of a batch: each field with its old and new value."""
+    after = db.batches.terms(conn, batch_id)
+    changes = {name: [before[name], after[name]] for name in after if before[name] != after[name]}
+    db.actions.record(conn, by.action(action, f"batch {batch_id}", batch_id, **changes))
 
 
 def _registered(conn: Conn, batch_id: str) -> Tracker:

@@ -15,7 +15,7 @@ from uuid import UUID
 from psycopg.rows import DictRow
 
 from core.db.connection import Conn
-from core.messages import NAME_LENGTH
+from core.messages import BIGINT_MAX, NAME_LENGTH
 from core.states import BatchStatus, ClassType
 
 Cursor = tuple[str, str]  # the end of a page: a moment, as text, and a batch id
@@ -87,7 +87,7 @@ def find(conn: Conn, wanted: str, limit: int) -> list[DictRow]:
     return conn.execute(sql("find"), parameters).fetchall()
 
 
-def letters(
+def letters(  # noqa: PLR0913 - a filter each
     conn: Conn,
     *,
     batch_id: str | None,
@@ -95,15 +95,21 @@ def letters(
     every: bool,
     limit: int,
     code: str | None = None,
+    since: datetime | None = None,
     before: int | None = None,
 ) -> list[DictRow]:
-    """List dead letters without their bodies, newest first; `every` includes handled ones."""
-    return conn.execute(
+    """List dead letters without their bodies, newest first; `every` includes handled ones.
+
+    `state` is waiting, replayed, failed_again or discarded; `replay_of` and `failed_again_as` are
+    the letters before and after a replay.
+    """
+    rows = conn.execute(
         "SELECT id, task, task_id, batch_id, code, sqlstate, message, deliveries, parked_at,"
-        " replayed_at, discarded_at FROM dead_letters"
+        " replayed_at, discarded_at, replay_task_id FROM dead_letters"
         " WHERE (%(batch_id)s::text IS NULL OR batch_id = %(batch_id)s)"
         " AND (%(task)s::text IS NULL OR task = %(task)s)"
         " AND (%(code)s::text IS NULL OR code = %(code)s)"
+        " AND (%(since)s::timestamptz IS NULL OR parked_at >= %(since)s)"
         " AND (%(before)s::bigint IS NULL OR id < %(before)s)"
         " AND (%(every)s OR replayed_at IS NULL AND discarded_at IS NULL)"
         " ORDER BY id DESC LIMIT %(limit)s",
@@ -111,24 +117,99 @@ def letters(
             "batch_id": batch_id,
             "task": task,
             "code": code,
+            "since": since,
             "before": before,
             "every": every,
             "limit": limit,
         },
     ).fetchall()
+    return _with_replays(conn, rows)
 
 
 def letter(conn: Conn, number: int) -> DictRow | None:
-    return conn.execute("SELECT * FROM dead_letters WHERE id = %s", [number]).fetchone()
+    rows = conn.execute("SELECT * FROM dead_letters WHERE id = %s", [number]).fetchall()
+    return next(iter(_with_replays(conn, rows)), None)
 
 
-def mark_replayed(conn: Conn, number: int) -> None:
-    conn.execute("UPDATE dead_letters SET replayed_at = now() WHERE id = %s", [number])
+def _with_replays(conn: Conn, letters: list[DictRow]) -> list[DictRow]:
+    """Add to each letter its state, and the letters before and after a replay of it."""
+    later = [each["replay_task_id"] for each in letters if each["replay_task_id"]]
+    earlier = [each["task_id"] for each in letters]
+    rows = conn.execute(
+        "SELECT id, task_id, replay_task_id FROM dead_letters"
+        " WHERE task_id = ANY(%(later)s) OR replay_task_id = ANY(%(earlier)s)",
+        {"later": later, "earlier": earlier},
+    ).fetchall()
+    failed = {row["task_id"]: row["id"] for row in rows}
+    origin = {row["replay_task_id"]: row["id"] for row in rows}
+    for each in letters:
+        replay = each.pop("replay_task_id")
+        each["replay_of"] = origin.get(each["task_id"])
+        each["failed_again_as"] = failed.get(replay) if replay else None
+        each["state"] = _letter_state(each)
+    return letters
 
 
-def mark_discarded(conn: Conn, number: int) -> None:
-    """Note that nobody needs a dead letter any more; it stays until its batch is purged."""
-    conn.execute("UPDATE dead_letters SET discarded_at = now() WHERE id = %s", [number])
+def _letter_state(letter: DictRow) -> str:
+    replayed, discarded = letter["replayed_at"], letter["discarded_at"]
+    if discarded and not (replayed and replayed > discarded):
+        return "discarded"
+    if replayed:
+        return "failed_again" if letter["failed_again_as"] else "replayed"
+    return "waiting"
+
+
+@dataclass(frozen=True)
+class Letters:
+    """Which dead letters an operator means: some by number, else those that wait and fit."""
+
+    numbers: Sequence[int] | None = None
+    batch_id: str | None = None
+    task: str | None = None
+    code: str | None = None
+    since: datetime | None = None
+
+
+LETTERS_MEANT: LiteralString = (
+    " FROM dead_letters WHERE id > %(after)s AND id <= %(last)s"
+    " AND CASE WHEN %(numbers)s::bigint[] IS NOT NULL THEN id = ANY(%(numbers)s)"
+    " ELSE replayed_at IS NULL AND discarded_at IS NULL END"
+    " AND (%(batch_id)s::text IS NULL OR batch_id = %(batch_id)s)"
+    " AND (%(task)s::text IS NULL OR task = %(task)s)"
+    " AND (%(code)s::text IS NULL OR code = %(code)s)"
+    " AND (%(since)s::timestamptz IS NULL OR parked_at >= %(since)s)"
+)
+
+
+def count_letters(conn: Conn, meant: Letters) -> list[DictRow]:
+    """Count letters by `task` and `code`, the most first; `last` is the newest of each kind."""
+    query: LiteralString = "SELECT task, code, count(*) AS n, max(id) AS last" + LETTERS_MEANT
+    return conn.execute(
+        query + " GROUP BY task, code ORDER BY n DESC, task, code",
+        {**vars(meant), "after": 0, "last": BIGINT_MAX},
+    ).fetchall()
+
+
+def lock_letters(conn: Conn, meant: Letters, after: int, last: int, limit: int) -> list[DictRow]:
+    """Lock and read the next letters, the oldest first, without those that others hold."""
+    query: LiteralString = "SELECT id, task, batch_id, code, body" + LETTERS_MEANT
+    return conn.execute(
+        query + " ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED",
+        {**vars(meant), "after": after, "last": last, "limit": limit},
+    ).fetchall()
+
+
+def mark_replayed(conn: Conn, number: int, task_id: str | None = None) -> None:
+    """Note that a letter was sent again, and as which message."""
+    conn.execute(
+        "UPDATE dead_letters SET replayed_at = now(), replay_task_id = %s WHERE id = %s",
+        [task_id, number],
+    )
+
+
+def mark_discarded(conn: Conn, *numbers: int) -> None:
+    """Note that nobody needs these dead letters any more; they stay until they are purged."""
+    conn.execute("UPDATE dead_letters SET discarded_at = now() WHERE id = ANY(%s)", [[*numbers]])
 
 
 def undelivered(
@@ -152,14 +233,34 @@ def undelivered(
     ).fetchall()
 
 
-def republish(conn: Conn, since: datetime, batch_id: str | None) -> int:
-    """Let the relay deliver events again that were written since then; return their number."""
-    return conn.execute(
-        "UPDATE event_outbox SET published_at = NULL"
-        " WHERE published_at IS NOT NULL AND created_at >= %(since)s"
-        " AND (%(batch_id)s::text IS NULL OR batch_id = %(batch_id)s)",
-        {"since": since, "batch_id": batch_id},
-    ).rowcount
+@dataclass(frozen=True)
+class Events:
+    """Which delivered events an operator means: written since then, delivered before `until`."""
+
+    since: datetime
+    until: datetime
+    batch_id: str | None = None
+    event_type: str | None = None
+
+
+def count_delivered(conn: Conn, meant: Events) -> int:
+    row = conn.execute(
+        "SELECT count(*) AS n FROM event_outbox"
+        " WHERE published_at < %(until)s AND created_at >= %(since)s"
+        " AND (%(batch_id)s::text IS NULL OR batch_id = %(batch_id)s)"
+        " AND (%(event_type)s::text IS NULL OR type = %(event_type)s)",
+        vars(meant),
+    ).fetchone()
+    return int((row or {})["n"])
+
+
+def republish(conn: Conn, meant: Events, limit: int) -> dict[str | None, int]:
+    """Let the relay deliver the next events again; return their numbers by batch.
+
+    The first delivery of each stays noted.
+    """
+    rows = conn.execute(sql("republish"), {**vars(meant), "limit": limit})
+    return {row["batch_id"]: row["n"] for row in rows}
 
 
 def purgeable(conn: Conn, days: float, limit: int) -> list[str]:

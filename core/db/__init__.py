@@ -4,12 +4,23 @@ Each takes a connection first: on an autocommitting one the statement is a trans
 The long statements stand in `sql/`.
 """
 
-from core.db import batches, completion, dead_letters, idempotency, locks, outbox, slots, sweep
+from core.db import (
+    actions,
+    batches,
+    completion,
+    dead_letters,
+    idempotency,
+    locks,
+    outbox,
+    slots,
+    sweep,
+)
 from core.db.connection import Conn, Row, connect, connect_once, jsonb, named_sql, sql, transaction
 
 __all__ = [
     "Conn",
     "Row",
+    "actions",
     "batches",
     "completion",
     "connect",

@@ -1,24 +1,33 @@
-"""The commands about batches: explain, find, submit, cancel."""
+"""The commands about batches: explain, find, submit, cancel, amend."""
 
+import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from core.errors import Refusal
+from core.states import OnDeadline
 from ops import queries
 from ops.cli.options import (
     AsJson,
     Home,
     Limit,
+    Who,
     Yes,
+    acting_on,
     confirm_change,
     connection,
+    duration_of,
+    moment_of,
     settings_to_read,
+    signed,
 )
-from ops.cli.target import BROKER, POSTGRES, endpoints
+from ops.cli.target import BROKER, POSTGRES, REDIS, endpoints
 from ops.explaining import explained
 from ops.output import fail, print_json, print_line, print_result, utc
 from ops.reports import show_explanation
@@ -26,7 +35,7 @@ from ops.reports import show_explanation
 if TYPE_CHECKING:
     from ops.client import Sent
 
-WAIT_S = 10.0  # for a worker to carry out a command
+ALL = (POSTGRES, BROKER, REDIS)
 
 
 def explain(
@@ -125,20 +134,101 @@ def submit(
 def cancel(
     batch: Annotated[str, typer.Argument(help="The batch to cancel")],
     reason: Annotated[str, typer.Option("--reason", help="Why; the event carries it")],
+    who: Who = None,
     home: Home = None,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Cancel a batch: keep its contents, take no more, and send BatchCancelled."""
-    from ops import client
-
+    by = signed(who, reason)
     what = f"cancel batch {batch}"
-    settings, found = confirm_change(home, what, POSTGRES, BROKER, yes=yes, as_json=as_json)
-    with client.Sender(found.broker_url, settings.queue) as sender:
-        sent = [sender.send("els.cancel_batch", client.common(batch, reason=reason))]
-    with connection(settings) as conn:
-        outcomes = client.outcomes(conn, sent, WAIT_S)
-    _show_outcomes(sent, outcomes, as_json)
+    settings, found = confirm_change(home, what, *ALL, yes=yes, as_json=as_json)
+    with acting_on(settings, found) as acting:
+        _act("els.cancel_batch", lambda: acting.cancel(batch, by), as_json)
+
+
+def amend(
+    batch: Annotated[str, typer.Argument(help="The batch to change, until it is sealed")],
+    reason: Annotated[str, typer.Option("--reason", help="Why; `els actions list` shows it")],
+    deadline_s: Annotated[
+        float | None, typer.Option("--deadline-s", help="The deadline, in seconds from now")
+    ] = None,
+    deadline: Annotated[
+        str | None,
+        typer.Option("--deadline", help="The deadline: a moment in UTC, or from now: 2h, 3d"),
+    ] = None,
+    on_deadline: Annotated[
+        OnDeadline | None, typer.Option("--on-deadline", help="What happens at the deadline")
+    ] = None,
+    prompt_ref: Annotated[
+        str | None,
+        typer.Option("--prompt-ref", metavar="JSON", help="Another student_prompt_ref, an object"),
+    ] = None,
+    who: Who = None,
+    home: Home = None,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Change the deadline of a batch, what happens at it, or its prompt, until it is sealed."""
+    by = signed(who, reason)
+    given = {
+        "deadline_s": _seconds(deadline_s, deadline),
+        "on_deadline": on_deadline.value if on_deadline else None,
+        "student_prompt_ref": _json_object(prompt_ref),
+    }
+    fields = {name: value for name, value in given.items() if value is not None}
+    if not fields:
+        raise typer.BadParameter(
+            "say what changes: --deadline, --on-deadline or --prompt-ref", param_hint="BATCH"
+        )
+    what = f"amend batch {batch}: {', '.join(fields)}"
+    settings, found = confirm_change(home, what, *ALL, yes=yes, as_json=as_json)
+    with acting_on(settings, found) as acting:
+        _act("els.amend_batch", lambda: acting.amend(batch, by, **fields), as_json)
+
+
+def _seconds(deadline_s: float | None, deadline: str | None) -> float | None:
+    """Read a deadline, given in one of two forms, as seconds from now."""
+    if deadline is None:
+        return deadline_s
+    if deadline_s is not None:
+        raise typer.BadParameter(
+            "give --deadline or --deadline-s, not both", param_hint="--deadline"
+        )
+    try:
+        from_now = duration_of(deadline) or moment_of(deadline) - datetime.now(UTC)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--deadline") from error
+    if from_now <= timedelta(0):
+        raise typer.BadParameter(f"{deadline} has passed", param_hint="--deadline")
+    return from_now.total_seconds()
+
+
+def _json_object(text: str | None) -> dict[str, Any] | None:  # Any: JSON
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"not JSON: {error}", param_hint="--prompt-ref") from error
+    if not isinstance(value, dict):
+        raise typer.BadParameter("not a JSON object", param_hint="--prompt-ref")
+    return value
+
+
+def _act(task: str, act: Callable[[], Mapping[str, Any]], as_json: bool) -> None:  # Any: JSON
+    """Act on a batch; print the outcome, or exit with status 1 where it is refused."""
+    try:
+        outcome = act()
+    except Refusal as error:
+        outcome = {"outcome": "refused", "code": error.code, "message": str(error)}
+    if as_json:
+        print_json([{"task": task, **outcome}])
+    else:
+        detail = outcome.get("message") or outcome["batch_id"]
+        print_line(f"{task}  {outcome['outcome']}  {detail}")
+    if outcome["outcome"] == "refused":
+        raise typer.Exit(1)
 
 
 def _show_outcomes(

@@ -19,6 +19,7 @@ from core.settings import Settings
 from core.tls import describe
 from ops.cli import (
     access,
+    actions,
     batches,
     dead_letters,
     maintenance,
@@ -49,7 +50,7 @@ commands: dict[str, tuple[Callable[..., None], ...]] = {
         *(service.run, service.env, migrate.migrate, access.access, service.ops, service.flower),
     ),
     LOOK: (status.status, batches.explain, batches.find, reference.schema),
-    MEND: (maintenance.reconcile, batches.cancel, maintenance.purge),
+    MEND: (maintenance.reconcile, batches.cancel, batches.amend, maintenance.purge),
     TRY: (trials.demo, batches.submit, trials.torture),
 }
 for heading, each in commands.items():
@@ -58,6 +59,7 @@ for heading, each in commands.items():
 for command in (service.worker, service.beat, service.health):
     app.command(rich_help_panel=SERVICE, context_settings=ANY_OPTION)(command)
 app.add_typer(dead_letters.app, name="dead-letters", rich_help_panel=MEND)
+app.add_typer(actions.app, name="actions", rich_help_panel=LOOK)
 app.add_typer(outbox.app, name="outbox", rich_help_panel=MEND)
 if find_spec(BENCH.partition(".")[0]) and find_spec(BENCH):
     app.command(rich_help_panel=TRY)(import_module(BENCH).bench)

@@ -7,14 +7,24 @@ from typing import Annotated
 import typer
 
 from core import db, logs
+from core.db.actions import By
 from core.db.connection import Conn
-from core.lifecycle import Lifecycle
-from core.repairs import RepairContext
 from core.settings import Settings
 from core.slots import Slots, connect
-from core.sweep import SweepResult, sweep
+from core.sweep import SweepResult
 from ops import queries
-from ops.cli.options import AsJson, Home, Yes, confirm_change, connection, settings_to_read
+from ops.cli.options import (
+    AsJson,
+    Home,
+    Who,
+    Why,
+    Yes,
+    acting_on,
+    confirm_change,
+    connection,
+    settings_to_read,
+    signed,
+)
 from ops.cli.target import POSTGRES, REDIS, endpoints
 from ops.output import fail, out, print_json, print_line, print_result
 from ops.stack.supervisor import Endpoints
@@ -25,6 +35,8 @@ PURGE_CHUNK = 50  # batches deleted by one transaction
 def reconcile(
     batch: Annotated[str | None, typer.Argument(help="One batch; else all")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Find, but repair nothing")] = False,
+    why: Why = None,
+    who: Who = None,
     home: Home = None,
     yes: Yes = False,
     as_json: AsJson = False,
@@ -33,6 +45,7 @@ def reconcile(
 
     Exit status 1 if something stays broken: only a person can repair it, or it is a dry run.
     """
+    by = None if dry_run else signed(who, why, required=False)
     if dry_run:
         settings = settings_to_read(home)
         found = endpoints(settings)
@@ -41,7 +54,7 @@ def reconcile(
             home, "reconcile", yes=yes, as_json=as_json, repeatable=True
         )
     logs.configure(settings)
-    results = _sweep(settings, found, batch, dry_run, as_json)
+    results = _sweep(settings, found, batch, by, as_json)
     if as_json:
         print_json([asdict(each) for each in results])
     else:
@@ -51,25 +64,12 @@ def reconcile(
 
 
 def _sweep(
-    settings: Settings, found: Endpoints, batch: str | None, dry_run: bool, as_json: bool
+    settings: Settings, found: Endpoints, batch: str | None, by: By | None, as_json: bool
 ) -> Sequence[SweepResult]:
-    """Sweep once; exit where another sweep holds the lock."""
-    from ops.client import Sender
-    from tasks.delivery import deliver
-
-    with (
-        db.connect(found.database_url, prepare=settings.database_prepare) as pool,
-        Sender(found.broker_url, settings.queue) as sender,
-    ):
-        client = connect(found.redis_url)
-        client.ping()  # one rule reads Redis; without it the sweep would miss what it finds
-        context = RepairContext(
-            Lifecycle(pool, Slots(client), settings.opt_in_events()),
-            lambda event: deliver(sender.app, event, settings.routes(event["type"])),
-            settings.pending_alarm,
-        )
-        results = sweep(context, batch, dry_run=dry_run, at_once=True)
-        with pool.connection() as conn:
+    """Sweep once, dry where nobody signs; exit where another sweep holds the lock."""
+    with acting_on(settings, found) as acting:  # one rule reads Redis, so it must answer
+        results = acting.reconcile(batch, by)
+        with acting.pool.connection() as conn:
             holder = db.sweep.holder(conn)
     if results is None:
         held = f" ({holder})" if holder else ""

@@ -39,7 +39,7 @@ Wait = Annotated[
 ]
 
 
-def migrate(  # noqa: PLR0913, PLR0917 - each is an option of the command
+def migrate(
     check: Check = False,
     downgrade: Downgrade = False,
     contract: Contract = False,

@@ -1,20 +1,34 @@
 """What the commands share: options, settings, a connection to the stack's Postgres."""
 
+import getpass
 import os
+import socket
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from core import db
+from core.db.actions import By
 from core.db.connection import Conn
+from core.messages import NAME_LENGTH
 from core.settings import Settings
+from core.slots import Slots, connect
 from ops.cli.target import POSTGRES, conflict, endpoints, explicit, locations
-from ops.output import err, fail, say
+from ops.output import age, err, fail, say
 from ops.stack.supervisor import Endpoints
+
+if TYPE_CHECKING:
+    from ops.acting import Acting
+
+LONGEST_REASON = 1_024  # as of `els.cancel_batch`
+UNITS = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
+SAY_EVERY_S = 2.0
 
 Home = Annotated[
     Path | None,
@@ -22,6 +36,13 @@ Home = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Change data without asking first")]
+Why = Annotated[
+    str | None, typer.Option("--reason", help="Why you do so; `els actions list` shows it")
+]
+Who = Annotated[
+    str | None, typer.Option("--by", metavar="NAME", help="Who does so (default: user@host)")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would change, change nothing")]
 Limit = Annotated[int, typer.Option(min=1, max=10_000, help="Show at most this many")]
 
 
@@ -67,3 +88,85 @@ def connection(settings: Settings) -> Iterator[Conn]:
     """Lend a connection to the stack's Postgres."""
     with db.connect_once(endpoints(settings, POSTGRES).database_url) as conn:
         yield conn
+
+
+@contextmanager
+def acting_on(settings: Settings, found: Endpoints) -> "Iterator[Acting]":
+    """Lend what an operator acts with. Raises redis.RedisError where Redis does not answer."""
+    from ops.acting import Acting
+    from ops.client import Sender
+
+    with (
+        db.connect(found.database_url, prepare=settings.database_prepare) as pool,
+        Sender(found.broker_url, settings.queue) as sender,
+    ):
+        client = connect(found.redis_url)
+        client.ping()
+        yield Acting(settings, pool, Slots(client), sender.app)
+
+
+def signed(who: str | None, why: str | None, *, required: bool = True) -> By:
+    """Read who acts and why. Exits with status 2 where a reason is required and not given."""
+    if required and not (why or "").strip():
+        raise typer.BadParameter("say why, for whoever asks later", param_hint="--reason")
+    for text, longest, name in ((who, NAME_LENGTH, "--by"), (why, LONGEST_REASON, "--reason")):
+        if text is not None and not 0 < len(text.strip()) <= longest:
+            raise typer.BadParameter(f"it has 1 to {longest} characters", param_hint=name)
+        if "\0" in (text or ""):
+            raise typer.BadParameter("it holds a NUL", param_hint=name)
+    return By((who or user_at_host()).strip(), why.strip() if why else None)
+
+
+def user_at_host() -> str:
+    """Name who acts where nobody gives a name: `user@host`, as the operating system knows it."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container's user without a name
+        user = f"uid {os.getuid()}"
+    return f"{user}@{socket.gethostname()}"
+
+
+def read_moment(text: str | None, name: str) -> datetime | None:
+    """Read an option that is a moment in UTC, or an age such as 2h."""
+    if text is None:
+        return None
+    try:
+        return moment_of(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=name) from error
+
+
+def moment_of(text: str) -> datetime:
+    """Read a moment in UTC, or an age such as 2h. Raises ValueError."""
+    if (ago := duration_of(text)) is not None:
+        try:
+            return datetime.now(UTC) - ago
+        except OverflowError as error:
+            raise ValueError(f"{text} is too long ago") from error
+    moment = datetime.fromisoformat(text)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def duration_of(text: str) -> timedelta | None:
+    """Read a duration such as 2h or 1.5d; None: it is none. Raises ValueError if it is too long."""
+    if text[-1:] in UNITS and text[:-1].replace(".", "", 1).isdecimal():
+        try:
+            return timedelta(**{UNITS[text[-1]]: float(text[:-1])})
+        except OverflowError as error:
+            raise ValueError(f"{text} is too long") from error
+    return None
+
+
+def progress(total: int, what: str) -> Callable[[int], None]:
+    """Return what says on stderr how far a long work is, every few seconds."""
+    started = said = time.monotonic()
+
+    def note(done: int) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if done < total and now - said >= SAY_EVERY_S:
+            said = now
+            left = (now - started) / done * (total - done) if done else 0.0
+            say(f"{done} of {total} {what}, about {age(left)} left")
+
+    return note

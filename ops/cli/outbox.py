@@ -1,25 +1,33 @@
 """`els outbox`: events on their way to downstream services."""
 
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from core.db.actions import By
 from ops import queries
 from ops.cli.options import (
     AsJson,
+    DryRun,
     Home,
     Limit,
+    Who,
+    Why,
     Yes,
     confirm_change,
     connection,
+    moment_of,
+    progress,
     settings_to_read,
+    signed,
 )
 from ops.cli.target import POSTGRES
 from ops.output import age, out, print_json, print_line, print_result
 
 app = typer.Typer(help="Events on their way to downstream services.", no_args_is_help=True)
-UNITS = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
 
 
 @app.command("list")
@@ -43,29 +51,42 @@ def list_outbox(limit: Limit = 100, home: Home = None, as_json: AsJson = False) 
 def republish(
     since: Annotated[str, typer.Option(help="A moment (2026-01-31T08:00:00Z) or an age (2h, 30m)")],
     batch: Annotated[str | None, typer.Option(help="Only of this batch")] = None,
+    event_type: Annotated[str | None, typer.Option("--type", help="Only of this type")] = None,
+    dry_run: DryRun = False,
+    why: Why = None,
+    who: Who = None,
     home: Home = None,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Deliver all events written since a moment again. Consumers drop repeats by id."""
+    """Deliver all events written since a moment again. Consumers drop repeats by id.
+
+    The first delivery of each stays noted.
+    """
     try:
-        moment = _moment(since)
+        moment = moment_of(since)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--since") from error
-    what = f"deliver the events since {moment:%Y-%m-%d %H:%M:%S} UTC again"
+    by = signed(who, why, required=False)
+    meant = queries.Events(moment, datetime.now(UTC), batch, event_type)
+    if dry_run:
+        with connection(settings_to_read(home)) as conn:
+            count = queries.count_delivered(conn, meant)
+        line = f"{count} events would be delivered again"
+    else:
+        count = _republish(meant, by, home, yes, as_json)
+        line = f"{count} events queued; the relay delivers them again within seconds"
+    result = {"republished": count, "since": moment.isoformat()}
+    print_result({**result, **({"dry_run": True} if dry_run else {})}, line, as_json)
+
+
+def _republish(meant: queries.Events, by: By, home: Path | None, yes: bool, as_json: bool) -> int:
+    from ops import acting
+
+    what = f"deliver the events since {meant.since:%Y-%m-%d %H:%M:%S} UTC again"
     settings, _ = confirm_change(home, what, POSTGRES, yes=yes, as_json=as_json)
     with connection(settings) as conn:
-        count = queries.republish(conn, moment, batch)
-    line = f"{count} events queued; the relay delivers them again within seconds"
-    print_result({"republished": count, "since": moment.isoformat()}, line, as_json)
-
-
-def _moment(text: str) -> datetime:
-    """Read a moment in UTC, or an age such as 2h. Raises ValueError."""
-    if text[-1:] in UNITS and text[:-1].replace(".", "", 1).isdigit():
-        try:
-            return datetime.now(UTC) - timedelta(**{UNITS[text[-1]]: float(text[:-1])})
-        except OverflowError as error:
-            raise ValueError(f"{text} is too long ago") from error
-    moment = datetime.fromisoformat(text)
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        row = conn.execute("SELECT now() AS now").fetchone()
+        meant = replace(meant, until=(row or {})["now"])  # by the clock that wrote the deliveries
+        total = queries.count_delivered(conn, meant)
+        return acting.republish(conn, meant, by, progress(total, "events queued"))

@@ -34,7 +34,7 @@ def demo(
     raise typer.Exit(0 if report.ok else 1)
 
 
-def torture(  # noqa: PLR0913, PLR0917 - an option each
+def torture(
     minutes: Annotated[float, typer.Option(min=0.1, help="How long to inject faults")] = 2,
     batches: Annotated[int, typer.Option(min=1, help="Send at most this many batches")] = 100_000,
     seed: Annotated[int, typer.Option(help="The same seed makes the same choices")] = 1,

@@ -534,7 +534,8 @@ def test_a_republished_event_was_tried(scene):
     scene.make_ready()
     scene.set("created_at = created_at - interval '1 minute'", "event_outbox")
 
-    queries.republish(scene.conn, datetime.now(UTC) - timedelta(hours=1), scene.batch_id)
+    an_hour_ago, now = datetime.now(UTC) - timedelta(hours=1), datetime.now(UTC)
+    queries.republish(scene.conn, queries.Events(an_hour_ago, now, scene.batch_id), 9)
 
     assert "to be delivered again" in first(scene).title
 

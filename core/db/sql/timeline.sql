@@ -1,5 +1,8 @@
 -- Lists what happened to a batch, in order, at most the newest 1000 lines. All submissions of a second
 -- are one line. One transaction has one time, so `rank` and `n` order what it did.
+WITH acted AS MATERIALIZED (
+    SELECT * FROM operator_actions WHERE batch_id = %(batch_id)s
+)
 SELECT at, what FROM (
     SELECT * FROM (
         SELECT min(received_at) AS at, 0 AS rank, 0 AS n,
@@ -22,6 +25,7 @@ SELECT at, what FROM (
         UNION ALL
         SELECT created_at, 3, 0, 'amended by els.amend_batch'
         FROM idempotency_keys WHERE batch_id = %(batch_id)s AND task = 'els.amend_batch'
+          AND created_at NOT IN (SELECT acted_at FROM acted WHERE action = 'amend')
         UNION ALL
         SELECT completed_at, 4, 0, 'every slot accounted for and sealed'
         FROM batch_essay_trackers WHERE batch_id = %(batch_id)s AND completed_at IS NOT NULL
@@ -31,15 +35,22 @@ SELECT at, what FROM (
         UNION ALL
         SELECT closed_at, 5, 0, status || ': ' || closed_reason
         FROM batch_essay_trackers WHERE batch_id = %(batch_id)s AND closed_at IS NOT NULL
+          AND closed_at NOT IN (SELECT acted_at FROM acted WHERE action = 'cancel')
         UNION ALL
         SELECT min(created_at), 6, min(sequence), 'event written: ' || type
                || CASE WHEN count(*) > 1 THEN ' × ' || count(*) ELSE '' END
         FROM event_outbox WHERE batch_id = %(batch_id)s
         GROUP BY type, date_trunc('second', created_at)
         UNION ALL
-        SELECT min(published_at), 7, min(sequence), 'event delivered: ' || type
+        SELECT min(first), 7, min(sequence), 'event delivered: ' || type
                || CASE WHEN count(*) > 1 THEN ' × ' || count(*) ELSE '' END
-        FROM event_outbox WHERE batch_id = %(batch_id)s AND published_at IS NOT NULL
+        FROM (SELECT *, coalesce(first_published_at, published_at) AS first FROM event_outbox) o
+        WHERE batch_id = %(batch_id)s AND first IS NOT NULL
+        GROUP BY type, date_trunc('second', first)
+        UNION ALL
+        SELECT min(published_at), 7, min(sequence), 'event delivered again: ' || type
+               || CASE WHEN count(*) > 1 THEN ' × ' || count(*) ELSE '' END
+        FROM event_outbox WHERE batch_id = %(batch_id)s AND published_at > first_published_at
         GROUP BY type, date_trunc('second', published_at)
         UNION ALL
         SELECT repaired_at, 8, id, 'mended by the sweep: ' || rule
@@ -50,9 +61,24 @@ SELECT at, what FROM (
         UNION ALL
         SELECT replayed_at, 10, id, 'dead letter ' || id || ' replayed'
         FROM dead_letters WHERE batch_id = %(batch_id)s AND replayed_at IS NOT NULL
+          AND replayed_at NOT IN (SELECT acted_at FROM acted WHERE action = 'replay')
         UNION ALL
         SELECT discarded_at, 10, id, 'dead letter ' || id || ' discarded'
         FROM dead_letters WHERE batch_id = %(batch_id)s AND discarded_at IS NOT NULL
+          AND discarded_at NOT IN (SELECT acted_at FROM acted WHERE action = 'discard')
+        UNION ALL
+        SELECT acted_at, 10, min(id), CASE action
+                   WHEN 'cancel' THEN 'cancelled' WHEN 'amend' THEN 'amended'
+                   WHEN 'reconcile' THEN 'reconciled'
+                   WHEN 'replay' THEN min(target) || ' replayed'
+                   WHEN 'discard' THEN min(target) || ' discarded'
+                   WHEN 'republish' THEN 'to be delivered again: '
+                        || sum(coalesce((changes ->> 'events')::int, 0)) || ' events'
+                   ELSE action END
+               || CASE WHEN action IN ('replay', 'discard') AND count(*) > 1
+                       THEN ' and ' || count(*) - 1 || ' more' ELSE '' END
+               || ' by ' || actor || coalesce(': ' || reason, '')
+        FROM acted GROUP BY acted_at, action, actor, reason
     ) happened
     ORDER BY at DESC, rank DESC, n DESC, what DESC LIMIT 1000
 ) newest

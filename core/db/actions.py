@@ -1,0 +1,88 @@
+"""What operators did: a row an action, with who, why, when and what changed."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from psycopg.rows import DictRow
+from psycopg.types.json import Jsonb
+
+from core.db.connection import Conn
+
+RETENTION = "retention"  # the actor of what the service purges by itself
+
+
+@dataclass(frozen=True)
+class Action:
+    """What somebody did to a target, such as `dead letter 7`; `batch_id` is whose timeline has it.
+
+    `changes` is JSON: a field with its old and new value, or what was counted.
+    """
+
+    actor: str
+    name: str
+    target: str
+    reason: str | None = None
+    batch_id: str | None = None
+    changes: dict[str, Any] = field(default_factory=dict)  # Any: JSON
+
+
+class By(NamedTuple):
+    """Who acts, and why."""
+
+    actor: str
+    reason: str | None = None
+
+    def action(
+        self,
+        name: str,
+        target: str,
+        batch_id: str | None = None,
+        **changes: Any,  # Any: JSON
+    ) -> Action:
+        return Action(self.actor, name, target, self.reason, batch_id, changes)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which actions are wanted; None: whatever they are."""
+
+    batch_id: str | None = None
+    actor: str | None = None
+    name: str | None = None
+    since: datetime | None = None
+
+
+def record(conn: Conn, *actions: Action) -> None:
+    """Write a row for each action; in the transaction of what it changes, where that is one."""
+    conn.execute(
+        "INSERT INTO operator_actions (actor, action, target, batch_id, reason, changes)"
+        " SELECT actor, name, target, batch_id, reason, changes FROM jsonb_to_recordset(%s)"
+        " AS acted (actor text, name text, target text, batch_id text, reason text, changes jsonb)",
+        [Jsonb([asdict(each) for each in actions])],
+    )
+
+
+def newest(conn: Conn, wanted: Wanted, limit: int) -> list[DictRow]:
+    """List actions, the newest first."""
+    return conn.execute(
+        "SELECT id, acted_at, actor, action, target, batch_id, reason, changes"
+        " FROM operator_actions"
+        " WHERE (%(batch_id)s::text IS NULL OR batch_id = %(batch_id)s)"
+        " AND (%(actor)s::text IS NULL OR actor = %(actor)s)"
+        " AND (%(name)s::text IS NULL OR action = %(name)s)"
+        " AND (%(since)s::timestamptz IS NULL OR acted_at >= %(since)s)"
+        " ORDER BY id DESC LIMIT %(limit)s",
+        {**vars(wanted), "limit": limit},
+    ).fetchall()
+
+
+def of_targets(conn: Conn, targets: Sequence[str]) -> dict[str, DictRow]:
+    """Read the last action on each of these targets."""
+    rows = conn.execute(
+        "SELECT DISTINCT ON (target) target, acted_at, actor, action, reason"
+        " FROM operator_actions WHERE target = ANY(%s) ORDER BY target, id DESC",
+        [list(targets)],
+    )
+    return {row["target"]: row for row in rows}

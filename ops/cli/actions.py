@@ -1,0 +1,54 @@
+"""`els actions`: what operators did, and why."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from core import db
+from core.db.actions import Wanted
+from ops.cli.options import AsJson, Home, Limit, connection, read_moment, settings_to_read
+from ops.output import age, out, print_json, print_line
+
+app = typer.Typer(help="What operators did, and why.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_actions(
+    batch: Annotated[str | None, typer.Option(help="Only on this batch")] = None,
+    who: Annotated[str | None, typer.Option("--by", help="Only by this operator")] = None,
+    action: Annotated[
+        str | None, typer.Option(help="Only of this kind: cancel, amend, replay, discard, …")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Only since a moment, or an age such as 2h")
+    ] = None,
+    limit: Limit = 100,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """List what operators did, the newest first: who, what, why, and what changed."""
+    wanted = Wanted(batch, who, action, read_moment(since, "--since"))
+    with connection(settings_to_read(home)) as conn:
+        rows = db.actions.newest(conn, wanted, limit)
+    if as_json:
+        print_json(rows)
+        return
+    for row in rows:
+        ago = age((datetime.now(UTC) - row["acted_at"]).total_seconds())
+        print_line(f"{row['id']}  {row['action']}  {row['target']}  {row['actor']}  {ago} ago")
+        changes = "; ".join(f"{name}: {_written(value)}" for name, value in row["changes"].items())
+        for line in filter(None, (row["reason"], changes)):
+            print_line(f"    {line}")
+    if not rows:
+        out.print("No operator has done anything.")
+
+
+def _written(value: object) -> str:
+    """Write what changed: an old and a new value, or a number."""
+    match value:
+        case [before, after]:
+            return f"{before} → {after}"
+        case dict():
+            return ", ".join(f"{name} {count}" for name, count in value.items()) or "none"
+    return str(value)
