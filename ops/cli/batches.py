@@ -47,7 +47,7 @@ def explain(
     client = connect(found.redis_url)
     slots = Slots(client)
     heartbeat = read_heartbeat(client, found.broker_url, settings.queues)
-    receivers = read_receivers(settings, found.broker_url)
+    receivers = read_receivers(settings, client, found.broker_url)
     with connection(settings) as conn:
         seen = with_own_probe(heartbeat, conn, slots)
         explanation = explain_batch(conn, slots, batch, seen, receivers)
