@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
-from redis import Redis
+from redis import Redis, RedisError
 
 from core.beats import NO_BEATS, Beats
 from core.installation import Installation
@@ -19,6 +19,8 @@ from core.signs import Sign, read_signs, write_sign
 WORKERS = "els:workers"  # sorted set: worker -> time of its last heartbeat, s
 IN_WORK = "els:in_work:{worker}"  # JSON: messages that it holds, when it began the oldest (or null)
 SWEPT = "els:swept_at"  # time of the last sweep, s
+ROUTES = "els:routes:{queue}"  # JSON: where the workers of a queue send events
+ROUTES_TTL_S = 24 * 3600  # after the last worker
 FRESH = timedelta(seconds=15)  # a worker sends a heartbeat every 2 s
 SWEEP_LATE = timedelta(seconds=60)  # the sweep runs every few seconds
 BEAT_GONE = timedelta(seconds=15)  # for the sweep, where no beat has shown itself for so long
@@ -104,6 +106,19 @@ def read_in_work(client: Redis, workers: Sequence[str]) -> tuple[int, float]:
     began = [began_at for _, began_at in notes if began_at is not None]
     oldest_s = max(0.0, server_time(client) - min(began)) if began else 0.0
     return sum(held for held, _ in notes), oldest_s
+
+
+def note_routes(client: Redis, queue: str, routes: str) -> None:
+    """Note where a worker sends events, for those who watch the queues of the receivers."""
+    client.set(ROUTES.format(queue=queue), routes, ex=ROUTES_TTL_S)
+
+
+def read_routes(client: Redis, queue: str) -> str | None:
+    """Read what a worker noted last; None: no worker has, or Redis does not answer."""
+    try:
+        return cast("str | None", client.get(ROUTES.format(queue=queue)))
+    except RedisError:
+        return None
 
 
 def note_sweep(client: Redis) -> None:

@@ -196,6 +196,21 @@ class Settings(BaseModel):
         """Return the consumers of an event type. By default an opt-in type has none."""
         return routes.routes_of(event_type, self.event_routes, self.events_queue)
 
+    def routing(self) -> str:
+        """Write where events go, for `routed_as`."""
+        return self.model_dump_json(include={"events_queue", "event_routes"})
+
+    def routed_as(self, routing: str | None) -> "Settings":
+        """Return these settings with the routes of a worker; unchanged where it noted none."""
+        if routing is None:
+            return self
+        noted = json.loads(routing)
+        led = {
+            event_type: [Route.model_construct(**route) for route in those]
+            for event_type, those in noted["event_routes"].items()
+        }
+        return self.model_copy(update={"events_queue": noted["events_queue"], "event_routes": led})
+
     def event_queues(self) -> dict[str, frozenset[str]]:
         """Return the queues that receivers consume, each with the event types that lead there."""
         led = [(route.queue, name) for name in EVENTS for route in self.routes(name)]

@@ -21,7 +21,7 @@ app.conf.broker_transport_options = {"visibility_timeout": 60}  # seconds, on Re
 
 
 @app.task(name="els.event")
-def receive(event):
+def receive(event, **_):
     while True:
         try:
             db = sqlite3.connect("receiver.sqlite")

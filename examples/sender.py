@@ -34,5 +34,6 @@ def sent(task, event):
 if __name__ == "__main__":
     with db:  # a service spools in the transaction of what the message is about
         db.execute("CREATE TABLE IF NOT EXISTS spool (line)")
-        db.executemany("INSERT INTO spool VALUES (?)", [[line] for line in sys.stdin])
+        lines = [[line] for line in filter(str.strip, sys.stdin) if json.loads(line)]
+        db.executemany("INSERT INTO spool VALUES (?)", lines)
     flush()

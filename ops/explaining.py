@@ -83,7 +83,7 @@ class Looking:
         signs = Asked(lambda: read_heartbeat(client, broker, queues, 0))
         writes = Asked(lambda: probe_redis(Slots(client)))
         waiting = Asked(lambda: count_waiting(broker, queues))
-        receivers = Asked(lambda: read_receivers(self.settings, broker))
+        receivers = Asked(lambda: read_receivers(self.settings, client, broker))
         postgres = Asked(lambda: db.connect_once(self.found.database_url, briefly=True))
         heartbeat, error = self._signs(signs)
         heartbeat = replace(heartbeat, waiting=self._waiting(waiting))

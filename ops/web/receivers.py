@@ -2,6 +2,7 @@
 
 import time
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from threading import Lock
@@ -10,6 +11,7 @@ import redis
 from kombu.exceptions import OperationalError
 
 from core import metrics
+from core.heartbeat import read_routes
 from core.receivers import EventQueue, Receivers
 from core.settings import Settings
 from ops.queues import brief_connection, event_queues
@@ -56,8 +58,8 @@ class EventQueues:
         self, settings: Settings, client: redis.Redis, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._settings, self._client, self._clock = settings, client, clock
-        self._types = settings.event_queues()
-        self._oldest = {queue: OldestEvent() for queue in self._types}
+        self._routed = settings
+        self._oldest: defaultdict[str, OldestEvent] = defaultdict(OldestEvent)
         self._looking = Lock()
         self._looked_at = -FRESH_S
         self._seen: list[EventQueue] | None = None
@@ -78,13 +80,14 @@ class EventQueues:
             queues = self.look()
         except OSError:
             queues = ()
-        return Receivers(queues, self._settings.events_to_nobody())
+        return Receivers(queues, self._routed.events_to_nobody())
 
     def _look(self) -> list[EventQueue] | None:
         url = self._settings.broker_url or self._settings.redis_url or ""
+        self._routed = self._settings.routed_as(read_routes(self._client, self._settings.queue))
         try:
             with brief_connection(url) as broker:
-                found = event_queues(broker, self._types)
+                found = event_queues(broker, self._routed.event_queues())
             return [self._with_age(queue) for queue in found]
         except UNANSWERED:
             return None

@@ -39,6 +39,7 @@ def send(worker: str) -> None:
         with suppress(redis.RedisError):
             heartbeat.note_worker(brief_redis(), worker)
             heartbeat.note_in_work(brief_redis(), worker, *_in_work())
+            heartbeat.note_routes(brief_redis(), settings.queue, settings.routing())
             _send_refusal(worker)
     _send_sign(worker)
 

@@ -250,3 +250,18 @@ def test_a_route_to_the_queue_of_another_setting_is_seen():
         Settings.from_env({"ELS_EVENT_ROUTES": routes, "ELS_QUEUE": "q"})
     with pytest.raises(BadSettings, match="ELS_EVENTS_QUEUE: the service itself consumes els"):
         Settings.from_env({"ELS_EVENTS_QUEUE": "els"})
+
+
+def test_whoever_watches_the_queues_follows_the_routes_of_the_workers():
+    workers = Settings.from_env(
+        {"ELS_EVENT_ROUTES": json.dumps({"*": CATCH_ALL, "BatchCancelled": []})}
+    )
+    other = Settings(events_queue="elsewhere", ops_port=7)
+
+    same = other.routed_as(workers.routing())
+
+    assert other.routed_as(None) == other
+    assert same.event_queues() == workers.event_queues()
+    assert same.events_to_nobody() == {"BatchCancelled"}
+    assert same.ops_port == 7
+    assert other.routed_as(Settings().routing()).event_queues() == Settings().event_queues()

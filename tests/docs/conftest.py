@@ -5,10 +5,13 @@ import re
 
 import pytest
 
+from core.catalogue import EVENTS, OPT_IN
+from core.routes import EVERY
 from core.settings import Settings
 from tests.docs import pages
 from tests.ops.conftest import Service
 
+ALL = EVENTS.keys() - OPT_IN  # the types that "*" stands for
 ROUTES = re.compile(r"ELS_EVENT_ROUTES='([^']*)'")
 
 
@@ -19,8 +22,9 @@ def routes():
         for block in pages.blocks(page):
             for given in ROUTES.findall(block.text):
                 for event_type, consumers in json.loads(given).items():
-                    known = asked.setdefault(event_type, [])
-                    known += [each for each in consumers if each not in known]
+                    for each_type in ALL if event_type == EVERY else [event_type]:
+                        known = asked.setdefault(each_type, [])
+                        known += [each for each in consumers if each not in known]
     for event_type, consumers in asked.items():
         consumers += [route.model_dump() for route in Settings().routes(event_type)]
     return asked

@@ -310,12 +310,14 @@ def test_every_kind_of_bad_input_comes_back_as_a_refusal(workers, shop, conn):
     good, bad = bad_messages()
 
     shop.send(*good, *(message[1:] for message in bad)).wait(60)
-    late = datetime.now(UTC) - timedelta(hours=1)
     event = make.content(make.new_batch())
-    workers.send("els.assign_content", event, expires=late)
     workers.send("els.assign_content", event, serializer="pickle")
+    codes = Counter([code for code, *_ in bad] + ["MALFORMED_MESSAGE"])
+    if not workers.on_rabbitmq:  # which drops an expired message: tests/rabbitmq/test_dropped.py
+        late = datetime.now(UTC) - timedelta(hours=1)
+        workers.send("els.assign_content", event, expires=late)
+        codes["EXPIRED"] = 1
 
-    codes = Counter([code for code, *_ in bad] + ["EXPIRED", "MALFORMED_MESSAGE"])
     until(lambda: len(shop.inbox()) >= codes.total(), 60, "every refusal is received")
     refused = [each["data"] for each in shop.inbox()]
     assert Counter(each["code"] for each in refused) == codes

@@ -6,7 +6,7 @@ import pytest
 from kombu import Consumer, Queue
 
 from core.explain import explain
-from core.heartbeat import Heartbeat
+from core.heartbeat import Heartbeat, read_routes
 from core.settings import Settings
 from core.slots import Slots
 from ops.queues import event_queues
@@ -16,12 +16,13 @@ from tests.live.conftest import until
 
 
 @pytest.fixture
-def routed(workers):
+def routed(workers, valkey):
     """The settings of workers whose events go to a queue that nobody consumes."""
     queue = f"{workers.queue}.nlp"
     routes = {"*": [{"task": "els.event", "queue": queue}]}
     workers.start(ELS_EVENT_ROUTES=json.dumps(routes))
-    yield Settings(queue=workers.queue, event_routes=routes)
+    until(lambda: read_routes(valkey, workers.queue), what="the worker has noted its routes")
+    yield Settings(queue=workers.queue).routed_as(read_routes(valkey, workers.queue))
     workers.stop()
     with workers.broker() as connection:
         Queue(queue).bind(connection.default_channel).delete()
@@ -44,7 +45,7 @@ def test_an_untaken_event_is_seen_and_explained(workers, routed, conn, valkey, e
     )
 
     def causes():
-        receivers = read_receivers(routed, workers.broker_url)
+        receivers = read_receivers(Settings(queue=workers.queue), valkey, workers.broker_url)
         told = explain(conn, Slots(valkey), batch, Heartbeat(["w"], None, 0), receivers)
         return [cause for cause in told.causes if cause.code == "event_not_taken"]
 
