@@ -4,8 +4,9 @@ SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
 DEPLOY := .venv-deploy
+DOCS := .venv-docs
 
-.PHONY: help env demo run quick test test-outages test-rabbitmq test-servers test-upgrade test-clients explain torture bench check check-deploy sbom audit lanes reference hooks lock clean
+.PHONY: help env demo run quick test test-outages test-rabbitmq test-servers test-upgrade test-clients explain torture bench check docs check-deploy sbom audit lanes reference hooks lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -80,6 +81,16 @@ reference: env ## write docs/reference and what the Python kit shares with the s
 	@$(BIN)/python -m ops.reference docs/reference
 	@$(BIN)/python -m ops.reference.python_kit
 
+docs: $(DOCS)/.ready ## build the pages into a site, site/docs/index.html; a warning is an error
+	@$(DOCS)/bin/sphinx-build -q -W --keep-going -b html -c docs -d $(DOCS)/pages . site
+	@echo "site/docs/index.html"
+
+$(DOCS)/.ready: requirements-docs.txt
+	@echo "== tools in $(DOCS) (once)"
+	@python3 -m venv --clear $(DOCS)
+	@$(DOCS)/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-docs.txt
+	@touch $@
+
 check-deploy: $(DEPLOY)/.ready ## check Dockerfile, compose file and Kubernetes objects
 	@sh scripts/check-deploy $(DEPLOY)
 
@@ -111,9 +122,10 @@ lock: ## resolve and pin the requirements files again (needs uv)
 	uv pip compile --universal --generate-hashes --python-version 3.11 -q pyproject.toml --extra tracing --group dev -o requirements-dev.txt
 	uv pip compile --universal --generate-hashes --python-version 3.11 -q pyproject.toml --extra tracing --group peers -c requirements.txt -o requirements-peers.txt
 	uv pip compile --universal --generate-hashes --python-version 3.11 -q --group deploy -c requirements-dev.txt -o requirements-deploy.txt
+	uv pip compile --universal --generate-hashes --python-version 3.11 -q --group docs -c requirements-dev.txt -o requirements-docs.txt
 
 clean: ## remove the environment and, if you say yes, the data of the embedded servers
-	rm -rf $(VENV) $(DEPLOY) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(DEPLOY) $(DOCS) site .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	@if [ -d .els ]; then \
 		printf 'Delete the database in .els too? [y/N] '; read -r answer || echo; \
 		case "$$answer" in [yY]*) rm -rf .els;; *) echo 'Kept .els.';; esac; \

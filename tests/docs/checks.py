@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import tomllib
+from contextlib import suppress
 
 import pytest
 import typer.main
@@ -14,13 +15,13 @@ import yaml
 
 from core.catalogue import TASKS
 from core.messages import parse
-from core.settings import PREFIX, Settings
+from core.settings import Settings
 from ops.cli.main import app
 from ops.reference.schemas import event_faults
 from tests.docs import pages
 from tests.docs.reader import commands
 
-ASSIGNMENT = re.compile(r"([A-Z][A-Z0-9_]*)=('[^']*'|\"[^\"]*\"|\S*)\s*(?:#.*)?")
+ASSIGNMENT = re.compile(r"[A-Z][A-Z0-9_]*=.*", re.DOTALL)
 DIAGRAMS = ("flowchart ", "stateDiagram-v2", "sequenceDiagram")
 COMMANDS = typer.main.get_command(app).commands
 MAKEFILE = (pages.ROOT / "Makefile").read_text()
@@ -52,21 +53,26 @@ def check(block):
 
 
 def check_settings(block):
-    given = {name: shlex.split(value) for name, value in ASSIGNMENT.findall(block.text)}
-    values = {name: value[0] if value else "" for name, value in given.items()}
-    files = {name for name in values if name.startswith("ELS_TLS_")}  # of another host
-    known = {PREFIX + name.upper() for name in Settings.model_fields}
-    assert {name for name in values if name.startswith(PREFIX)} <= known
-    Settings.from_env({name: value for name, value in values.items() if name not in files})
+    """Check settings together; where a page shows another value of one, those from there on."""
+    given: dict[str, str] = {}
+    for assignment in shlex.split(block.text, comments=True):
+        name, _, value = assignment.partition("=")
+        if name in given:
+            Settings.from_env(given)
+            given = {}
+        given[name] = "" if name.startswith("ELS_TLS_") else value  # files of another host
+    Settings.from_env(given)
 
 
 def check_shell(block):
     lines = commands(block.text)
     if block.language == "console":
         lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
-    subprocess.run(["sh", "-n"], input="\n".join(lines), text=True, check=True)
+    script = block.text if block.language == "sh" else "\n".join(lines)
+    subprocess.run(["sh", "-n"], input=script, text=True, check=True)
     for line in lines:
-        check_command(shlex.split(line, comments=True))
+        with suppress(ValueError):  # a part of a text between quotes
+            check_command(shlex.split(line.partition(" | ")[0], comments=True))
 
 
 def check_command(words):
@@ -111,5 +117,11 @@ def check_message(shown):
 
 
 def is_settings(block):
-    lines = block.text.splitlines()
-    return block.language in {"sh", "ini"} and all(map(ASSIGNMENT.fullmatch, lines))
+    """Tell whether a block only sets variables."""
+    if block.language not in {"sh", "ini"}:
+        return False
+    try:
+        words = shlex.split(block.text, comments=True)
+    except ValueError:
+        return False
+    return all(map(ASSIGNMENT.fullmatch, words))

@@ -27,6 +27,7 @@ ELSEWHERE = {
     ("docs/tasks.md", "rabbitmqctl set_policy"): "tests/tasks/test_amqp_setup.py compares it",
     ("docs/tls.md", "ELS_TLS_CA="): "tests/servers/test_tls.py has such settings, and the files",
     ("docs/upgrades.md", "the migration waits"): "tests/core/test_migrations.py has its words",
+    ("docs/tutorial/first-batch.md", "make env"): "it makes the environment of this test",
     ("durable_redis/README.md", "$ pip install"): "tests/durable_redis/test_wheel.py installs it",
     ("durable_redis/README.md", "$ python -m durable_redis.proof"): "it takes some minutes",
 }

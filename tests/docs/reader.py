@@ -8,7 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, chdir
 from pathlib import Path
 
 import psycopg
@@ -22,6 +22,7 @@ from tests.live.conftest import until
 
 SERVES = re.compile(r"^(?:celery -A \w+ worker|node \w+\.mjs serve)\b")  # in a terminal of its own
 STACK = re.compile(r"^(?:ELS_\w+='[^']*' )?(?:\.venv/bin/)?els run$", re.MULTILINE)
+LOOKS = re.compile(r"\bels (?:find|status|explain|dead-letters (?:list|show)|outbox list)\b")
 SAVED = re.compile(r"^(?:#|//) ([\w.-]+\.(?:py|mjs))\n")  # the first line names the file
 VARIES = [  # a pattern -> what stands for it where an output is compared
     (r"\x1b\[[0-9;]*m", ""),
@@ -45,7 +46,7 @@ def missing(shown: str, output: str) -> list[str]:
     lines = [same_for_all(line) for line in output.splitlines()]
     wanted = [same_for_all(line) for line in shown.splitlines() if line.strip(" …")]
     for each in wanted:
-        pattern = re.compile(".*".join(map(re.escape, each.split("…"))))
+        pattern = re.compile(".*".join(map(re.escape, re.split(" ?… ?", each))))
         found = next((n for n, line in enumerate(lines) if pattern.fullmatch(line)), None)
         if found is None:
             return [each]
@@ -88,8 +89,17 @@ class Reader:
     def __exit__(self, *error):
         self.undo.close()
 
-    def follow(self, block):
-        """Do what a block says. Raises AssertionError where that does not work."""
+    def follow(self, blocks):
+        """Do what each block says. Raises AssertionError where that does not work."""
+        for block, after in zip(blocks, [*blocks[1:], None], strict=True):
+            shown = after.text if after and after.language == "text" else ""
+            if block.language == "sh" and all(map(LOOKS.search, commands(block.text))):
+                self.look(block, shown)
+            else:
+                self.do(block)
+
+    def do(self, block):
+        """Do what one block says."""
         match block.language:
             case "sh" if STACK.search(block.text):
                 pass  # it runs: see conftest.py
@@ -121,6 +131,21 @@ class Reader:
         )
         self.output = ran.stdout + ran.stderr
         assert ran.returncode == 0, f"{block}: {self.output}"
+
+    def look(self, block, shown):
+        """Run commands that only look, as a person does: again, until they show the expected."""
+
+        def is_shown():
+            try:
+                self.run(block.text, block)
+            except AssertionError:
+                return False
+            return not missing(shown, self.output)
+
+        try:
+            until(is_shown, 20, f"{block} shows what the page says")
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {self.output}") from None
 
     @property
     def _state(self):
@@ -168,10 +193,11 @@ class Reader:
         *first, last = ast.parse(block.text).body
         if not isinstance(last, ast.Expr):
             first, last = [*first, last], None
-        exec(compile(ast.Module(first, []), str(block), "exec"), self.names)
-        if last:
-            value = eval(compile(ast.Expression(last.value), str(block), "eval"), self.names)
-            self.compare_value(block, value)
+        with chdir(self.folder):
+            exec(compile(ast.Module(first, []), str(block), "exec"), self.names)
+            if last:
+                value = eval(compile(ast.Expression(last.value), str(block), "eval"), self.names)
+                self.compare_value(block, value)
         self.output = "\n".join(printed)
 
     def compare_value(self, block, value):
@@ -185,8 +211,9 @@ class Reader:
         app = Celery("page", broker=env["broker_url"], backend=env["redis_url"])
         self.undo.callback(app.close)
         batch = make.new_batch()
-        submit = {"task": "els.register_batch", "event": make.registration(batch, 2)}
-        assert self.service.els("submit", "-", "--wait", stdin=json.dumps(submit)).returncode == 0
+        kwargs = {"event": make.registration(batch, 2)}
+        sent = app.send_task("els.register_batch", kwargs=kwargs, queue="els", ignore_result=False)
+        sent.get(timeout=30)
         return {
             "app": app,
             "broker_url": env["broker_url"],
@@ -205,8 +232,9 @@ class Reader:
 
     def compare(self, block):
         """Compare an output with what came before; wait for it where something serves."""
-        if self.serving is None:
-            assert missing(block.text, self.output) == [], f"{block}: it says {self.output}"
+        lacks = missing(block.text, self.output)
+        if self.serving is None or not lacks:
+            assert lacks == [], f"{block}: it says {self.output}"
             return
         out, self.serving = self.serving, None
 

@@ -38,8 +38,7 @@ def test_a_page_works_for_a_person_who_follows_it(page, service, tmp_path):
     (tmp_path / "event.json").write_text(json.dumps(EVENT_EXAMPLES["BatchEssaysReady"]))
 
     with Reader(tmp_path, service) as reader:
-        for block in to_run:
-            reader.follow(block)
+        reader.follow(to_run)
 
 
 def test_every_block_that_runs_elsewhere_is_there_and_names_a_file_that_is():
