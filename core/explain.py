@@ -2,33 +2,24 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from redis import RedisError
 
 from core import db
+from core.batch_causes import of_events, plain_causes, unknown, with_evidence
 from core.checks import CheckContext, Finding, Shared
 from core.db.connection import Conn
 from core.db.sweep import Unmended
 from core.heartbeat import Heartbeat
+from core.notes import notes
 from core.receivers import NO_RECEIVERS, Receivers, receiver_causes
 from core.rules import CAUSES, RULES, Cause, Rule
 from core.service_causes import service_causes
 from core.slots import Slots
-from core.states import OPEN, BatchStatus, OnDeadline
+from core.states import OPEN
 
-NEAR = timedelta(minutes=10)  # a deadline this near is worth a word
-ENDINGS = {
-    OnDeadline.FAIL: "is timed out",
-    OnDeadline.PROCEED: "proceeds with what is there",
-}
-BY_STATUS = {
-    BatchStatus.AWAITING_STUDENT_VALIDATION: "waiting_for_students",
-    BatchStatus.CONTENT_INGESTION_FAILED: "all_slots_failed",
-    BatchStatus.TIMED_OUT: "timed_out",
-    BatchStatus.CANCELLED: "cancelled",
-}
 Row = Mapping[str, Any]  # Any: a database row
 
 
@@ -43,6 +34,7 @@ class Explanation:
     sides: dict[str, Row] = field(default_factory=dict)
     disagreements: list[str] = field(default_factory=list)
     unanswered: list[str] = field(default_factory=list)  # servers that did not answer in time
+    notes: list[str] = field(default_factory=list)  # what holds nothing up
 
 
 def explain(
@@ -56,15 +48,19 @@ def explain(
     facts = db.batches.facts(conn, batch_id)
     redis_side = _redis_side(slots, batch_id)
     broken = list(_rules_broken(conn, slots, batch_id, redis_side))
-    plain = list(_plain_causes(batch_id, facts, redis_side))
+    if not facts:  # slots of a batch that is gone say nothing of Redis
+        broken = [cause for cause in broken if cause.code != "slot_drift"]
+    plain = list(plain_causes(conn, batch_id, facts, redis_side)) if facts else []
     if not facts and not any(cause.code == "pending_not_registered" for cause in broken):
-        plain.append(CAUSES["unknown_batch"].fill())
+        plain.append(unknown(conn, batch_id))
     waits = broken or not facts or facts["status"] in OPEN
     holder = db.sweep.holder(conn) if heartbeat.beat_silent else None
     locks = db.locks.locks(conn, batch_id) if waits else []
     outages = list(service_causes(redis_side, heartbeat, holder, locks)) if waits else []
     if not broken and not plain and facts["status"] in OPEN:
         plain.append(CAUSES["being_sealed"].fill(facts["full_at"], batch=batch_id))
+    if facts:
+        plain += of_events(conn, batch_id, facts, {cause.code for cause in [*broken, *plain]})
     # An outage keeps every batch waiting, so it comes first; but after a flush of Redis no
     # heartbeat is there, although everything may run.
     flushed = heartbeat.silent and "error" not in redis_side
@@ -77,6 +73,7 @@ def explain(
         [(row["at"], row["what"]) for row in db.batches.timeline(conn, batch_id)],
         {"postgres": facts, "redis": redis_side},
         list(_disagreements(facts, redis_side)),
+        notes=list(notes(conn, batch_id, facts)),
     )
 
 
@@ -87,7 +84,8 @@ def _rules_broken(conn: Conn, slots: Slots, batch_id: str, redis_side: Row) -> I
         if "error" in redis_side and rule.code == "slot_drift":
             continue  # it would wait for Redis once more
         for finding in rule.find(context) or []:
-            yield _broken(rule, finding, unmended.get((batch_id, rule.code)))
+            cause = _broken(rule, finding, unmended.get((batch_id, rule.code)))
+            yield with_evidence(conn, cause, batch_id)
 
 
 def _broken(rule: Rule, finding: Finding, failed: Unmended | None) -> Cause:
@@ -116,29 +114,6 @@ def _redis_side(slots: Slots, batch_id: str) -> Row:
         }
     except RedisError as error:
         return {"error": str(error)}
-
-
-def _plain_causes(batch_id: str, facts: Row, redis_side: Row) -> Iterator[Cause]:
-    """Name what the batch itself waits for, or how it ended."""
-    if not facts:
-        return
-    status, left = BatchStatus(facts["status"]), facts["time_left"]
-    words = {
-        "batch": batch_id,
-        "open": facts["open"],
-        "slots": facts["slots"],
-        "deadline": f"{facts['deadline_at']:%Y-%m-%d %H:%M:%S} UTC",
-        "ending": ENDINGS[OnDeadline(facts["on_deadline"])],
-    }
-    if status in OPEN and left is not None and timedelta(0) < left < NEAR:
-        yield CAUSES["deadline_near"].fill(**words)
-    if status is BatchStatus.AWAITING_CONTENT_VALIDATION and facts["open"]:
-        if set(facts["open_ids"]) & set(redis_side.get("recent_claims", ())):
-            yield CAUSES["claims_in_flight"].fill(**words)
-        since = facts["last_arrival_at"] or facts["registered_at"]
-        yield CAUSES["waiting_for_contents"].fill(since, **words)
-    elif status in BY_STATUS:
-        yield CAUSES[BY_STATUS[status]].fill(facts["closed_at"] or facts["completed_at"], **words)
 
 
 def _disagreements(facts: Row, redis_side: Row) -> Iterator[str]:

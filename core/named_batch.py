@@ -96,8 +96,7 @@ def _inside(text: str) -> tuple[Sequence[object], list[str]]:
         return [json.loads(text)], []
     except (ValueError, RecursionError):
         shown = text[:LARGEST]
-        packed = PACKED.findall(shown)[:MOST_PACKED]
-        return [each for each in packed if each != text], WRITTEN.findall(shown)
+        return PACKED.findall(shown)[:MOST_PACKED], WRITTEN.findall(shown)
 
 
 def _decoded(text: str) -> bytes:

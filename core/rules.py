@@ -26,7 +26,7 @@ class Cause:
     title: str
     reason: str
     by_itself: str
-    command: str = "els status {batch}"
+    command: str
     since: datetime | None = None
 
     def fill(
@@ -117,7 +117,7 @@ RULES = [
     Rule(
         code="full_not_announced",
         title="All slots are accounted for, but the batch was not announced",
-        reason="the completion chord is under way, or a worker died before its callback ran",
+        reason="its seal is under way, or the worker that sealed it died before it announced it",
         by_itself="the sweep seals and announces it within seconds",
         check=checks.by_query("full_not_announced"),
         repair=repairs.announce,
@@ -187,9 +187,10 @@ PLAIN = [
     Cause(
         "unknown_batch",
         "Nobody has registered this batch, and no content waits for it",
-        "the id is mistyped, or its messages did not arrive or could not be carried out",
+        "nothing here has this id or a similar one, and no dead letter may be of this batch: the id"
+        " is mistyped, or its messages never arrived",
         "nothing",
-        "els dead-letters list --task els.register_batch",
+        "els find {batch}",
     ),
     Cause(
         "postgres_unreachable",
@@ -326,51 +327,73 @@ PLAIN = [
     ),
     Cause(
         "claims_in_flight",
-        "Slots are claimed, but their contents are not committed",
-        "a worker is committing them now, or it died and the broker delivers its message again",
-        "the message is redelivered within the visibility timeout; the claim ends after 3 minutes",
+        "Contents of the batch are in work ({held} slots are held for them)",
+        "a worker writes them at this moment, or it died and the broker delivers them again",
+        "the broker delivers them within ELS_VISIBILITY_TIMEOUT; the slots are free in 3 minutes",
+        "els health worker",
     ),
     Cause(
         "deadline_near",
         "The deadline is near",
         "contents, or students, are still missing",
-        "at {deadline} the batch {ending}",
+        "{ending}",
+        "els find {batch}",
     ),
     Cause(
         "being_sealed",
         "Every slot is accounted for, and the batch is being sealed at this moment",
         "its last content has just come",
         "it is announced within seconds",
+        "els reconcile {batch}",
     ),
     Cause(
         "waiting_for_contents",
         "The batch waits for contents ({open} of {slots} slots are open)",
-        "the file service has not announced a text for every slot",
-        "the next content continues it; at {deadline} it {ending}",
+        "{lacking}",
+        "the next content continues it; {ending}",
+        "els find {batch}",
     ),
     Cause(
         "waiting_for_students",
         "The batch waits for the confirmation of its students",
-        "els.confirm_students has not come",
-        "that message continues it; at {deadline} it {ending}",
+        "els.confirm_students has not been carried out for class {class_id}",
+        "that message continues it; {ending}",
+        "els find {batch}",
     ),
     Cause(
         "all_slots_failed",
         "Every file of the batch was rejected",
-        "no essay is left to be ready",
+        "no essay is left to be ready ({rejections})",
         "nothing: this is its last state",
+        "els find {batch}",
     ),
     Cause(
         "timed_out",
         "The batch was timed out at its deadline",
-        "on_deadline is `fail`, and not everything had come",
+        "{lacked} when the deadline passed at {deadline}, and on_deadline does not let it proceed",
         "nothing: this is its last state",
+        "els find {batch}",
     ),
     Cause(
         "cancelled",
         "The batch was cancelled",
-        "els.cancel_batch was sent",
+        "els.cancel_batch was sent: {reason}",
         "nothing: this is its last state",
+        "els find {batch}",
+    ),
+    Cause(
+        "event_deleted",
+        "The outbox lacks {gone} of the batch (number {numbers} of {written})",
+        "somebody deleted it by hand, so nobody can tell whether it was delivered",
+        "nothing: ask the consumers whether they have it",
+        "els find {batch}",
+    ),
+    Cause(
+        "event_under_way",
+        "The outbox holds {waiting} of the batch that {have} not been delivered yet",
+        "written a moment ago",
+        "the relay sends what waits within seconds",
+        "els outbox list",
     ),
 ]
 CAUSES = {cause.code: cause for cause in [*RULES, *PLAIN]}

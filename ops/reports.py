@@ -30,6 +30,10 @@ def show_explanation(explanation: Explanation) -> None:
         print_line(f"  Not read, as it did not answer in time: {names}\n")
     if not explanation.causes:
         out.print("  Nothing is missing.\n")
+    for note in explanation.notes:
+        print_line(f"  Also: {note}")
+    if explanation.notes:
+        out.print()
     if explanation.timeline:
         out.print("Timeline", style="bold")
         for at, what in explanation.timeline:

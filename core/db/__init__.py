@@ -7,6 +7,7 @@ The long statements stand in `sql/`.
 from core.db import (
     actions,
     batches,
+    clues,
     completion,
     dead_letters,
     idempotency,
@@ -22,6 +23,7 @@ __all__ = [
     "Row",
     "actions",
     "batches",
+    "clues",
     "completion",
     "connect",
     "connect_once",

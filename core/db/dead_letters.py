@@ -59,6 +59,18 @@ def needed(conn: Conn, batch_id: str, limit: int) -> list[DictRow]:
     return conn.execute(query, {"batch": batch_id, "limit": limit}).fetchall()
 
 
+def left(conn: Conn, batch_id: str, limit: int) -> list[DictRow]:
+    """List the letters that wait although their batch no longer needs them."""
+    return conn.execute(
+        among_needed(
+            "SELECT id, task, code FROM dead_letters WHERE batch_id = %(batch)s"
+            " AND replayed_at IS NULL AND discarded_at IS NULL"
+            " AND id NOT IN (SELECT id FROM needed) ORDER BY id LIMIT %(limit)s"
+        ),
+        {"batch": batch_id, "limit": limit},
+    ).fetchall()
+
+
 def _ids_of(letter: DeadLetter) -> Row:
     """Return the well-formed ids of the message."""
     try:

@@ -44,6 +44,17 @@ def missing_events(conn: Conn, batches: Sequence[str]) -> list[DictRow]:
     ).fetchall()
 
 
+def missing_numbers(conn: Conn, batch_id: str, limit: int) -> list[int]:
+    """List the first numbers of a batch's events that the outbox no longer has."""
+    rows = conn.execute(
+        "SELECT n FROM batch_essay_trackers t, generate_series(1, t.event_sequence) n"
+        " WHERE t.batch_id = %(batch_id)s AND NOT EXISTS (SELECT FROM event_outbox o"
+        " WHERE o.batch_id = %(batch_id)s AND o.sequence = n) ORDER BY n LIMIT %(limit)s",
+        {"batch_id": batch_id, "limit": limit},
+    )
+    return [row["n"] for row in rows]
+
+
 def post_slot_events(conn: Conn, batch_id: str) -> None:
     """Post `EssaySlotAssigned` for every content of a batch."""
     essays = slots.essays_in(conn, batch_id, EssayStatus.READY_FOR_PROCESSING)

@@ -1,0 +1,262 @@
+"""What may have become of the messages of a batch: letters, similar ids, tombstones, other kinds.
+
+Each clue is a fact, and the command that follows it up. The most certain one comes first.
+"""
+
+import json
+import shlex
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from core.db import clues as seen
+from core.db.connection import Conn
+from core.db.locks import UNREADABLE
+from core.db.moments import EARLIEST
+from core.lookalikes import alike, variants
+from core.named_batch import batch_ids
+from core.rules import Cause
+
+SHOWN = 3  # of a list
+EARLY = timedelta(days=1)  # a message may come so long before the registration of its batch
+OF_CONTENTS = {"els.assign_content", "els.assign_contents", "els.reject_content"}
+OF_BATCHES = {"els.register_batch", "els.cancel_batch", "els.amend_batch"}
+OF_STUDENTS = {"els.confirm_students"}
+Row = Mapping[str, Any]  # Any: a database row
+
+
+@dataclass(frozen=True)
+class Clue:
+    """A fact in words; `title` replaces that of the cause, `command` its step."""
+
+    text: str
+    command: str | None = None
+    title: str | None = None
+    since: datetime | None = None
+
+
+def with_clues(cause: Cause, clues: Sequence[Clue], *, keep: bool = False) -> Cause:
+    """Let clues take the place of a reason, or follow it (`keep`).
+
+    The first clue with a title, a command or a moment gives it to the cause.
+    """
+    if not clues:
+        return cause
+    titles = [clue.title for clue in clues if clue.title]
+    commands = [clue.command for clue in clues if clue.command]
+    times = [clue.since for clue in clues if clue.since]
+    return replace(
+        cause,
+        title=next(iter(titles), cause.title),
+        reason="; ".join([cause.reason] * keep + [clue.text for clue in clues]),
+        command=next(iter(commands), cause.command),
+        since=cause.since or next(iter(times), None),
+    )
+
+
+def of_unknown(conn: Conn, batch_id: str) -> list[Clue]:
+    """Look for an id that no row has as the id of a batch."""
+    ids = variants(batch_id)
+    return _collect(
+        conn,
+        lambda: _tombstone(conn, batch_id, ids),
+        lambda: _executed(conn, batch_id),
+        lambda: _registered(conn, batch_id, ids),
+        lambda: _pending(conn, batch_id),
+        lambda: _letters(conn, batch_id, skip=set()),
+        lambda: _other_kind(conn, batch_id),
+    )
+
+
+def of_unregistered(conn: Conn, batch_id: str) -> list[Clue]:
+    """Look for the registration of a batch for which contents wait."""
+    ids = variants(batch_id)
+    return _collect(
+        conn,
+        lambda: _tombstone(conn, batch_id, ids),
+        lambda: _executed(conn, batch_id),
+        lambda: _registered(conn, batch_id, ids),
+        lambda: _letters(conn, batch_id, skip=OF_CONTENTS | OF_STUDENTS),
+    )
+
+
+def of_missing_contents(conn: Conn, batch_id: str, registered_at: datetime) -> list[Clue]:
+    """Look for the contents of a registered batch that have no slot."""
+    skip, since = OF_BATCHES | OF_STUDENTS, _early(registered_at)
+    return _collect(
+        conn,
+        lambda: _pending(conn, batch_id),
+        lambda: _excess(conn, batch_id),
+        lambda: _letters(conn, batch_id, skip=skip, since=since),
+    )
+
+
+def of_missing_students(conn: Conn, batch_id: str, registered_at: datetime) -> list[Clue]:
+    """Look for the confirmation of the students of a batch."""
+    skip, since = OF_BATCHES | OF_CONTENTS, _early(registered_at)
+    return _collect(conn, lambda: _letters(conn, batch_id, skip=skip, since=since))
+
+
+def _early(registered_at: datetime) -> datetime:
+    """Return the moment from which on a message may be of this batch."""
+    return registered_at - EARLY if registered_at - EARLIEST > EARLY else EARLIEST
+
+
+def _collect(conn: Conn, *looks: Callable[[], Iterable[Clue]]) -> list[Clue]:
+    """Look everywhere; go on where a table is locked, is too slow, or may not be read."""
+    found: list[Clue] = []
+    for look in looks:
+        with suppress(*UNREADABLE), conn.transaction():
+            found += look()
+    return found
+
+
+def _tombstone(conn: Conn, batch_id: str, ids: Sequence[str]) -> Iterator[Clue]:
+    if stone := seen.tombstone(conn, batch_id):
+        yield Clue(
+            f"it ended as {stone.status} at {utc(stone.ended_at)}; {stone.purged_by} deleted it"
+            f" at {utc(stone.purged_at)} with all that belonged to it",
+            title=f"The batch was purged at {utc(stone.purged_at)}",
+            command=f"els find {shlex.quote(batch_id)}",
+            since=stone.purged_at,
+        )
+        return
+    for other, how in _first(alike(batch_id, seen.purged_like(conn, batch_id, ids))):
+        text = f"{other}, which is this id {how}, was registered once and is purged"
+        yield Clue(text, f"els explain {other}")
+
+
+def _executed(conn: Conn, batch_id: str) -> Iterator[Clue]:
+    """Tell of a batch of which only the outcomes of its messages are left."""
+    done = seen.executed(conn, batch_id)
+    registered = [each for each in done if each["outcome"] == "registered"]
+    if not registered:
+        return
+    yield Clue(
+        f"els.register_batch was executed at {utc(registered[0]['since'])}, so somebody deleted its"
+        " rows by hand, or restored a backup without them: restore them, or register it again under"
+        " a new event_id",
+        "els submit FILE",
+        "The batch was registered, but its rows are gone",
+        registered[0]["since"],
+    )
+
+
+def _registered(conn: Conn, batch_id: str, ids: Sequence[str]) -> Iterator[Clue]:
+    found = alike(batch_id, seen.registered_like(conn, batch_id, ids))
+    for other, how in _first(found):
+        yield Clue(f"{other} is registered, which is this id {how}", f"els explain {other}")
+    yield from _more(found, "registered ids are nearly the same")
+
+
+def _pending(conn: Conn, batch_id: str) -> Iterator[Clue]:
+    pending = {row["batch_id"]: row for row in seen.pending_batches(conn)}
+    found = alike(batch_id, pending)
+    for other, how in _first(found):
+        row = pending[other]
+        waiting = number(row["contents"], "content waits", "contents wait")
+        text = f"{waiting} for {other}, which is this id {how}, and nobody has registered it"
+        yield Clue(text, f"els explain {other}")
+    yield from _more(found, "ids with pending contents are nearly the same")
+
+
+def _excess(conn: Conn, batch_id: str) -> Iterator[Clue]:
+    like = alike(batch_id, seen.registered_like(conn, batch_id, variants(batch_id)))
+    for row in seen.with_excess(conn, list(like))[:SHOWN] if like else ():
+        other = row["batch_id"]
+        came = number(row["contents"], "content", "contents")
+        text = f"{came} found no slot in {other}, which is this id {like[other]}"
+        yield Clue(text, f"els find {other}")
+
+
+def _letters(
+    conn: Conn, batch_id: str, *, skip: Collection[str], since: datetime | None = None
+) -> Iterator[Clue]:
+    """Tell of letters that name this batch in their body, a look-alike, or no batch at all."""
+    naming: list[Row] = []
+    nameless: list[Row] = []
+    near: list[tuple[Row, str]] = []
+    for letter in seen.waiting_letters(conn):
+        if letter["task"] in skip or (since and letter["parked_at"] < since):
+            continue
+        ids = [letter["batch_id"]] if letter["batch_id"] else _named_in(letter)
+        if letter["batch_id"] == batch_id:
+            continue  # the rule of dead letters tells of it
+        if batch_id in {each.strip() for each in ids}:
+            naming.append(letter)
+        elif like := alike(batch_id, ids):
+            other, how = next(iter(like.items()))
+            near.append((letter, f"{other}, which is this id {how}"))
+        elif not ids:
+            nameless.append(letter)
+    if naming:
+        yield Clue(f"{_each(naming)} names this batch in its body", _show(naming))
+    for row, named in near[:SHOWN]:
+        yield Clue(f"{_each([row])} names {named}", _show([row]))
+    if nameless:
+        count = number(len(nameless), "dead letter names", "dead letters name")
+        yield Clue(f"{count} no batch: {_listed(nameless)}", _show(nameless))
+
+
+def _named_in(letter: Row) -> list[str]:
+    try:
+        return batch_ids(json.loads(letter["body"] or "null"))
+    except (ValueError, RecursionError):
+        return []
+
+
+def _other_kind(conn: Conn, given: str) -> Iterator[Clue]:
+    kinds: dict[str, list[str]] = {}
+    for found in seen.other_kinds(conn, given):
+        batches = kinds.setdefault(found.kind, [])
+        if found.batch_id and found.batch_id not in batches:
+            batches.append(found.batch_id)
+    for kind, batches in kinds.items():
+        listed = f", of {_names(batches)}" if batches else ""
+        find = f"els find {shlex.quote(given.strip())}"
+        yield Clue(
+            f"it is {kind}{listed} (`{find}` lists all that has this id)",
+            f"els explain {batches[0]}" if len(batches) == 1 else find,
+            f"This is {kind}, not the id of a batch",
+        )
+
+
+def _first(found: Mapping[str, str]) -> Iterable[tuple[str, str]]:
+    return list(found.items())[:SHOWN]
+
+
+def _more(found: Mapping[str, str], what: str) -> Iterator[Clue]:
+    if len(found) > SHOWN:
+        yield Clue(f"{len(found) - SHOWN} more {what}")
+
+
+def _each(letters: Sequence[Row]) -> str:
+    word = "dead letter" if len(letters) == 1 else "each of the dead letters"
+    return f"{word} {_listed(letters)}"
+
+
+def _listed(letters: Sequence[Row]) -> str:
+    shown = [f"{row['id']} ({row['task']}, {row['code']})" for row in letters[-SHOWN:]]
+    more = f" and {len(letters) - SHOWN} more" if len(letters) > SHOWN else ""
+    return ", ".join(shown) + more
+
+
+def _show(letters: Sequence[Row]) -> str:
+    one = len(letters) == 1
+    return f"els dead-letters show {letters[0]['id']}" if one else "els dead-letters list"
+
+
+def _names(batches: Sequence[str]) -> str:
+    more = " and others" if len(batches) > SHOWN else ""
+    return ", ".join(batches[:SHOWN]) + more
+
+
+def number(count: int, one: str, more: str) -> str:
+    """Write a number with its word: `1 content`, `3 contents`."""
+    return f"{count} {one if count == 1 else more}"
+
+
+def utc(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC"

@@ -1,0 +1,191 @@
+"""What is known of an id that is nearly the id of a batch, or of something else.
+
+For people who ask about one id. Each statement reads by an index, or at most so many rows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from psycopg.errors import QueryCanceled
+from psycopg.rows import DictRow
+
+from core.db.connection import Conn, sql
+from core.lookalikes import LEAST_PART, fold
+
+NEWEST = 100_000  # batches whose ids are compared one by one
+LETTERS = 2_000  # newest dead letters that wait
+BODIES = 200  # of these, bodies that are read, because the letter names no batch
+LARGEST_BODY = 256 * 1024  # bytes, as Postgres keeps it
+PENDING = 10_000  # newest contents that wait for a registration
+FEW = 20  # ids of each kind
+SCAN_S = 1.0  # for whole tables
+SIMILAR_IDS = sql("similar_ids")
+OTHER_KINDS = sql("other_kinds")
+OTHER_KINDS_IN_ESSAYS = sql("other_kinds_in_essays")
+
+
+@dataclass(frozen=True)
+class Tombstone:
+    """What is left of a purged batch."""
+
+    status: str
+    registered_at: datetime
+    ended_at: datetime
+    purged_at: datetime
+    purged_by: str
+
+
+@dataclass(frozen=True)
+class OtherKind:
+    """What an id is instead of a batch's, and the batch that it belongs to, if there is one."""
+
+    kind: str
+    batch_id: str | None
+
+
+def tombstone(conn: Conn, batch_id: str) -> Tombstone | None:
+    """Find what is left of a purged batch; also on the schema of a release without such rows."""
+    if not _has_tombstones(conn):
+        return None
+    row = conn.execute(
+        "SELECT status, registered_at, ended_at, purged_at, purged_by FROM purged_batches"
+        " WHERE batch_id = %s",
+        [batch_id],
+    ).fetchone()
+    return Tombstone(**row) if row else None
+
+
+def purged_like(conn: Conn, given: str, ids: Sequence[str]) -> list[str]:
+    """Find purged batches: those among these ids, and those whose id may be like this one."""
+    if not _has_tombstones(conn):
+        return []
+    rows = conn.execute(
+        "(SELECT batch_id FROM purged_batches WHERE batch_id = ANY(%(ids)s) LIMIT %(few)s) UNION"
+        " (SELECT batch_id FROM (SELECT batch_id FROM purged_batches LIMIT %(newest)s) purged"
+        "  WHERE translate(lower(batch_id), 'oil-_', '011') = %(folded)s LIMIT %(few)s)",
+        {"ids": list(ids), "folded": fold(given), "newest": NEWEST, "few": FEW},
+    )
+    return [row["batch_id"] for row in rows]
+
+
+def _has_tombstones(conn: Conn) -> bool:
+    row = conn.execute("SELECT to_regclass('purged_batches') IS NOT NULL AS there").fetchone()
+    return bool(row and row["there"])
+
+
+def registered_like(conn: Conn, given: str, ids: Sequence[str]) -> list[str]:
+    """Find registered batches: those among these ids, and those whose id may be like this one.
+
+    Of the newest ones also those that differ in more than one character in which people mix up
+    ids, or that this is the end of.
+    """
+    bare = given.strip()
+    is_part = len(bare) >= LEAST_PART
+    rows = conn.execute(
+        SIMILAR_IDS,
+        {
+            "ids": list(ids),
+            "is_part": is_part,
+            "bare": bare,
+            "beyond": bare + "\U0010ffff",
+            "length": len(bare),
+            "folded": fold(given),
+            "newest": NEWEST,
+            "few": FEW,
+        },
+    )
+    return [row["batch_id"] for row in rows if row["batch_id"] != given]
+
+
+def pending_batches(conn: Conn) -> list[DictRow]:
+    """List the batches that contents wait for and nobody has registered: id, number, since."""
+    return conn.execute(
+        """
+        SELECT batch_id, count(*) AS contents, min(received_at) AS since FROM (
+            SELECT batch_id, received_at FROM batch_pending_content
+            ORDER BY received_at DESC LIMIT %s
+        ) newest
+        WHERE (SELECT true FROM batch_essay_trackers t WHERE t.batch_id = newest.batch_id) IS NULL
+        GROUP BY batch_id
+        """,
+        [PENDING],
+    ).fetchall()
+
+
+def with_excess(conn: Conn, batches: Sequence[str]) -> list[DictRow]:
+    """Count what found no slot in these batches: id, number, the newest's moment."""
+    return conn.execute(
+        "SELECT batch_id, count(*) AS contents, max(received_at) AS since FROM excess_content"
+        " WHERE batch_id = ANY(%s) GROUP BY batch_id",
+        [list(batches)],
+    ).fetchall()
+
+
+def waiting_letters(conn: Conn) -> list[DictRow]:
+    """List the newest dead letters that wait; with the body of those that name no batch.
+
+    `body` None: the letter has a batch, its body is large, or there are too many before it.
+    """
+    return conn.execute(
+        """
+        SELECT id, task, code, batch_id, parked_at,
+               CASE WHEN batch_id IS NULL AND nth <= %(bodies)s
+                    AND pg_column_size(body) <= %(largest)s THEN body::text END AS body
+        FROM (
+            SELECT *, count(*) FILTER (WHERE batch_id IS NULL) OVER (ORDER BY parked_at DESC, id)
+                AS nth
+            FROM (
+                SELECT * FROM dead_letters WHERE replayed_at IS NULL AND discarded_at IS NULL
+                ORDER BY parked_at DESC LIMIT %(letters)s
+            ) newest
+        ) numbered
+        ORDER BY id
+        """,
+        {"bodies": BODIES, "largest": LARGEST_BODY, "letters": LETTERS},
+    ).fetchall()
+
+
+def executed(conn: Conn, batch_id: str) -> list[DictRow]:
+    """Count the messages of a batch that were executed: task, outcome, number, first moment."""
+    return conn.execute(
+        "SELECT task, outcome ->> 'outcome' AS outcome, count(*) AS messages,"
+        " min(created_at) AS since FROM idempotency_keys WHERE batch_id = %s"
+        " GROUP BY 1, 2 ORDER BY since",
+        [batch_id],
+    ).fetchall()
+
+
+def other_kinds(conn: Conn, given: str) -> list[OtherKind]:
+    """Find what else has this id. Reads whole tables for at most `SCAN_S`, then gives up."""
+    bare = given.strip()
+    parameters = {"id": bare, "uuid": _uuid(bare), "number": _number(bare), "few": FEW}
+    found = [OtherKind(**row) for row in conn.execute(OTHER_KINDS, parameters)]
+    if found:
+        return found
+    try:
+        with conn.transaction():
+            before = conn.execute("SELECT current_setting('statement_timeout') AS t").fetchone()
+            _limit(conn, f"{int(SCAN_S * 1000)}ms")
+            rows = conn.execute(OTHER_KINDS_IN_ESSAYS, parameters).fetchall()
+            _limit(conn, (before or {})["t"])
+    except QueryCanceled:
+        return []
+    return [OtherKind(**row) for row in rows]
+
+
+def _limit(conn: Conn, limit: str) -> None:
+    conn.execute("SELECT set_config('statement_timeout', %s, true)", [limit])
+
+
+def _uuid(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
+
+
+def _number(text: str) -> int | None:
+    digits = text.removeprefix("#")
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 19 else None

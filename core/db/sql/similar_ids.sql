@@ -1,0 +1,14 @@
+-- Finds registered batches: those among some ids, those that begin with an id, and of the newest those
+-- that are the same without what people mix up (as `core.lookalikes.fold` does), or that end with it.
+(SELECT batch_id FROM batch_essay_trackers WHERE batch_id = ANY(%(ids)s) LIMIT %(few)s)
+UNION
+(SELECT batch_id FROM batch_essay_trackers
+ WHERE %(is_part)s AND batch_id >= %(bare)s AND batch_id < %(beyond)s LIMIT %(few)s)
+UNION
+(SELECT batch_id FROM (
+    SELECT batch_id FROM batch_essay_trackers
+    ORDER BY registered_at DESC, batch_id DESC LIMIT %(newest)s
+ ) newest
+ WHERE translate(lower(batch_id), 'oil-_', '011') = %(folded)s
+    OR %(is_part)s AND right(batch_id, %(length)s) = %(bare)s
+ LIMIT %(few)s)

@@ -1,0 +1,81 @@
+"""Ids that a person may have taken for each other: nearly the same, or a part of the other."""
+
+import re
+from collections.abc import Iterable
+from string import ascii_letters, digits
+
+CHARACTERS = f"{ascii_letters}{digits}-_"  # of an identifier
+LONGEST = 64
+LEAST_PART = 4  # characters of a part that says something
+ALIKE = str.maketrans("oil", "011")
+BLANKS, CASE = "without the blanks", "in another case"
+DASHES, LETTERS = "with other dashes, blanks or signs", "with letters or digits that look alike"
+ONE_EDIT, SWAPPED = "with one character changed", "with two characters swapped"
+NEAREST_FIRST = (BLANKS, CASE, DASHES, LETTERS, SWAPPED, ONE_EDIT)
+NOT_SAID = re.compile("[^a-z0-9]")
+
+
+def fold(given: str) -> str:
+    """Return an id without what people mix up: case, blanks, `-` and `_`, O and 0, l, I and 1."""
+    return NOT_SAID.sub("", given.lower()).translate(ALIKE)
+
+
+def variants(given: str) -> list[str]:
+    """List every id that differs from this one in one character, or in two that are swapped."""
+    given = given.strip()[: LONGEST + 1]
+    cuts = [(given[:n], given[n:]) for n in range(len(given) + 1)]
+    found = {given, *parts(given)}
+    found |= {a + b[1:] for a, b in cuts if b}
+    found |= {a + b[1] + b[0] + b[2:] for a, b in cuts if len(b) > 1}
+    found |= {a + each + b[1:] for a, b in cuts if b for each in CHARACTERS}
+    found |= {a + each + b for a, b in cuts for each in CHARACTERS}
+    return sorted(each for each in found if 0 < len(each) <= LONGEST)
+
+
+def parts(given: str) -> list[str]:
+    """List the identifiers in a text that is none, such as an address or a path."""
+    return re.findall(rf"[A-Za-z0-9_-]{{{LEAST_PART},{LONGEST}}}", given)[:10]
+
+
+def difference(given: str, other: str) -> str | None:
+    """Say what makes an id of the given one, after "this id"; None: they are not alike."""
+    bare = given.strip()
+    if bare == other:
+        return BLANKS if bare != given else None
+    return _mix_up(bare, other) or _one_edit(bare, other) or _part(bare, other)
+
+
+def alike(given: str, others: Iterable[str]) -> dict[str, str]:
+    """Choose the ids that are like the given one, the nearest first, each with its difference."""
+    found = {each: how for each in others if (how := difference(given, each))}
+    rank = {how: n for n, how in enumerate(NEAREST_FIRST)}
+    return dict(sorted(found.items(), key=lambda item: (rank.get(item[1], len(rank)), item[0])))
+
+
+def _mix_up(one: str, other: str) -> str | None:
+    if one.lower() == other.lower():
+        return CASE
+    if not fold(one) or fold(one) != fold(other):
+        return None
+    said, meant = (re.sub("[^a-z0-9]", "", each.lower()) for each in (one, other))
+    return DASHES if said == meant else LETTERS
+
+
+def _one_edit(one: str, other: str) -> str | None:
+    """Say which insertion, deletion, change or swap of neighbours makes one the other."""
+    if len(one) > len(other):
+        one, other = other, one
+    if len(other) - len(one) > 1 or len(one) < LEAST_PART:
+        return None
+    at = next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(one))
+    if len(one) < len(other):
+        return ONE_EDIT if one[at:] == other[at + 1 :] else None
+    if one[at : at + 2] == other[at : at + 2][::-1] and one[at + 2 :] == other[at + 2 :]:
+        return SWAPPED
+    return ONE_EDIT if one[at + 1 :] == other[at + 1 :] else None
+
+
+def _part(one: str, other: str) -> str | None:
+    if len(one) >= LEAST_PART and (other.startswith(one) or other.endswith(one)):
+        return "with more before or after it"
+    return "without what stands around it" if other in parts(one) else None

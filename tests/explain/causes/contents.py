@@ -1,0 +1,304 @@
+"""Contents that have not come, came elsewhere, or came in excess; files that were rejected."""
+
+from core import db
+from core.lifecycle import Lifecycle
+from core.slots import Slots
+from tests import factories as make
+from tests.explain.cause import cause
+from tests.explain.causes.shapes import ASSIGN, discarding, send_raw
+from tests.live.conftest import until
+
+WAITING = "waiting_for_contents"
+PENDING = "pending_not_registered"
+
+
+def reject(place, batch, file="file-1", code="EMPTY_CONTENT"):
+    event = make.rejection(batch, file, validation_error_code=code)
+    return place.tell("els.reject_content", event)
+
+
+def ended(place, batch, status):
+    """Wait until a batch has this status and its events have left."""
+    query = (
+        "SELECT status = %s AND NOT EXISTS (SELECT FROM event_outbox o WHERE"
+        " o.batch_id = t.batch_id AND published_at IS NULL) AS so"
+        " FROM batch_essay_trackers t WHERE batch_id = %s"
+    )
+    until(lambda: place.conn.execute(query, [status, batch]).fetchone()["so"], 60, status)
+    return batch
+
+
+@cause(
+    WAITING,
+    says=["no text has been carried out for 3 slots since the registration (0 of 3", "no dead"],
+    never=["file service has not announced"],
+    step="els find batch-",
+)
+def nothing_has_come(running):
+    yield running.register(3)
+
+
+@cause(WAITING, says=["carried out for 1 slot since the last arrival (2 of 3 are accounted for)"])
+def one_text_is_missing(running):
+    batch = running.register(3)
+    running.content(batch, "text-1")
+    reject(running, batch, "file-2")
+    yield batch
+
+
+@cause(WAITING, says=["for 5 slots since the last arrival (25 of 30"])
+def more_essays_are_expected_than_were_sent(running):
+    batch = running.register(30)
+    texts = [f"text-{n}" for n in range(25)]
+    running.tell("els.assign_contents", make.contents(batch, texts))
+    query = "SELECT count(*) AS n FROM essay_states WHERE batch_id = %s AND text_storage_id > ''"
+    until(lambda: running.conn.execute(query, [batch]).fetchone()["n"] == 25, 60, "they came")
+    yield batch
+
+
+@cause(WAITING, says=["(1 of 2 are accounted for)"])
+def the_same_text_came_twice(running):
+    batch = running.register(2)
+    running.content(batch, "text-1")
+    running.content(batch, "text-1")
+    yield batch
+
+
+@cause(WAITING, says=["contents wait for BATCH-", "which is this id in another case"])
+def its_contents_came_in_another_case(running):
+    batch = running.register()
+    running.content(batch.upper(), "text-1")
+    running.content(batch.upper(), "text-2")
+    yield batch
+
+
+@cause(WAITING, says=["1 content waits for", "which is this id with one character changed"])
+def its_content_came_with_a_character_wrong(running):
+    batch = running.register()
+    running.content(f"{batch}0")
+    yield batch
+
+
+@cause(WAITING, says=["1 content waits for", "which is this id with other dashes"])
+def its_content_came_with_another_dash(running):
+    batch = running.register()
+    running.content(batch.replace("-", "_"))
+    yield batch
+
+
+@cause(WAITING, says=["1 content found no slot in", "which is this id in another case"])
+def its_content_found_no_slot_in_a_similar_batch(running):
+    batch = running.register()
+    running.register(1, batch=batch.upper())
+    running.content(batch.upper(), "text-1")
+    running.content(batch.upper(), "text-2")
+    yield batch
+
+
+@cause(PENDING, says=["is registered, which is this id in another case"], step="els explain batch-")
+def they_wait_under_another_case(running):
+    batch = running.register()
+    running.content(batch.upper())
+    yield batch.upper()
+
+
+@cause(PENDING, says=["is registered, which is this id with one character changed"])
+def they_wait_with_a_character_lost(running):
+    batch = running.register()
+    running.content(batch[:-1])
+    yield batch[:-1]
+
+
+@cause(PENDING, says=["Contents wait for a batch that nobody has registered (1 waiting)", "since"])
+def it_is_not_registered_at_all(running):
+    batch = make.new_batch()
+    running.content(batch)
+    yield batch
+
+
+@cause(PENDING, says=["Contents wait for a batch that nobody has registered"])
+def only_a_rejected_file_came(running):
+    batch = make.new_batch()
+    reject(running, batch)
+    yield batch
+
+
+@cause(PENDING, says=["1 dead letter names no batch"], step="els dead-letters show")
+def they_wait_and_a_letter_names_no_batch(running):
+    batch = make.new_batch()
+    running.content(batch)
+    with discarding(running):
+        send_raw(running, "els.register_batch", kwargs={"event": {"essay_ids": ["essay-1"]}})
+        yield batch
+
+
+@cause("ready", nothing=True, says=["Also: 2 files came when every slot was taken: text-2, text-3"])
+def it_is_ready_and_more_texts_came(running):
+    batch = running.register(1)
+    for n in (1, 2, 3):
+        running.content(batch, f"text-{n}")
+    yield ended(running, batch, "ready_for_pipeline_execution")
+
+
+@cause("ready", nothing=True, says=["Also: file file-1 holds 2 slots", "(rejected)", "(text-1)"])
+def a_file_was_rejected_and_stored(running):
+    batch = running.register(2)
+    reject(running, batch, "file-1")
+    running.content(batch, "text-1", file_upload_id="file-1")
+    yield ended(running, batch, "ready_for_pipeline_execution")
+
+
+@cause("all_slots_failed", says=["Every file of the batch was rejected", "EMPTY_CONTENT"])
+def every_file_was_rejected(running):
+    batch = running.register(2)
+    reject(running, batch, "file-1")
+    reject(running, batch, "file-2", "CONTENT_TOO_LONG")
+    yield ended(running, batch, "content_ingestion_failed")
+
+
+@cause(
+    "all_slots_failed",
+    says=["No text came for any slot until the deadline", "deadline passed at"],
+    never=["Every file of the batch was rejected"],
+)
+def it_proceeded_without_anything(running):
+    batch = running.register(2, deadline_s=1, on_deadline="proceed")
+    yield ended(running, batch, "content_ingestion_failed")
+
+
+@cause(
+    "all_slots_failed",
+    says=["1 file was rejected, and nothing came for 2 slots until the deadline"],
+    never=["Every file of the batch was rejected"],
+)
+def one_was_rejected_and_it_proceeded(running):
+    batch = running.register(3, deadline_s=6, on_deadline="proceed")
+    reject(running, batch)
+    yield ended(running, batch, "content_ingestion_failed")
+
+
+@cause("timed_out", says=["no text had been carried out for 1 of 2 slots", "passed at"])
+def it_was_timed_out(running):
+    batch = running.register(2, deadline_s=6)
+    running.content(batch)
+    yield ended(running, batch, "timed_out")
+
+
+@cause("timed_out", says=["1 content waits for", "in another case"], step="els explain BATCH-")
+def it_was_timed_out_and_its_text_is_elsewhere(running):
+    batch = running.register(2, deadline_s=6)
+    running.content(batch.upper())
+    yield ended(running, batch, "timed_out")
+
+
+@cause("timed_out", says=["Also: 1 file came after the batch was timed out: text-late"])
+def a_text_came_after_the_deadline(running):
+    batch = ended(running, running.register(2, deadline_s=1), "timed_out")
+    running.content(batch, "text-late")
+    yield batch
+
+
+@cause("cancelled", says=["els.cancel_batch was sent: the wrong class"], step="els find")
+def it_was_cancelled(running):
+    batch = running.register()
+    running.tell("els.cancel_batch", make.cancellation(batch, "the wrong class"))
+    yield ended(running, batch, "cancelled")
+
+
+@cause("cancelled", says=["Also: 1 file came after the batch was cancelled: text-1"])
+def a_text_came_after_its_cancellation(running):
+    batch = running.register()
+    running.tell("els.cancel_batch", make.cancellation(batch))
+    running.content(batch)
+    yield ended(running, batch, "cancelled")
+
+
+@cause("deadline_near", among=2, says=["The deadline is near", "it is timed out"], step="els find")
+def its_deadline_is_near(running):
+    yield running.register(deadline_s=600)
+
+
+# --- students -------------------------------------------------------------------------------------
+
+
+def full(place, **fields):
+    batch = place.register(1, class_id="class 7b", **fields)
+    place.content(batch)
+    return ended(place, batch, "awaiting_student_validation")
+
+
+@cause(
+    "waiting_for_students", says=["has not been carried out for class class 7b"], step="els find"
+)
+def its_students_are_not_confirmed(running):
+    yield full(running)
+
+
+@cause("dead_letter_waiting", says=["(els.confirm_students, WRONG_BATCH_STATE)", "class 7b"])
+def they_were_confirmed_for_another_class(running):
+    batch = full(running)
+    (essay,) = make.essay_ids(1)
+    event = make.confirmation(batch, [make.association(essay)], class_id="class 8a")
+    running.tell("els.confirm_students", event)
+    yield batch
+
+
+@cause("dead_letter_waiting", says=["UNKNOWN_ESSAY", "has no essay essay-x"])
+def another_essay_was_confirmed(running):
+    batch = full(running)
+    event = make.confirmation(batch, [make.association("essay-x")], class_id="class 7b")
+    running.tell("els.confirm_students", event)
+    yield batch
+
+
+@cause("waiting_for_students", says=["1 dead letter names no batch"], step="els dead-letters show")
+def their_confirmation_names_no_batch(running):
+    batch = full(running)
+    with discarding(running):
+        send_raw(running, "els.confirm_students", kwargs={"event": {"class_id": "class 7b"}})
+        yield batch
+
+
+@cause("timed_out", says=["els.confirm_students had not come when the deadline passed at"])
+def they_were_not_confirmed_in_time(running):
+    yield ended(running, full(running, deadline_s=20), "timed_out")
+
+
+# --- events ---------------------------------------------------------------------------------------
+
+
+@cause("event_deleted", among=2, says=["The outbox lacks 1 event of the batch (number 1 of 1)"])
+def somebody_deleted_the_event_of_its_end(running):
+    batch = running.register()
+    running.tell("els.cancel_batch", make.cancellation(batch))
+    ended(running, batch, "cancelled")
+    running.conn.execute("DELETE FROM event_outbox WHERE batch_id = %s", [batch])
+    yield batch
+
+
+@cause(
+    "event_deleted", says=["The outbox lacks 1 event of the batch"], never=["Nothing is missing"]
+)
+def somebody_deleted_the_event_of_an_excess_text(running):
+    batch = running.register(1)
+    running.content(batch, "text-1")
+    running.content(batch, "text-2")
+    ended(running, batch, "ready_for_pipeline_execution")
+    running.conn.execute(
+        "DELETE FROM event_outbox WHERE batch_id = %s AND type = 'ExcessContentProvisioned'",
+        [batch],
+    )
+    yield batch
+
+
+@cause("event_missing", among=4, says=["BatchEssaysReady"], never=["Nothing is missing"])
+def somebody_deleted_its_readiness(place):
+    batch = place.insert_batch(1)
+    with db.connect(place.database_url) as pool:
+        lifecycle = Lifecycle(pool, Slots(place.valkey))
+        make.take(lifecycle, ASSIGN, make.content(batch))
+        lifecycle.complete(batch)
+    place.conn.execute(
+        "DELETE FROM event_outbox WHERE batch_id = %s AND type = 'BatchEssaysReady'", [batch]
+    )
+    yield batch
