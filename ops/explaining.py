@@ -124,7 +124,7 @@ class Looking:
     def _receivers(self, receivers: Asked[Receivers]) -> Receivers:
         try:
             return receivers.answer(self.began + SIGNS_S)
-        except TimeoutError:
+        except (redis.RedisError, TimeoutError):
             return NO_RECEIVERS
 
     def _outage(self, writes: Asked[Outage | None]) -> list[Outage]:
