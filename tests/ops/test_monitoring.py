@@ -45,8 +45,12 @@ def selectors(expression):
 def exported(service):
     """Every line of `/metrics` of the running service."""
     url = f"{service.env['ops_url']}/metrics"
-    until(lambda: fetch(url)[0] == 200, what="/metrics answers")
-    return fetch(url)[1]
+
+    def complete():
+        status, page = fetch(url)
+        return status == 200 and not re.search(r"^els_up{.*} 0", page, re.MULTILINE) and page
+
+    return until(complete, what="/metrics has every part")
 
 
 @pytest.mark.parametrize(("where", "query"), QUERIES, ids=[name for name, _ in QUERIES])
@@ -99,6 +103,7 @@ def test_every_alert_that_was_agreed_is_there():
         "ElsRegistrationFailing",
         "ElsQueueGrows",
         "ElsQueueOld",
+        "ElsEventsNotTaken",
         "ElsWorkerPaused",
         "ElsWritesRefused",
         "ElsNotReady",
