@@ -443,6 +443,8 @@ def bad_bodies(batch):
         None,
         "text",
         [good],
+        {**{key: value for key, value in good.items() if key != "batch_id"}, "batchId": batch},
+        {"batch": {"id": batch}},
     ]
     before = [Send(ASSIGN, body) for body in bad]
     return [*before, Send(REGISTER, registration(batch, 1)), *before, Send(ASSIGN, good)]

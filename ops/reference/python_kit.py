@@ -17,6 +17,7 @@ COPIED = (  # none of them needs a server, or a library but pydantic
     "events",
     "messages",
     "model",
+    "named_batch",
     "states",
     "tracker",
 )

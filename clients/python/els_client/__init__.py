@@ -1,6 +1,13 @@
 """Send to the Essay Lifecycle Service, receive from it once, and test against it."""
 
-from els_client.errors import BrokerAway, ELSError, InvalidEvent, SpoolFull, SpoolUnusable
+from els_client.errors import (
+    BrokerAway,
+    ELSError,
+    InvalidEvent,
+    SpoolFull,
+    SpoolUnusable,
+    TaskFailed,
+)
 from els_client.events import read_event, verify_manifest
 from els_client.ids import correlation_id, event_id
 from els_client.sender import Sender
@@ -16,6 +23,7 @@ __all__ = [
     "SpoolFull",
     "SpoolUnusable",
     "Spooled",
+    "TaskFailed",
     "Upstream",
     "correlation_id",
     "event_id",

@@ -2,7 +2,7 @@
 
 from els_client._service.errors import ELSError, InvalidEvent
 
-__all__ = ["BrokerAway", "ELSError", "InvalidEvent", "SpoolFull", "SpoolUnusable"]
+__all__ = ["BrokerAway", "ELSError", "InvalidEvent", "SpoolFull", "SpoolUnusable", "TaskFailed"]
 
 
 class BrokerAway(ELSError):
@@ -21,3 +21,9 @@ class SpoolUnusable(ELSError):
     """The spool cannot be read or written. The message is not sent."""
 
     code = "SPOOL_UNUSABLE"
+
+
+class TaskFailed(ELSError):
+    """The service met an error that it did not expect, and keeps the message as a dead letter."""
+
+    code = "INTERNAL_ERROR"

@@ -8,7 +8,6 @@ the microsecond, where the service needs some seconds; and nothing is slow, away
 """
 
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -36,8 +35,9 @@ from els_client._service.events import (
     message_refused,
     outgoing_id,
 )
-from els_client._service.messages import IDENTIFIER, Idempotency, canonical, parse
+from els_client._service.messages import Idempotency, canonical, parse
 from els_client._service.model import Message as Submitted
+from els_client._service.named_batch import batch_of
 from els_client.upstream import Json, Outcome, Sent, Upstream, checked
 
 Received = dict[str, Any]  # Any: a CloudEvent, JSON
@@ -240,9 +240,8 @@ def _ids_of(body: object) -> dict[str, Any]:  # Any: JSON
     """Return the well-formed ids of a message."""
     given: Mapping[str, Any] = body if isinstance(body, dict) else {}
     ids = {name: given[name] for name in ("event_id", "correlation_id") if _is_uuid(given, name)}
-    batch_id = given.get("batch_id")
-    named = isinstance(batch_id, str) and re.fullmatch(IDENTIFIER, batch_id)
-    return ids | ({"batch_id": batch_id} if named else {})
+    batch_id = batch_of(body)
+    return ids | ({"batch_id": batch_id} if batch_id else {})
 
 
 def _is_uuid(given: Mapping[str, Any], name: str) -> bool:

@@ -24,7 +24,7 @@ class NoTransaction(Exception):
 
 
 class Cursor(Protocol):
-    """What PEP 249 calls a cursor, as far as it is needed."""
+    """The part of a cursor of PEP 249 that is used here."""
 
     rowcount: int
 
@@ -34,7 +34,7 @@ class Cursor(Protocol):
 
 
 class Connection(Protocol):
-    """What PEP 249 calls a connection, as far as it is needed."""
+    """The part of a connection of PEP 249 that is used here."""
 
     def cursor(self) -> Any: ...  # Any: each driver has a class of its own
 

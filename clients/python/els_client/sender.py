@@ -9,18 +9,19 @@ from typing import Any, Self
 
 from amqp.exceptions import AMQPError
 from celery import Celery
-from celery.exceptions import TimeoutError as NoResult
+from celery.states import READY_STATES, SUCCESS
 from kombu import Exchange, Queue
 from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 
-from els_client.errors import BrokerAway
+from els_client.errors import BrokerAway, TaskFailed
 from els_client.spool import Spool, Spooled
 from els_client.upstream import Message, Outcome, Sent, Upstream, checked
 
 AWAY = (OSError, AMQPError, KombuError, RedisError)  # gone, or it refuses: full, no right, …
 ANSWER_S = 5  # for the broker to take a message
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 5.0  # between two tries to drain the spool, doubled each time
+POLL_S = 0.05  # for a result: to subscribe costs Redis more, and hangs where it goes away
 AT_ONCE = 20  # messages: as many may come twice, with their ids, if the process is killed
 GIB = 1024**3
 ONCE = {"max_retries": 0, "interval_start": 0}  # to connect: whoever drains tries again
@@ -52,14 +53,14 @@ class Sender(Upstream):
         *,
         spool: str | Path | None = None,
         queue: str = "els",
-        results: str | None = None,
+        results: str | bool = False,
         spool_messages: int = 100_000,
         spool_bytes: int = GIB,
     ) -> None:
         """Take the URL of the broker, or an app of yours that is set up for it.
 
-        `results`: the service's Redis, or with an app of yours anything true; each message then
-        asks for its result, which `Sent.outcome` waits for. Raises SpoolUnusable.
+        `results`: the URL of the service's Redis, or True for the result backend of your app; each
+        message then asks for its result, which `Sent.outcome` waits for. Raises SpoolUnusable.
         """
         self._broker, self._queue, self._results = broker, queue, results
         self._spool = Spool(Path(spool).absolute(), spool_messages, spool_bytes) if spool else None
@@ -107,8 +108,9 @@ class Sender(Upstream):
         self._stop.set()
         if self._thread:
             self._thread.join()
-        if self._app is not self._broker:
-            self._app.close()
+        for app in (self._app, self._reader):
+            if app is not self._broker:
+                app.close()
         if self._spool:
             self._spool.close()
 
@@ -125,6 +127,11 @@ class Sender(Upstream):
         self._pid, self._stop = os.getpid(), Event()
         self._thread: Thread | None = None
         self._app = self._broker if isinstance(self._broker, Celery) else self._own_app()
+        self._reader = (
+            Celery(backend=self._results, set_as_current=False)
+            if isinstance(self._results, str)
+            else self._app
+        )
         amqp = str(self._app.conf.broker_url).startswith(("amqp", "pyamqp"))
         self._target = Queue(  # as the workers declare it
             self._queue,
@@ -139,7 +146,7 @@ class Sender(Upstream):
 
     def _own_app(self) -> Celery:
         url = str(self._broker)
-        app = Celery("els-client", broker=url, backend=self._results, set_as_current=False)
+        app = Celery("els-client", broker=url, set_as_current=False)
         app.conf.update(
             broker_connection_timeout=ANSWER_S,
             broker_transport_options=AMQP_OPTIONS if url.startswith("amqp") else REDIS_OPTIONS,
@@ -179,10 +186,21 @@ class Sender(Upstream):
     def _outcome(self, message: Message, timeout_s: float) -> Outcome:
         if not self._results:
             raise ValueError("no results are asked for: give the Sender `results`")
+        deadline = time.monotonic() + timeout_s
+        while (meta := self._result(message.task_id))["status"] not in READY_STATES:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{message.task}: no outcome within {timeout_s} s")
+            time.sleep(POLL_S)
+        if meta["status"] != SUCCESS:
+            raise TaskFailed(f"{message.task}: {meta['result']}; the service keeps the message")
+        outcome: Outcome = meta["result"]
+        return outcome
+
+    def _result(self, task_id: str) -> dict[str, Any]:  # Any: of Celery's
         try:
-            found: Outcome = self._app.AsyncResult(message.task_id).get(timeout=timeout_s)
-        except NoResult as error:
-            raise TimeoutError(f"{message.task}: no outcome within {timeout_s} s") from error
+            found: dict[str, Any] = self._reader.backend.get_task_meta(task_id)
+        except AWAY as error:
+            return {"status": f"unknown: {error}"}
         return found
 
     # --- the spool ----------------------------------------------------------------------------

@@ -65,7 +65,7 @@ class Sent:
         """Wait for what became of the message: `{"outcome": "assigned", …}`.
 
         A refused message has the outcome `dead_letter`, with `code` and `message`. Raises
-        TimeoutError while there is none, and ValueError where no results were asked for.
+        TimeoutError while there is none, TaskFailed, and ValueError if no results were asked for.
         """
         return self._outcome(timeout_s)
 

@@ -16,7 +16,7 @@ class Broker:
     """A Valkey of the test's. It keeps its messages when it is stopped and started."""
 
     def __init__(self, home):
-        home.mkdir(exist_ok=True)
+        home.mkdir(parents=True, exist_ok=True)
         self.server = Valkey(home / "valkey", free_port(), "test-password")
         self.url = self.server.url
 

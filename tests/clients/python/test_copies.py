@@ -1,6 +1,8 @@
 """The kit shares models and rules with the service, and nothing of it can drift away."""
 
 import inspect
+import json
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,7 @@ from els_client.events import TASKS_BY_TYPE, read_event
 from ops.reference.examples import EVENT_EXAMPLES, TASK_EXAMPLES
 from ops.reference.python_kit import FOLDER, files
 
+VECTORS = json.loads((Path(__file__).parents[1] / "vectors.json").read_text())
 COMMON = {"event_id", "correlation_id", "timestamp", "schema_version", "batch_id"}
 FROM_THE_IDS = {"expected_essay_count"}
 
@@ -68,6 +71,11 @@ def test_an_id_is_always_the_same():
     """The rule is public: another release, or another language, computes the same."""
     assert str(event_id(ASSIGN, EXAMPLE)) == "b1f8b595-17d7-507c-970a-1126a15a6993"
     assert str(correlation_id("batch-1")) == "9846dca9-ce31-50a0-9cd5-6961ed375d17"
+
+
+@pytest.mark.parametrize("vector", VECTORS["event_ids"], ids=lambda vector: vector["case"])
+def test_an_id_is_that_of_the_other_kits(vector):
+    assert str(event_id(vector["task"], vector["event"])) == vector["event_id"]
 
 
 @pytest.mark.parametrize("change", [{"timestamp": "later"}, {"event_id": "another"}])

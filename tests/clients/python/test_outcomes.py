@@ -1,0 +1,45 @@
+"""A sender that asks for results gets what became of its messages, from real workers."""
+
+import os
+
+import pytest
+
+from els_client import Sender
+from tests.factories import essay_ids, new_batch
+from tests.live.conftest import Workers
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def workers(tmp_path, database_url):
+    workers = Workers(tmp_path)
+    workers.start()
+    yield workers.ready(1)
+    workers.close()
+
+
+def test_a_sender_gets_each_outcome(workers):
+    batch_id, url = new_batch(), os.environ["ELS_REDIS_URL"]
+    text = {"original_file_name": "x", "file_size_bytes": 1}
+    with Sender(url, queue=workers.queue, results=url) as sender:
+        sent = [
+            sender.register_batch(batch_id, essay_ids(1), course_code="c", user_id="u"),
+            sender.assign_content(batch_id, text_storage_id="t", file_upload_id="f", **text),
+            sender.assign_content(batch_id, text_storage_id="t", file_upload_id="f", **text),
+            sender.cancel_batch("unknown-" + batch_id, reason="r"),
+        ]
+        values = [each.outcome() for each in sent]
+
+    registered = {"outcome": "registered", "batch_id": batch_id, "slots": 1, "pending_assigned": 0}
+    assigned = {"outcome": "assigned", "batch_id": batch_id, "essay_id": essay_ids(1)[0]}
+    assert values[:3] == [registered, assigned, assigned]
+    assert values[3]["code"] == "UNKNOWN_BATCH"
+
+
+def test_an_outcome_that_does_not_come_is_a_timeout(broker):
+    with Sender(broker.url, results=broker.url) as sender:
+        sent = sender.cancel_batch("b", reason="r")
+
+        with pytest.raises(TimeoutError, match=r"els\.cancel_batch: no outcome within 0\.2 s"):
+            sent.outcome(timeout_s=0.2)
