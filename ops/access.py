@@ -43,6 +43,8 @@ TAKE = (
     *(
         "+zadd",
         "+zrem",
+        "+zscore",
+        "+time",
         "+zrange",
         "+zrevrangebyscore",
         "+set",

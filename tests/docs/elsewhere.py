@@ -9,6 +9,8 @@ ELSEWHERE = {
     ("README.md", "$ .venv/bin/els "): "tests/ops/test_readme.py runs it",
     ("CONTRIBUTING.md", "make env"): "it makes the environment of this test",
     ("CONTRIBUTING.md", ".venv/bin/pytest"): "tests/test_contributing.py finds what it names",
+    ("clients/node/README.md", "// A sender:"): "tests/clients/node/test_examples.py starts it",
+    ("clients/node/README.md", "// A receiver:"): "tests/clients/node/test_examples.py starts it",
     ("docs/access.md", "els access redis"): "tests/servers/test_forbidden.py loads such a file",
     ("docs/events.md", "CELERY_BROKER_URL="): "tests/live/test_examples.py runs the file",
     ("docs/events.md", "import base64"): "tests/live/test_wire.py runs it",

@@ -13,6 +13,8 @@ export interface Broker {
   tls?: ConnectionOptions;
   /** More options of ioredis, such as `sentinels` and `name`. */
   redis?: RedisOptions;
+  /** On Redis, for a sender: how many replicas must have a message before it counts as sent. */
+  replicas?: number;
 }
 
 /** Puts calls into a queue. */

@@ -15,6 +15,7 @@ import { forRedis, fromRedis, type Call } from "./message.js";
 import { backoff, pause } from "./waiting.js";
 
 const ANSWER_MS = 10_000; // of Redis, before the connection counts as dead
+const REPLICATED_MS = 1_000; // for replicas to have a message; one that keeps up has it in 1 ms
 const LAST_TRIES = 3; // to acknowledge, while the receiver closes
 const OVERDUE_AT_ONCE = 100;
 const PRIORITIES = ["", "\x06\x163", "\x06\x166", "\x06\x169"]; // of Kombu, the most urgent first
@@ -68,19 +69,37 @@ async function ready(redis: Redis): Promise<void> {
 
 export class RedisOutlet implements Outlet {
   readonly #redis: Redis;
+  readonly #replicas: number;
+  readonly #pushed = new Set<string>(); // on this connection, and not with all replicas yet
 
   constructor(
     broker: Broker,
     private readonly queue: string,
   ) {
     this.#redis = connect(broker);
+    this.#replicas = broker.replicas ?? 0;
     this.#redis.on("error", () => undefined); // `publish` raises it
+    this.#redis.on("close", () => this.#pushed.clear());
   }
 
-  /** One command, so that all of them are in the queue, in order, or none. */
+  /** Push by one command, so that all of them are in the queue, in order, or none. */
   async publish(calls: readonly Call[]): Promise<void> {
     await ready(this.#redis);
-    await this.#redis.lpush(this.queue, ...calls.map((call) => forRedis(call, this.queue)));
+    const next = calls.filter(({ id }) => !this.#pushed.has(id));
+    if (next.length > 0) {
+      await this.#redis.lpush(this.queue, ...next.map((call) => forRedis(call, this.queue)));
+    }
+    if (this.#replicas > 0) await this.#awaitReplicas(next);
+  }
+
+  /** Wait until the replicas have all that was pushed; if they do not, push none of it again. */
+  async #awaitReplicas(next: readonly Call[]): Promise<void> {
+    for (const { id } of next) this.#pushed.add(id);
+    const count = await this.#redis.wait(this.#replicas, REPLICATED_MS);
+    if (count < this.#replicas) {
+      throw new Error(`${count} of ${this.#replicas} replicas of Redis have the message`);
+    }
+    this.#pushed.clear();
   }
 
   async close(): Promise<void> {

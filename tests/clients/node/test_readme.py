@@ -7,7 +7,7 @@ import pytest
 from tests.clients.node.programs import KIT, ROOT
 
 README = (KIT / "README.md").read_text()
-BLOCKS = dict(re.findall(r"<!-- (\S+) -->\n```js\n(.*?)```", README, re.DOTALL))
+BLOCKS = dict(re.findall(r"<!-- (\S+) -->\n```javascript\n(.*?)```", README, re.DOTALL))
 
 
 def test_every_block_of_code_is_an_example():
