@@ -81,9 +81,11 @@ def of_events(conn: Conn, batch_id: str, facts: Row, named: set[str]) -> Iterato
 def _near_deadline(facts: Row) -> Iterator[Cause]:
     left = facts["time_left"]
     if facts["status"] in OPEN and left is not None and timedelta(0) < left < NEAR:
-        yield CAUSES["deadline_near"].fill(
+        cause = CAUSES["deadline_near"].fill(
             facts["deadline_at"] - NEAR, batch=facts["batch_id"], ending=_ending(facts)
         )
+        sealed = facts["completed_at"] is not None  # then nobody can amend it
+        yield replace(cause, command=f"els find {facts['batch_id']}") if sealed else cause
 
 
 def _ending(facts: Row) -> str:

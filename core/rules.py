@@ -337,7 +337,7 @@ PLAIN = [
         "The deadline is near",
         "contents, or students, are still missing",
         "{ending}",
-        "els find {batch}",
+        "els amend {batch} --deadline 1d --reason WHY",
     ),
     Cause(
         "being_sealed",
@@ -377,7 +377,7 @@ PLAIN = [
     Cause(
         "cancelled",
         "The batch was cancelled",
-        "els.cancel_batch was sent: {reason}",
+        "this reason was given: {reason}",
         "nothing: this is its last state",
         "els find {batch}",
     ),

@@ -198,7 +198,7 @@ def a_text_came_after_the_deadline(running):
     yield batch
 
 
-@cause("cancelled", says=["els.cancel_batch was sent: the wrong class"], step="els find")
+@cause("cancelled", says=["this reason was given: the wrong class"], step="els find")
 def it_was_cancelled(running):
     batch = running.register()
     running.tell("els.cancel_batch", make.cancellation(batch, "the wrong class"))
@@ -213,7 +213,7 @@ def a_text_came_after_its_cancellation(running):
     yield ended(running, batch, "cancelled")
 
 
-@cause("deadline_near", among=2, says=["The deadline is near", "it is timed out"], step="els find")
+@cause("deadline_near", among=2, says=["The deadline is near", "it is timed out"], step="els amend")
 def its_deadline_is_near(running):
     yield running.register(deadline_s=600)
 
