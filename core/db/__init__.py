@@ -4,7 +4,17 @@ Each takes a connection first: on an autocommitting one the statement is a trans
 The long statements stand in `sql/`.
 """
 
-from core.db import actions, batches, completion, dead_letters, idempotency, outbox, slots, sweep
+from core.db import (
+    actions,
+    batches,
+    completion,
+    dead_letters,
+    idempotency,
+    outbox,
+    retention,
+    slots,
+    sweep,
+)
 from core.db.connection import Conn, Row, connect, connect_once, jsonb, named_sql, sql, transaction
 
 __all__ = [
@@ -20,6 +30,7 @@ __all__ = [
     "jsonb",
     "named_sql",
     "outbox",
+    "retention",
     "slots",
     "sql",
     "sweep",

@@ -12,6 +12,7 @@ import typer
 
 from core.errors import Refusal
 from core.explain import explain as explain_batch
+from core.retention import kept_until
 from core.slots import Slots, connect
 from core.states import OnDeadline
 from ops import queries
@@ -57,10 +58,13 @@ def explain(
     heartbeat = read_heartbeat(client, found.broker_url, settings.queues)
     with connection(settings) as conn:
         explanation = explain_batch(conn, slots, batch, with_own_probe(heartbeat, conn, slots))
+    until = kept_until(explanation.sides["postgres"], settings.retention_days)
     if as_json:
-        print_json(asdict(explanation))
+        print_json({**asdict(explanation), "kept_until": until})
     else:
         show_explanation(explanation)
+        if until:
+            print_line(f"Kept until {utc(until)}, by ELS_RETENTION_DAYS.")
     if explanation.state == "unknown":
         raise typer.Exit(1)
 

@@ -10,6 +10,8 @@ ELSEWHERE = {
     ("CONTRIBUTING.md", "make env"): "it makes the environment of this test",
     ("CONTRIBUTING.md", ".venv/bin/pytest"): "tests/test_contributing.py finds what it names",
     ("docs/access.md", "els access redis"): "tests/servers/test_forbidden.py loads such a file",
+    ("docs/acting.md", "$ els dead-letters list"): "tests/ops/test_actions.py runs them",
+    ("docs/acting.md", "$ els cancel"): "tests/ops/test_actions.py runs them",
     ("docs/explain.md", "batch-7f3a:"): "tests/core/test_explain.py has its lines",
     ("docs/operations.md", "docker compose"): "tests/ops/test_compose.py reads the file",
     ("docs/operations.md", "kubectl create"): "tests/ops/test_kubernetes.py reads the objects",
