@@ -70,6 +70,12 @@ REPAIRS = Counter(
     ["rule"],
     registry=REGISTRY,
 )
+PURGED = Counter(
+    "els_purged",
+    "What was deleted because ELS_RETENTION_DAYS had passed, by kind.",
+    ["kind"],
+    registry=REGISTRY,
+)
 RETRIES = Counter(
     "els_retries",
     "Messages to be tried again after an error that may pass, by SQLSTATE.",
@@ -104,6 +110,8 @@ REGISTRATION_FAILURES.labels(NO_SQLSTATE)
 RETRIES.labels(NO_SQLSTATE)
 for server in ("postgres", "redis"):
     PAUSES.labels(server, NO_SQLSTATE)
+for kind in ("batches", "pending", "refusals", "letters", "actions", "keys"):
+    PURGED.labels(kind)
 for event_type in EVENTS:
     PUBLISHED.labels(event_type)
 for result in ("new", "held", "none", "stale"):

@@ -32,7 +32,7 @@ PATIENCE_S = 5  # for the answer of a server
 ASK_EVERY_S, BEAT_EVERY_S = 3.0, 1.0  # while a worker waits for its schema
 AWAY = (redis.ConnectionError, redis.TimeoutError)
 INFORMATION = "version, eviction and append-only file"  # what INFO says
-# The verbs that workers use on each table. `els purge` deletes more, but a person runs it.
+# The verbs that workers use on each table.
 RIGHTS: Mapping[str, tuple[str, ...]] = {
     "batch_essay_trackers": ("SELECT", "INSERT", "UPDATE"),
     "essay_states": ("SELECT", "INSERT", "UPDATE"),
@@ -45,6 +45,12 @@ RIGHTS: Mapping[str, tuple[str, ...]] = {
     "unmended": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "operator_actions": ("SELECT", "INSERT"),
     "purged_batches": ("SELECT", "INSERT", "UPDATE"),
+}
+# What workers need besides, where ELS_RETENTION_DAYS lets them delete.
+RIGHTS_TO_PURGE: Mapping[str, tuple[str, ...]] = {
+    name: (*verbs, *({"UPDATE", "DELETE"} - {*verbs}))
+    for name, verbs in RIGHTS.items()
+    if name != "purged_batches"
 }
 NO_RIGHT = """
     SELECT name, verb, to_regclass(name) IS NULL AS absent

@@ -66,6 +66,7 @@ class Settings(BaseModel):
     sweep_every: float = Field(default=5, gt=0)
     relay_every: float = Field(default=1, gt=0)
     pending_alarm_s: float = Field(default=PENDING_ALARM.total_seconds(), ge=0, le=31_622_400)
+    retention_days: float | None = Field(default=None, gt=0, le=36_500)
     concurrency: int = Field(default=2, ge=1, le=64)
     remote_control: bool = False
     eager: bool = False

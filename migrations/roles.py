@@ -12,7 +12,7 @@ from psycopg.sql import SQL, Composable, Composed, Identifier, Literal
 from core.db.connection import Conn, connect_once
 from core.db.url import SESSION
 from core.errors import ELSError
-from core.requirements import RIGHTS
+from core.requirements import RIGHTS, RIGHTS_TO_PURGE
 
 VERSION = "alembic_version"
 WORK = {**RIGHTS, VERSION: ("SELECT",)}
@@ -67,20 +67,25 @@ class Names:
         return cls(*names)
 
 
-def write_roles(url: str, names: Names, passwords: Mapping[str, str]) -> list[str]:
+def write_roles(
+    url: str, names: Names, passwords: Mapping[str, str], *, purges: bool = False
+) -> list[str]:
     """Write the roles in one transaction; return what it did, a line a change.
+
+    `purges`: the role that works may also delete, for ELS_RETENTION_DAYS.
 
     A role without a password in `passwords` keeps the one that it has, or none. Raises
     RolesRefused, psycopg.Error.
     """
     with connect_once(url) as conn, conn.transaction():
-        return _Roles(conn, names).write(passwords)
+        return _Roles(conn, names, purges).write(passwords)
 
 
 @dataclass
 class _Roles:
     conn: Conn
     names: Names
+    purges: bool
     did: list[str] = field(default_factory=list)
 
     def write(self, passwords: Mapping[str, str]) -> list[str]:
@@ -180,7 +185,8 @@ class _Roles:
                     f"gave {table} to {self.names.migrate}, from {row['owner']}",
                     change.format(named, Identifier(self.names.migrate)),
                 )
-            for name, rights in ((self.names.app, WORK), (self.names.read, READ)):
+            work = {**WORK, **(RIGHTS_TO_PURGE if self.purges else {})}
+            for name, rights in ((self.names.app, work), (self.names.read, READ)):
                 at = named.as_string(self.conn)
                 self._grant(name, rights[table], TABLE_VERBS, at, SQL("TABLE {}").format(named))
 

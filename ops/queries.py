@@ -263,61 +263,6 @@ def republish(conn: Conn, meant: Events, limit: int) -> dict[str | None, int]:
     return {row["batch_id"]: row["n"] for row in rows}
 
 
-def purgeable(conn: Conn, days: float, limit: int) -> list[str]:
-    """List batches that ended so long ago and have no undelivered event or waiting letter."""
-    rows = conn.execute(
-        """
-        SELECT t.batch_id FROM batch_essay_trackers t
-        WHERE t.status NOT IN ('awaiting_content_validation', 'awaiting_student_validation')
-          AND greatest(t.completed_at, t.ready_at, t.closed_at)
-              < now() - make_interval(secs => %s * 86400)
-          AND NOT EXISTS (SELECT FROM event_outbox o
-                          WHERE o.batch_id = t.batch_id AND o.published_at IS NULL)
-          AND NOT EXISTS (SELECT FROM dead_letters d WHERE d.batch_id = t.batch_id
-                          AND d.replayed_at IS NULL AND d.discarded_at IS NULL)
-          AND NOT EXISTS (SELECT FROM batch_pending_content p WHERE p.batch_id = t.batch_id)
-        LIMIT %s
-        """,
-        [days, limit],
-    )
-    return [row["batch_id"] for row in rows]
-
-
-def purge(conn: Conn, batch_id: str) -> None:
-    """Delete a batch with all that belongs to it."""
-    conn.execute("DELETE FROM idempotency_keys WHERE batch_id = %s", [batch_id])
-    conn.execute("DELETE FROM repairs WHERE batch_id = %s", [batch_id])
-    conn.execute("DELETE FROM unmended WHERE batch_id = %s", [batch_id])
-    conn.execute("DELETE FROM dead_letters WHERE batch_id = %s", [batch_id])
-    conn.execute("DELETE FROM batch_essay_trackers WHERE batch_id = %s", [batch_id])
-
-
-def expired_pending(conn: Conn, days: float, *, delete: bool) -> int:
-    """Count, or delete, contents that have waited so long for a registration."""
-    waited: LiteralString = (
-        " FROM batch_pending_content p WHERE p.received_at < now() - make_interval(secs => %s"
-        " * 86400) AND NOT EXISTS (SELECT FROM batch_essay_trackers t"
-        " WHERE t.batch_id = p.batch_id)"
-    )
-    return _count(conn, waited, days, delete=delete)
-
-
-def expired_refusals(conn: Conn, days: float, *, delete: bool) -> int:
-    """Count, or delete, events about messages that named no registered batch."""
-    delivered: LiteralString = (
-        " FROM event_outbox WHERE batch_id IS NULL AND published_at < now()"
-        " - make_interval(secs => %s * 86400)"
-    )
-    return _count(conn, delivered, days, delete=delete)
-
-
-def _count(conn: Conn, rows: LiteralString, days: float, *, delete: bool) -> int:
-    if delete:
-        return conn.execute("DELETE" + rows, [days]).rowcount
-    row = conn.execute("SELECT count(*) AS n" + rows, [days]).fetchone()
-    return int((row or {})["n"])
-
-
 def counts(conn: Conn) -> dict[tuple[BatchStatus, ClassType], int]:
     """Count batches by status and class type. Reads every batch: 25 ms for 100 000."""
     rows = conn.execute(

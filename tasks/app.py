@@ -30,11 +30,12 @@ BYTES_AT_ONCE = 256 * 1024  # of these: some 800 contents, and always under `cla
 QUICK = (*BATCHED, "els.seal_slots", "els.seal_books")
 # What we send ourselves has queues of its own: a backlog of `els` delays none of it, and nobody
 # else needs a right to write there. Older workers send it to `els`, where it is executed as well.
-CONTROL = ("els.sweep", "els.relay")
+CONTROL = ("els.sweep", "els.relay", "els.purge")
 INTERNAL = ("els.seal_slots", "els.seal_books", "els.announce_ready", "els.seal_failed")
 # What messages of the chord may call. A message from outside calls nothing.
 LINKS = {"chord": "els.announce_ready", "errbacks": "els.seal_failed"}
 ONCE = {"retry": False, "headers": versions.headers()}  # of publishing a tick: beat tries again
+PURGE = {"purge": {"task": "els.purge", "schedule": 60.0, "options": ONCE}}
 PUSHED = 2 * AT_ONCE  # messages a process on RabbitMQ, which pushes them: in work and next
 
 app = Celery(
@@ -91,6 +92,7 @@ app.conf.update(
     beat_schedule={  # no `expires`: beat would set it by its clock, a worker judge it by another
         "sweep": {"task": "els.sweep", "schedule": settings.sweep_every, "options": ONCE},
         "relay": {"task": "els.relay", "schedule": settings.relay_every, "options": ONCE},
+        **({} if settings.retention_days is None else PURGE),
     },
 )
 if broker_url := settings.broker_url or settings.redis_url:

@@ -1,23 +1,31 @@
-"""Beat's tasks: the sweep, which mends stuck batches, and the relay of events.
+"""Beat's tasks: the sweep, which mends stuck batches, the relay of events, and the purge.
 
 They send monitors nothing, as they run all the time: Flower would show little else.
 """
 
 from collections import Counter
 from contextlib import suppress
+from functools import partial
 
 import structlog
+from psycopg.errors import InsufficientPrivilege
 from redis import RedisError
 
 from core import heartbeat, metrics, outbox
+from core.db.actions import RETENTION
+from core.db.retention import FIRST_KEY
 from core.model import StepResult, outcome
 from core.repairs import RepairContext
+from core.retention import Purge
 from core.sweep import sweep as run_sweep
 from tasks.app import app, settings
 from tasks.completion import after_commit
 from tasks.outages import run_tick
 from tasks.resources import resources, send_event
 from tasks.worker.clients import brief_redis
+
+PURGE_S = 3.0  # for the steps of one tick: a worker has other things to do
+_keys_read = FIRST_KEY
 
 log = structlog.get_logger(__name__)
 
@@ -48,6 +56,30 @@ def relay(**_: object) -> int:
     """Send each event that the relay right after its commit has not sent."""
     _begin_tick("els.relay")
     return run_tick(lambda: outbox.relay_all(resources().pool, send_event), 0)
+
+
+@app.task(name="els.purge", send_events=False)
+def purge(**_: object) -> dict[str, int]:
+    """Delete what is older than `ELS_RETENTION_DAYS`, for seconds; return how many by kind."""
+    _begin_tick("els.purge")
+    if settings.retention_days is None:
+        return {}
+    return run_tick(partial(_purge, settings.retention_days), {})
+
+
+def _purge(days: float) -> dict[str, int]:
+    global _keys_read  # noqa: PLW0603 - where this process goes on, a minute later
+    step = Purge(resources().pool, resources().slots, days, RETENTION)
+    try:
+        _keys_read = step.run(seconds=PURGE_S, after=_keys_read, each=lambda: None)
+    except InsufficientPrivilege:
+        log.exception("purge_refused", step="els migrate --roles, with ELS_RETENTION_DAYS set")
+    purged = {kind: count for kind, count in step.done.items() if count}
+    for kind, count in purged.items():
+        metrics.PURGED.labels(kind).inc(count)
+    if purged:
+        log.info("purged", days=days, **purged)
+    return purged
 
 
 def _begin_tick(task: str) -> None:

@@ -13,6 +13,7 @@ from core.db import (
     idempotency,
     locks,
     outbox,
+    retention,
     slots,
     sweep,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "locks",
     "named_sql",
     "outbox",
+    "retention",
     "slots",
     "sql",
     "sweep",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from core.errors import Refusal
+from core.retention import kept_until
 from core.states import OnDeadline
 from ops import queries
 from ops.cli.options import (
@@ -52,10 +53,13 @@ def explain(
     settings = settings_to_read(home)
     found = endpoints(settings)
     explanation = explained(settings, found, batch)
+    until = kept_until(explanation.sides.get("postgres", {}), settings.retention_days)
     if as_json:
-        print_json(asdict(explanation))
+        print_json({**asdict(explanation), "kept_until": until})
     else:
         show_explanation(explanation)
+        if until:
+            print_line(f"Kept until {utc(until)}, by ELS_RETENTION_DAYS.")
     if explanation.state in ("unknown", "unread"):
         raise typer.Exit(1)
 

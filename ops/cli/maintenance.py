@@ -2,17 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from core import db, logs
+from core import db, logs, retention
 from core.db.actions import By
-from core.db.connection import Conn
+from core.retention import Purge
 from core.settings import Settings
 from core.slots import Slots, connect
 from core.sweep import SweepResult
-from ops import queries
 from ops.cli.options import (
     AsJson,
     Home,
@@ -22,6 +21,7 @@ from ops.cli.options import (
     acting_on,
     confirm_change,
     connection,
+    progress,
     settings_to_read,
     signed,
 )
@@ -29,7 +29,14 @@ from ops.cli.target import POSTGRES, REDIS, endpoints
 from ops.output import fail, out, print_json, print_line, print_result
 from ops.stack.supervisor import Endpoints
 
-PURGE_CHUNK = 50  # batches deleted by one transaction
+PURGED = {  # the kinds of a purge, as people read them
+    "batches": "batches",
+    "pending": "pending contents",
+    "refusals": "refusals",
+    "letters": "dead letters",
+    "keys": "keys",
+    "actions": "actions",
+}
 
 
 def reconcile(
@@ -94,42 +101,42 @@ def purge(
         float, typer.Option("--older-than", min=0, max=36_500, help="Days since they closed")
     ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, but delete nothing")] = False,
+    why: Why = None,
+    who: Who = None,
     home: Home = None,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete closed batches with all their data, and old contents whose batch nobody registered.
+    """Delete closed batches with all their data, and what old messages of no batch left.
 
+    That is contents whose batch nobody registered, dead letters, keys and events about refusals.
     Keeps every batch with an undelivered event or an unsettled dead letter.
     """
     needed = (POSTGRES, REDIS)
     if dry_run:
         settings = settings_to_read(home)
-        found = endpoints(settings, *needed)
+        with connection(settings) as conn:
+            counts = retention.count(conn, older_than)
     else:
+        by = signed(who, why, required=False)
         what = f"purge everything that closed {older_than:g} days ago or earlier"
         settings, found = confirm_change(home, what, *needed, yes=yes, as_json=as_json)
-    slots = Slots(connect(found.redis_url))
-    with connection(settings) as conn:
-        if dry_run:
-            batches = len(queries.purgeable(conn, older_than, 1_000_000))
-        else:
-            batches = _purge(conn, slots, older_than)
-        pending = queries.expired_pending(conn, older_than, delete=not dry_run)
-        refusals = queries.expired_refusals(conn, older_than, delete=not dry_run)
-    word = "would be deleted" if dry_run else "deleted"
-    line = f"{batches} batches, {pending} pending contents, {refusals} refusals {word}"
-    counts = {"batches": batches, "pending": pending, "refusals": refusals}
-    print_result({**counts, "dry_run": dry_run}, line, as_json)
+        counts = _purge(settings, found, older_than, by)
+    shown = {name: counts.get(name, 0) for name in PURGED}
+    counted = ", ".join(f"{shown[name]} {word}" for name, word in PURGED.items())
+    line = f"{counted} {'would be deleted' if dry_run else 'deleted'}"
+    print_result({**shown, "dry_run": dry_run}, line, as_json)
 
 
-def _purge(conn: Conn, slots: Slots, older_than: float) -> int:
-    """Delete batches, a chunk a transaction; return their number."""
-    batches = 0
-    while chunk := queries.purgeable(conn, older_than, PURGE_CHUNK):
-        with conn.transaction():
-            for batch_id in chunk:
-                queries.purge(conn, batch_id)
-        slots.forget(chunk)
-        batches += len(chunk)
-    return batches
+def _purge(settings: Settings, found: Endpoints, older_than: float, by: By) -> dict[str, int]:
+    """Purge in small steps, and record the action; return how many of each kind."""
+    with db.connect(found.database_url, prepare=settings.database_prepare) as pool:
+        with pool.connection() as conn:
+            total = db.retention.count_purgeable(conn, older_than)
+        note = progress(total, "batches deleted")
+        steps = Purge(pool, Slots(connect(found.redis_url)), older_than, by.actor)
+        steps.run(each=lambda: note(steps.done["batches"]))
+        with pool.connection() as conn:
+            target = f"what is older than {older_than:g} days"
+            db.actions.record(conn, by.action("purge", target, **dict[str, Any](steps.done)))
+    return dict(steps.done)

@@ -10,7 +10,15 @@ from psycopg import sql
 
 from core.db.connection import Conn
 from core.schema import Standing, State, read_standing
-from ops.cli.options import AsJson, Home, Yes, confirm_change, connection, settings_to_read
+from ops.cli.options import (
+    AsJson,
+    Home,
+    Yes,
+    confirm_change,
+    connection,
+    read_settings,
+    settings_to_read,
+)
 from ops.cli.roles import Passwords, RoleNames, Roles, RolesToWrite
 from ops.cli.target import POSTGRES, locations
 from ops.output import err, fail, print_json, print_line, print_result, say
@@ -64,7 +72,8 @@ def migrate(
     elif downgrade:
         _downgrade(home, yes, as_json)
     else:
-        written = RolesToWrite.of(role_names, passwords) if roles else None
+        purges = read_settings(home).retention_days is not None
+        written = RolesToWrite.of(role_names, passwords, purges=purges) if roles else None
         _upgrade(home, contract, wait, written, yes, as_json)
 
 

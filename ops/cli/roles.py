@@ -28,15 +28,16 @@ class RolesToWrite:
 
     names: Names
     passwords: Mapping[str, str]
+    purges: bool  # the role that works may delete, for ELS_RETENTION_DAYS
 
     @classmethod
-    def of(cls, names: str, file: str | None) -> "RolesToWrite":
+    def of(cls, names: str, file: str | None, *, purges: bool) -> "RolesToWrite":
         """Read the options. Raises RolesRefused, BadSettings."""
-        return cls(Names.of(names), _read_passwords(file))
+        return cls(Names.of(names), _read_passwords(file), purges)
 
     def write(self, url: str) -> list[str]:
         """Write the roles; return what was done, a line a change. Raises RolesRefused."""
-        return write_roles(url, self.names, self.passwords)
+        return write_roles(url, self.names, self.passwords, purges=self.purges)
 
 
 def _read_passwords(file: str | None) -> dict[str, str]:

@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 
 from core.db.connection import Conn
 from core.explain import explain
+from core.retention import kept_until
 from core.rules import RULES
 from core.settings import Settings
 from ops import queries
@@ -171,6 +172,9 @@ def batch(
                 conn, batch_id=batch_id, task=None, every=True, limit=LISTED
             ),
             "rules": {rule.code for rule in RULES},
+            "kept_until": kept_until(
+                explanation.sides["postgres"], connections.settings.retention_days
+            ),
             "flower": flower_url(connections.settings),
         }
 

@@ -2,17 +2,18 @@
 
 import pytest
 
-from core import db
+from core import db, retention
 from core.db.dead_letters import DeadLetter
 from core.outbox import relay
 from core.repairs import RepairContext
+from core.retention import Purge
 from core.sweep import sweep
 from ops import queries
 from tests.core import looks
 from tests.core.story import assign, cancel, confirm, fill, register, reject
 from tests.factories import essay_ids, new_batch
 
-TABLES = [*looks.TABLES, "dead_letters", "repairs"]
+TABLES = [*looks.TABLES, "dead_letters", "repairs", "operator_actions"]
 EVERY = 1_000_000
 
 
@@ -89,7 +90,11 @@ OPEN = ["awaiting_contents", "awaiting_students", "full"]
 
 
 def purgeable(conn, days=7):
-    return set(queries.purgeable(conn, days, EVERY))
+    return set(db.retention.purgeable(conn, days, EVERY))
+
+
+def purge(conn, *batches):
+    db.retention.purge(conn, [*batches], "anna")
 
 
 def counts(conn, batch_id):
@@ -157,7 +162,7 @@ def test_no_more_are_listed_than_asked_for(story, conn):
     for _ in range(3):
         story.end("cancelled")
 
-    assert len(queries.purgeable(conn, 7, 2)) == 2
+    assert len(db.retention.purgeable(conn, 7, 2)) == 2
 
 
 def test_a_purged_batch_leaves_nothing_behind(story, conn, slots):
@@ -166,11 +171,12 @@ def test_a_purged_batch_leaves_nothing_behind(story, conn, slots):
     assign(story.lifecycle, batch_id, "one-too-many")
     relay(story.lifecycle.pool, [batch_id], lambda event: None)
     queries.mark_discarded(conn, story.park(batch_id))
+    db.actions.record(conn, db.actions.By("anna", "why").action("cancel", "batch", batch_id))
     story.age(batch_id, 10)
     before = counts(conn, batch_id)
 
     assert batch_id in purgeable(conn)
-    queries.purge(conn, batch_id)
+    purge(conn, batch_id)
     slots.forget([batch_id])
 
     assert {table for table, count in before.items() if not count} == {"batch_pending_content"}
@@ -183,7 +189,7 @@ def test_other_batches_are_not_touched(story, conn, slots):
     before = [looks.everything(conn, other) for other in others]
     keys = {key for key in slots.client.keys("batch:*") if batch_id not in key}
 
-    queries.purge(conn, batch_id)
+    purge(conn, batch_id)
     slots.forget([batch_id])
 
     assert [looks.everything(conn, other) for other in others] == before
@@ -196,7 +202,7 @@ def test_nothing_to_forget_is_fine(slots):
 
 def test_a_purged_batch_may_be_registered_again(story, conn, slots):
     batch_id = story.end("ready")
-    queries.purge(conn, batch_id)
+    purge(conn, batch_id)
     slots.forget([batch_id])
 
     assert register(story.lifecycle, batch_id, 2)["outcome"] == "registered"
@@ -221,9 +227,9 @@ def test_contents_that_nobody_registers_expire(lifecycle, conn):
         reject(lifecycle, batch_id)
         waits_since(conn, batch_id, days)
 
-    counted = queries.expired_pending(conn, 7, delete=False)
+    counted = db.retention.count_without_batch(conn, "pending", 7)
     there = [len(looks.waiting(conn, batch_id)) for batch_id in (old, young)]
-    deleted = queries.expired_pending(conn, 7, delete=True)
+    deleted = db.retention.purge_without_batch(conn, "pending", 7, EVERY)
 
     assert counted == deleted
     assert there == [2, 2]
@@ -240,7 +246,7 @@ def test_a_content_that_waits_for_a_registered_batch_does_not_expire(lifecycle, 
     )
     waits_since(conn, batch_id, 100)
 
-    queries.expired_pending(conn, 7, delete=True)
+    db.retention.purge_without_batch(conn, "pending", 7, EVERY)
 
     assert len(looks.waiting(conn, batch_id)) == 1
 
@@ -254,3 +260,147 @@ def test_a_batch_for_which_a_content_still_waits_is_not_purged(story, conn):
     )
 
     assert batch_id not in purgeable(conn)
+
+
+# --- tombstones, and purges in small steps -------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ENDED)
+def test_a_tombstone_says_how_a_batch_ended_and_who_purged_it(story, conn, how):
+    batch_id = story.end(how)
+    ended = looks.batch(conn, batch_id)
+
+    purge(conn, batch_id)
+
+    row = conn.execute("SELECT * FROM purged_batches WHERE batch_id = %s", [batch_id]).fetchone()
+    assert (row["status"], row["purged_by"]) == (ended["status"], "anna")
+    assert row["expected_count"] == ended["expected_count"]
+    moments = [ended[name] for name in ("completed_at", "ready_at", "closed_at") if ended[name]]
+    assert row["ended_at"] == max(moments) < row["purged_at"]
+
+
+def test_an_id_that_is_used_and_purged_again_has_its_last_tombstone(story, conn, slots):
+    batch_id = story.end("ready")
+    purge(conn, batch_id)
+    slots.forget([batch_id])
+    story.cancelled(batch_id)
+
+    purge(conn, batch_id)
+
+    rows = conn.execute("SELECT * FROM purged_batches WHERE batch_id = %s", [batch_id]).fetchall()
+    assert [row["status"] for row in rows] == ["cancelled"]
+
+
+def run_purge(story, slots, days=7, **options):
+    step = Purge(story.lifecycle.pool, slots, days, "retention")
+    options.setdefault("each", lambda: None)
+    return step.run(**options), step.done
+
+
+def test_a_purge_takes_small_steps_and_ends_when_its_time_is_over(story, slots, monkeypatch):
+    monkeypatch.setattr(retention, "BATCHES_AT_ONCE", 1)
+    for _ in range(3):
+        story.end("cancelled", days=500)
+    steps = []
+
+    run_purge(story, slots, 499, seconds=0, each=lambda: steps.append(1))
+    first = len(steps)
+    _, done = run_purge(story, slots, 499)
+
+    assert first >= 1
+    assert done["batches"] <= 2
+    assert not purgeable(story.conn, 499)
+
+
+def test_a_step_has_at_most_so_many_slots_and_at_least_one_batch(story, conn):
+    for _ in range(4):
+        story.end("ready", days=600)  # of two slots each
+
+    sizes = [len(db.retention.purgeable(conn, 599, 50, slots=n)) for n in (1, 2, 3, 4, None)]
+
+    assert sizes == [1, 1, 2, 2, 4]
+
+
+def test_a_purge_waits_for_nobody(story, conn, slots, pool):
+    held, free = story.end("cancelled", days=700), story.end("cancelled", days=700)
+    with pool.connection() as other, other.transaction():
+        other.execute("SELECT FROM batch_essay_trackers WHERE batch_id = %s FOR UPDATE", [held])
+
+        run_purge(story, slots, 699)
+
+    assert looks.batch(conn, held) is not None
+    assert looks.batch(conn, free) is None
+
+
+def aged(conn, table, column, key, value, days):
+    conn.execute(
+        f"UPDATE {table} SET {column} = now() - make_interval(days => %s) WHERE {key} = %s",
+        [days, value],
+    )
+
+
+def test_keys_letters_and_actions_of_no_batch_go_and_those_of_a_batch_stay(story, conn, slots):
+    gone, here = new_batch(), story.end("awaiting_contents", days=800)
+    for batch_id in (gone, here):
+        letter = story.park(batch_id)
+        aged(conn, "dead_letters", "parked_at", "id", letter, 800)
+        by = db.actions.By("anna", "why")
+        db.actions.record(conn, by.action("replay", "x", batch_id), by.action("erase", "a person"))
+        conn.execute(
+            "INSERT INTO idempotency_keys (key, task, fingerprint, outcome, batch_id)"
+            " VALUES (gen_random_uuid(), 'els.assign_content', 'x', '{}', %s)",
+            [batch_id],
+        )
+        aged(conn, "idempotency_keys", "created_at", "batch_id", batch_id, 800)
+    conn.execute("UPDATE operator_actions SET acted_at = now() - interval '800 days'")
+    counted = retention.count(conn, 799)
+
+    _, done = run_purge(story, slots, 799)
+
+    left = {table: counts(conn, gone)[table] for table in ("idempotency_keys", "dead_letters")}
+    assert left == {"idempotency_keys": 0, "dead_letters": 0}
+    assert counts(conn, here)["idempotency_keys"] >= 1
+    assert counts(conn, here)["dead_letters"] == 1
+    assert counts(conn, here)["operator_actions"] == 1
+    kept = conn.execute("SELECT action FROM operator_actions WHERE batch_id IS NULL").fetchall()
+    assert {row["action"] for row in kept} >= {"erase"}
+    assert {name: count for name, count in done.items() if count} == {
+        name: count for name, count in counted.items() if count
+    }
+
+
+def test_the_key_of_a_content_that_waits_stays(lifecycle, conn, slots, story):
+    waiting = new_batch()
+    assign(lifecycle, waiting)
+    aged(conn, "idempotency_keys", "created_at", "batch_id", waiting, 900)
+
+    run_purge(story, slots, 899)
+
+    assert counts(conn, waiting)["idempotency_keys"] == 1
+
+
+def test_keys_are_read_page_by_page_to_their_end(story, conn, slots, monkeypatch):
+    monkeypatch.setattr(retention, "KEYS_AT_ONCE", 2)
+    of = new_batch()
+    for _ in range(5):
+        conn.execute(
+            "INSERT INTO idempotency_keys (key, task, fingerprint, outcome, batch_id, created_at)"
+            " VALUES (gen_random_uuid(), 'x', 'x', '{}', %s, now() - interval '1000 days')",
+            [of],
+        )
+
+    after, done = run_purge(story, slots, 999)
+
+    assert done["keys"] == 5
+    assert after == retention.FIRST_KEY
+
+
+@pytest.mark.parametrize(
+    ("how", "days", "is_kept"), [("ready", 5, True), ("full", 5, False), ("ready", None, False)]
+)
+def test_a_closed_batch_says_until_when_it_is_kept(story, conn, how, days, is_kept):
+    batch_id = story.end(how)
+
+    until = retention.kept_until(db.batches.facts(conn, batch_id), days)
+
+    assert (until is not None) is is_kept

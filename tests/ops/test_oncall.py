@@ -498,10 +498,14 @@ def test_purge_counts_first_and_deletes_then(service, books, tell):
         "batches": 1,
         "pending": 1,
         "refusals": 0,
+        "letters": 0,
+        "keys": 0,
+        "actions": 0,
         "dry_run": True,
     }
     assert all(there)
-    assert purged.stdout == "1 batches, 1 pending contents, 0 refusals deleted\n"
+    start = "1 batches, 1 pending contents, 0 refusals, 0 dead letters, 0 keys, 0 actions"
+    assert purged.stdout == f"{start} deleted\n"
     assert looks.batch(books, old) is None
     assert looks.waiting(books, waiting) == []
     assert looks.batch(books, young) is not None

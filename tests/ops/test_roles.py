@@ -227,3 +227,22 @@ def test_the_command_prints_what_it_did_and_no_password(database_url, tmp_path):
     assert f"set the password of {names.app}" in found["did"]
     assert "sesame" not in told.stdout + told.stderr
     assert wrong.returncode != 0
+
+
+def test_the_role_that_works_may_purge_only_where_retention_is_on(made):
+    words = {"INSERT INTO repairs (batch_id, rule) VALUES ('x', 'y')", "DELETE FROM dead_letters"}
+    write_roles(made.url, made.names, {}, purges=True)
+    try:
+        with db.connect_once(made.app) as conn, conn.transaction(force_rollback=True):
+            for statement in words:
+                conn.execute(statement)
+            db.retention.purge(conn, db.retention.purgeable(conn, 1, 9), "retention")
+            for kind in db.retention.WITHOUT_BATCH:
+                db.retention.purge_without_batch(conn, kind, 1, 9)
+            db.retention.purge_keys(conn, 1, db.retention.FIRST_KEY, 9)
+    finally:
+        did = write_roles(made.url, made.names, {})
+
+    assert any("took DELETE" in line for line in did)
+    with db.connect_once(made.app) as conn:
+        assert missing_for_work(conn) is None

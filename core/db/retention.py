@@ -1,0 +1,150 @@
+"""What may be deleted after a while: closed batches, and what belongs to no registered batch.
+
+Each statement is bounded, and skips what others hold, so nobody waits for a purge.
+"""
+
+from dataclasses import dataclass
+from typing import LiteralString
+from uuid import UUID
+
+from core.db.connection import Conn, sql
+
+PURGEABLE = sql("purgeable")
+OF_A_BATCH: tuple[LiteralString, ...] = (
+    "DELETE FROM idempotency_keys WHERE batch_id = ANY(%s)",
+    "DELETE FROM repairs WHERE batch_id = ANY(%s)",
+    "DELETE FROM unmended WHERE batch_id = ANY(%s)",
+    "DELETE FROM dead_letters WHERE batch_id = ANY(%s)",
+    "DELETE FROM operator_actions WHERE batch_id = ANY(%s)",
+    "DELETE FROM batch_essay_trackers WHERE batch_id = ANY(%s)",  # slots, excess, events follow it
+)
+FIRST_KEY = UUID(int=0)
+# Rows that belong to no registered batch, and are older than `days`.
+WITHOUT_BATCH: dict[str, LiteralString] = {
+    "pending": """
+        SELECT p.id FROM batch_pending_content p
+        WHERE p.received_at < now() - make_interval(secs => %(days)s * 86400)
+          AND NOT EXISTS (SELECT FROM batch_essay_trackers t WHERE t.batch_id = p.batch_id)
+        LIMIT %(limit)s
+    """,
+    "refusals": """
+        SELECT o.id FROM event_outbox o
+        WHERE o.batch_id IS NULL
+          AND o.published_at < now() - make_interval(secs => %(days)s * 86400)
+        LIMIT %(limit)s
+    """,
+    "letters": """
+        SELECT d.id FROM dead_letters d
+        WHERE d.parked_at < now() - make_interval(secs => %(days)s * 86400)
+          AND NOT EXISTS (SELECT FROM batch_essay_trackers t WHERE t.batch_id = d.batch_id)
+        LIMIT %(limit)s
+    """,
+    "actions": """
+        SELECT a.id FROM operator_actions a
+        WHERE a.acted_at < now() - make_interval(secs => %(days)s * 86400)
+          AND a.action NOT IN ('erase', 'purge')
+          AND NOT EXISTS (SELECT FROM batch_essay_trackers t WHERE t.batch_id = a.batch_id)
+        LIMIT %(limit)s
+    """,
+}
+DELETE_BY_ID: dict[str, LiteralString] = {
+    "pending": "DELETE FROM batch_pending_content WHERE id = ANY(%s)",
+    "refusals": "DELETE FROM event_outbox WHERE id = ANY(%s)",
+    "letters": "DELETE FROM dead_letters WHERE id = ANY(%s)",
+    "actions": "DELETE FROM operator_actions WHERE id = ANY(%s)",
+}
+
+
+@dataclass(frozen=True)
+class Keys:
+    """A page of idempotency keys: how many were deleted, and the last one; None: no more."""
+
+    deleted: int
+    last: UUID | None
+
+
+def purgeable(conn: Conn, days: float, limit: int, *, slots: int | None = None) -> list[str]:
+    """Lock and list batches that ended so long ago and have nothing left to do.
+
+    At least one, and no further one once they have `slots` together. What has an undelivered
+    event, a waiting letter or a waiting content stays.
+    """
+    rows = conn.execute(PURGEABLE, {"days": days, "limit": limit, "slots": slots})
+    return [row["batch_id"] for row in rows]
+
+
+def count_purgeable(conn: Conn, days: float) -> int:
+    unlocked = PURGEABLE.replace("FOR UPDATE OF t SKIP LOCKED", "")
+    rows = conn.execute(unlocked, {"days": days, "limit": None, "slots": None})
+    return len(rows.fetchall())
+
+
+def purge(conn: Conn, batches: list[str], actor: str) -> None:
+    """Delete batches with all that belongs to them; keep a tombstone of each."""
+    conn.execute(
+        """
+        INSERT INTO purged_batches
+            (batch_id, status, expected_count, registered_at, ended_at, purged_by)
+        SELECT batch_id, status, expected_count, registered_at,
+               greatest(completed_at, ready_at, closed_at), %(actor)s
+        FROM batch_essay_trackers WHERE batch_id = ANY(%(batches)s)
+        ON CONFLICT (batch_id) DO UPDATE
+        SET status = EXCLUDED.status, expected_count = EXCLUDED.expected_count,
+            registered_at = EXCLUDED.registered_at, ended_at = EXCLUDED.ended_at,
+            purged_at = now(), purged_by = EXCLUDED.purged_by
+        """,
+        {"batches": batches, "actor": actor},
+    )
+    for delete in OF_A_BATCH:
+        conn.execute(delete, [batches])
+
+
+def count_without_batch(conn: Conn, kind: str, days: float) -> int:
+    return len(conn.execute(WITHOUT_BATCH[kind], {"days": days, "limit": None}).fetchall())
+
+
+def purge_without_batch(conn: Conn, kind: str, days: float, limit: int) -> int:
+    """Delete the next rows of a kind that belong to no registered batch; return their number."""
+    with conn.transaction():
+        found = conn.execute(WITHOUT_BATCH[kind], {"days": days, "limit": limit}).fetchall()
+        return conn.execute(DELETE_BY_ID[kind], [[row["id"] for row in found]]).rowcount
+
+
+def count_keys_without_batch(conn: Conn, days: float) -> int:
+    row = conn.execute(
+        """
+        SELECT count(*) AS n FROM idempotency_keys k
+        WHERE k.created_at < now() - make_interval(secs => %s * 86400)
+          AND NOT EXISTS (SELECT FROM batch_essay_trackers t WHERE t.batch_id = k.batch_id)
+          AND NOT EXISTS (SELECT FROM batch_pending_content p WHERE p.batch_id = k.batch_id)
+        """,
+        [days],
+    ).fetchone()
+    return int((row or {})["n"])
+
+
+def purge_keys(conn: Conn, days: float, after: UUID, limit: int) -> Keys:
+    """Delete old keys of no registered batch among the next `limit` of all keys.
+
+    Pages by key: no index has their age. The key of a content that waits stays.
+    """
+    row = conn.execute(
+        """
+        WITH page AS MATERIALIZED (
+            SELECT key, batch_id, created_at FROM idempotency_keys
+            WHERE key > %(after)s ORDER BY key LIMIT %(limit)s
+        ), gone AS (
+            DELETE FROM idempotency_keys i USING page k
+            WHERE i.key = k.key
+              AND k.created_at < now() - make_interval(secs => %(days)s * 86400)
+              AND NOT EXISTS (SELECT FROM batch_essay_trackers t WHERE t.batch_id = k.batch_id)
+              AND NOT EXISTS (SELECT FROM batch_pending_content p WHERE p.batch_id = k.batch_id)
+            RETURNING i.key
+        )
+        SELECT (SELECT count(*) FROM gone) AS n,
+               (SELECT key FROM page ORDER BY key OFFSET %(limit)s - 1 LIMIT 1) AS last
+        """,
+        {"days": days, "after": after, "limit": limit},
+    ).fetchone()
+    assert row is not None
+    return Keys(row["n"], row["last"])
