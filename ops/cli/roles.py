@@ -5,12 +5,14 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from core.errors import BadSettings
-from migrations.roles import Names, write_roles
+
+if TYPE_CHECKING:
+    from migrations.roles import Names
 
 Roles = Annotated[
     bool, typer.Option("--roles", help="Also write three roles: migrate, app and read-only")
@@ -26,16 +28,20 @@ Passwords = Annotated[
 class RolesToWrite:
     """What the options say of the roles."""
 
-    names: Names
+    names: "Names"
     passwords: Mapping[str, str]
 
     @classmethod
     def of(cls, names: str, file: str | None) -> "RolesToWrite":
         """Read the options. Raises RolesRefused, BadSettings."""
+        from migrations.roles import Names
+
         return cls(Names.of(names), _read_passwords(file))
 
     def write(self, url: str) -> list[str]:
         """Write the roles; return what was done, a line a change. Raises RolesRefused."""
+        from migrations.roles import write_roles
+
         return write_roles(url, self.names, self.passwords)
 
 
