@@ -28,6 +28,7 @@ class Beats:
 
     leader: str | None = None
     standing_by: Sequence[str] = ()
+    gone: bool = False  # one was there, and none is now
 
     def __str__(self) -> str:
         if self.leader is None:
@@ -57,8 +58,10 @@ def read_beats(client: Redis, queue: str) -> Beats:
     with client.pipeline(transaction=False) as pipe:
         pipe.get(leader_key)
         pipe.zrangebyscore(all_key, oldest, "+inf")
-        leader, beats = cast("tuple[str | None, list[str]]", pipe.execute())
-    return Beats(leader and _host(leader), [_host(each) for each in beats if each != leader])
+        pipe.exists(all_key)
+        leader, beats, known = cast("tuple[str | None, list[str], int]", pipe.execute())
+    standing_by = [_host(each) for each in beats if each != leader]
+    return Beats(leader and _host(leader), standing_by, bool(known and not leader and not beats))
 
 
 def _host(beat: str) -> str:

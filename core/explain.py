@@ -14,6 +14,7 @@ from core.db.connection import Conn
 from core.db.sweep import Unmended
 from core.heartbeat import Heartbeat
 from core.notes import notes
+from core.promises import last_try, promise
 from core.receivers import NO_RECEIVERS, Receivers, receiver_causes
 from core.rules import CAUSES, RULES, Cause, Rule
 from core.service_causes import service_causes
@@ -47,7 +48,7 @@ def explain(
     """Explain one batch, whatever its state; also one that nobody has registered or seen."""
     facts = db.batches.facts(conn, batch_id)
     redis_side = _redis_side(slots, batch_id)
-    broken = list(_rules_broken(conn, slots, batch_id, redis_side))
+    broken = list(_rules_broken(conn, slots, batch_id, redis_side, heartbeat))
     if not facts:  # slots of a batch that is gone say nothing of Redis
         broken = [cause for cause in broken if cause.code != "slot_drift"]
     plain = list(plain_causes(conn, batch_id, facts, redis_side)) if facts else []
@@ -77,32 +78,25 @@ def explain(
     )
 
 
-def _rules_broken(conn: Conn, slots: Slots, batch_id: str, redis_side: Row) -> Iterator[Cause]:
+def _rules_broken(
+    conn: Conn, slots: Slots, batch_id: str, redis_side: Row, heartbeat: Heartbeat
+) -> Iterator[Cause]:
     unmended = db.sweep.unmended(conn, batch_id, len(RULES))
     context = CheckContext(conn, slots, batch_id, shared=Shared())
     for rule in RULES:
         if "error" in redis_side and rule.code == "slot_drift":
             continue  # it would wait for Redis once more
         for finding in rule.find(context) or []:
-            cause = _broken(rule, finding, unmended.get((batch_id, rule.code)))
+            cause = _broken(rule, finding, unmended.get((batch_id, rule.code)), heartbeat)
             yield with_evidence(conn, cause, batch_id)
 
 
-def _broken(rule: Rule, finding: Finding, failed: Unmended | None) -> Cause:
+def _broken(rule: Rule, finding: Finding, failed: Unmended | None, heartbeat: Heartbeat) -> Cause:
     cause = rule.fill(finding.since or (failed.since if failed else None), batch=finding.batch_id)
     if finding.detail:
         cause = replace(cause, title=f"{cause.title} ({finding.detail})")
-    if failed and failed.hopeless:
-        cause = replace(cause, by_itself=_not_mending(failed))
-    return cause
-
-
-def _not_mending(failed: Unmended) -> str:
-    return (
-        f"not mending itself: the sweep has tried {failed.failures} times since"
-        f" {failed.since:%Y-%m-%d %H:%M:%S} UTC, and tries again less and less often, at the latest"
-        f" every 5 minutes; last error: {failed.last_error}"
-    )
+    reason = cause.reason + last_try(rule, failed, heartbeat)
+    return replace(cause, reason=reason, by_itself=promise(rule, failed, heartbeat))
 
 
 def _redis_side(slots: Slots, batch_id: str) -> Row:

@@ -62,12 +62,11 @@ class Heartbeat:
     def beat_silent(self) -> bool:
         """No sweep has run for so long that beat, or every worker, must be away.
 
-        Where no beat gives a sign of life either, that is known sooner.
+        Where a beat was there and gives no sign of life either, that is known sooner.
         """
         if self.swept_at is None:
             return True
-        no_beat = self.beats.leader is None and not self.beats.standing_by
-        patience = BEAT_GONE if no_beat else SWEEP_LATE
+        patience = BEAT_GONE if self.beats.gone else SWEEP_LATE
         return abs(datetime.now(UTC) - self.swept_at) > patience
 
 

@@ -49,10 +49,13 @@ def probe_postgres(
 
 
 def probe_redis(slots: Slots) -> Outage | None:
-    """Seed a slot, claim it, and drop the keys; None: all is well."""
+    """Seed a slot, claim it, and drop the keys; None: all is well.
+
+    The script does not delete first: a Redis without memory lets one that has written go on.
+    """
     batch_id = f"probe-{uuid4().hex}"
     try:
-        slots.seed(batch_id, ["essay"])
+        slots.seed(batch_id, ["essay"], fresh=False)
         slots.claim({batch_id: ["text"]})
         slots.forget([batch_id])
     except redis.RedisError as error:

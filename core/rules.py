@@ -159,7 +159,7 @@ RULES = [
         code="event_not_delivered",
         title="An event of the batch has not been delivered",
         reason="the broker did not take it, or no worker relays",
-        by_itself="the sweep and beat's relay try again every few seconds",
+        by_itself="the sweep and beat's relay try again",
         command="els outbox list",
         check=checks.by_query("event_not_delivered"),
         repair=repairs.relay,
@@ -278,7 +278,7 @@ PLAIN = [
     ),
     Cause(
         "worker_silent",
-        "The worker {worker} holds {held} messages and gives no sign of life",
+        "The worker {worker} gives no sign of life, and held {held} messages",
         "it was killed, hangs, or cannot reach Redis{doing}",
         "the broker delivers them again after ELS_VISIBILITY_TIMEOUT, unless the worker comes back",
         "els worker",

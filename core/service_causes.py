@@ -30,7 +30,7 @@ LOOK_AT = {  # by SQLSTATE, or by a word of Redis' answer
     "MISCONF": REDIS.format("INFO persistence"),
     "NOREPLICAS": REDIS.format("INFO replication"),
 }
-SILENT_SHOWN_S = 600  # after which the messages of a silent worker have long been redelivered
+SILENT_SHOWN_S = 120  # after which the messages of a silent worker have been redelivered
 Row = Mapping[str, Any]  # Any: a database row
 
 

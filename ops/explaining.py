@@ -34,7 +34,8 @@ from ops.receivers import read_receivers
 from ops.stack.supervisor import Endpoints
 
 REDIS_S = 0.8  # for one answer
-SIGNS_S = 1.6  # for all signs of life, and the broker's counts
+AWAY_S = 0.05  # the same, of a Redis that has not answered just now
+SIGNS_S = 1.8  # for all signs of life, and the broker's counts
 BATCH_S = 2.6  # for everything: half a second is left of 3 s to print it
 NO_RIGHT = "42501"
 T = TypeVar("T")
@@ -100,6 +101,8 @@ class Looking:
             assert refused is not None
             return self._without_postgres(heartbeat, error, refused)
         try:
+            if error:  # nobody waits for it again
+                client = connect_once(self.found.redis_url, timeout_s=AWAY_S)
             return self._with_postgres(conn, Slots(client), heartbeat, seen, error)
         finally:
             conn.close()
@@ -151,7 +154,7 @@ class Looking:
         """Explain the batch; where Postgres stops answering meanwhile, everything else."""
 
         def look() -> Explanation:
-            outage = probe_postgres(conn, lock_timeout_s=LOCK_S)
+            outage = None if db.locks.locks(conn) else probe_postgres(conn, lock_timeout_s=LOCK_S)
             seen = with_outages(heartbeat, [outage] if outage else [])
             return explain(conn, slots, self.batch, seen, receivers)
 

@@ -15,9 +15,11 @@ from core.identity import location
 from core.installation import Installation, Kind, detect
 from core.pauses import Outage, Pause
 from core.settings import Settings
-from core.urls import kind_and_path
-from ops.queues import brief_connection, queue_lengths
+from core.slots import connect_once
+from core.urls import is_redis, kind_and_path
+from ops.redis_queues import lengths_on_redis
 
+BROKER_S = 0.8  # for Redis as the broker
 LOCK_S = 0.3  # for a lock that the probe meets; whoever holds it is found otherwise
 NO_RIGHT = "42501"
 NO_RIGHT_IN_REDIS = "NoPermissionError"
@@ -43,10 +45,19 @@ def read_heartbeat(
 def count_waiting(broker_url: str, queues: Sequence[str]) -> int | None:
     """Count the messages that wait; None if the broker does not answer."""
     try:
-        with brief_connection(broker_url) as broker:
-            return sum(queue_lengths(broker, queues).values())
+        if is_redis(broker_url):
+            with connect_once(broker_url, timeout_s=BROKER_S) as client:
+                return sum(lengths_on_redis(client, queues).values())
+        return _count_by_kombu(broker_url, queues)
     except (OperationalError, OSError, redis.RedisError):
         return None
+
+
+def _count_by_kombu(broker_url: str, queues: Sequence[str]) -> int:
+    from ops.queues import brief_connection, queue_lengths  # noqa: PLC0415 - imports Kombu
+
+    with brief_connection(broker_url) as broker:
+        return sum(queue_lengths(broker, queues).values())
 
 
 def with_asker(

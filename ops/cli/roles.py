@@ -5,12 +5,14 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from core.errors import BadSettings
-from migrations.roles import Names, write_roles
+
+if TYPE_CHECKING:
+    from migrations.roles import Names
 
 Roles = Annotated[
     bool, typer.Option("--roles", help="Also write three roles: migrate, app and read-only")
@@ -26,17 +28,21 @@ Passwords = Annotated[
 class RolesToWrite:
     """What the options say of the roles."""
 
-    names: Names
+    names: "Names"
     passwords: Mapping[str, str]
     purges: bool  # the role that works may delete, for ELS_RETENTION_DAYS
 
     @classmethod
     def of(cls, names: str, file: str | None, *, purges: bool) -> "RolesToWrite":
         """Read the options. Raises RolesRefused, BadSettings."""
+        from migrations.roles import Names
+
         return cls(Names.of(names), _read_passwords(file), purges)
 
     def write(self, url: str) -> list[str]:
         """Write the roles; return what was done, a line a change. Raises RolesRefused."""
+        from migrations.roles import write_roles
+
         return write_roles(url, self.names, self.passwords, purges=self.purges)
 
 

@@ -30,6 +30,7 @@ from ops.web.outages import OUTAGES, outage_notice
 from ops.web.readiness import Readiness
 from ops.web.rendering import STATIC, renderer
 from ops.web.stream import Stream
+from ops.web.summary import service_causes_of
 from ops.web.views import Views
 from tasks.servers import app_on
 
@@ -53,7 +54,12 @@ def create_app(settings: Settings) -> Starlette:
         found = readiness.check()
         return JSONResponse(found, status_code=200 if found["ready"] else 503)
 
-    snapshots = SnapshotCache(connections.postgres, connections.slots, settings.pending_alarm)
+    snapshots = SnapshotCache(
+        connections.postgres,
+        connections.slots,
+        settings.pending_alarm,
+        lambda: service_causes_of(connections),
+    )
     exposition = Exposition(snapshots, connections, broker, settings.queues, readiness.is_ready)
 
     def health_batches(request: Request) -> Response:

@@ -22,7 +22,7 @@ from core.checks import CheckContext, Finding, Shared
 from core.db.connection import Conn
 from core.db.sweep import Unmended
 from core.pauses import Pause, read_pauses
-from core.rules import RULES, Rule
+from core.rules import RULES, Cause, Rule
 from core.slots import Slots
 from core.states import BatchStatus, ClassType
 from ops import queries
@@ -45,6 +45,7 @@ class Snapshot:
     pauses: list[Pause]
     pending: queries.Pending
     unmended: dict[tuple[str, str], Unmended] = field(default_factory=dict)
+    service: list[Cause] = field(default_factory=list)  # what keeps every batch waiting
 
     def as_json(self) -> dict[str, object]:
         """Return the body of `/health/batches`: `ok` only if every rule could be checked."""
@@ -60,7 +61,8 @@ class Snapshot:
         unchecked = [rule.code for rule, findings in self.stuck if findings is None]
         paused = [pause.as_json() for pause in self.pauses]
         return {
-            "status": "degraded" if stuck or unchecked or paused else "ok",
+            "status": "degraded" if stuck or unchecked or paused or self.service else "ok",
+            "service": [_shown(cause) for cause in self.service],
             "batches": counts,
             "pending_not_registered": asdict(self.pending),
             "stuck": stuck,
@@ -90,8 +92,10 @@ class SnapshotCache:
         postgres: Callable[[], AbstractContextManager[Conn]],
         slots: Slots,
         pending_alarm: timedelta,
+        service: Callable[[], list[Cause]] = list,
     ) -> None:
         self._postgres, self._slots, self._alarm = postgres, slots, pending_alarm
+        self._service = service
         self._reading = Lock()
         self._last: Snapshot | None = None
         self._fresh_until = 0.0
@@ -114,6 +118,7 @@ class SnapshotCache:
             self._reading.release()
 
     def _read(self) -> Snapshot:
+        service = self._service()
         with self._postgres() as conn:
             context = CheckContext(
                 conn,
@@ -133,7 +138,14 @@ class SnapshotCache:
                 pauses,
                 queries.pending(conn),
                 unmended,
+                service,
             )
+
+
+def _shown(cause: Cause) -> dict[str, str | None]:
+    since = cause.since.isoformat() if cause.since else None
+    about = {"title": cause.title, "reason": cause.reason, "command": cause.command}
+    return {"code": cause.code, "since": since, **about}
 
 
 def leading_beat(client: redis.Redis, queue: str) -> dict[str, object] | None:

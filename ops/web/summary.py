@@ -12,10 +12,13 @@ from core import db
 from core.checks import PAGE, CheckContext, Finding, Shared
 from core.db.connection import Conn, Row
 from core.db.sweep import Holder
+from core.heartbeat import Heartbeat
+from core.probe import probe_redis
 from core.receivers import PATIENCE, EventQueue
 from core.rules import RULES, Cause, Rule
 from core.service_causes import service_causes
 from ops import queries
+from ops.heartbeat import with_outages
 from ops.web.connections import Connections
 
 NEVER = datetime.max.replace(tzinfo=UTC)
@@ -65,17 +68,29 @@ class Summary:
 
 def read_summary(connections: Connections, stuck: StuckBatches) -> Summary:
     """Read everything except the rules, which take longer: see `find_stuck`."""
-    error = _error_of(connections.client.ping)
     heartbeat = connections.heartbeat()
-    holder = _holder(connections) if heartbeat.beat_silent else None
+    outages = _outages(connections, heartbeat)
     with connections.postgres() as conn:
         return Summary(
             counters=queries.counters(conn),
             workers=len(heartbeat.workers),
-            outages=list(service_causes({"error": error} if error else {}, heartbeat, holder)),
+            outages=outages,
             stuck=stuck,
             event_queues=connections.event_queues.receivers().queues,
         )
+
+
+def service_causes_of(connections: Connections) -> list[Cause]:
+    """Name what keeps every batch waiting just now."""
+    return _outages(connections, connections.heartbeat())
+
+
+def _outages(connections: Connections, heartbeat: Heartbeat) -> list[Cause]:
+    error = _error_of(connections.client.ping)
+    refused = None if error or heartbeat.workers else probe_redis(connections.slots)
+    heartbeat = with_outages(heartbeat, [refused] if refused else [])
+    holder = _holder(connections) if heartbeat.beat_silent else None
+    return list(service_causes({"error": error} if error else {}, heartbeat, holder))
 
 
 def _holder(connections: Connections) -> Holder | None:

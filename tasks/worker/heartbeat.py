@@ -1,5 +1,6 @@
 """The heartbeat of a worker: a file for supervisors, and a time in Redis for everybody else."""
 
+import atexit
 import os
 import time
 from contextlib import suppress
@@ -88,18 +89,18 @@ def send_if_solo() -> None:
 
 
 @signals.celeryd_after_setup.connect
-def _prepare(**_: object) -> None:
+def _prepare(sender: str, **_: object) -> None:
     _queues.update(app.amqp.queues.consume_from)
     signs.prepare()
+    atexit.register(_say_goodbye, os.getpid(), sender)  # Celery's own signal misses a quick stop
 
 
-@signals.worker_shutdown.connect
-def _say_goodbye(sender: Any, **_: object) -> None:  # Any: Celery's worker, untyped
+def _say_goodbye(pid: int, worker: str) -> None:
     """Let nobody wait 15 s to learn that this worker has stopped."""
-    if settings.redis_url:
+    if os.getpid() == pid and settings.redis_url:
         with suppress(redis.RedisError):
-            _send_sign(sender.hostname, stopped=True)
-            heartbeat.note_gone(brief_redis(), sender.hostname)
+            _send_sign(worker, stopped=True)
+            heartbeat.note_gone(brief_redis(), worker)
 
 
 @signals.heartbeat_sent.connect

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -16,7 +17,8 @@ import psycopg
 from psycopg.rows import dict_row
 
 from core import db
-from core.heartbeat import SWEPT, read_heartbeat
+from core.beats import read_beats
+from core.heartbeat import FRESH, SWEPT, read_heartbeat
 from core.pauses import read_pauses
 from core.slots import connect_once
 from migrations import upgrade
@@ -28,6 +30,7 @@ from tests.live.conftest import Workers, until
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 40  # for `els` to end, whatever it waits for
+START_S: list[float] = []  # what this test process has measured
 WAIT_S = 60  # for what a case waits for: other cases use the machine as well
 
 
@@ -76,9 +79,16 @@ class Place:
         return self.workers.start(*more, command=command, **settings)
 
     def beat(self):
-        """Start beat, and wait for a sweep, if a worker is there to run it."""
-        process = self.workers.start("--pidfile=", command="beat")
+        """Start beat, and wait for the sweep, which a worker runs."""
+        process = self.start_beat()
         until(lambda: self.valkey.exists(SWEPT), WAIT_S, "the sweep has run")
+        return process
+
+    def start_beat(self, **settings: str):
+        """Start beat, and wait until it leads."""
+        process = self.workers.start("--pidfile=", command="beat", **settings)
+        queue = settings.get("ELS_QUEUE", self.queue)
+        until(lambda: read_beats(self.valkey, queue).leader, WAIT_S, "beat leads")
         return process
 
     def run(self):
@@ -98,10 +108,14 @@ class Place:
             os.killpg(process.pid, number)
         process.wait(20)
 
-    def forget_signs(self, *names: str):
-        """Wait as long as a sign of life counts: drop those of workers that are gone."""
-        for name in names or self.valkey.zrange("els:workers", 0, -1):
-            self.valkey.zincrby("els:workers", -60, name)
+    def until_silent(self):
+        """Wait until no worker counts as alive: 15 s after the last sign."""
+        until(self._silent, WAIT_S, "no worker counts as alive")
+
+    def _silent(self) -> bool:
+        seen, now = self.signs(), datetime.now(UTC)
+        youngest = min((now - sign.at for sign in seen.signs.values()), default=FRESH * 2)
+        return not seen.workers and youngest > FRESH
 
     @contextmanager
     def frozen(self, *processes):
@@ -182,6 +196,19 @@ class Place:
             text += errors
         return Told(told, re.sub(r"\s+", " ", text), seconds)
 
+    @property
+    def start_s(self) -> float:
+        """How long two `els` take to start side by side, which is no part of their answer."""
+        return START_S[-1] if START_S else self.measure_start()
+
+    def measure_start(self) -> float:
+        """Measure that again: other cases use the machine as well."""
+        began = time.monotonic()
+        for process in [self.els("explain", "--help") for _ in range(2)]:
+            process.communicate()
+        START_S.append(time.monotonic() - began)
+        return START_S[-1]
+
     @staticmethod
     def _answer(process: subprocess.Popen) -> tuple[str, str]:
         try:
@@ -189,14 +216,6 @@ class Place:
         except subprocess.TimeoutExpired:
             process.kill()
             return process.communicate()
-
-
-def start_time(place: Place) -> float:
-    """Measure how long two `els` take to start side by side on this machine, just now."""
-    began = time.monotonic()
-    for process in [place.els("explain", "--help") for _ in range(2)]:
-        process.communicate()
-    return time.monotonic() - began
 
 
 @contextmanager

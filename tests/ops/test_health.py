@@ -10,6 +10,7 @@ import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 from core import db, metrics
+from core.heartbeat import note_sweep, note_worker
 from core.rules import RULES
 from core.states import BatchStatus
 from ops.stack.embedded import Valkey, free_port
@@ -249,6 +250,26 @@ def test_what_is_not_mending_itself_is_said_with_its_last_error(page, conn, life
     assert told["since"].endswith("+00:00")
     conn.execute("DELETE FROM unmended WHERE batch_id = %s", [batch])
     conn.execute("DELETE FROM batch_essay_trackers WHERE batch_id = %s", [batch])
+
+
+def test_the_health_of_batches_is_degraded_while_nobody_works(page, valkey):
+    def service():
+        return page.json("/health/batches")[1]["service"]
+
+    valkey.delete("els:workers", "els:swept_at")
+    found = until(service, 60, "nobody works")
+    status = page.json("/health/batches")[1]["status"]
+
+    def works():
+        note_worker(valkey, "worker@test")
+        note_sweep(valkey)
+        return service() == []
+
+    assert [cause["code"] for cause in found] == ["no_worker", "beat_silent"]
+    assert found[0]["title"] == "No worker is running"
+    assert found[0]["command"] == "els worker"
+    assert status == "degraded"
+    until(works, 60, "somebody works")
 
 
 def test_the_counts_of_workers_are_shown_with_labels_that_only_they_know(page, valkey):

@@ -6,6 +6,11 @@ WITH ours AS (
     SELECT l.pid, 'table ' || o.name AS what FROM pg_locks l JOIN ours o USING (relation)
     WHERE l.granted AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
       AND l.mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+    UNION  -- whoever keeps another one from such a lock: all later ones wait behind that
+    SELECT blocker, 'table ' || o.name FROM pg_locks l JOIN ours o USING (relation)
+    CROSS JOIN LATERAL unnest(pg_blocking_pids(l.pid)) AS blocker
+    WHERE NOT l.granted
+      AND l.mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
     /* rows */
     UNION
     SELECT l.pid, 'the registration of the batch' FROM pg_locks l

@@ -1,13 +1,298 @@
-"""Workers that are gone, hang, or serve something else."""
+"""Workers that are gone, hang, wait, or serve something else."""
 
+import os
+import signal
+from urllib.parse import quote, urlsplit
+
+import psutil
+import psycopg
+
+from core.signs import STALLED_AFTER
+from migrations import upgrade
+from tests import factories as make
 from tests.explain.cause import cause
+from tests.explain.place import WAIT_S, copied
+from tests.live.conftest import until
+
+GONE = ["No worker is running", "sweep has not run"]
+ONE_PROCESS = "worker --pool prefork --concurrency 1"
 
 
-@cause("no_worker", says=["No worker is running"])
+@cause("waiting_for_contents", never=[*GONE, "No beat"])
+def everything_runs(running):
+    yield running.register()
+
+
+@cause("ready", nothing=True, says=["Nothing is missing"])
+def it_is_ready(running):
+    batch = running.register(1)
+    running.content(batch)
+    query = "SELECT bool_and(published_at IS NOT NULL) AS all FROM event_outbox WHERE batch_id = %s"
+    until(lambda: running.conn.execute(query, [batch]).fetchone()["all"], WAIT_S, "it is ready")
+    yield batch
+
+
+@cause("no_worker", says=["No worker is running"], step="els worker")
 def none_was_ever_started(place):
     yield place.insert_batch()
 
 
-@cause("waiting_for_contents", never=["No worker", "sweep has not run"])
-def everything_runs(running):
-    yield running.register()
+@cause("no_worker", says=["was stopped at"], never=["gives a sign"], step="els worker")
+def it_was_stopped(place):
+    place.end(place.worker(), signal.SIGTERM)
+    yield place.insert_batch()
+
+
+@cause("no_worker", says=["was stopped at", "1 message waits in the queue"])
+def it_was_stopped_and_one_message_waits(place):
+    place.end(place.worker(), signal.SIGTERM)
+    batch = place.insert_batch()
+    place.send_content(batch)
+    yield batch
+
+
+@cause("no_worker", says=["has given none since", "3 messages wait in the queue"])
+def it_was_killed_and_messages_wait(place):
+    place.end(place.worker())
+    batch = place.insert_batch(3)
+    for number in range(3):
+        place.send_content(batch, f"text-{number}")
+    place.until_silent()
+    yield batch
+
+
+@cause("no_worker", says=["gives a sign of life", "has given none since"], never=GONE[:1])
+def its_only_process_is_stopped_by_a_debugger(place):
+    with place.frozen(place.worker()):
+        place.until_silent()
+        yield place.insert_batch()
+
+
+@cause("no_worker", says=["No worker", "message waits in the queue"])
+def the_registration_waits_for_a_worker(place):
+    batch = make.new_batch()
+    place.send("els.register_batch", make.registration(batch, 2))
+    yield batch
+
+
+# --- elsewhere -----------------------------------------------------------------------------------
+
+
+@cause("worker_other_queue", says=["takes those of", "other-school"], never=GONE[:1])
+def it_serves_another_queue(place):
+    place.start_worker(ELS_QUEUE="other-school")
+    until(lambda: place.signs().workers, WAIT_S, "it lives")
+    yield place.insert_batch()
+
+
+@cause("worker_other_queue", says=["1 message waits in the queue", "other-school"])
+def it_serves_another_queue_and_a_message_waits(place):
+    place.start_worker(ELS_QUEUE="other-school")
+    until(lambda: place.signs().workers, WAIT_S, "it lives")
+    batch = place.insert_batch()
+    place.send_content(batch)
+    yield batch
+
+
+@cause("worker_other_queue", says=[".internal alone"], never=GONE[:1])
+def it_serves_the_steps_of_completion_alone(place):
+    place.worker("-Q", f"{place.queue}.internal")
+    yield place.insert_batch()
+
+
+@cause("worker_other_queue", says=["the queue mine"], never=GONE[:1], step="ELS_QUEUE=mine")
+def whoever_asks_means_another_queue(running):
+    yield running.register(), {"ELS_QUEUE": "mine"}
+
+
+@cause("worker_other_queue", never=GONE[:1])
+def remote_control_has_cancelled_its_queue(place):
+    place.worker()
+    place.workers.ready(1)
+    name = f"{place.queue}-0@test"
+    place.workers.upstream.control.cancel_consumer(place.queue, destination=[name], reply=True)
+    until(lambda: place.queue not in place.signs().signs[name].queues, WAIT_S, "it is cancelled")
+    place.start_beat()
+    yield place.insert_batch()
+
+
+@cause("worker_other_broker", says=["redis/0", "redis/1"], never=GONE[:1])
+def it_takes_messages_of_another_database_of_redis(place):
+    other = urlsplit(place.valkey_server.url)._replace(path="/1").geturl()
+    place.start_worker(ELS_BROKER_URL=other)
+    until(lambda: place.signs().workers, WAIT_S, "it lives")
+    yield place.insert_batch()
+
+
+@cause("worker_other_database", says=["works on"], never=GONE[:1])
+def it_works_on_another_database(place):
+    with copied(place.database_url) as other:
+        place.worker(ELS_DATABASE_URL=other)
+        batch = place.insert_batch()
+        yield batch
+        place.workers.stop()
+
+
+@cause("worker_other_database", says=["works on"], never=GONE[:1])
+def it_works_in_another_schema(place):
+    place.conn.execute("CREATE SCHEMA other")
+    options = quote("-c search_path=other", safe="")
+    url = f"{place.database_url}?options={options}"
+    upgrade(url)
+    place.worker(ELS_DATABASE_URL=url)
+    yield place.insert_batch()
+
+
+@cause("worker_other_database", among=2, never=GONE[:1])
+def whoever_asks_reads_another_database(place):
+    place.run()
+    batch = place.register()
+    place.conn.close()
+    place.workers.stop()
+    with copied(place.database_url) as other:
+        place.worker()
+        yield batch, {"ELS_DATABASE_URL": other}
+        place.workers.stop()
+
+
+# --- hanging -------------------------------------------------------------------------------------
+
+
+def pool_of(worker):
+    """The only process of a worker's pool."""
+
+    def children():
+        return [each for each in psutil.Process(worker.pid).children() if each.is_running()]
+
+    return until(children, WAIT_S, "the pool has a process")[-1]
+
+
+def until_stalled(place):
+    def stalled():
+        return any(sign.stalled_since for sign in place.signs().signs.values())
+
+    until(stalled, WAIT_S + STALLED_AFTER.total_seconds(), "a worker is stalled")
+
+
+@cause("worker_stalled", says=["no process takes the next message"], never=GONE[:1])
+def the_process_of_its_pool_is_stopped(place):
+    worker = place.worker(command=ONE_PROCESS)
+    batch = place.register()
+    child = pool_of(worker)
+    child.suspend()
+    place.send_content(batch)
+    until_stalled(place)
+    yield batch
+    child.resume()
+
+
+@cause("worker_stalled", says=["els.assign_content since", "holds 1 messages"], step="kill -KILL")
+def a_process_is_stopped_in_the_midst_of_a_content(place):
+    worker = place.worker(command=ONE_PROCESS)
+    batch = place.register()
+    child = pool_of(worker)
+    with psycopg.connect(place.database_url) as holding:
+        holding.execute("SELECT FROM essay_states WHERE batch_id = %s FOR UPDATE", [batch])
+        place.send_content(batch)
+        until(lambda: any(s.task for s in place.signs().signs.values()), WAIT_S, "it is at work")
+        child.suspend()
+    until_stalled(place)
+    yield batch
+    child.resume()
+
+
+# --- not begun -----------------------------------------------------------------------------------
+
+
+def empty(place):
+    """The URL of a database without a schema, in the same server."""
+    name = f"{urlsplit(place.database_url).path[1:]}_empty"
+    place.conn.execute(f"CREATE DATABASE {name}")
+    return urlsplit(place.database_url)._replace(path=f"/{name}").geturl(), name
+
+
+@cause("schema_missing", says=["waits to start"], never=GONE[:1], step="els migrate")
+def it_waits_for_its_schema(place):
+    url, name = empty(place)
+    place.start_worker(ELS_DATABASE_URL=url)
+    until(lambda: any(s.waits for s in place.signs().signs.values()), WAIT_S, "it waits")
+    yield make.new_batch(), {"ELS_DATABASE_URL": url}
+    place.workers.stop()
+    place.conn.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@cause("worker_waits", says=["waits to start"], never=GONE[:1])
+def it_waits_for_the_schema_of_another_database(place):
+    url, name = empty(place)
+    place.start_worker(ELS_DATABASE_URL=url)
+    until(lambda: any(s.waits for s in place.signs().signs.values()), WAIT_S, "it waits")
+    yield place.insert_batch()
+    place.workers.stop()
+    place.conn.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@cause("worker_waits", says=["essay_states"], never=GONE[:1])
+def it_waits_for_a_right_that_its_role_lacks(place):
+    url = role(place, "SELECT, INSERT, UPDATE, DELETE")
+    place.conn.execute(f"REVOKE INSERT ON essay_states FROM {urlsplit(url).username}")
+    place.start_worker(ELS_DATABASE_URL=url)
+    until(lambda: any(s.waits for s in place.signs().signs.values()), WAIT_S, "it waits")
+    yield place.insert_batch()
+
+
+def role(place, rights):
+    """Create a role with rights on all tables; return the URL of the database for it."""
+    name = f"r_{os.getpid()}_{abs(hash(place.queue))}"
+    place.conn.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'word'")
+
+    def drop():
+        with psycopg.connect(place.database_url, autocommit=True) as conn:
+            conn.execute(f"DROP OWNED BY {name}")
+            conn.execute(f"DROP ROLE {name}")
+
+    place.undo.callback(drop)
+    place.undo.callback(place.workers.stop)
+    place.conn.execute(f"GRANT USAGE ON SCHEMA public TO {name}")
+    if rights:
+        place.conn.execute(f"GRANT {rights} ON ALL TABLES IN SCHEMA public TO {name}")
+        place.conn.execute(f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {name}")
+    at = urlsplit(place.database_url)
+    return at._replace(netloc=f"{name}:word@{at.hostname}:{at.port}").geturl()
+
+
+# --- how it runs ---------------------------------------------------------------------------------
+
+
+@cause("no_worker", step="kubectl rollout restart deployment/els-worker", never=["els run"])
+def it_ran_on_kubernetes(place):
+    place.end(place.worker(KUBERNETES_SERVICE_HOST="10.0.0.1"), signal.SIGTERM)
+    yield place.insert_batch()
+
+
+@cause("no_worker", step="systemctl start els-worker", never=["els run"])
+def it_ran_under_systemd(place):
+    place.end(place.worker(INVOCATION_ID="0" * 32), signal.SIGTERM)
+    yield place.insert_batch()
+
+
+@cause("no_worker", step="kubectl", never=["els run"])
+def it_runs_on_kubernetes_where_none_was_ever_started(place):
+    yield place.insert_batch(), {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+
+
+def clock(place, offset_s):
+    """Settings of a process whose wall clock is wrong."""
+    file = place.folder / "clock"
+    file.write_text(str(offset_s))
+    path = f"{os.getcwd()}/tests/live/clock"
+    return {"PYTHONPATH": path, "TEST_CLOCK": str(file)}
+
+
+@cause("waiting_for_contents", never=[*GONE, "No beat"])
+def the_clock_of_whoever_asks_is_an_hour_ahead(running):
+    yield running.register(), clock(running, 3600)
+
+
+@cause("waiting_for_contents", never=[*GONE, "No beat"])
+def the_clock_of_whoever_asks_is_an_hour_behind(running):
+    yield running.register(), clock(running, -3600)

@@ -1,0 +1,225 @@
+"""Servers that are away, frozen, full, or refuse."""
+
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import psycopg
+
+from ops.stack.embedded import Valkey, free_port
+from ops.torture import refusals
+from tests import factories as make
+from tests.explain.cause import cause
+from tests.explain.causes.workers import GONE, empty, role
+from tests.explain.place import WAIT_S
+from tests.live.conftest import until
+
+PAUSED_S = 30
+
+
+# --- Redis ---------------------------------------------------------------------------------------
+
+
+@cause("redis_unreachable", says=["Redis does not answer", "redis"], never=GONE[:1])
+def redis_is_stopped(place):
+    batch = place.insert_batch()
+    place.valkey_server.stop()
+    yield batch
+
+
+@cause("redis_unreachable", says=["Redis does not answer"], never=GONE[:1])
+def redis_is_frozen(place):
+    batch = place.insert_batch()
+    with refusals.frozen(place.valkey_server.process.pid):
+        yield batch
+
+
+@cause("redis_unreachable", never=GONE[:1])
+def redis_is_asked_with_a_wrong_password(place):
+    batch = place.insert_batch()
+    url = place.valkey_server.url.replace(":password@", ":wrong@")
+    yield batch, {"ELS_REDIS_URL": url, "ELS_BROKER_URL": place.valkey_server.url}
+
+
+def refusing(refuse, words, *, runs):
+    def make_it(place):
+        if runs:
+            worker = place.worker()
+        batch = place.insert_batch()
+        with refuse(place.valkey):
+            if runs:
+                place.until_silent()
+            yield batch
+        if runs:
+            place.end(worker)
+
+    made = "while_a_worker_runs" if runs else "without_a_worker"
+    make_it.__name__ = f"redis_is_{refuse.__name__}_{made}"
+    cause("server_refuses", says=["Redis refuses writes", words], never=GONE[:1])(make_it)
+
+
+refusing(refusals.out_of_memory, "INFO memory", runs=True)
+refusing(refusals.out_of_memory, "INFO memory", runs=False)
+refusing(refusals.replica, "ROLE", runs=True)
+refusing(refusals.replica, "ROLE", runs=False)
+refusing(refusals.without_replicas, "INFO replication", runs=False)
+refusing(refusals.snapshots_failing, "INFO persistence", runs=False)
+
+
+# --- the broker ----------------------------------------------------------------------------------
+
+
+@contextmanager
+def broker(place):
+    server = Valkey(place.folder / "broker", free_port(), "password")
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@cause("broker_unreachable", says=["The broker does not answer"], never=GONE[:1])
+def the_broker_is_stopped(place):
+    with broker(place) as server:
+        place.settings["ELS_BROKER_URL"] = server.url
+        place.worker(ELS_BROKER_URL=server.url)
+        batch = place.insert_batch()
+        server.stop()
+        yield batch
+
+
+@cause("broker_unreachable", says=["The broker does not answer", "Not read"], never=GONE[:1])
+def the_broker_is_frozen(place):
+    with broker(place) as server:
+        place.settings["ELS_BROKER_URL"] = server.url
+        place.worker(ELS_BROKER_URL=server.url)
+        batch = place.insert_batch()
+        with refusals.frozen(server.process.pid):
+            yield batch
+
+
+@cause("broker_unreachable", never=["Redis does not answer"])
+def the_broker_is_a_port_where_nobody_listens(running):
+    yield running.register(), {"ELS_BROKER_URL": f"redis://127.0.0.1:{free_port()}/0"}
+
+
+@cause("broker_unreachable", never=["Redis does not answer"])
+def the_broker_is_a_rabbitmq_that_is_not_there(running):
+    yield running.register(), {"ELS_BROKER_URL": f"amqp://a:b@127.0.0.1:{free_port()}//"}
+
+
+# --- Postgres ------------------------------------------------------------------------------------
+
+
+@cause("postgres_unreachable", says=["Postgres does not answer", "Not read"], never=GONE[:1])
+def postgres_is_stopped(alone):
+    alone.worker()
+    alone.conn.close()
+    alone.postgres_server.stop()
+    yield make.new_batch()
+
+
+@cause("postgres_unreachable", says=["Postgres does not answer", "Not read"], never=GONE[:1])
+def postgres_is_frozen(alone):
+    alone.worker()
+    batch = alone.insert_batch()
+    with refusals.frozen(alone.postgres_server.process.pid):
+        yield batch
+
+
+@cause("redis_unreachable", among=2, says=["Postgres does not answer", "Redis does not answer"])
+def everything_is_frozen(alone):
+    batch = alone.insert_batch()
+    pids = alone.postgres_server.process.pid, alone.valkey_server.process.pid
+    with refusals.frozen(pids[0]), refusals.frozen(pids[1]):
+        yield batch
+
+
+@cause("postgres_unreachable", says=["does not exist"])
+def the_database_does_not_exist(place):
+    yield make.new_batch(), {"ELS_DATABASE_URL": f"{place.database_url}_nowhere"}
+
+
+@cause("postgres_unreachable", says=["password"])
+def the_password_is_wrong(place):
+    at = urlsplit(place.database_url)
+    url = at._replace(netloc=f"{at.username}:wrong@{at.hostname}:{at.port}").geturl()
+    yield place.insert_batch(), {"ELS_DATABASE_URL": url}
+
+
+@cause("postgres_unreachable", says=["too many connections"])
+def its_role_has_too_many_connections(place):
+    url = role(place, "SELECT")
+    place.conn.execute(f"ALTER ROLE {urlsplit(url).username} CONNECTION LIMIT 1")
+    batch = place.insert_batch()
+    with psycopg.connect(url):
+        yield batch, {"ELS_DATABASE_URL": url}
+
+
+@cause("server_refuses", says=["Postgres refuses writes", "read-only"], step="pg_is_in_recovery")
+def postgres_is_read_only(place):
+    batch = place.insert_batch()
+    place.conn.close()
+    with refusals.read_only(place.database_url):
+        yield batch
+
+
+@cause("server_refuses", says=["Postgres refuses writes", "read-only"], never=GONE[:1])
+def postgres_is_read_only_while_a_worker_runs(place):
+    place.run()
+    batch = place.register()
+    place.conn.close()
+    with refusals.read_only(place.database_url):
+        until(place.pauses, PAUSED_S, "a process waits")
+        yield batch
+
+
+@cause("server_refuses", says=["Postgres refuses writes"], step="df -h")
+def the_disk_of_postgres_is_full(place):
+    batch = place.insert_batch()
+    with refusals.raising(place.database_url, "53100"):
+        yield batch
+
+
+@cause("server_refuses", says=["permission denied for table"], step="els migrate --roles")
+def a_right_of_the_worker_was_revoked(place):
+    url = role(place, "SELECT, INSERT, UPDATE, DELETE")
+    place.worker(ELS_DATABASE_URL=url)
+    place.start_beat()
+    batch = place.insert_batch()
+    place.conn.execute(f"REVOKE INSERT, UPDATE ON essay_states FROM {urlsplit(url).username}")
+    place.send_content(batch)
+    until(place.pauses, WAIT_S, "a process waits")
+    yield batch
+
+
+@cause("schema_missing", says=["there is no schema"], step="els migrate")
+def there_is_no_schema(place):
+    url, name = empty(place)
+    yield make.new_batch(), {"ELS_DATABASE_URL": url}
+    place.conn.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@cause("schema_missing", step="els migrate")
+def the_search_path_names_no_schema(place):
+    yield (
+        make.new_batch(),
+        {"ELS_DATABASE_URL": f"{place.database_url}?options=-csearch_path%3Dnowhere"},
+    )
+
+
+@cause("schema_missing", step="kubectl apply -k deploy/kubernetes/migrate")
+def there_is_no_schema_on_kubernetes(place):
+    url, name = empty(place)
+    yield make.new_batch(), {"ELS_DATABASE_URL": url, "KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+    place.conn.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@cause("cannot_read", says=["permission denied"], step="els migrate --roles")
+def whoever_asks_may_not_read(place):
+    yield place.insert_batch(), {"ELS_DATABASE_URL": role(place, "")}
+
+
+@cause("no_worker", never=["refuses writes", "permission denied"])
+def whoever_asks_may_only_read(place):
+    yield place.insert_batch(), {"ELS_DATABASE_URL": role(place, "SELECT")}
