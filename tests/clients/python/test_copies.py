@@ -87,7 +87,7 @@ def test_the_order_of_keys_changes_no_id():
     assert event_id(ASSIGN, dict(reversed(EXAMPLE.items()))) == event_id(ASSIGN, EXAMPLE)
 
 
-@pytest.mark.parametrize("name", EXAMPLE.keys() - {"timestamp", "event_id"})
+@pytest.mark.parametrize("name", sorted(EXAMPLE.keys() - {"timestamp", "event_id"}))
 def test_any_other_difference_makes_another_id(name):
     assert event_id(ASSIGN, EXAMPLE | {name: "other"}) != event_id(ASSIGN, EXAMPLE)
     assert event_id("els.reject_content", EXAMPLE) != event_id(ASSIGN, EXAMPLE)
