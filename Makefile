@@ -46,7 +46,7 @@ test-servers: env ## run the tests on Debian's servers: pooled, replicated, encr
 test-upgrade: env ## run the last release beside this code, under load (four minutes)
 	@$(BIN)/python -m pytest -n 0 tests/upgrade $(ARGS)
 
-test-clients: env ## test the kit for Node, and its examples beside workers (three minutes)
+test-clients: env ## test the kit for Node, and its examples beside workers (four minutes)
 	@sh scripts/rabbitmq install || echo "== the tests on RabbitMQ are skipped"
 	@sh scripts/clients-node || [ $$? = 3 ]
 	@$(BIN)/python -m pytest -n 0 tests/clients/node $(ARGS)

@@ -5,8 +5,10 @@ import random
 import time
 from uuid import uuid4
 
+import psycopg
 import pytest
 
+from els_client.inbox import Inbox
 from tests import factories as make
 from tests.clients.node.programs import EXAMPLES
 from tests.live.conftest import until
@@ -74,6 +76,9 @@ def test_a_sender_and_a_receiver_take_a_batch_to_its_readiness(neighbours, broke
     assert set(outcomes(batch).values()) == {"registered", "assigned"}
     until(lambda: len(slots(neighbours, batch)) == 5, 30, "the receiver has each content")
     assert slots(neighbours, batch) == sorted(m[1]["text_storage_id"] for m in messages[1:])
+    with psycopg.connect(neighbours.database_url) as db:
+        assert not Inbox().is_new(db, event), "the Python kit reads the same inbox"
+        assert Inbox().missing_before(db, event) == []
 
 
 def test_a_broker_that_is_away_costs_nothing(neighbours, broker, outcomes):
