@@ -23,6 +23,7 @@ class Block:
     line: int
     language: str
     text: str
+    name: str = ""  # the second word behind the fence
 
     def __str__(self):
         return f"{self.page}:{self.line}"
@@ -53,9 +54,10 @@ def _tokens(page):
 def blocks(page: str) -> list[Block]:
     """List the fenced blocks of a page. One without a language has the language ""."""
     return [
-        Block(page, token.map[0] + 1, token.info.strip().partition(" ")[0], token.content)
+        Block(page, token.map[0] + 1, language, token.content, name)
         for token in _tokens(page)
         if token.type == "fence"
+        for language, _, name in [token.info.strip().partition(" ")]
     ]
 
 

@@ -109,7 +109,7 @@ class Reader:
                 self.run(block.text, block)
             case "console":
                 self.try_each(block)
-            case "python" | "javascript" if saved := SAVED.match(block.text):
+            case "python" | "js" if saved := SAVED.match(block.text):
                 (self.folder / saved[1]).write_text(block.text)
             case "python":
                 self.execute(block)
@@ -126,7 +126,7 @@ class Reader:
             env=self.environ(),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=180,
             check=False,
         )
         self.output = ran.stdout + ran.stderr
@@ -143,7 +143,7 @@ class Reader:
             return not missing(shown, self.output)
 
         try:
-            until(is_shown, 20, f"{block} shows what the page says")
+            until(is_shown, 60, f"{block} shows what the page says")
         except AssertionError as error:
             raise AssertionError(f"{error}: {self.output}") from None
 
@@ -242,6 +242,6 @@ class Reader:
             return not missing(block.text, out.read_text())
 
         try:
-            until(appears, 30, f"{block} appears")
+            until(appears, 60, f"{block} appears")
         except AssertionError as error:
             raise AssertionError(f"{error}: {out.read_text()}") from None

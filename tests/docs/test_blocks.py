@@ -17,7 +17,7 @@ from tests.docs.elsewhere import ELSEWHERE, elsewhere
 from tests.docs.reader import Reader, missing
 
 BLOCKS = [block for page in pages.names() for block in pages.blocks(page)]
-RUNS = {"sh", "console", "python", "javascript", "sql", "text"}
+RUNS = {"sh", "console", "python", "js", "sql", "text"}
 NEEDS = {"jq", "node", "redis-cli"}  # programs that a page may use; without one it is skipped
 
 TO_RUN = [b for b in BLOCKS if b.language in RUNS and not elsewhere(b) and not is_settings(b)]
@@ -39,6 +39,10 @@ def test_a_page_works_for_a_person_who_follows_it(page, service, tmp_path):
 
     with Reader(tmp_path, service) as reader:
         reader.follow(to_run)
+
+
+def test_every_block_with_a_name_is_on_a_page_that_the_test_of_the_wire_reads():
+    assert {block.page for block in BLOCKS if block.name} <= {"docs/events.md", "docs/tasks.md"}
 
 
 def test_every_block_that_runs_elsewhere_is_there_and_names_a_file_that_is():
