@@ -15,7 +15,7 @@ from psycopg.rows import DictRow
 from core.db.connection import Conn, sql
 from core.lookalikes import LEAST_PART, fold
 
-NEWEST = 100_000  # batches whose ids are compared one by one
+NEWEST = 50_000  # batches whose ids are compared one by one
 LETTERS = 2_000  # newest dead letters that wait
 BODIES = 200  # of these, bodies that are read, because the letter names no batch
 LARGEST_BODY = 256 * 1024  # bytes, as Postgres keeps it
