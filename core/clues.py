@@ -6,10 +6,12 @@ Each clue is a fact, and the command that follows it up. The most certain one co
 import json
 import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
+
+from psycopg.errors import UndefinedTable
 
 from core.db import clues as seen
 from core.db.connection import Conn
@@ -105,10 +107,11 @@ def _early(registered_at: datetime) -> datetime:
 
 
 def _collect(conn: Conn, *looks: Callable[[], Iterable[Clue]]) -> list[Clue]:
-    """Look everywhere; go on where a table is locked, is too slow, or may not be read."""
+    """Look everywhere; go on where a table is locked, slow, not there, or may not be read."""
     found: list[Clue] = []
+    guard = conn.transaction if seen.in_transaction(conn) else nullcontext
     for look in looks:
-        with suppress(*UNREADABLE), conn.transaction():
+        with suppress(*UNREADABLE, UndefinedTable), guard():
             found += look()
     return found
 

@@ -9,12 +9,13 @@ from datetime import datetime
 from uuid import UUID
 
 from psycopg.errors import QueryCanceled
+from psycopg.pq import TransactionStatus
 from psycopg.rows import DictRow
 
 from core.db.connection import Conn, sql
 from core.lookalikes import LEAST_PART, fold
 
-NEWEST = 100_000  # batches whose ids are compared one by one
+NEWEST = 50_000  # batches whose ids are compared one by one
 LETTERS = 2_000  # newest dead letters that wait
 BODIES = 200  # of these, bodies that are read, because the letter names no batch
 LARGEST_BODY = 256 * 1024  # bytes, as Postgres keeps it
@@ -46,9 +47,7 @@ class OtherKind:
 
 
 def tombstone(conn: Conn, batch_id: str) -> Tombstone | None:
-    """Find what is left of a purged batch; also on the schema of a release without such rows."""
-    if not _has_tombstones(conn):
-        return None
+    """Find what is left of a purged batch. Raises UndefinedTable on an older schema."""
     row = conn.execute(
         "SELECT status, registered_at, ended_at, purged_at, purged_by FROM purged_batches"
         " WHERE batch_id = %s",
@@ -59,8 +58,6 @@ def tombstone(conn: Conn, batch_id: str) -> Tombstone | None:
 
 def purged_like(conn: Conn, given: str, ids: Sequence[str]) -> list[str]:
     """Find purged batches: those among these ids, and those whose id may be like this one."""
-    if not _has_tombstones(conn):
-        return []
     rows = conn.execute(
         "(SELECT batch_id FROM purged_batches WHERE batch_id = ANY(%(ids)s) LIMIT %(few)s) UNION"
         " (SELECT batch_id FROM (SELECT batch_id FROM purged_batches LIMIT %(newest)s) purged"
@@ -68,11 +65,6 @@ def purged_like(conn: Conn, given: str, ids: Sequence[str]) -> list[str]:
         {"ids": list(ids), "folded": fold(given), "newest": NEWEST, "few": FEW},
     )
     return [row["batch_id"] for row in rows]
-
-
-def _has_tombstones(conn: Conn) -> bool:
-    row = conn.execute("SELECT to_regclass('purged_batches') IS NOT NULL AS there").fetchone()
-    return bool(row and row["there"])
 
 
 def registered_like(conn: Conn, given: str, ids: Sequence[str]) -> list[str]:
@@ -158,25 +150,30 @@ def executed(conn: Conn, batch_id: str) -> list[DictRow]:
 
 
 def other_kinds(conn: Conn, given: str) -> list[OtherKind]:
-    """Find what else has this id. Reads whole tables for at most `SCAN_S`, then gives up."""
+    """Find what else has this id. Reads whole tables for at most `SCAN_S`, then gives up.
+
+    Inside a transaction of the caller, the limit is that of its connection.
+    """
     bare = given.strip()
     parameters = {"id": bare, "uuid": _uuid(bare), "number": _number(bare), "few": FEW}
     found = [OtherKind(**row) for row in conn.execute(OTHER_KINDS, parameters)]
     if found:
         return found
+    if in_transaction(conn):
+        return [OtherKind(**row) for row in conn.execute(OTHER_KINDS_IN_ESSAYS, parameters)]
     try:
         with conn.transaction():
-            before = conn.execute("SELECT current_setting('statement_timeout') AS t").fetchone()
-            _limit(conn, f"{int(SCAN_S * 1000)}ms")
+            limit = f"{int(SCAN_S * 1000)}ms"
+            conn.execute("SELECT set_config('statement_timeout', %s, true)", [limit])
             rows = conn.execute(OTHER_KINDS_IN_ESSAYS, parameters).fetchall()
-            _limit(conn, (before or {})["t"])
     except QueryCanceled:
         return []
     return [OtherKind(**row) for row in rows]
 
 
-def _limit(conn: Conn, limit: str) -> None:
-    conn.execute("SELECT set_config('statement_timeout', %s, true)", [limit])
+def in_transaction(conn: Conn) -> bool:
+    """Tell whether a statement that fails would end what the caller has begun."""
+    return conn.info.transaction_status is not TransactionStatus.IDLE
 
 
 def _uuid(text: str) -> UUID | None:
