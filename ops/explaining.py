@@ -29,8 +29,10 @@ from core.service_causes import LOCKED, NO_SCHEMA, lock_causes, service_causes
 from core.settings import Settings
 from core.slots import Slots, connect_once
 from core.tls import describe
+from core.urls import is_redis
 from ops.heartbeat import LOCK_S, count_waiting, read_heartbeat, with_asker, with_outages
 from ops.receivers import read_receivers
+from ops.redis_queues import count_of_batch
 from ops.stack.supervisor import Endpoints
 
 REDIS_S = 0.8  # for one answer
@@ -38,6 +40,12 @@ AWAY_S = 0.05  # the same, of a Redis that has not answered just now
 SIGNS_S = 1.8  # for all signs of life, and the broker's counts
 BATCH_S = 2.6  # for everything: half a second is left of 3 s to print it
 NO_RIGHT = "42501"
+LACKING = {  # causes of a batch that waits for a message, which may be in the queue
+    "waiting_for_contents",
+    "waiting_for_students",
+    "unknown_batch",
+    "pending_not_registered",
+}
 T = TypeVar("T")
 
 
@@ -84,6 +92,7 @@ class Looking:
         signs = Asked(lambda: read_heartbeat(client, broker, queues, 0))
         writes = Asked(lambda: probe_redis(Slots(client)))
         waiting = Asked(lambda: count_waiting(broker, queues))
+        queued = Asked(self._queued)
         receivers = Asked(lambda: read_receivers(self.settings, client, broker))
         postgres = Asked(lambda: db.connect_once(self.found.database_url, briefly=True))
         heartbeat, error = self._signs(signs)
@@ -103,7 +112,8 @@ class Looking:
         try:
             if error:  # nobody waits for it again
                 client = connect_once(self.found.redis_url, timeout_s=AWAY_S)
-            return self._with_postgres(conn, Slots(client), heartbeat, seen, error)
+            explanation = self._with_postgres(conn, Slots(client), heartbeat, seen, error)
+            return self._with_queued(explanation, queued)
         finally:
             conn.close()
 
@@ -123,6 +133,30 @@ class Looking:
         if found is None:
             self.unanswered.append("broker")
         return found
+
+    def _queued(self) -> tuple[int, int]:
+        """Count the messages of the batch in the queue; only Redis shows them without taking."""
+        if not is_redis(self.found.broker_url):
+            return 0, 0
+        with connect_once(self.found.broker_url, timeout_s=REDIS_S) as client:
+            return count_of_batch(client, self.settings.queue, self.batch)
+
+    def _with_queued(self, explanation: Explanation, queued: Asked[tuple[int, int]]) -> Explanation:
+        """Add to what the batch lacks how many messages of it wait in the queue."""
+        try:
+            of_batch, looked = queued.answer(self.began + BATCH_S)
+        except (redis.RedisError, TimeoutError):
+            return explanation
+        if not of_batch:
+            return explanation
+        verb = "message names" if of_batch == 1 else "messages name"
+        among = f" among the {looked} oldest" if looked > of_batch else ""
+        said = f"; {of_batch} {verb} the batch in the queue {self.settings.queue}{among}"
+        causes = [
+            replace(cause, reason=cause.reason + said) if cause.code in LACKING else cause
+            for cause in explanation.causes
+        ]
+        return replace(explanation, causes=causes)
 
     def _receivers(self, receivers: Asked[Receivers]) -> Receivers:
         try:

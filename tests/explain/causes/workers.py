@@ -68,7 +68,7 @@ def its_only_process_is_stopped_by_a_debugger(place):
         yield place.insert_batch()
 
 
-@cause("no_worker", says=["No worker", "message waits in the queue"])
+@cause("no_worker", says=["message waits in the queue", "1 message names the batch in the queue"])
 def the_registration_waits_for_a_worker(place):
     batch = make.new_batch()
     place.send("els.register_batch", make.registration(batch, 2))
