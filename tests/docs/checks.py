@@ -46,7 +46,7 @@ def check(block):
             configparser.ConfigParser().read_string(block.text)
         case "mermaid":
             assert block.text.startswith(DIAGRAMS)
-        case "js" | "sql" | "text":
+        case "js" | "javascript" | "sql" | "text":
             assert block.text.strip()
         case unknown:
             pytest.fail(f"no rule covers a block of language {unknown!r}")

@@ -109,7 +109,7 @@ class Reader:
                 self.run(block.text, block)
             case "console":
                 self.try_each(block)
-            case "python" | "js" if saved := SAVED.match(block.text):
+            case "python" | "js" | "javascript" if saved := SAVED.match(block.text):
                 (self.folder / saved[1]).write_text(block.text)
             case "python":
                 self.execute(block)

@@ -17,7 +17,7 @@ from tests.docs.elsewhere import ELSEWHERE, elsewhere
 from tests.docs.reader import Reader, missing
 
 BLOCKS = [block for page in pages.names() for block in pages.blocks(page)]
-RUNS = {"sh", "console", "python", "js", "sql", "text"}
+RUNS = {"sh", "console", "python", "js", "javascript", "sql", "text"}
 NEEDS = {"jq", "node", "redis-cli"}  # programs that a page may use; without one it is skipped
 
 TO_RUN = [b for b in BLOCKS if b.language in RUNS and not elsewhere(b) and not is_settings(b)]
