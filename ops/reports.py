@@ -39,7 +39,8 @@ def show_explanation(explanation: Explanation) -> None:
         for at, what in explanation.timeline:
             print_line(f"  {utc(at)}  {what}")
         out.print()
-    out.print(_postgres_beside_redis(explanation))
+    if explanation.sides:
+        out.print(_postgres_beside_redis(explanation))
     for line in explanation.disagreements:
         out.print(f"  ✘ {line}", style="red", markup=False, soft_wrap=True)
 

@@ -43,7 +43,7 @@ OPTIONS: dict[str, Any] = {  # Any: keyword arguments of psycopg
     "context": CONTEXT,
 }
 BY_KEY = {"enable_seqscan": "off", "jit": "off"}
-BRIEF = {"statement_timeout": "2000", "lock_timeout": "300"}
+BRIEF = {"statement_timeout": "1800", "lock_timeout": "300"}
 TO_MIGRATE = {"timezone": "UTC"}
 NAMES_OF_PSYCOPG = "_pg3_"  # of prepared statements; a pooler that keeps them gives its own
 
@@ -225,6 +225,20 @@ class WatchedConnection(SettledConnection):
                 raise psycopg.OperationalError(f"the connection is silent: {why}")
 
 
+class BriefConnection(SettledConnection):
+    """A connection for an answer within seconds: it waits for each statement for a moment only."""
+
+    answer_s: ClassVar[float] = 2
+
+    def wait(self, gen: PQGen[RV], interval: float = POLL_S, timeout: float | None = None) -> RV:
+        """Wait for the server. Raises OperationalError when it does not answer in time."""
+        try:
+            return super().wait(gen, interval, timeout or self.answer_s)
+        except _WaitTimeout:
+            self.pgconn.finish()
+            raise psycopg.OperationalError(f"no answer within {self.answer_s:g} s") from None
+
+
 class WatchedBriefly(WatchedConnection):
     """A watched connection for a page that somebody waits for."""
 
@@ -279,7 +293,8 @@ def connect_once(url: str, *, prepare: Prepare = "auto", briefly: bool = False) 
     at = address(url)
     settings = {**at.settings, **(BRIEF if briefly else {})}
     options = OPTIONS | ({"connect_timeout": 2} if briefly else {})  # libpq knows no shorter one
-    return WatchedConnection.connect(at.conninfo, settings=settings, prepare=prepare, **options)
+    kind = BriefConnection if briefly else WatchedConnection
+    return kind.connect(at.conninfo, settings=settings, prepare=prepare, **options)
 
 
 @contextmanager

@@ -192,7 +192,7 @@ class Place:
             told = json.loads(as_json)
         except json.JSONDecodeError:
             told = {}
-        if "causes" not in told:
+        if "causes" not in told or "Traceback" in errors:
             text += errors
         return Told(told, re.sub(r"\s+", " ", text), seconds)
 

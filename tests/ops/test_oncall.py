@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
@@ -161,6 +162,26 @@ def test_a_redis_that_does_not_answer_leaves_the_rest_explained(here, lifecycle,
 
     assert told.exit_code == 0
     assert told.stdout.index("Redis does not answer") < told.stdout.index("waits for contents")
+
+
+def test_servers_that_accept_and_never_answer_are_named(here):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        at = f"127.0.0.1:{silent.getsockname()[1]}"
+        urls = {
+            "ELS_DATABASE_URL": f"postgresql://a:b@{at}/els",
+            "ELS_REDIS_URL": f"redis://{at}/0",
+        }
+
+        told = here("explain", "batch-1", **urls)
+        as_json = json.loads(here("explain", "batch-1", "--json", **urls).stdout)
+
+    assert told.exit_code == 1
+    assert told.stdout.startswith("batch-1: unread")
+    assert [cause["code"] for cause in as_json["causes"]] == [
+        "postgres_unreachable",
+        "redis_unreachable",
+    ]
+    assert sorted(as_json["unanswered"]) == ["broker", "postgres", "redis"]
 
 
 # --- find ----------------------------------------------------------------------------------------
