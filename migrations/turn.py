@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import psycopg
-from psycopg import errors
+from psycopg import ClientCursor, errors
 from psycopg.rows import dict_row
 from sqlalchemy.exc import DBAPIError
 
@@ -150,7 +150,9 @@ class Turn:
                 self._progress_at = now
 
     def _ask(self, query: Any) -> list[dict[str, Any]]:  # Any: a literal of ours; rows
-        with self._asking, self._holder.cursor(row_factory=dict_row) as cursor:
+        # By the simple protocol: otherwise the last result keeps its snapshot for as long as the
+        # transaction lasts, and a build of an index waits for the end of that.
+        with self._asking, ClientCursor(self._holder, row_factory=dict_row) as cursor:
             cursor.execute(query, {"lock": MIGRATION_LOCK, "pid": self.pid})
             return cursor.fetchall()
 

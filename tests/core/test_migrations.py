@@ -361,3 +361,16 @@ def test_a_long_build_says_how_far_it_is(scratch, watched):
         assert build(scratch).returncode == 0
 
     assert any("index on repairs: building index" in line for line in watched), watched
+
+
+def test_who_watches_a_migration_keeps_no_build_of_an_index_waiting(scratch):
+    upgrade(scratch)
+    with turn.Turn(scratch, lambda line: None) as taken, connect_once(scratch) as conn:
+        taken.pid = conn.info.backend_pid
+        taken._look()
+        conn.execute("SET statement_timeout = '10s'")
+        conn.execute("CREATE INDEX CONCURRENTLY ix_watched ON repairs (rule)")
+
+        built = conn.execute("SELECT to_regclass('ix_watched') AS name").fetchone()
+
+    assert built["name"] == "ix_watched"
