@@ -69,7 +69,8 @@ class EssaysRef(Body):
     first: list[ReadyEssay | FailedEssay]
     """The first 1 000 essays, or as many as fit."""
     rest: str
-    """Where to read all of them."""
+    """The address of the read API that lists all of them: `/v1/batches/{id}/essays?state=…`; with
+    `&after=` and the last id of `first` it lists the rest."""
 
 
 class ObjectRef(Body):

@@ -18,7 +18,7 @@ from core.catalogue import (
     MESSAGE_REFUSED,
 )
 from core.messages import KIB, canonical
-from core.states import OnDeadline
+from core.states import EssayStatus, OnDeadline
 from core.tracker import Tracker
 
 Row = Mapping[str, Any]  # Any: a database row, or a JSON object
@@ -32,6 +32,11 @@ NOT_RECEIVED = "NOT_RECEIVED"  # category of a slot that was open at the deadlin
 NO_BATCH = "unknown"  # the subject of a refusal that names no batch
 DEADLINE_PASSED = "DEADLINE_PASSED"  # why a batch went on without some contents or students
 MISSING_NAMED = 5_000  # missing essays named in an event: 330 KiB of ids at most
+LISTED_STATES = {  # the essays of a list, where the read API lists them
+    "essays": EssayStatus.READY_FOR_PROCESSING,
+    "ready_essays": EssayStatus.READY_FOR_PROCESSING,
+    "failed_essays": EssayStatus.CONTENT_INGESTION_FAILED,
+}
 NEVER_FITS = EVENT_LIMIT // 100  # essays; each takes over 100 bytes of JSON
 
 
@@ -176,7 +181,7 @@ def _with_essays(data: Row, field: str, rows: Sequence[Row]) -> Row:
         "field": field,
         "total": len(rows),
         "first": [],
-        "rest": "essay_states of this batch, ordered by essay_id",
+        "rest": f"/v1/batches/{data['batch_id']}/essays?state={LISTED_STATES[field]}",
     }
     data = {**_without_large_objects(data), "essays_ref": reference}
     reference["first"] = _that_fit(rows[:ESSAYS_IN_REF], EVENT_LIMIT - _size(data))

@@ -14,7 +14,7 @@ import psycopg
 
 from core.db.connection import Conn
 
-OLDEST_SCHEMA = "0005"  # before it, this code cannot keep all that it accepts
+OLDEST_SCHEMA = "0006"  # before it, this code cannot keep all that it accepts
 MIGRATIONS = Path(__file__).parents[1] / "migrations" / "versions"
 READ = """
     SELECT version_num, obj_description('alembic_version'::regclass, 'pg_class') AS mark

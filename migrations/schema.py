@@ -148,6 +148,15 @@ batch_essay_trackers = Table(
         postgresql_ops={"user_id": "text_pattern_ops"},
     ),
     Index("ix_batch_essay_trackers_correlation_id", "correlation_id"),
+    # For the read API: pages of a user's, and of an organisation's batches.
+    Index("ix_batch_essay_trackers_of_user", "user_id", "registered_at", "batch_id"),
+    Index(
+        "ix_batch_essay_trackers_of_org",
+        "org_id",
+        "registered_at",
+        "batch_id",
+        postgresql_where=text("org_id IS NOT NULL"),
+    ),
     Index(
         "ix_batch_essay_trackers_ready_at",
         "ready_at",
@@ -177,6 +186,7 @@ essay_states = Table(
         name="content_fits_status",
     ),
     ForeignKeyConstraint(["batch_id"], ["batch_essay_trackers.batch_id"], ondelete="CASCADE"),
+    Index("ix_essay_states_essay_id", "essay_id", "batch_id"),
     # One slot a content, and one a rejected file.
     Index(
         "uq_essay_states_content",
@@ -278,10 +288,18 @@ event_outbox = Table(
     Column("last_error", Text),
     # Of an event that is sent again: `published_at` is NULL until the relay has sent it.
     Column("first_published_at", Moment),
+    # Of the transaction that wrote it; 0: before this column was there. See `ops.pages.events`.
+    Column(
+        "xact_id",
+        BigInteger,
+        nullable=False,
+        server_default=text("pg_current_xact_id()::text::bigint"),
+    ),
     ForeignKeyConstraint(["batch_id"], ["batch_essay_trackers.batch_id"], ondelete="CASCADE"),
     # A second event of a kind cannot be written.
     Index("uq_event_outbox_once", "batch_id", "type", "generation", unique=True),
     Index("uq_event_outbox_order", "batch_id", "sequence", unique=True),
+    Index("ix_event_outbox_written", "xact_id", "created_at", "sequence", "id"),
     Index(
         "ix_event_outbox_waiting_since",
         "created_at",
@@ -312,8 +330,10 @@ dead_letters = Table(
     Column("replayed_at", Moment),
     Column("discarded_at", Moment),
     Column("replay_task_id", Text),  # the message that it was last sent again as
+    Column("event_id", Uuid),  # of the message, where it has a well-formed one
     # A redelivered message counts up instead of writing a second row.
     Index("uq_dead_letters_task_id", "task_id", unique=True),
+    Index("ix_dead_letters_event_id", "event_id", postgresql_where=text("event_id IS NOT NULL")),
     Index(None, "batch_id"),
     Index(
         "ix_dead_letters_waiting",

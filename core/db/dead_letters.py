@@ -92,17 +92,18 @@ def _is_uuid(value: object) -> bool:
 
 
 def _add(conn: Conn, letter: DeadLetter) -> tuple[int, bool]:
+    event_id = _ids_of(letter).get("event_id")
     row = conn.execute(
         """
         INSERT INTO dead_letters
-            (task, task_id, batch_id, body, code, message, sqlstate, deliveries)
+            (task, task_id, batch_id, body, code, message, sqlstate, deliveries, event_id)
         VALUES (%(task)s, %(task_id)s, %(batch_id)s, %(body)s::json, %(code)s, %(message)s,
-                %(sqlstate)s, %(deliveries)s)
+                %(sqlstate)s, %(deliveries)s, %(event_id)s)
         ON CONFLICT (task_id) DO UPDATE SET deliveries = dead_letters.deliveries + 1
         WHERE (dead_letters.task, dead_letters.body::text) = (EXCLUDED.task, EXCLUDED.body::text)
         RETURNING id, xmax = 0 AS is_new
         """,
-        asdict(letter),
+        {**asdict(letter), "event_id": event_id and UUID(event_id)},
     ).fetchone()
     if row is None:
         parts = "\n".join((letter.task_id, letter.task, letter.body))

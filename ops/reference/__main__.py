@@ -7,9 +7,11 @@ from pathlib import Path
 from core.catalogue import EVENTS, TASKS
 from core.settings import Settings
 from ops.output import say
+from ops.reference.api import api_page
 from ops.reference.asyncapi import asyncapi
 from ops.reference.pages import events_page, tasks_page
 from ops.reference.schemas import schema
+from ops.web.api.openapi import openapi
 
 
 def files() -> dict[str, str]:
@@ -18,7 +20,9 @@ def files() -> dict[str, str]:
     return {
         "tasks.md": tasks_page(),
         "events.md": events_page(),
+        "api.md": api_page(),
         "asyncapi.json": _json(document),
+        "openapi.json": _json(openapi()),
         **{f"schemas/{name}.json": _json(schema(name)) for name in (*TASKS, *EVENTS)},
     }
 

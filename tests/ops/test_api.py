@@ -7,6 +7,7 @@ import urllib.parse
 import pytest
 from jsonschema import Draft202012Validator
 
+from core import events
 from ops import pages
 from ops.web.api.openapi import openapi
 from tests.core import story
@@ -261,6 +262,28 @@ def test_essays_of_an_unknown_batch_are_a_problem(served):
     problem_of(served.get("/v1/batches/nobody-knows-it/essays"))
 
 
+def test_a_reference_in_an_event_leads_to_the_rest_of_the_essays(served, batch_id, monkeypatch):
+    monkeypatch.setattr(events, "EVENT_LIMIT", 2_000)
+    monkeypatch.setattr(events, "ROOM", 1_500)
+    story.register(served.lifecycle, batch_id, 30)
+    for number in range(5):
+        story.reject(served.lifecycle, batch_id, f"file-{number}")
+    story.upload(served.lifecycle, batch_id, story.texts(25))
+    served.lifecycle.complete(batch_id)
+
+    with served.pool.connection() as conn:
+        rows = conn.execute("SELECT data FROM event_outbox WHERE batch_id = %s", [batch_id])
+        data = [row["data"] for row in rows]
+    references = [each["essays_ref"] for each in data if "essays_ref" in each]
+
+    assert {each["field"] for each in references} >= {"essays", "ready_essays"}
+    for each in references:
+        last = each["first"][-1]["essay_id"]
+        rest = answer_of(served, f"{each['rest']}&after={last}")["items"]
+        ids = [essay["essay_id"] for essay in (*each["first"], *rest)]
+        assert len(ids) == len(set(ids)) == each["total"]
+
+
 # --- ETags ----------------------------------------------------------------------------------------
 
 
@@ -424,3 +447,16 @@ def test_without_postgres_the_answer_is_503_and_says_what_to_do():
     assert (status, problem["status"]) == (503, 503)
     assert problem["title"] == "Postgres does not answer"
     assert "els env" in problem["detail"]
+
+
+def test_without_redis_the_api_goes_on_and_names_the_cause(served, batch_id):
+    story.register(served.lifecycle, batch_id, 1)
+    environ = {
+        "ELS_DATABASE_URL": served.settings.database_url,
+        "ELS_REDIS_URL": "redis://127.0.0.1:1/0",
+    }
+    with answering("ops", "ELS_OPS_PORT", "/healthz", **environ) as (url, _):
+        status, text = fetch(f"{url}/v1/batches/{batch_id}")
+
+    assert status == 200, text
+    assert json.loads(text)["causes"][0]["code"] == "redis_unreachable"

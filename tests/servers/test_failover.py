@@ -192,6 +192,7 @@ def test_the_pages_read_from_the_replica_and_show_how_far_it_is_behind(pair, pag
                 primary.execute("INSERT INTO repairs (batch_id, rule) VALUES (%s, 'a')", [batch])
             until(lambda: (metric(page, "els_replica_lag_seconds") or 0) >= 2, what="a lag grows")
             board = page.get("/")
+            listed = page.get("/v1/events")
         finally:
             standby.execute("SELECT pg_wal_replay_resume()")
         until(lambda: metric(page, "els_replica_lag_seconds") == 0, what="it catches up")
@@ -200,6 +201,8 @@ def test_the_pages_read_from_the_replica_and_show_how_far_it_is_behind(pair, pag
         ).fetchone()[0]
 
     assert "Replica behind" in board.text
+    assert listed.status == 200
+    assert float(listed.headers["els-replica-lag"]) >= 2
     assert used > 0
     assert metric(page, "els_up", part="replica") == 1
     assert page.get("/readyz").status == 200

@@ -63,7 +63,10 @@ export interface EssaysRef {
   total: number;
   /** The first 1 000 essays, or as many as fit. */
   first: (ReadyEssay | FailedEssay)[];
-  /** Where to read all of them. */
+  /**
+   * The address of the read API that lists all of them: `/v1/batches/{id}/essays?state=…`; with
+   * `&after=` and the last id of `first` it lists the rest.
+   */
   rest: string;
 }
 

@@ -3,9 +3,14 @@
 from typing import Any
 from uuid import UUID
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
-from core.event_bodies import CloudEvent
 from core.states import ClassType
 
 
@@ -225,10 +230,44 @@ class MessageOutcome(Answer):
     """Its dead letters, the newest first: also those of repeats with another body."""
 
 
+class Event(Answer):
+    """An event as receivers get it: a CloudEvents 1.0 object."""
+
+    specversion: str
+    """The version of CloudEvents."""
+    id: UUID
+    """Always the same: drop repeats by it."""
+    source: str
+    """This service."""
+    type: str
+    """The type of the event, which decides what `data` holds."""
+    subject: str
+    """The batch; `unknown` for a refused message that names none."""
+    time: str
+    """When the event became true, in UTC."""
+    datacontenttype: str
+    """The type of `data`."""
+    sequence: int
+    """The number of the event in its batch, from 1 on."""
+    correlationid: UUID
+    """The `correlation_id` of the batch's registration."""
+    traceparent: str | None = None
+    """The span of the task that made the event true (W3C); only where traces are on."""
+    data: dict[str, Any]  # Any: JSON
+    """The body, by type."""
+
+    @model_serializer(mode="wrap")
+    def _without_nulls(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = write(self)
+        if self.traceparent is None:
+            del written["traceparent"]
+        return written
+
+
 class Events(Answer):
     """A page of events, in the order in which they are read."""
 
-    items: list[CloudEvent]
+    items: list[Event]
     """The events. No page after this one ever has an event that belongs before it."""
     next: str | None
     """Where to go on, now or later; null: there is no event yet."""

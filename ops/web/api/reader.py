@@ -4,19 +4,35 @@ from collections.abc import Mapping
 from typing import Any
 
 from core.db.connection import Conn
+from core.events import cloud_event
 from core.explain import explain
 from core.rules import Cause
 from core.states import ClassType
 from ops import pages, queries
 from ops.web.api import models
 from ops.web.api.cursors import MOMENT, read_cursor, write_cursor
-from ops.web.api.parameters import OfBatch, OfBatches, OfBatchEssays
+from ops.web.api.parameters import (
+    UUID_TEXT,
+    OfBatch,
+    OfBatches,
+    OfBatchEssays,
+    OfEssay,
+    OfEvents,
+    OfMessage,
+)
 from ops.web.api.problems import PossibleCause, not_found
 from ops.web.stream import Stream
 from ops.web.summary import StuckBatches
 
 Row = Mapping[str, Any]  # Any: a database row
 FIND = "ids are exact: capitals, blanks and similar letters count; `els find ID` looks everywhere"
+NO_MESSAGE = (
+    "no message with this event_id was executed or refused: it may wait in the queue or be in work"
+    " (`els status` counts both), have another event_id, have been sent to another queue, or be"
+    " purged with its batch; sent again with the same event_id, it takes effect once"
+)
+LETTERS = 100  # dead letters of one message
+EVENT_KEY = r"[0-9]{1,18}", MOMENT, r"[0-9]{1,9}", UUID_TEXT
 
 
 class Reader:
@@ -53,13 +69,12 @@ class Reader:
         return pages.batches(self.conn, filters, after, wanted.limit)
 
     def batch(self, wanted: OfBatch) -> models.BatchExplained:
-        connections = self.stream.connections
+        connections, batch_id = self.stream.connections, wanted.batch_id
+        heartbeat, receivers = connections.heartbeat(), connections.event_queues.receivers()
         with self.conn.transaction():
             self.conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-            explanation = explain(
-                self.conn, connections.slots, wanted.batch_id, connections.heartbeat()
-            )
-            [row] = queries.board(self.conn, [wanted.batch_id])
+            explanation = explain(self.conn, connections.slots, batch_id, heartbeat, receivers)
+            [row] = queries.board(self.conn, [batch_id])
         if explanation.state == "unknown":
             raise not_found("batch", FIND, [_possible(each) for each in explanation.causes])
         return models.BatchExplained(
@@ -80,6 +95,40 @@ class Reader:
         items = [models.Essay(**row) for row in rows[: wanted.limit]]
         more = len(rows) > wanted.limit
         return models.BatchEssays(items=items, next=items[-1].essay_id if more else None)
+
+    def essay(self, wanted: OfEssay) -> models.EssayInBatches:
+        rows = pages.essays(self.conn, wanted.essay_id, wanted.after, wanted.limit + 1)
+        if not rows and wanted.after is None:
+            raise not_found("essay", f"no registered batch has it; {FIND}")
+        items = [models.Essay(**row) for row in rows[: wanted.limit]]
+        more = len(rows) > wanted.limit
+        return models.EssayInBatches(items=items, next=items[-1].batch_id if more else None)
+
+    def events(self, wanted: OfEvents) -> models.Events:
+        after = None
+        if wanted.after:
+            xact_id, since, sequence, event_id = read_cursor(wanted.after, *EVENT_KEY)
+            after = int(xact_id), since, int(sequence), event_id
+        rows, key, more = pages.events(self.conn, after, wanted.limit)
+        return models.Events(
+            items=[models.Event(**cloud_event(row)) for row in rows],
+            next=write_cursor(*map(str, key)) if key else None,
+            more=more,
+        )
+
+    def message(self, wanted: OfMessage) -> models.MessageOutcome:
+        done = pages.outcome(self.conn, wanted.event_id)
+        letters = pages.letters_of(self.conn, wanted.event_id, LETTERS)
+        if not done and not letters:
+            raise not_found("message", NO_MESSAGE)
+        return models.MessageOutcome(
+            event_id=wanted.event_id,
+            state="executed" if done else "dead_letter",
+            **{name: (done or letters[0])[name] for name in ("task", "batch_id")},
+            outcome=done["outcome"] if done else None,
+            executed_at=done["created_at"] if done else None,
+            dead_letters=[models.DeadLetter(**each) for each in letters],
+        )
 
 
 def _batch(row: Row, stuck: StuckBatches) -> models.Batch:
