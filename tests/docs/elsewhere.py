@@ -17,6 +17,7 @@ ELSEWHERE = {
     ("docs/events.md", "import json\n\nimport amqp"): "tests/live/test_wire.py runs it",
     ("docs/acting.md", "$ els dead-letters list"): "tests/ops/test_actions.py runs them",
     ("docs/acting.md", "$ els cancel"): "tests/ops/test_actions.py runs them",
+    ("docs/api.md", "import requests"): "tests/ops/test_api_events.py runs it",
     ("docs/explain.md", "batch-7f3a:"): "tests/core/test_explain.py has its lines",
     ("docs/operations.md", "docker compose"): "tests/ops/test_compose.py reads the file",
     ("docs/operations.md", "kubectl create"): "tests/ops/test_kubernetes.py reads the objects",
