@@ -4,6 +4,7 @@ from typing import Any
 
 from sse_starlette import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
@@ -30,6 +31,7 @@ class Views:
             Route("/", self.batches),
             Route("/batches/{batch_id:path}", self.batch),
             Route("/dead-letters", self.dead_letters),
+            Route("/dead-letters/{number}", self.dead_letter),
             Route("/outbox", self.outbox),
             Route("/stream", self.events),
         ]
@@ -49,6 +51,13 @@ class Views:
         context = board.dead_letters(self.connections, request.query_params)
         summary = self.stream.summary()
         return self._page("dead_letters.html", summary, address=_address(request), **context)
+
+    def dead_letter(self, request: Request) -> Response:
+        """Show one dead letter with its body. Raises HTTPException where there is none."""
+        context = board.dead_letter(self.connections, request.path_params["number"])
+        if context is None:
+            raise HTTPException(404)
+        return self._page("dead_letter.html", self.stream.summary(), **context)
 
     def outbox(self, request: Request) -> Response:
         context = board.outbox(self.connections, request.query_params)

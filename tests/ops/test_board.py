@@ -470,3 +470,64 @@ def test_programs_get_their_errors_in_json(served):
 
     assert told.status == 404
     assert json.loads(told.text)["status"] == "error"
+
+
+# --- one dead letter ------------------------------------------------------------------------------
+
+
+def letter_with(served, body):
+    with served.pool.connection() as conn:
+        row = conn.execute(
+            "INSERT INTO dead_letters (task, task_id, batch_id, body, code, message)"
+            " VALUES ('els.assign_content', %s, NULL, %s::json, 'CODE', 'why') RETURNING id",
+            [str(uuid4()), body],
+        ).fetchone()
+    return row["id"]
+
+
+def test_a_dead_letter_shows_its_body_as_text(served):
+    number = letter_with(served, json.dumps({"event": {"name": SCRIPT, "of": "Zo\u00eb"}}))
+
+    answer = served.get(f"/dead-letters/{number}")
+
+    assert answer.status == 200
+    assert SCRIPT not in answer.text
+    assert SCRIPT in answer.words
+    assert "Zo\u00eb" in answer.words
+    assert f'href="/dead-letters/{number}"' in served.get("/dead-letters").text
+
+
+def test_a_large_body_is_shown_up_to_a_limit(served):
+    number = letter_with(served, json.dumps({"text": "x" * 300_000}))
+
+    answer = served.get(f"/dead-letters/{number}")
+
+    assert len(answer.text) < 80_000
+    assert f"els dead-letters show {number}" in answer.words
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [("999999999", 404), ("0", 404), ("x", 400), ("9" * 30, 400)]
+)
+def test_a_dead_letter_that_is_not_there_has_no_page(served, number, status):
+    assert served.get(f"/dead-letters/{number}").status == status
+
+
+def test_a_body_that_only_json_holds_breaks_no_page(served):
+    number = letter_with(served, '{"nul": "\\u0000", "half": "\\ud800", "large": 1e400}')
+
+    assert served.get(f"/dead-letters/{number}").status == 200
+
+
+def test_a_batch_names_what_has_no_slot(served):
+    full, early = make.new_batch(), make.new_batch()
+    story.fill(served.lifecycle, full, 1)
+    story.assign(served.lifecycle, full, "text-2", original_file_name="one too many.txt")
+    story.reject(served.lifecycle, early, "file-9", original_file_name=SCRIPT)
+
+    excess, pending = served.get(f"/batches/{full}"), served.get(f"/batches/{early}")
+
+    assert "one too many.txt excess" in excess.words
+    assert "NO_AVAILABLE_SLOT" in excess.words
+    assert f"{SCRIPT} pending" in pending.words
+    assert SCRIPT not in pending.text
