@@ -388,6 +388,11 @@ def slot(conn: Conn, batch_id: str, essay_id: str) -> DictRow | None:
     ).fetchone()
 
 
+def activity(conn: Conn, parts: int, part_s: int) -> list[DictRow]:
+    """Count what happened in each part of a span that ends now. Reads the rows of the span."""
+    return conn.execute(sql("activity"), {"parts": parts, "part_s": part_s}).fetchall()
+
+
 def without_slot(conn: Conn, batch_id: str, limit: int) -> list[DictRow]:
     """List contents and rejected files of a batch that are pending or excess, the oldest first."""
     return conn.execute(

@@ -11,12 +11,14 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ops.web import board
+from ops.web.activity import charts
 from ops.web.board import BadAddress, Query
 from ops.web.connections import Connections
 from ops.web.limits import STREAMS, STREAMS_OF_CLIENT, Places, client_of
 from ops.web.rendering import Render
 from ops.web.stream import Stream, Subscription
 from ops.web.summary import Summary
+from ops.web.workers import workers
 
 
 class Views:
@@ -33,6 +35,8 @@ class Views:
             Route("/dead-letters", self.dead_letters),
             Route("/dead-letters/{number}", self.dead_letter),
             Route("/outbox", self.outbox),
+            Route("/workers", self.workers),
+            Route("/activity", self.activity),
             Route("/stream", self.events),
         ]
 
@@ -64,6 +68,14 @@ class Views:
         return self._page(
             "outbox.html", self.stream.summary(), address=_address(request), **context
         )
+
+    def workers(self, request: Request) -> Response:
+        context = workers(self.connections)
+        return self._page("workers.html", self.stream.summary(), **context)
+
+    def activity(self, request: Request) -> Response:
+        spans = charts(self.connections)
+        return self._page("activity.html", self.stream.summary(), spans=spans)
 
     async def events(self, request: Request) -> ASGIApp:
         """Stream the changes of a page. Raises Crowded if too many are streamed."""

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import time
 from datetime import UTC, datetime
 from uuid import uuid4
 
@@ -10,6 +11,8 @@ import pytest
 
 from core.explain import explain
 from core.heartbeat import Heartbeat
+from core.pauses import Outage, Pause, delete_pause, write_pause
+from core.signs import write_sign
 from core.slots import Slots
 from tests import factories as make
 from tests.core import story
@@ -531,3 +534,54 @@ def test_a_batch_names_what_has_no_slot(served):
     assert "NO_AVAILABLE_SLOT" in excess.words
     assert f"{SCRIPT} pending" in pending.words
     assert SCRIPT not in pending.text
+
+
+# --- workers, queues, activity --------------------------------------------------------------------
+
+
+def test_workers_tell_what_they_are_at(served):
+    now = time.time()
+    served.lives()
+    sign = {"at": now, "queues": ["els"], "task": "els.assign_content", "held": 3, "pid": 7}
+    write_sign(served.client, "worker@test", {**sign, "host": SCRIPT, "progress_at": now})
+    write_pause(
+        served.client, Pause("worker@test/1", Outage("postgres", "read-only"), datetime.now(UTC))
+    )
+
+    answer = served.get("/workers")
+    delete_pause(served.client, "worker@test/1")
+
+    assert "worker@test" in answer.words
+    assert "els.assign_content" in answer.words
+    assert "waits for postgres" in answer.words
+    assert "els.control" in answer.words
+    assert SCRIPT not in answer.text
+
+
+def test_activity_counts_what_has_just_happened(served):
+    before = served.get("/activity").words
+    announced(served, make.new_batch(), 7)
+
+    after = served.get("/activity").words
+
+    pattern = r"Contents of ready batches ([\d\u202f]+|none)"
+    counts = [
+        0 if each == "none" else int(each.replace("\u202f", ""))
+        for words in (before, after)
+        for each in re.findall(pattern, words)[:1]
+    ]
+    assert counts[1] - counts[0] == 7
+
+
+def test_activity_of_moments_that_python_cannot_hold_breaks_no_page(served):
+    batch = make.new_batch()
+    story.register(served.lifecycle, batch, 1)
+    for moment in ("infinity", "-infinity", "20000-01-01"):
+        change(
+            served,
+            "UPDATE batch_essay_trackers SET registered_at = %s::timestamptz WHERE batch_id = %s",
+            moment,
+            batch,
+        )
+        assert served.get("/activity").status == 200
+    change(served, "DELETE FROM batch_essay_trackers WHERE batch_id = %s", batch)
