@@ -404,7 +404,7 @@ def test_dead_letters_are_filtered_and_paged(served):
 
 
 def shown(page):
-    return [int(number) for number in re.findall(r'class="num">(\d+)</td>', page.text)]
+    return [int(number) for number in re.findall(r'class="num"><a [^>]*>(\d+)</a></td>', page.text)]
 
 
 def test_the_outbox_lists_what_waits_and_why(served):
