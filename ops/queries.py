@@ -388,6 +388,25 @@ def slot(conn: Conn, batch_id: str, essay_id: str) -> DictRow | None:
     ).fetchone()
 
 
+def activity(conn: Conn, parts: int, part_s: int) -> list[DictRow]:
+    """Count what happened in each part of a span that ends now. Reads the rows of the span."""
+    return conn.execute(sql("activity"), {"parts": parts, "part_s": part_s}).fetchall()
+
+
+def without_slot(conn: Conn, batch_id: str, limit: int) -> list[DictRow]:
+    """List contents and rejected files of a batch that are pending or excess, the oldest first."""
+    return conn.execute(
+        "(SELECT 'pending' AS place, text_storage_id, essay_file_id AS file_upload_id,"
+        " original_file_name, validation_error_code, received_at, NULL AS reason"
+        " FROM batch_pending_content WHERE batch_id = %(batch_id)s LIMIT %(limit)s)"
+        " UNION ALL (SELECT 'excess', text_storage_id, file_upload_id, original_file_name,"
+        " validation_error_code, received_at, reason"
+        " FROM excess_content WHERE batch_id = %(batch_id)s LIMIT %(limit)s)"
+        " ORDER BY received_at, file_upload_id LIMIT %(limit)s",
+        {"batch_id": batch_id, "limit": limit},
+    ).fetchall()
+
+
 def events(conn: Conn, batch_id: str, limit: int) -> list[DictRow]:
     """List the events of a batch with their delivery, the newest first."""
     return conn.execute(

@@ -1,5 +1,6 @@
 """What the pages show: the board, one batch, dead letters, the outbox."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -19,6 +20,7 @@ from ops.web.summary import Summary
 PAGE = 50  # batches of a page
 GRID = 1_000  # slots of a page
 LISTED = 100  # dead letters or events of a page
+BODY_SHOWN = 64 * 1024  # characters of a dead letter's body
 STUCK = "in_trouble"  # in addresses, among the states
 COUNTERS = ("dead_letters", "outbox")
 MAX_LENGTH = 1_024  # characters: the longest text that people search by is a file name
@@ -167,6 +169,7 @@ def batch(
             "slots_after": slots[GRID - 1]["essay_id"] if len(slots) > GRID else None,
             "grid": {"after": after, "slot": chosen},
             "slot": _without_students(queries.slot(conn, batch_id, chosen)) if chosen else None,
+            "without_slot": queries.without_slot(conn, batch_id, LISTED),
             "events": queries.events(conn, batch_id, LISTED),
             "letters": queries.letters(
                 conn, batch_id=batch_id, task=None, every=True, limit=LISTED
@@ -202,6 +205,22 @@ def dead_letters(connections: Connections, params: Mapping[str, str]) -> Context
         "next_page": _address(chosen, before=found[LISTED - 1]["id"])
         if len(found) > LISTED
         else None,
+        "flower": flower_url(connections.settings),
+    }
+
+
+def dead_letter(connections: Connections, number: str) -> Context | None:
+    """Read one dead letter with its body; None: there is none of this number."""
+    with connections.postgres() as conn:
+        found = queries.letter(conn, _number(number) or 0)
+    if found is None:
+        return None
+    written = json.dumps(found["body"], indent=2, ensure_ascii=False)
+    body = written.encode(errors="backslashreplace").decode()  # it may hold half of a pair
+    return {
+        "letter": found,
+        "body": body[:BODY_SHOWN],
+        "left_out": max(0, len(body) - BODY_SHOWN),
         "flower": flower_url(connections.settings),
     }
 

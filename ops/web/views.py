@@ -4,18 +4,21 @@ from typing import Any
 
 from sse_starlette import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ops.web import board
+from ops.web.activity import charts
 from ops.web.board import BadAddress, Query
 from ops.web.connections import Connections
 from ops.web.limits import STREAMS, STREAMS_OF_CLIENT, Places, client_of
 from ops.web.rendering import Render
 from ops.web.stream import Stream, Subscription
 from ops.web.summary import Summary
+from ops.web.workers import workers
 
 
 class Views:
@@ -30,7 +33,10 @@ class Views:
             Route("/", self.batches),
             Route("/batches/{batch_id:path}", self.batch),
             Route("/dead-letters", self.dead_letters),
+            Route("/dead-letters/{number}", self.dead_letter),
             Route("/outbox", self.outbox),
+            Route("/workers", self.workers),
+            Route("/activity", self.activity),
             Route("/stream", self.events),
         ]
 
@@ -50,11 +56,26 @@ class Views:
         summary = self.stream.summary()
         return self._page("dead_letters.html", summary, address=_address(request), **context)
 
+    def dead_letter(self, request: Request) -> Response:
+        """Show one dead letter with its body. Raises HTTPException where there is none."""
+        context = board.dead_letter(self.connections, request.path_params["number"])
+        if context is None:
+            raise HTTPException(404)
+        return self._page("dead_letter.html", self.stream.summary(), **context)
+
     def outbox(self, request: Request) -> Response:
         context = board.outbox(self.connections, request.query_params)
         return self._page(
             "outbox.html", self.stream.summary(), address=_address(request), **context
         )
+
+    def workers(self, request: Request) -> Response:
+        context = workers(self.connections)
+        return self._page("workers.html", self.stream.summary(), **context)
+
+    def activity(self, request: Request) -> Response:
+        spans = charts(self.connections)
+        return self._page("activity.html", self.stream.summary(), spans=spans)
 
     async def events(self, request: Request) -> ASGIApp:
         """Stream the changes of a page. Raises Crowded if too many are streamed."""

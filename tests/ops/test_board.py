@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import time
 from datetime import UTC, datetime
 from uuid import uuid4
 
@@ -10,6 +11,8 @@ import pytest
 
 from core.explain import explain
 from core.heartbeat import Heartbeat
+from core.pauses import Outage, Pause, delete_pause, write_pause
+from core.signs import write_sign
 from core.slots import Slots
 from tests import factories as make
 from tests.core import story
@@ -401,7 +404,7 @@ def test_dead_letters_are_filtered_and_paged(served):
 
 
 def shown(page):
-    return [int(number) for number in re.findall(r'class="num">(\d+)</td>', page.text)]
+    return [int(number) for number in re.findall(r'class="num"><a [^>]*>(\d+)</a></td>', page.text)]
 
 
 def test_the_outbox_lists_what_waits_and_why(served):
@@ -470,3 +473,115 @@ def test_programs_get_their_errors_in_json(served):
 
     assert told.status == 404
     assert json.loads(told.text)["status"] == "error"
+
+
+# --- one dead letter ------------------------------------------------------------------------------
+
+
+def letter_with(served, body):
+    with served.pool.connection() as conn:
+        row = conn.execute(
+            "INSERT INTO dead_letters (task, task_id, batch_id, body, code, message)"
+            " VALUES ('els.assign_content', %s, NULL, %s::json, 'CODE', 'why') RETURNING id",
+            [str(uuid4()), body],
+        ).fetchone()
+    return row["id"]
+
+
+def test_a_dead_letter_shows_its_body_as_text(served):
+    number = letter_with(served, json.dumps({"event": {"name": SCRIPT, "of": "Zo\u00eb"}}))
+
+    answer = served.get(f"/dead-letters/{number}")
+
+    assert answer.status == 200
+    assert SCRIPT not in answer.text
+    assert SCRIPT in answer.words
+    assert "Zo\u00eb" in answer.words
+    assert f'href="/dead-letters/{number}"' in served.get("/dead-letters").text
+
+
+def test_a_large_body_is_shown_up_to_a_limit(served):
+    number = letter_with(served, json.dumps({"text": "x" * 300_000}))
+
+    answer = served.get(f"/dead-letters/{number}")
+
+    assert len(answer.text) < 80_000
+    assert f"els dead-letters show {number}" in answer.words
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [("999999999", 404), ("0", 404), ("x", 400), ("9" * 30, 400)]
+)
+def test_a_dead_letter_that_is_not_there_has_no_page(served, number, status):
+    assert served.get(f"/dead-letters/{number}").status == status
+
+
+def test_a_body_that_only_json_holds_breaks_no_page(served):
+    number = letter_with(served, '{"nul": "\\u0000", "half": "\\ud800", "large": 1e400}')
+
+    assert served.get(f"/dead-letters/{number}").status == 200
+
+
+def test_a_batch_names_what_has_no_slot(served):
+    full, early = make.new_batch(), make.new_batch()
+    story.fill(served.lifecycle, full, 1)
+    story.assign(served.lifecycle, full, "text-2", original_file_name="one too many.txt")
+    story.reject(served.lifecycle, early, "file-9", original_file_name=SCRIPT)
+
+    excess, pending = served.get(f"/batches/{full}"), served.get(f"/batches/{early}")
+
+    assert "one too many.txt excess" in excess.words
+    assert "NO_AVAILABLE_SLOT" in excess.words
+    assert f"{SCRIPT} pending" in pending.words
+    assert SCRIPT not in pending.text
+
+
+# --- workers, queues, activity --------------------------------------------------------------------
+
+
+def test_workers_tell_what_they_are_at(served):
+    now = time.time()
+    served.lives()
+    sign = {"at": now, "queues": ["els"], "task": "els.assign_content", "held": 3, "pid": 7}
+    write_sign(served.client, "worker@test", {**sign, "host": SCRIPT, "progress_at": now})
+    write_pause(
+        served.client, Pause("worker@test/1", Outage("postgres", "read-only"), datetime.now(UTC))
+    )
+
+    answer = served.get("/workers")
+    delete_pause(served.client, "worker@test/1")
+
+    assert "worker@test" in answer.words
+    assert "els.assign_content" in answer.words
+    assert "waits for postgres" in answer.words
+    assert "els.control" in answer.words
+    assert SCRIPT not in answer.text
+
+
+def test_activity_counts_what_has_just_happened(served):
+    before = served.get("/activity").words
+    announced(served, make.new_batch(), 7)
+
+    after = served.get("/activity").words
+
+    pattern = r"Contents of ready batches ([\d\u202f]+|none)"
+    counts = [
+        0 if each == "none" else int(each.replace("\u202f", ""))
+        for words in (before, after)
+        for each in re.findall(pattern, words)[:1]
+    ]
+    assert counts[1] - counts[0] == 7
+
+
+def test_activity_of_moments_that_python_cannot_hold_breaks_no_page(served):
+    batch = make.new_batch()
+    story.register(served.lifecycle, batch, 1)
+    for moment in ("infinity", "-infinity", "20000-01-01"):
+        change(
+            served,
+            "UPDATE batch_essay_trackers SET registered_at = %s::timestamptz WHERE batch_id = %s",
+            moment,
+            batch,
+        )
+        assert served.get("/activity").status == 200
+    change(served, "DELETE FROM batch_essay_trackers WHERE batch_id = %s", batch)

@@ -4,6 +4,7 @@
 """
 
 import shutil
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -12,6 +13,7 @@ import pytest
 from axe_playwright_python.base import AXE_FILE_PATH
 
 from core.metrics import HASH
+from core.signs import write_sign
 from ops.web.throughput import ASSIGNED
 from tests import factories as make
 from tests.core import story
@@ -128,8 +130,11 @@ def school(served):
     with served.pool.connection() as conn:
         conn.execute("UPDATE event_outbox SET published_at = now() WHERE published_at IS NULL")
     stuck = a_class(served, "autumn-essays-9b", 25)
-    letter(served, half, "VALIDATION_ERROR", "els.assign_content: file_size_bytes: too small")
-    return {"stuck": stuck, "half": half}
+    overfull = a_class(served, "winter-essays-9a", 1, 1)
+    story.assign(served.lifecycle, overfull, "text-9", original_file_name="one too many.pdf")
+    wrong = "els.assign_content: file_size_bytes: too small"
+    number = letter(served, half, "VALIDATION_ERROR", wrong)
+    return {"stuck": stuck, "half": half, "overfull": overfull, "letter": number}
 
 
 def test_a_batch_fills_while_the_page_is_open(served, school, visit, keep):
@@ -285,7 +290,13 @@ def test_it_is_dark_where_people_want_it_dark(school, visit, keep):
     keep(dark, "board-dark")
 
 
-@pytest.mark.parametrize("path", ["/", "/batches/{half}", "/dead-letters", "/outbox", "/nothing"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/", "/batches/{half}", "/batches/{overfull}", "/dead-letters", "/dead-letters/{letter}"),
+        *("/outbox", "/workers", "/activity", "/nothing"),
+    ],
+)
 def test_nothing_is_wider_than_a_phone(school, visit, keep, path, browser, served):
     page = browser.new_context(viewport=PHONE).new_page()
     page.goto(served.url + path.format(**school))
@@ -300,7 +311,13 @@ def test_nothing_is_wider_than_a_phone(school, visit, keep, path, browser, serve
 @pytest.mark.parametrize(
     ("viewport", "scheme"), [(DESK, "light"), (PHONE, "dark")], ids=["desk-light", "phone-dark"]
 )
-@pytest.mark.parametrize("path", ["/", "/batches/{half}", "/dead-letters?all=1", "/outbox"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/", "/batches/{half}", "/batches/{overfull}", "/dead-letters?all=1", "/outbox"),
+        *("/dead-letters/{letter}", "/workers", "/activity"),
+    ],
+)
 def test_axe_finds_no_serious_problem(school, visit, path, viewport, scheme):
     page = visit(path.format(**school), viewport, color_scheme=scheme, bypass_csp=True)
     page.add_script_tag(path=AXE_FILE_PATH)
@@ -312,6 +329,47 @@ def test_axe_finds_no_serious_problem(school, visit, path, viewport, scheme):
         for each in found
         if each["impact"] in ("serious", "critical")
     ] == []
+
+
+@pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
+def test_a_field_of_a_filter_stands_beside_its_label(visit, viewport):
+    page = visit("/dead-letters", viewport)
+
+    for name in ("Batch", "Task", "Code"):
+        label = page.locator(".fields label", has_text=name).first.bounding_box()
+        field = page.get_by_label(name, exact=True).bounding_box()
+        below, beside = field["y"] - label["y"], field["x"] - label["x"]
+        assert abs(beside) < 2 and 0 < below < 40 if viewport is PHONE else 0 < beside < 80
+
+
+def test_a_date_in_a_list_breaks_into_no_more_lines_than_it_has(school, visit, keep):
+    page = visit("/dead-letters?all=1", timezone_id="Asia/Tokyo")
+    page.locator(".local", has_text=" here").first.wait_for()
+
+    for cell in page.locator(".list .both").all():
+        lines = cell.evaluate("cell => cell.getClientRects()[0].height / 22.5")
+        assert lines < 3.5, "UTC, the time there, the age"
+    keep(page, "letters")
+
+
+def test_in_utc_no_other_time_is_shown(school, visit):
+    page = visit("/dead-letters?all=1", timezone_id="UTC")
+    live(page)
+
+    assert page.locator(".local:visible").count() == 0
+
+
+@pytest.mark.parametrize("name", ["workers", "activity", "dead-letters/{letter}"])
+@pytest.mark.parametrize(("viewport", "of"), [(DESK, "desk"), (PHONE, "phone")])
+def test_the_other_pages_look_as_they_should(served, school, visit, keep, name, viewport, of):
+    now = time.time()
+    sign = {"at": now, "queues": ["els", "els.internal", "els.control"], "held": 3, "pid": 41}
+    more = {"task": "els.assign_content", "began_at": now, "progress_at": now, "host": "host-1"}
+    write_sign(served.client, "worker@test", {**sign, **more})
+    page = visit(f"/{name.format(**school)}", viewport)
+
+    page.get_by_role("heading", level=1).wait_for()
+    keep(page, f"{name.partition('/')[0]}-{of}")
 
 
 def test_a_script_in_a_name_is_shown_and_never_run(served, visit):

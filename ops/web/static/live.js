@@ -30,7 +30,18 @@
       if (time.textContent !== text) time.textContent = text;
     }
   };
-  setInterval(age, 1000);
+  // Beside UTC, the time where the reader is.
+  const local = new Intl.DateTimeFormat("sv", { dateStyle: "short", timeStyle: "medium" });
+  const here = () => {
+    for (const beside of document.querySelectorAll(".local")) {
+      const at = new Date(beside.dataset.at);
+      beside.hidden = at.getTimezoneOffset() === 0;
+      const text = `${local.format(at)} here`;
+      if (!beside.hidden && beside.textContent !== text) beside.textContent = text;
+    }
+  };
+  here();
+  setInterval(() => { age(); here(); }, 1000);
 
   document.addEventListener("keydown", (event) => {
     const search = document.getElementById("q");

@@ -1,0 +1,60 @@
+"""What the page of workers and queues shows."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+from kombu.exceptions import OperationalError
+
+from core.heartbeat import Heartbeat
+from core.pauses import Pause
+from core.signs import Sign
+from ops.queues import brief_connection, queue_lengths
+from ops.web.connections import Connections
+
+UNANSWERED = (OperationalError, OSError, redis.RedisError)
+
+
+@dataclass(frozen=True)
+class WorkerSeen:
+    """A worker that is alive, what it tells of itself, and what its processes wait for.
+
+    `sign` None: a worker of an older release tells nothing.
+    """
+
+    name: str
+    sign: Sign | None
+    pauses: list[Pause]
+
+
+def workers(connections: Connections) -> dict[str, Any]:  # Any: what a template shows
+    heartbeat = connections.heartbeat()
+    return {
+        "workers": _seen(heartbeat),
+        "pauses": heartbeat.pauses,
+        "beats": heartbeat.beats,
+        "swept_at": heartbeat.swept_at,
+        "queues": _lengths(connections),
+        "receivers": connections.event_queues.receivers().queues,
+    }
+
+
+def _seen(heartbeat: Heartbeat) -> list[WorkerSeen]:
+    return [
+        WorkerSeen(
+            name,
+            heartbeat.signs.get(name),
+            [each for each in heartbeat.pauses if each.process.startswith(name)],
+        )
+        for name in sorted(heartbeat.workers)
+    ]
+
+
+def _lengths(connections: Connections) -> dict[str, int] | None:
+    """Count what waits in the service's own queues; None: the broker does not answer."""
+    settings = connections.settings
+    try:
+        with brief_connection(settings.broker_url or settings.redis_url or "") as broker:
+            return queue_lengths(broker, settings.queues)
+    except UNANSWERED:
+        return None
