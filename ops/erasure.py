@@ -320,7 +320,7 @@ def _entries(client: redis.Redis, key: str) -> Iterator[str]:
 
 
 def _texts(entry: str) -> Iterator[str]:
-    """Give a message as it is, and its body decoded."""
+    """Give a message and, after it, its decoded body."""
     yield entry
     try:
         message = json.loads(entry)
