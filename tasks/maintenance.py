@@ -78,7 +78,7 @@ def _purge(days: float) -> dict[str, int]:
     for kind, count in purged.items():
         metrics.PURGED.labels(kind).inc(count)
     if purged:
-        log.info("purged", days=days, **purged)
+        log.info("purged", days=days, **{f"{kind}_purged": n for kind, n in purged.items()})
     return purged
 
 

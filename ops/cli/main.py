@@ -22,6 +22,7 @@ from ops.cli import (
     actions,
     batches,
     dead_letters,
+    erase,
     maintenance,
     migrate,
     outbox,
@@ -50,7 +51,7 @@ commands: dict[str, tuple[Callable[..., None], ...]] = {
         *(service.run, service.env, migrate.migrate, access.access, service.ops, service.flower),
     ),
     LOOK: (status.status, batches.explain, batches.find, reference.schema),
-    MEND: (maintenance.reconcile, batches.cancel, batches.amend, maintenance.purge),
+    MEND: (maintenance.reconcile, batches.cancel, batches.amend, maintenance.purge, erase.erase),
     TRY: (trials.demo, batches.submit, trials.torture),
 }
 for heading, each in commands.items():

@@ -17,6 +17,7 @@ ELSEWHERE = {
     ("docs/access.md", "els access redis"): "tests/servers/test_forbidden.py loads such a file",
     ("docs/events.md", "CELERY_BROKER_URL="): "tests/live/test_examples.py starts it",
     ("docs/api.md", "import requests"): "tests/ops/test_api_events.py runs it",
+    ("docs/acting.md", "$ els erase"): "tests/ops/test_erasure.py runs it",
     ("docs/explain.md", "batch-7f3a:"): "tests/core/test_explain.py has its lines",
     ("docs/operations.md", "docker compose"): "tests/ops/test_compose.py reads the file",
     ("docs/operations.md", "kubectl create"): "tests/ops/test_kubernetes.py reads the objects",
