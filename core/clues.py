@@ -13,6 +13,7 @@ from typing import Any
 
 from psycopg.errors import UndefinedTable
 
+from core.catalogue import AMEND_BATCH, BATCHED, CANCEL_BATCH, CONFIRM_STUDENTS, REGISTER_BATCH
 from core.db import clues as seen
 from core.db.connection import Conn
 from core.db.locks import UNREADABLE
@@ -23,9 +24,7 @@ from core.rules import Cause
 
 SHOWN = 3  # of a list
 EARLY = timedelta(days=1)  # a message may come so long before the registration of its batch
-OF_CONTENTS = {"els.assign_content", "els.assign_contents", "els.reject_content"}
-OF_BATCHES = {"els.register_batch", "els.cancel_batch", "els.amend_batch"}
-OF_STUDENTS = {"els.confirm_students"}
+OF_BATCHES = {REGISTER_BATCH.name, CANCEL_BATCH.name, AMEND_BATCH.name}
 Row = Mapping[str, Any]  # Any: a database row
 
 
@@ -80,13 +79,13 @@ def of_unregistered(conn: Conn, batch_id: str) -> list[Clue]:
         lambda: _tombstone(conn, batch_id, ids),
         lambda: _executed(conn, batch_id),
         lambda: _registered(conn, batch_id, ids),
-        lambda: _letters(conn, batch_id, skip=OF_CONTENTS | OF_STUDENTS),
+        lambda: _letters(conn, batch_id, skip={*BATCHED, CONFIRM_STUDENTS.name}),
     )
 
 
 def of_missing_contents(conn: Conn, batch_id: str, registered_at: datetime) -> list[Clue]:
     """Look for the contents of a registered batch that have no slot."""
-    skip, since = OF_BATCHES | OF_STUDENTS, _early(registered_at)
+    skip, since = OF_BATCHES | {CONFIRM_STUDENTS.name}, _early(registered_at)
     return _collect(
         conn,
         lambda: _pending(conn, batch_id),
@@ -97,7 +96,7 @@ def of_missing_contents(conn: Conn, batch_id: str, registered_at: datetime) -> l
 
 def of_missing_students(conn: Conn, batch_id: str, registered_at: datetime) -> list[Clue]:
     """Look for the confirmation of the students of a batch."""
-    skip, since = OF_BATCHES | OF_CONTENTS, _early(registered_at)
+    skip, since = OF_BATCHES | {*BATCHED}, _early(registered_at)
     return _collect(conn, lambda: _letters(conn, batch_id, skip=skip, since=since))
 
 

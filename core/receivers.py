@@ -7,12 +7,12 @@ from typing import Any
 from uuid import UUID
 
 from core import db
+from core.catalogue import BATCH_ESSAYS_READY
 from core.db.connection import Conn
 from core.rules import CAUSES, Cause
 from core.states import BatchStatus
 
 PATIENCE = timedelta(minutes=1)  # for a receiver to take an event
-READY = "BatchEssaysReady"
 Row = Mapping[str, Any]  # Any: a database row
 
 
@@ -63,7 +63,7 @@ def receiver_causes(conn: Conn, batch_id: str, facts: Row, receivers: Receivers)
                 why=_why(queue),
             )
     if facts.get("status") == BatchStatus.READY_FOR_PIPELINE_EXECUTION and (
-        READY in receivers.nowhere
+        BATCH_ESSAYS_READY.name in receivers.nowhere
     ):
         yield CAUSES["readiness_goes_nowhere"].fill(facts["ready_at"], batch=batch_id)
 

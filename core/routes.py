@@ -8,13 +8,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from core.catalogue import EVENTS, OPT_IN, event_task
+from core.catalogue import BATCH_ESSAYS_READY, EVENTS, OPT_IN, event_task
 
 NAME = r"^[A-Za-z0-9_.-]{1,100}$"
 EVERY = "*"  # in the place of a type: each type without an entry of its own, except opt-in ones
 CATCH_ALL = "els.event"  # by agreement, the one task of a receiver that takes every type
 EXAMPLE = '[{"task": "els.event", "queue": "nlp"}]'
-READY = "BatchEssaysReady"
+READY = BATCH_ESSAYS_READY.name
 
 
 class Route(BaseModel):

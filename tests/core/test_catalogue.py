@@ -57,7 +57,8 @@ def test_python_names_no_task_and_no_event_by_itself():
 def test_statements_name_events_of_the_catalogue(path):
     texts = [path.read_text()] if path.suffix == ".sql" else map(str, literals(path))
 
-    assert {name for text in texts for name in SQL_LITERAL.findall(text)} <= EVENTS.keys()
+    named = {name for text in texts for name in SQL_LITERAL.findall(text)}
+    assert {name for name in named if not name.endswith("Lock")} <= EVENTS.keys()  # nor of Postgres
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
