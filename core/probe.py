@@ -31,7 +31,7 @@ LOCK_TIMEOUT_S = 2  # for a lock on a whole table; nobody else locks the rows of
 def probe_postgres(
     conn: Conn, *, size: int = 0, lock_timeout_s: float = LOCK_TIMEOUT_S
 ) -> Outage | None:
-    """Write to every table of the service, and roll back; None: all is well.
+    """Write to every table that messages need, and roll back; None: all is well.
 
     `size` adds random bytes to write: on a full disk, a row still fits into an existing page.
     """

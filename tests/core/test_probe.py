@@ -15,6 +15,7 @@ from migrations.schema import metadata
 
 SINCE = datetime(2026, 1, 31, 8, tzinfo=UTC)
 TABLES = sorted(metadata.tables)
+OF_OPERATORS = {"operator_actions", "purged_batches"}  # no message waits for a write to these
 
 
 @contextmanager
@@ -51,8 +52,8 @@ def count(conn, table):
     return conn.execute(query).fetchone()["n"]
 
 
-@pytest.mark.parametrize("table", TABLES)
-def test_the_probe_writes_to_every_table(conn, table):
+@pytest.mark.parametrize("table", sorted({*TABLES} - OF_OPERATORS))
+def test_the_probe_writes_to_every_table_of_the_messages(conn, table):
     with refusing(conn, table, "58030"):
         outage = probe_postgres(conn)
 
