@@ -22,6 +22,7 @@ from core.explain import Explanation, explain
 from core.invariants import Invariant, check_batches, check_slots
 from core.settings import Settings
 from core.slots import CLAIM_LEASE, Slots, connect
+from examples.consumer import SCHEMA
 from migrations import upgrade
 from ops.client import Sender
 from ops.demo.play import CONSUMER
@@ -283,4 +284,5 @@ class Session:
     def _received(self) -> set[str]:
         path = self.stage.home / "downstream.sqlite"
         with closing(sqlite3.connect(path, timeout=10)) as opened:
+            opened.executescript(SCHEMA)  # the consumer may not have opened it yet
             return {row[0] for row in opened.execute("SELECT id FROM received_events")}

@@ -45,6 +45,7 @@ class Asked:
 
 @pytest.fixture
 def asked(lifecycle, conn):
+    conn.execute("UPDATE dead_letters SET discarded_at = now() WHERE discarded_at IS NULL")
     yield Asked(lifecycle, conn)
     conn.execute("UPDATE dead_letters SET discarded_at = now() WHERE discarded_at IS NULL")
 
@@ -62,7 +63,7 @@ def test_a_similar_id_gives_the_step(asked, lifecycle, batch_id):
 
 
 def test_whatever_a_person_types_is_explained(asked):
-    for given in ("{batch} 'x' {0}", "%s", "a" * 5_000, "", " ", "\u0441\u0430", "-"):
+    for given in ("{batch} 'x' {0}", "%s", "a" * 5_000, "", " ", "\u0441\u0430", "-?"):
         assert "is mistyped" in asked.cause(given, "unknown_batch").reason
 
 

@@ -49,7 +49,7 @@ def _compose():
 
 def _value(text):
     """Return what compose makes of a value where the environment has no variables of ours."""
-    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", str(text))
+    return re.sub(r"\$\{\w+:?-([^}]*)\}", r"\1", str(text))
 
 
 def documents(*folders):

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from datetime import UTC, datetime
 from uuid import uuid4
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from core import db
 from core.events import manifest_sha256
 from core.outbox import relay
+from core.pauses import Outage, Pause, write_pause
 from ops import erasure
 from tests import factories as make
 from tests.core import looks, story
@@ -121,7 +123,8 @@ def plant(place, user, student):
         )
         db.sweep.note_failure(conn, batch, "slot_drift", f"no {user}, no {student}")
     place.client.set(f"celery-task-meta-{uuid4()}", json.dumps({"who": [user, student]}))
-    place.client.hset("els:pauses", uuid4().hex, f"error of {user} and {student}")
+    outage = Outage("redis", f"error of {user} and {student}")
+    write_pause(place.client, Pause(uuid4().hex, outage, datetime.now(UTC)))
     return batch
 
 
