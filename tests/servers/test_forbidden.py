@@ -16,7 +16,8 @@ from core.invariants import check_batches
 from core.requirements import Severity, check_redis
 from core.settings import Settings
 from ops.access import PROGRAMS, acl_line, redis_users, user
-from ops.heartbeat import read_heartbeat
+from ops.heartbeat import heartbeat_or_none
+from ops.receivers import read_receivers
 from ops.stack.embedded import free_port
 from tests import factories as make
 from tests.live.conftest import Workers, until
@@ -138,11 +139,14 @@ def test_with_its_rights_the_page_sees_all(fresh, running):
     until(lambda: fresh.admin.zcard("els:workers"), 60, "the worker runs")
     with fresh.client("ops") as client:
         found = check_redis(client, "broker")
-        heartbeat = read_heartbeat(client, fresh.url("ops"), Settings().queues)
+        heartbeat = heartbeat_or_none(client, fresh.url("ops"), Settings().queues)
+        receivers = read_receivers(Settings(), client, fresh.url("ops"))
 
     assert [each.wrong for each in found if each.severity is Severity.FAULT] == []
     assert heartbeat.workers == ["w@test"]
     assert heartbeat.waiting is not None
+    assert [*heartbeat.signs] == ["w@test"]
+    assert [queue.name for queue in receivers.queues] == [Settings().events_queue]
     assert fresh.refused() == set()
 
 

@@ -250,7 +250,7 @@ def test_what_is_wrong_with_a_certificate_is_named_with_the_next_step(broken, ki
 @pytest.mark.parametrize("wrong", ["another authority", "expired", "no client certificate"])
 @pytest.mark.parametrize(
     ("kind", "command"),
-    [("postgres", "status"), ("redis", "reconcile"), ("rabbitmq", "cancel x --reason y")],
+    [("postgres", "status"), ("redis", "reconcile"), ("rabbitmq", "submit examples/events.jsonl")],
 )
 def test_a_command_says_it_in_one_line(tmp_path, broken, kind, command, wrong):
     done = run(*command.split(), **broken(kind, wrong), ELS_HOME=str(tmp_path))
