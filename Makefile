@@ -29,7 +29,7 @@ quick: env ## run the tests of core and tasks, without the slow ones (90 seconds
 
 test: env ## run the tests, on embedded servers (thirteen minutes)
 	@echo "== tests (thirteen minutes on two cores; real servers and workers)"
-	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not outage" --ignore tests/rabbitmq --ignore tests/explain --ignore tests/servers --ignore tests/upgrade --ignore tests/clients/node $(ARGS)
+	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not outage" --ignore tests/rabbitmq --ignore tests/explain --ignore tests/servers --ignore tests/upgrade --ignore tests/clients $(ARGS)
 
 test-outages: env ## run the tests of servers that refuse, hang or fall silent (ten minutes)
 	@$(BIN)/python -m pytest -n auto --maxprocesses 3 -m outage tests/live $(ARGS)
@@ -46,10 +46,10 @@ test-servers: env ## run the tests on Debian's servers: pooled, replicated, encr
 test-upgrade: env ## run the last release beside this code, under load (four minutes)
 	@$(BIN)/python -m pytest -n 0 tests/upgrade $(ARGS)
 
-test-clients: env ## test the kit for Node, and its examples beside workers (four minutes)
+test-clients: env ## test the kits for Python and Node beside workers (five minutes)
 	@sh scripts/rabbitmq install || echo "== the tests on RabbitMQ are skipped"
 	@sh scripts/clients-node || [ $$? = 3 ]
-	@$(BIN)/python -m pytest -n 0 tests/clients/node $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/clients $(ARGS)
 
 explain: env ## make each cause of a batch that is not ready, and ask `els explain` (some minutes)
 	@$(BIN)/python -m pytest -n auto --dist worksteal tests/explain $(ARGS)
