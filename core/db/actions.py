@@ -10,6 +10,7 @@ from psycopg.types.json import Jsonb
 
 from core.db.connection import Conn
 
+LONGEST_REASON = 1_024  # characters, as of `els.cancel_batch`
 RETENTION = "retention"  # the actor of what the service purges by itself
 
 

@@ -4,7 +4,6 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,13 +22,12 @@ from ops.cli.options import (
     acting_on,
     confirm_change,
     connection,
-    duration_of,
-    moment_of,
     settings_to_read,
     signed,
 )
 from ops.cli.target import BROKER, POSTGRES, REDIS, endpoints
 from ops.explaining import explained
+from ops.moments import from_now
 from ops.output import fail, print_json, print_line, print_result, utc
 from ops.reports import show_explanation
 
@@ -200,12 +198,9 @@ def _seconds(deadline_s: float | None, deadline: str | None) -> float | None:
             "give --deadline or --deadline-s, not both", param_hint="--deadline"
         )
     try:
-        from_now = duration_of(deadline) or moment_of(deadline) - datetime.now(UTC)
+        return from_now(deadline).total_seconds()
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--deadline") from error
-    if from_now <= timedelta(0):
-        raise typer.BadParameter(f"{deadline} has passed", param_hint="--deadline")
-    return from_now.total_seconds()
 
 
 def _json_object(text: str | None) -> dict[str, Any] | None:  # Any: JSON

@@ -7,27 +7,26 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from core import db
-from core.db.actions import By
+from core.db.actions import LONGEST_REASON, By
 from core.db.connection import Conn
 from core.messages import NAME_LENGTH
 from core.settings import Settings
 from core.slots import Slots, connect
 from ops.cli.target import POSTGRES, conflict, endpoints, explicit, locations
+from ops.moments import moment_of
 from ops.output import age, err, fail, say
 from ops.stack.supervisor import Endpoints
 
 if TYPE_CHECKING:
     from ops.acting import Acting
 
-LONGEST_REASON = 1_024  # as of `els.cancel_batch`
-UNITS = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
 SAY_EVERY_S = 2.0
 
 Home = Annotated[
@@ -134,27 +133,6 @@ def read_moment(text: str | None, name: str) -> datetime | None:
         return moment_of(text)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint=name) from error
-
-
-def moment_of(text: str) -> datetime:
-    """Read a moment in UTC, or an age such as 2h. Raises ValueError."""
-    if (ago := duration_of(text)) is not None:
-        try:
-            return datetime.now(UTC) - ago
-        except OverflowError as error:
-            raise ValueError(f"{text} is too long ago") from error
-    moment = datetime.fromisoformat(text)
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
-def duration_of(text: str) -> timedelta | None:
-    """Read a duration such as 2h or 1.5d; None: it is none. Raises ValueError if it is too long."""
-    if text[-1:] in UNITS and text[:-1].replace(".", "", 1).isdecimal():
-        try:
-            return timedelta(**{UNITS[text[-1]]: float(text[:-1])})
-        except OverflowError as error:
-            raise ValueError(f"{text} is too long") from error
-    return None
 
 
 def progress(total: int, what: str) -> Callable[[int], None]:

@@ -19,12 +19,12 @@ from ops.cli.options import (
     Yes,
     confirm_change,
     connection,
-    moment_of,
     progress,
     settings_to_read,
     signed,
 )
 from ops.cli.target import POSTGRES
+from ops.moments import moment_of
 from ops.output import age, out, print_json, print_line, print_result
 
 app = typer.Typer(help="Events on their way to downstream services.", no_args_is_help=True)
