@@ -75,6 +75,7 @@ class Settings(BaseModel):
     ops_host: str = "127.0.0.1"
     ops_port: int = Field(default=9095, ge=1, le=65535)
     ops_auth: SecretStr | None = None
+    ops_actions: bool = False
     ops_allowed_hosts: list[str] = []
     health_port: int | None = Field(default=None, ge=1, le=65535)
     flower_host: str = "127.0.0.1"
@@ -192,6 +193,22 @@ class Settings(BaseModel):
                 f"{what} makes no sense with ELS_EAGER, which lets callers run the tasks"
                 " in their own process, for unit tests; unset it"
             )
+
+    def ops_login(self) -> tuple[str, str] | None:
+        """Return the user and password of a page that acts; None: it does not act.
+
+        Raises BadSettings where it acts and has no login.
+        """
+        if not self.ops_actions:
+            return None
+        given = self.ops_auth.get_secret_value() if self.ops_auth else ""
+        user, _, password = given.partition(":")
+        if not user.strip() or not password:
+            raise BadSettings(
+                "ELS_OPS_ACTIONS lets whoever sees the page change data, so it needs a login:"
+                " set ELS_OPS_AUTH=user:password, or unset ELS_OPS_ACTIONS"
+            )
+        return user.strip(), password
 
     def routes(self, event_type: str) -> list[Route]:
         """Return the consumers of an event type. By default an opt-in type has none."""

@@ -121,6 +121,8 @@ def redis_users(settings: Settings) -> dict[str, list[str]]:
             *(f"~{queue}.unacked*" for queue in events),
         ],
     }
+    if settings.ops_actions:
+        rules["ops"] = rules["worker"]  # the page does what the commands do that change something
     begin = ("reset", "on", "-@all")
     return {user(settings, name): [*begin, *rules[name]] for name in PROGRAMS}
 
@@ -172,6 +174,8 @@ def rabbitmq_users(settings: Settings) -> dict[str, Permissions]:
         "flower": _all([monitors]),
         "receiver": _all(taken),
     }
+    if settings.ops_actions:
+        rules["ops"] = rules["worker"]
     return {user(settings, name): rules[name] for name in PROGRAMS}
 
 

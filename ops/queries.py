@@ -161,13 +161,17 @@ def _letter_state(letter: DictRow) -> str:
 
 @dataclass(frozen=True)
 class Letters:
-    """Which dead letters an operator means: some by number, else those that wait and fit."""
+    """Which dead letters an operator means: some by number, else those that wait and fit.
+
+    `up_to`: none that came after the letter of this number.
+    """
 
     numbers: Sequence[int] | None = None
     batch_id: str | None = None
     task: str | None = None
     code: str | None = None
     since: datetime | None = None
+    up_to: int | None = None
 
 
 LETTERS_MEANT: LiteralString = (
@@ -178,6 +182,7 @@ LETTERS_MEANT: LiteralString = (
     " AND (%(task)s::text IS NULL OR task = %(task)s)"
     " AND (%(code)s::text IS NULL OR code = %(code)s)"
     " AND (%(since)s::timestamptz IS NULL OR parked_at >= %(since)s)"
+    " AND (%(up_to)s::bigint IS NULL OR id <= %(up_to)s)"
 )
 
 

@@ -241,7 +241,9 @@ class Stack:
         self._ended.set()
 
     def _start(self, undo: ExitStack) -> None:
-        Settings.from_env({**os.environ, **self._env}).refuse_eager("a stack with workers")
+        given = Settings.from_env({**os.environ, **self._env})
+        given.refuse_eager("a stack with workers")
+        given.ops_login()  # raises where the page could not start
         self._lock_home(undo)
         self._handle_signals(undo)
         settings = self._settings

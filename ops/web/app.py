@@ -1,4 +1,4 @@
-"""The service over HTTP, read-only: pages, health, readiness and metrics."""
+"""The service over HTTP: pages, health, readiness and metrics; read-only unless a setting says."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -18,10 +18,13 @@ from starlette.types import Scope
 
 from core.errors import BadSettings
 from core.settings import Settings
+from ops.web.actions import Actions, refusal_page
+from ops.web.acts import Refused
 from ops.web.api.problems import ProblemFound, is_api, problem_response, response_of
 from ops.web.api.routes import routes as api_routes
 from ops.web.board import BadAddress
 from ops.web.connections import Connections
+from ops.web.forms import BadForm
 from ops.web.guard import Guard
 from ops.web.health import SnapshotCache, leading_beat
 from ops.web.limits import Crowded
@@ -31,6 +34,7 @@ from ops.web.readiness import Readiness
 from ops.web.rendering import STATIC, renderer
 from ops.web.stream import Stream
 from ops.web.summary import service_causes_of
+from ops.web.tokens import Signer
 from ops.web.views import Views
 from tasks.servers import app_on
 
@@ -38,12 +42,18 @@ FOR_PROGRAMS = ("/readyz", "/health/", "/metrics")  # answer in JSON or text, er
 
 
 def create_app(settings: Settings) -> Starlette:
-    """Build the app on the servers of these settings. Raises BadSettings without them."""
+    """Build the app on the servers of these settings.
+
+    Raises BadSettings without them, and where the pages act and have no login.
+    """
     if not settings.database_url or not settings.redis_url:
         raise BadSettings("ELS_DATABASE_URL and ELS_REDIS_URL must be set; `els run` sets them")
+    login = settings.ops_login()
+    signer = Signer(*login) if login else None
     connections = Connections.of(settings, settings.database_url, settings.redis_url)
-    render = renderer()
+    render = renderer(acts=signer is not None)
     stream = Stream(connections, render)
+    actions = Actions(connections, stream, render, signer) if signer else None
     broker = app_on(settings.broker_url or settings.redis_url)
     readiness = Readiness(connections, broker)
 
@@ -82,6 +92,10 @@ def create_app(settings: Settings) -> Starlette:
         html = render("error.html", status=status, **context)
         return HTMLResponse(html, status, headers=headers)
 
+    async def on_refused(request: Request, error: Exception) -> Response:
+        assert isinstance(error, (BadForm, Refused)), "registered for them"
+        return refusal_page(render, error)
+
     async def on_problem(request: Request, error: Exception) -> Response:
         assert isinstance(error, ProblemFound), "registered for it"
         return response_of(error.problem)
@@ -97,7 +111,8 @@ def create_app(settings: Settings) -> Starlette:
 
     app = Starlette(
         routes=[
-            *Views(connections, stream, render).routes(),
+            *Views(connections, stream, render, signer).routes(),
+            *(actions.routes() if actions else ()),
             *api_routes(connections, stream),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
@@ -108,6 +123,7 @@ def create_app(settings: Settings) -> Starlette:
         middleware=[Middleware(Guard, settings=settings)],
         exception_handlers={
             **dict.fromkeys((*OUTAGES, BadAddress, Crowded, HTTPException), on_error),
+            **dict.fromkeys((BadForm, Refused), on_refused),
             ProblemFound: on_problem,
         },
         lifespan=lifespan,

@@ -29,7 +29,7 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9_.-]+))(?::\d{1,5})?")
-READING = ("GET", "HEAD")  # other methods are answered by the routes, with 405
+READING = ("GET", "HEAD")  # only the routes of actions answer another one, POST
 LOOPBACK = ("127.0.0.1", "::1")
 # What follows a refused request may be its body: nobody is to take it for another request.
 CLOSE = (b"connection", b"close")
@@ -71,9 +71,9 @@ class Guard:
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 present = {name.lower() for name, _ in message["headers"]}
-                more = [(n.lower().encode(), v.encode()) for n, v in HEADERS.items()]
-                if b"cache-control" not in present:
-                    more.append((b"cache-control", b"no-store"))
+                own = {"Cache-Control": "no-store", **HEADERS}
+                named = [(n.lower().encode(), v.encode()) for n, v in own.items()]
+                more = [(n, v) for n, v in named if n not in present]
                 if scope["method"] not in READING:
                     more.append(CLOSE)
                 message["headers"] = [*message["headers"], *more]

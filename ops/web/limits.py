@@ -18,6 +18,7 @@ HEAD_S = 10.0  # from the connection, or the last answer, to the end of a reques
 BEHIND_S = 30.0  # for a client to take what was sent
 KEEP_ALIVE_S = 5  # for the first byte of the next request
 HEAD_BYTES = 32 * 1024  # request line and headers
+FORM_BYTES = 32 * 1024  # the body of a form of a page that acts
 ADDRESS_BYTES = 16 * 1024  # path and query: a search of 1 024 characters fits
 NETWORK_BITS = 64  # of an IPv6 address: a host may have all addresses that begin with them
 

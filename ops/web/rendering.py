@@ -35,8 +35,11 @@ SLOT_STATES = {
 Render = Callable[..., str]
 
 
-def renderer() -> Render:
-    """Return the function that renders a template and escapes its values."""
+def renderer(*, acts: bool = False) -> Render:
+    """Return the function that renders a template and escapes its values.
+
+    `acts`: the pages have what operators can do.
+    """
     environment = Environment(
         loader=FileSystemLoader(HERE / "templates"),
         autoescape=True,
@@ -50,6 +53,7 @@ def renderer() -> Render:
         states=STATES,
         slot_states=SLOT_STATES,
         row_id=row_id,
+        acts=acts,
     )
     environment.filters.update(
         ago=ago, utc=utc, span=span, number=number, batch_url=batch_url, points=points

@@ -11,6 +11,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ops.web import board
+from ops.web.actions import notice_of
 from ops.web.activity import charts
 from ops.web.board import BadAddress, Query
 from ops.web.connections import Connections
@@ -18,14 +19,18 @@ from ops.web.limits import STREAMS, STREAMS_OF_CLIENT, Places, client_of
 from ops.web.rendering import Render
 from ops.web.stream import Stream, Subscription
 from ops.web.summary import Summary
+from ops.web.tokens import Signer
 from ops.web.workers import workers
 
 
 class Views:
-    def __init__(self, connections: Connections, stream: Stream, render: Render) -> None:
+    def __init__(
+        self, connections: Connections, stream: Stream, render: Render, signer: Signer | None
+    ) -> None:
         self.connections = connections
         self.stream = stream
         self.render = render
+        self.signer = signer  # None: the pages do not act
         self.places = Places(STREAMS, STREAMS_OF_CLIENT)
 
     def routes(self) -> list[Route]:
@@ -42,40 +47,45 @@ class Views:
 
     def batches(self, request: Request) -> Response:
         query, summary = Query.of(request.query_params), self.stream.summary()
-        return self._page("board.html", summary, **board.board(self.connections, summary, query))
+        return self._page(
+            request, "board.html", summary, **board.board(self.connections, summary, query)
+        )
 
     def batch(self, request: Request) -> Response:
         """Show one batch; 404 for an unknown one, with what may be the reason."""
         summary, batch_id = self.stream.summary(), board.text_of(request.path_params, "batch_id")
         context = board.batch(self.connections, summary, batch_id, request.query_params)
         status = 404 if context["explanation"].state == "unknown" else 200
-        return self._page("batch.html", summary, status, address=_address(request), **context)
+        return self._page(
+            request, "batch.html", summary, status, address=_address(request), **context
+        )
 
     def dead_letters(self, request: Request) -> Response:
         context = board.dead_letters(self.connections, request.query_params)
         summary = self.stream.summary()
-        return self._page("dead_letters.html", summary, address=_address(request), **context)
+        return self._page(
+            request, "dead_letters.html", summary, address=_address(request), **context
+        )
 
     def dead_letter(self, request: Request) -> Response:
         """Show one dead letter with its body. Raises HTTPException where there is none."""
         context = board.dead_letter(self.connections, request.path_params["number"])
         if context is None:
             raise HTTPException(404)
-        return self._page("dead_letter.html", self.stream.summary(), **context)
+        return self._page(request, "dead_letter.html", self.stream.summary(), **context)
 
     def outbox(self, request: Request) -> Response:
         context = board.outbox(self.connections, request.query_params)
-        return self._page(
-            "outbox.html", self.stream.summary(), address=_address(request), **context
-        )
+        summary = self.stream.summary()
+        return self._page(request, "outbox.html", summary, address=_address(request), **context)
 
     def workers(self, request: Request) -> Response:
         context = workers(self.connections)
-        return self._page("workers.html", self.stream.summary(), **context)
+        return self._page(request, "workers.html", self.stream.summary(), **context)
 
     def activity(self, request: Request) -> Response:
         spans = charts(self.connections)
-        return self._page("activity.html", self.stream.summary(), spans=spans)
+        return self._page(request, "activity.html", self.stream.summary(), spans=spans)
 
     async def events(self, request: Request) -> ASGIApp:
         """Stream the changes of a page. Raises Crowded if too many are streamed."""
@@ -107,13 +117,15 @@ class Views:
 
     def _page(
         self,
+        request: Request,
         name: str,
         summary: Summary,
         status: int = 200,
         **context: Any,  # Any: what the template shows
     ) -> Response:
         """Render a page below the counters; 503 if Redis, and so a part of it, is missing."""
-        html = self.render(name, top=self.stream.top(summary), **context)
+        done = notice_of(request, self.signer)
+        html = self.render(name, top=self.stream.top(summary), done=done, **context)
         return HTMLResponse(html, 503 if summary.redis_unreachable else status)
 
 

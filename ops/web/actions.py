@@ -1,0 +1,169 @@
+"""Actions of operators on the page: a confirmation, then a form that its login signed.
+
+A GET changes nothing. A POST is carried out if it comes from this page (`forms`), with exactly the
+fields that a page with this login has signed for this action within the last hour (`tokens`).
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from urllib.parse import urlencode
+
+import psycopg
+import redis
+import structlog
+from amqp.exceptions import AMQPError
+from kombu.exceptions import OperationalError
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from core.db.actions import LONGEST_REASON, By
+from core.errors import Refusal, StackError
+from core.heartbeat import read_routes
+from ops.acting import Acting
+from ops.client import Sender
+from ops.web import board
+from ops.web.acts import ACTIONS, Action, Fields, Plan, Refused, Seen, Tools
+from ops.web.connections import Connections
+from ops.web.forms import BadForm, read_form, refuse_foreign
+from ops.web.outages import outage_notice
+from ops.web.rendering import Render
+from ops.web.stream import Stream
+from ops.web.tokens import Signer
+
+AWAY = (psycopg.Error, redis.RedisError, OSError, StackError, AMQPError, OperationalError)
+# Without this a browser sends `Origin: null` with the form, by the header of all other pages.
+HEADERS = {"Referrer-Policy": "same-origin"}
+
+log = structlog.get_logger(__name__)
+
+
+class Actions:
+    def __init__(
+        self, connections: Connections, stream: Stream, render: Render, signer: Signer
+    ) -> None:
+        self.connections = connections
+        self.stream = stream
+        self.render = render
+        self.signer = signer
+
+    def routes(self) -> list[Route]:
+        return [Route("/act/{name}", self.answer, methods=["GET", "POST"])]
+
+    async def answer(self, request: Request) -> Response:
+        """Confirm an action, or carry it out. Raises Refused, BadForm."""
+        name = request.path_params["name"]
+        if name not in ACTIONS:
+            raise HTTPException(404)
+        if request.method != "POST":
+            params = request.query_params
+            given = {each: board.text_of(params, each) for each in params if params[each]}
+            return await run_in_threadpool(self._confirm, name, given)
+        try:
+            refuse_foreign(request.headers)
+            form = await read_form(request)
+            return await run_in_threadpool(self._execute, name, form)
+        except (BadForm, Refused) as error:
+            log.warning("action_refused", action=name, actor=self.signer.user, error=error.reason)
+            raise
+
+    def _confirm(self, name: str, given: Fields) -> Response:
+        plan = self._plan(ACTIONS[name], given)
+        signature = self.signer.sign([name, plan.fields])
+        html = self.render(
+            "confirm.html",
+            action=name,
+            plan=plan,
+            signature=signature,
+            user=self.signer.user,
+            longest=LONGEST_REASON,
+        )
+        return HTMLResponse(html, headers=HEADERS)
+
+    def _execute(self, name: str, form: Mapping[str, str]) -> Response:
+        given = {each: value for each, value in form.items() if each not in ("reason", "signature")}
+        if not self.signer.verify(form.get("signature", ""), [name, given]):
+            raise BadForm(403, "this page did not write it, or more than an hour ago")
+        action = ACTIONS[name]
+        try:
+            plan = self._plan(action, given)
+            by = By(self.signer.user, _reason(form.get("reason", ""), plan))
+            with self._tools() as tools:
+                line = action.act(tools, given, by)
+        except Refusal as error:
+            raise Refused(409, "This was refused", str(error), "go back, and look again") from error
+        except AWAY as error:
+            raise _failed(error) from error
+        log.info("operator_acted", action=name, actor=by.actor)
+        return RedirectResponse(self._with_notice(plan.back, line), 303)
+
+    def _plan(self, action: Action, given: Fields) -> Plan:
+        broken = {
+            batch_id: [each.rule.title for each in violations]
+            for batch_id, violations in self.stream.summary().stuck.violations.items()
+        }
+        with self.connections.primary() as conn:
+            return action.plan(Seen(conn, broken), given)
+
+    @contextmanager
+    def _tools(self) -> Iterator[Tools]:
+        """Lend what acts. Raises redis.RedisError where Redis does not answer."""
+        connections = self.connections
+        settings, client = connections.settings, connections.client
+        client.ping()
+        routed = settings.routed_as(read_routes(client, settings.queue))  # as the workers have it
+        broker_url = settings.broker_url or settings.redis_url or ""
+        with Sender(broker_url, settings.queue) as sender:
+            yield Tools(Acting(routed, connections.pool, connections.slots, sender.app), sender)
+
+    def _with_notice(self, address: str, line: str) -> str:
+        """Add to an address what was done, signed: nobody else can make the page say so."""
+        notice = urlencode({"done": line, "signed": self.signer.sign(["done", line])})
+        return f"{address}{'&' if '?' in address else '?'}{notice}"
+
+
+def refusal_page(render: Render, error: BadForm | Refused) -> Response:
+    """Say why the page does not act, and the next step."""
+    if isinstance(error, BadForm):
+        step = "open the page again, and confirm there"
+        error = Refused(error.status, "This form is not accepted", error.reason, step)
+    return HTMLResponse(render("refused.html", refused=error), error.status)
+
+
+def notice_of(request: Request, signer: Signer | None) -> str | None:
+    """Read what was done from an address; None: nothing, or not by this page."""
+    line, signature = (request.query_params.get(name, "") for name in ("done", "signed"))
+    return line if line and signer and signer.verify(signature, ["done", line]) else None
+
+
+def _reason(text: str, plan: Plan) -> str | None:
+    reason = text.strip()
+    step = "go back and give one"
+    if plan.asks:
+        raise Refused(400, "Something is missing", f"{plan.title}: say what changes", "go back")
+    if plan.needs_reason and not reason:
+        raise Refused(400, "A reason is missing", "say why, for whoever asks later", step)
+    if len(reason) > LONGEST_REASON:
+        longest = f"it has at most {LONGEST_REASON} characters"
+        raise Refused(400, "The reason is too long", longest, "go back and shorten it")
+    return reason or None
+
+
+def _failed(error: Exception) -> Refused:
+    """Describe a server that did not do its part."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    match error:
+        case psycopg.errors.InsufficientPrivilege() | psycopg.errors.ReadOnlySqlTransaction():
+            title, rights = "Postgres does not let the page write", "docs/access.md"
+            return Refused(503, title, reason, f"give its role the rights of a worker: {rights}")
+        case redis.exceptions.NoPermissionError():
+            title, rights = "Redis does not let the page write", "els access redis"
+            return Refused(503, title, reason, f"give its user the rights that {rights} prints")
+        case StackError() | AMQPError() | OperationalError():
+            title = "The broker did not take it"
+        case _:
+            title = outage_notice(error).title
+    step = "look at /readyz; what was done by then is in the list: els actions list"
+    return Refused(503, title, reason, step)
