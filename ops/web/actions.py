@@ -25,7 +25,8 @@ from core.heartbeat import read_routes
 from ops.acting import Acting
 from ops.client import Sender
 from ops.web import board
-from ops.web.acts import ACTIONS, Action, Fields, Plan, Refused, Seen, Tools
+from ops.web.acts import ACTIONS
+from ops.web.acts.plan import Action, Fields, Plan, Refused, Seen, Tools
 from ops.web.connections import Connections
 from ops.web.forms import BadForm, read_form, refuse_foreign
 from ops.web.outages import outage_notice
@@ -66,7 +67,7 @@ class Actions:
             form = await read_form(request)
             return await run_in_threadpool(self._execute, name, form)
         except (BadForm, Refused) as error:
-            log.warning("action_refused", action=name, actor=self.signer.user, error=error.reason)
+            log.warning("action_refused", action=name, actor=self.signer.user, status=error.status)
             raise
 
     def _confirm(self, name: str, given: Fields) -> Response:

@@ -19,7 +19,7 @@ from starlette.types import Scope
 from core.errors import BadSettings
 from core.settings import Settings
 from ops.web.actions import Actions, refusal_page
-from ops.web.acts import Refused
+from ops.web.acts.plan import Refused
 from ops.web.api.problems import ProblemFound, is_api, problem_response, response_of
 from ops.web.api.routes import routes as api_routes
 from ops.web.board import BadAddress

@@ -7,7 +7,7 @@ import re
 import time
 from dataclasses import dataclass
 from html import unescape
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 import pytest
 from pydantic import SecretStr
@@ -15,11 +15,13 @@ from pydantic import SecretStr
 from core.errors import BadSettings
 from core.outbox import relay
 from core.settings import Settings
-from ops.web import acts, forms, limits, tokens
+from ops.web import forms, limits, tokens
+from ops.web.acts import dead_letters
 from ops.web.app import create_app
 from ops.web.tokens import Signer
 from tests import factories as make
 from tests.core import looks, story
+from tests.ops.conftest import els
 from tests.ops.place import a_place
 from tests.ops.served import Served, own_redis
 
@@ -128,8 +130,8 @@ def test_a_batch_is_cancelled_by_the_login_with_its_reason(place, anna):
     asked = anna.get(f"/act/cancel?batch={batch}")
     shown = anna.act("cancel", "sent twice", batch=batch)
 
-    assert "1 open slots are cancelled" in asked.words
-    assert "1 assigned contents stay" in asked.words
+    assert "1 slot of it will stay empty" in asked.words
+    assert "It keeps the 1 content that it has" in asked.words
     assert shown.status == 200
     assert "This batch was cancelled." in shown.words
     assert "cancelled by anna: sent twice" in shown.words
@@ -244,7 +246,7 @@ def test_letters_that_cannot_be_sent_again_are_skipped_and_said(place, anna):
 
 
 def test_more_letters_than_the_page_sends_at_once_are_left_to_the_command(place, anna, monkeypatch):
-    monkeypatch.setattr(acts, "AT_ONCE", 1)
+    monkeypatch.setattr(dead_letters, "AT_ONCE", 1)
     for _ in range(2):
         place.park(code="RETRIES EXHAUSTED")
 
@@ -530,6 +532,29 @@ def test_a_server_that_is_away_is_named_with_the_next_step(place, page, anna, mo
     assert place.letter(number)["state"] == "waiting"
 
 
+def test_a_role_that_only_reads_is_named_with_the_next_step(place):
+    batch = a_batch(place)
+    role = f"reader_{batch.replace('-', '_')}"
+    url = urlsplit(place.urls["ELS_DATABASE_URL"])
+    reader = url._replace(netloc=f"{role}:x@{url.netloc.rpartition('@')[2]}").geturl()
+    with place.pool.connection() as conn:
+        conn.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'x' IN ROLE pg_read_all_data")
+    redis_url = place.urls["ELS_REDIS_URL"]
+    try:
+        with Served(reader, redis_url, ops_auth=SecretStr(LOGIN), ops_actions=True) as page:
+            operator = Operator(page)
+            asked = operator.get(f"/act/cancel?batch={batch}")
+            refused = operator.post("cancel", {**asked.hidden, "reason": "x"})
+    finally:
+        with place.pool.connection() as conn:
+            conn.execute(f"DROP ROLE {role}")
+
+    assert refused.status == 503
+    assert "Postgres does not let the page write" in refused.words
+    assert "docs/access.md" in refused.words
+    assert status_of(place, batch)["status"] == "awaiting_content_validation"
+
+
 def test_hostile_text_is_escaped_wherever_it_is_shown(place, anna):
     batch = a_batch(place)
 
@@ -605,3 +630,15 @@ def test_a_page_that_acts_does_not_start_without_a_login(auth):
 
     with pytest.raises(BadSettings, match="set ELS_OPS_AUTH=user:password"):
         create_app(settings)
+
+
+@pytest.mark.parametrize("command", ["ops", "run"])
+def test_that_is_one_line_with_the_next_step(command, tmp_path):
+    urls = {name: os.environ[name] for name in ("ELS_DATABASE_URL", "ELS_REDIS_URL")}
+
+    told = els(command, home=tmp_path / "home", ELS_OPS_ACTIONS="1", **urls)
+
+    assert told.returncode == 1
+    assert told.stderr.splitlines()[-1].startswith("els: ELS_OPS_ACTIONS lets whoever sees")
+    assert "set ELS_OPS_AUTH=user:password" in told.stderr
+    assert "Traceback" not in told.stderr
