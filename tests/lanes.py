@@ -168,7 +168,7 @@ def table(results: dict[str, dict]) -> str:
     ]
     for servers in SERVERS:
         for broker in BROKERS:
-            cells = [cell(results.get(f"{servers}/{broker}/{way}")) for way in WAYS]
+            cells = [cell(f"{servers}/{broker}/{way}", results) for way in WAYS]
             lines.append(f"| {servers}, {broker} | {' | '.join(cells)} |")
     lines.append("")
     for name, result in results.items():
@@ -178,10 +178,14 @@ def table(results: dict[str, dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def cell(result: dict | None) -> str:
-    if result is None or result["state"] == "no lane":
+def cell(name: str, results: dict[str, dict]) -> str:
+    if name not in {lane.name for lane in LANES}:
         return "no lane"
+    if (result := results.get(name)) is None:
+        return "not run yet"
     match result["state"]:
+        case "no lane":
+            return "no lane"
         case "held":
             skipped = f", {result['skipped']} skipped" if result["skipped"] else ""
             return f"held: {result['passed']} tests{skipped}"
@@ -203,10 +207,13 @@ def write(results: dict[str, dict]) -> None:
 def main(arguments: list[str]) -> int:
     """Run the lanes that were asked for; exit status 1 if one failed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="+", default=[], help="words of the names of lanes")
+    parser.add_argument("--only", nargs="+", default=[], help="all words in a lane's name")
     only = parser.parse_args(arguments).only
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     chosen = [lane for lane in LANES if all(word in lane.name for word in only)]
+    if not chosen:
+        names = ", ".join(lane.name for lane in LANES)
+        parser.error(f"no lane's name has all of: {' '.join(only)}; the names are {names}")
     for lane in chosen:
         sys.stdout.write(f"== lane {lane.name}\n")
         sys.stdout.flush()
