@@ -47,7 +47,7 @@ def test_every_queue_of_a_worker_is_replicated_and_reached_by_its_own_exchange(d
     assert sources[els] - {""} == {els, "celery_delayed_delivery"}
 
 
-def test_what_waits_is_counted_on_all_queues(declared, workers, node, valkey):
+def test_what_waits_is_counted_on_all_queues(declared, workers, node):
     workers.send("els.register_batch", make.registration(make.new_batch()))
     with node.connection() as connection:
         for queue in declared[:2]:
