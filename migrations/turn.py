@@ -2,20 +2,21 @@
 
 A second connection holds an advisory lock in a transaction for as long as the migration takes: that
 works through a pooler as well, and outside of the transactions of the migration, where indexes are
-built. It also watches, and says who is in the way. It never waits inside a statement: building an
-index concurrently waits for all statements that began before it.
+built. It asks nothing meanwhile: building an index concurrently waits for the end of every
+transaction that it finds inside a statement. So a third connection watches, a transaction a
+statement, and says who is in the way.
 """
 
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC
-from threading import Event, Lock, Thread
+from threading import Event, Thread
 from types import TracebackType
 from typing import Any, Self
 
 import psycopg
-from psycopg import ClientCursor, errors
+from psycopg import ClientCursor, Connection, errors
 from psycopg.rows import dict_row
 from sqlalchemy.exc import DBAPIError
 
@@ -82,12 +83,12 @@ class Turn:
     _said: dict[str, float] = field(default_factory=dict)
     _progress_at: float = field(default_factory=time.monotonic)
     _ended: Event = field(default_factory=Event)
-    _asking: Lock = field(default_factory=Lock)
 
     def __enter__(self) -> Self:
         self._holder = connect_to_migrate(self.url)
         try:
             self._wait_for_turn()
+            self._looker = connect_to_migrate(self.url, autocommit=True)
         except BaseException:
             self._holder.close()
             raise
@@ -103,11 +104,12 @@ class Turn:
     ) -> None:
         self._ended.set()
         self._watcher.join()
+        self._looker.close()
         self._holder.close()
 
     def check(self) -> None:
         """Make sure that the turn is still ours. Raises psycopg.OperationalError."""
-        self._ask("SELECT 1")
+        self._ask(self._holder, "SELECT 1")
 
     def note(self, line: str) -> None:
         """Say a line, unless it was said a moment ago."""
@@ -118,11 +120,11 @@ class Turn:
 
     def _wait_for_turn(self) -> None:
         while True:
-            [row] = self._ask("SELECT pg_try_advisory_xact_lock(%(lock)s) AS ours")
+            [row] = self._ask(self._holder, "SELECT pg_try_advisory_xact_lock(%(lock)s) AS ours")
             if row["ours"]:
-                self._ask(UNHURRIED)
+                self._ask(self._holder, UNHURRIED)
                 return
-            holders = self._ask(HOLDER)
+            holders = self._ask(self._holder, HOLDER)
             self._holder.rollback()
             for holder in holders:
                 self.note(f"another migration runs: {_session(holder)}; waiting for its end")
@@ -136,23 +138,24 @@ class Turn:
                 return  # `check` raises it where somebody can act
 
     def _look(self) -> None:
-        self._ask("SELECT pg_stat_clear_snapshot()")  # else it shows one moment for ever
-        found = self._ask(IN_THE_WAY)
+        found = self._ask(self._looker, IN_THE_WAY)
         for row in found:
             relation = f" on {row['relation']}" if row["relation"] else ""
             self.in_the_way = f"{_session(row)}; let it end, or: {_end(row)}"
             self.note(f"the migration waits for a lock{relation}: {self.in_the_way}")
         now = time.monotonic()
         if not found and now - self._progress_at >= REPEAT_S:
-            for row in self._ask(PROGRESS):
+            for row in self._ask(self._looker, PROGRESS):
                 part = f", {row['part']} %" if row["part"] is not None else ""
                 self.say(f"index on {row['relation']}: {row['phase']}{part}")
                 self._progress_at = now
 
-    def _ask(self, query: Any) -> list[dict[str, Any]]:  # Any: a literal of ours; rows
+    def _ask(
+        self, conn: "Connection[Any]", query: Any
+    ) -> list[dict[str, Any]]:  # Any: a literal of ours; rows
         # By the simple protocol: otherwise the last result keeps its snapshot for as long as the
-        # transaction lasts, and a build of an index waits for the end of that.
-        with self._asking, ClientCursor(self._holder, row_factory=dict_row) as cursor:
+        # transaction lasts, and a build of an index waits for the end of that too.
+        with ClientCursor(conn, row_factory=dict_row) as cursor:
             cursor.execute(query, {"lock": MIGRATION_LOCK, "pid": self.pid})
             return cursor.fetchall()
 

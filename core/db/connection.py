@@ -320,7 +320,11 @@ def jsonb(value: object) -> Jsonb | None:
     return None if value is None else Jsonb(value)
 
 
-def connect_to_migrate(url: str) -> "Connection[Any]":  # Any: rows as SQLAlchemy wants them
+def connect_to_migrate(
+    url: str, *, autocommit: bool = False
+) -> "Connection[Any]":  # Any: rows as SQLAlchemy wants them
     """Open a connection for a migration: its statements may take long."""
     at = address(url, TO_MIGRATE)
-    return SettledConnection.connect(at.conninfo, settings=at.settings, prepare="off")
+    return SettledConnection.connect(
+        at.conninfo, settings=at.settings, prepare="off", autocommit=autocommit
+    )
