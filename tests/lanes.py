@@ -168,7 +168,9 @@ def table(results: dict[str, dict]) -> str:
     ]
     for servers in SERVERS:
         for broker in BROKERS:
-            cells = [cell(f"{servers}/{broker}/{way}", results) for way in WAYS]
+            names = [f"{servers}/{broker}/{way}" for way in WAYS]
+            known = {lane.name: {"state": "not run yet"} for lane in LANES} | results
+            cells = [cell(known.get(name)) for name in names]
             lines.append(f"| {servers}, {broker} | {' | '.join(cells)} |")
     lines.append("")
     for name, result in results.items():
@@ -178,14 +180,12 @@ def table(results: dict[str, dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def cell(name: str, results: dict[str, dict]) -> str:
-    if name not in {lane.name for lane in LANES}:
+def cell(result: dict | None) -> str:
+    if result is None:
         return "no lane"
-    if (result := results.get(name)) is None:
-        return "not run yet"
     match result["state"]:
-        case "no lane":
-            return "no lane"
+        case "no lane" | "not run yet":
+            return str(result["state"])
         case "held":
             skipped = f", {result['skipped']} skipped" if result["skipped"] else ""
             return f"held: {result['passed']} tests{skipped}"

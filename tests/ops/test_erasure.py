@@ -24,6 +24,7 @@ def place(database_url):
     with a_place(database_url) as made:
         made.client.flushdb()
         yield made
+        made.client.flushdb()
 
 
 @pytest.fixture(autouse=True)
