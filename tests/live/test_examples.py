@@ -268,7 +268,9 @@ def test_what_stock_celery_loses_on_redis_comes_again(workers, shop, events_of, 
 
     batches = killed_again_and_again(workers, shop, STOCK)
     for batch in batches:
-        queries.republish(conn, datetime.now(UTC) - timedelta(hours=1), batch)
+        now = datetime.now(UTC)
+        meant = queries.Events(now - timedelta(hours=1), now, batch)
+        queries.republish(conn, meant, limit=1_000)
     shop.receive()
 
     until(
