@@ -46,10 +46,10 @@ def test_a_quick_bench_gives_every_figure_and_its_files(tmp_path):
 
 def test_what_a_backlog_delays_is_measured():
     with open_testbed(Crew(), Servers(), lambda line: None) as testbed:
-        found = backlog.measure(testbed, 20 * CLASS, deadlines=2)
+        found = backlog.measure(testbed, 60 * CLASS, deadlines=2)  # more than a clock tick
 
     assert found["contents_a_second"]["placed"] >= found["contents_a_second"]["delivered"] > 0
-    assert 0 < found["full_to_ready_s"]["n"] <= 20
+    assert 0 < found["full_to_ready_s"]["n"] <= 60
     assert 0 <= found["full_to_ready_s"]["p50"] <= found["full_to_delivered_s"]["p99"]
     assert found["cpu_us_a_content"]["worker"] > 0
 
