@@ -6,10 +6,11 @@ from datetime import timedelta
 from typing import Any
 
 from core import clues, db
-from core.clues import Clue, number, utc, with_clues
+from core.clues import Clue, with_clues
 from core.db.connection import Conn
 from core.rules import CAUSES, Cause
 from core.states import OPEN, BatchStatus, OnDeadline
+from core.wording import number, utc
 
 NEAR = timedelta(minutes=10)  # a deadline this near is worth a word
 LETTERS = 3  # shown of those that a batch still needs

@@ -21,6 +21,7 @@ from core.db.moments import EARLIEST
 from core.lookalikes import alike, variants
 from core.named_batch import batch_ids
 from core.rules import Cause
+from core.wording import number, utc
 
 SHOWN = 3  # of a list
 EARLY = timedelta(days=1)  # a message may come so long before the registration of its batch
@@ -185,7 +186,7 @@ def _letters(
             continue
         ids = [letter["batch_id"]] if letter["batch_id"] else _named_in(letter)
         if letter["batch_id"] == batch_id:
-            continue  # the rule of dead letters tells of it
+            continue  # the rule dead_letter_waiting names it
         if batch_id in {each.strip() for each in ids}:
             naming.append(letter)
         elif like := alike(batch_id, ids):
@@ -253,12 +254,3 @@ def _show(letters: Sequence[Row]) -> str:
 def _names(batches: Sequence[str]) -> str:
     more = " and others" if len(batches) > SHOWN else ""
     return ", ".join(batches[:SHOWN]) + more
-
-
-def number(count: int, one: str, more: str) -> str:
-    """Write a number with its word: `1 content`, `3 contents`."""
-    return f"{count} {one if count == 1 else more}"
-
-
-def utc(moment: datetime) -> str:
-    return f"{moment:%Y-%m-%d %H:%M:%S} UTC"

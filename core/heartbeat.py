@@ -7,14 +7,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, cast
+from typing import cast
 
 from redis import Redis, RedisError
 
 from core.beats import NO_BEATS, Beats
 from core.installation import Installation
 from core.pauses import Pause, read_pauses, server_time
-from core.signs import Sign, read_signs, write_sign
+from core.signs import Sign, read_signs
 
 WORKERS = "els:workers"  # sorted set: worker -> time of its last heartbeat, s
 IN_WORK = "els:in_work:{worker}"  # JSON: messages that it holds, when it began the oldest (or null)
@@ -78,11 +78,6 @@ def note_worker(client: Redis, name: str) -> None:
     now = server_time(client)
     client.zadd(WORKERS, {name: now})
     client.zremrangebyscore(WORKERS, 0, now - FORGOTTEN.total_seconds())
-
-
-def note_sign(client: Redis, name: str, sign: Mapping[str, Any]) -> None:  # Any: JSON
-    """Note what a worker tells of itself; its heartbeat is another note."""
-    write_sign(client, name, sign)
 
 
 def note_gone(client: Redis, name: str) -> None:

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from core import db
-from core.clues import number
 from core.db.connection import Conn
 from core.states import ExcessReason
+from core.wording import number
 
 SHOWN = 5  # of a list
 WHY = {

@@ -1,10 +1,9 @@
 """What the service will do by itself about a broken rule: as far as facts carry the promise."""
 
-from datetime import datetime
-
 from core.db.sweep import Unmended
 from core.heartbeat import Heartbeat
 from core.rules import Rule
+from core.wording import utc
 
 SOON = " within seconds"  # a promise for a sweep that runs
 
@@ -37,7 +36,7 @@ def last_try(rule: Rule, failed: Unmended | None, heartbeat: Heartbeat) -> str:
 def _not_mending(failed: Unmended) -> str:
     return (
         f"not mending itself: the sweep has tried {failed.failures} times since"
-        f" {_moment(failed.since)}, and tries again less and less often, at the latest"
+        f" {utc(failed.since)}, and tries again less and less often, at the latest"
         f" every 5 minutes; last error: {failed.last_error}"
     )
 
@@ -45,8 +44,4 @@ def _not_mending(failed: Unmended) -> str:
 def _last_sweep(heartbeat: Heartbeat) -> str:
     if heartbeat.swept_at is None:
         return "no sweep has run"
-    return f"the last sweep ran at {_moment(heartbeat.swept_at)}"
-
-
-def _moment(at: datetime) -> str:
-    return f"{at:%Y-%m-%d %H:%M:%S} UTC"
+    return f"the last sweep ran at {utc(heartbeat.swept_at)}"

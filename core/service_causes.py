@@ -10,6 +10,7 @@ from core.heartbeat import FRESH, Heartbeat
 from core.pauses import Outage, Pause
 from core.rules import CAUSES, Cause
 from core.signs import Sign
+from core.wording import utc
 
 BACKLOG = 1_000  # waiting messages that take the worker more than a second or two
 SERVERS = {"postgres": "Postgres", "redis": "Redis", "broker": "The broker"}
@@ -191,10 +192,10 @@ def _no_worker(heartbeat: Heartbeat) -> Cause:
     if sign is None:
         said = "no worker has given a sign of life for 15 s"
     elif sign.stopped:
-        said = f"the last one, {last}, was stopped at {_moment(sign.at)}"
+        said = f"the last one, {last}, was stopped at {utc(sign.at)}"
     else:
         title = "No worker gives a sign of life"
-        said = f"the last one, {last}, has given none since {_moment(sign.at)}{_was_at(sign)}"
+        said = f"the last one, {last}, has given none since {utc(sign.at)}{_was_at(sign)}"
         step = install.restart("worker", sign.pid) if sign.held else step
     since = sign.at if sign else None
     words = {"title": title, "last": said, "waiting": _messages(heartbeat)}
@@ -211,7 +212,7 @@ def _stalled(heartbeat: Heartbeat, serving: Mapping[str, Sign | None]) -> Iterat
         doing = "no process takes the next message"
         if sign.began_at == since:
             process = f"process {sign.task_pid}" if sign.task_pid else "it"
-            doing = f"{process} has been at {sign.task} since {_moment(since)}"
+            doing = f"{process} has been at {sign.task} since {utc(since)}"
         step = heartbeat.asked.installation.restart("worker", sign.task_pid or sign.pid)
         words = {"worker": name, "doing": doing, "held": sign.held}
         yield CAUSES["worker_stalled"].fill(since, step=step, **words)
@@ -230,7 +231,7 @@ def _silent(heartbeat: Heartbeat) -> Iterator[Cause]:
 
 def _was_at(sign: Sign) -> str:
     if sign.task and sign.began_at:
-        return f"; it was at {sign.task} since {_moment(sign.began_at)}"
+        return f"; it was at {sign.task} since {utc(sign.began_at)}"
     return f"; it held {sign.held} messages" if sign.held else ""
 
 
@@ -256,16 +257,12 @@ def _beat_causes(heartbeat: Heartbeat, holder: Holder | None) -> Iterator[Cause]
     none = heartbeat.beats.leader is None and not heartbeat.beats.standing_by
     title = "No beat is running" if none else "The sweep has not run for a while"
     reason = "no beat has given a sign of life for 15 s" if none else "no worker executes its ticks"
-    last = f"; the last sweep ran at {_moment(heartbeat.swept_at)}" if heartbeat.swept_at else ""
+    last = f"; the last sweep ran at {utc(heartbeat.swept_at)}" if heartbeat.swept_at else ""
     part = "beat" if none else "worker"
     install = heartbeat.asked.installation
     words = {"title": title, "beats": heartbeat.beats, "reason": reason + last}
     step = install.start(part) if none else install.log(part)
     yield CAUSES["beat_silent"].fill(heartbeat.swept_at, step=step, **words)
-
-
-def _moment(at: datetime) -> str:
-    return f"{at:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _listed(words: Sequence[str]) -> str:

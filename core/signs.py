@@ -1,4 +1,4 @@
-"""What each worker tells of itself every 2 s: its queues, its database, what it is at.
+"""Signs of a worker, written every 2 s: its queues, its database, and what it executes.
 
 A sign stays for a day after its worker's last one, so that an explanation can say who was here and
 how it ran. Workers of older releases give none: then nothing is known of them.

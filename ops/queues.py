@@ -7,13 +7,15 @@ from datetime import UTC, datetime
 from typing import Any, cast
 from uuid import UUID
 
+import redis
 from kombu import Connection
-from kombu.exceptions import ChannelError
+from kombu.exceptions import ChannelError, OperationalError
 
 from core.receivers import EventQueue
 from core.urls import is_redis
 
 ANSWER_S = 2  # for the broker
+UNANSWERED = (OperationalError, OSError, redis.RedisError)
 UNREADABLE = (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)
 
 

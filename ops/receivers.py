@@ -1,12 +1,11 @@
 """Reads what waits for receivers, for explanations."""
 
 import redis
-from kombu.exceptions import OperationalError
 
 from core.heartbeat import read_routes
 from core.receivers import Receivers
 from core.settings import Settings
-from ops.queues import brief_connection, event_queues
+from ops.queues import UNANSWERED, brief_connection, event_queues
 
 
 def read_receivers(settings: Settings, client: redis.Redis, broker_url: str) -> Receivers:
@@ -18,6 +17,6 @@ def read_receivers(settings: Settings, client: redis.Redis, broker_url: str) -> 
     try:
         with brief_connection(broker_url) as broker:
             queues = event_queues(broker, routed.event_queues())
-    except (OperationalError, OSError, redis.RedisError):
+    except UNANSWERED:
         queues = []
     return Receivers(queues, routed.events_to_nobody())

@@ -8,17 +8,15 @@ from dataclasses import replace
 from threading import Lock
 
 import redis
-from kombu.exceptions import OperationalError
 
 from core import metrics
 from core.heartbeat import read_routes
 from core.receivers import EventQueue, Receivers
 from core.settings import Settings
-from ops.queues import brief_connection, event_queues
+from ops.queues import UNANSWERED, brief_connection, event_queues
 
 FRESH_S = 1.0
 MARKS = 2_000  # of a queue; a longer history gets coarser, its oldest part first
-UNANSWERED = (OperationalError, OSError, redis.RedisError)
 
 
 class OldestEvent:

@@ -3,21 +3,16 @@
 from dataclasses import dataclass
 from typing import Any
 
-import redis
-from kombu.exceptions import OperationalError
-
 from core.heartbeat import Heartbeat
 from core.pauses import Pause
 from core.signs import Sign
-from ops.queues import brief_connection, queue_lengths
+from ops.queues import UNANSWERED, brief_connection, queue_lengths
 from ops.web.connections import Connections
-
-UNANSWERED = (OperationalError, OSError, redis.RedisError)
 
 
 @dataclass(frozen=True)
 class WorkerSeen:
-    """A worker that is alive, what it tells of itself, and what its processes wait for.
+    """A worker that is alive, its signs, and what its processes wait for.
 
     `sign` None: a worker of an older release tells nothing.
     """

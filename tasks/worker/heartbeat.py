@@ -13,6 +13,7 @@ from celery.worker import state
 
 import durable_redis
 from core import health_file, heartbeat, pauses
+from core.signs import write_sign
 from tasks.app import app, settings
 from tasks.worker import signs
 from tasks.worker.clients import brief_redis
@@ -50,7 +51,7 @@ def _send_sign(worker: str, **more: object) -> None:
     if settings.redis_url:
         with suppress(redis.RedisError):
             now = pauses.server_time(brief_redis())
-            heartbeat.note_sign(brief_redis(), worker, signs.sign(now) | more)
+            write_sign(brief_redis(), worker, signs.sign(now) | more)
 
 
 def _in_work() -> tuple[int, float | None]:

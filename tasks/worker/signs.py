@@ -1,4 +1,4 @@
-"""What a worker's main process tells of itself beside its heartbeat: see `core/signs.py`."""
+"""Collects the signs of a worker's main process: see `core/signs.py`."""
 
 import os
 import time

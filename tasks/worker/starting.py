@@ -15,6 +15,7 @@ from core import health_file, heartbeat, pauses
 from core.errors import BadSettings, ELSError
 from core.requirements import Finding, Severity, check_servers, wait_for_schema
 from core.settings import Settings
+from core.signs import write_sign
 from core.slots import connect_once
 from tasks.worker.stopping import STOPS
 
@@ -82,7 +83,7 @@ class _Waiting:
         with connect_once(url, timeout_s=1) as client:
             now = pauses.server_time(client)
             self._since = self._since or now
-            heartbeat.note_sign(client, self._worker, signs.waiting(finding, self._since, now))
+            write_sign(client, self._worker, signs.waiting(finding, self._since, now))
             heartbeat.note_gone(client, self._worker)
 
 
