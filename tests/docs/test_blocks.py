@@ -41,6 +41,10 @@ def test_a_page_works_for_a_person_who_follows_it(page, service, tmp_path):
         reader.follow(to_run)
 
 
+def test_no_block_installs_into_the_environment_of_the_tests():
+    assert [str(block) for block in TO_RUN if re.search(r"\b(pip|npm|uv)\b", block.text)] == []
+
+
 def test_every_block_with_a_name_is_on_a_page_that_the_test_of_the_wire_reads():
     assert {block.page for block in BLOCKS if block.name} <= {"docs/events.md", "docs/tasks.md"}
 
