@@ -2,7 +2,6 @@
 
 import json
 import sys
-from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 import typer
@@ -40,15 +39,3 @@ def fail(message: str, as_json: bool, status: int = 1) -> NoReturn:
         typer.echo(json.dumps({"error": message}))
     err.print(f"els: {message}", markup=False, soft_wrap=True)
     sys.exit(status)
-
-
-def age(seconds: float) -> str:
-    """Write a duration in its largest unit: `3 min`."""
-    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def utc(at: datetime) -> str:
-    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"

@@ -3,6 +3,7 @@
 import json
 from base64 import b64decode
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, cast
 from uuid import UUID
@@ -11,12 +12,31 @@ import redis
 from kombu import Connection
 from kombu.exceptions import ChannelError, OperationalError
 
-from core.receivers import EventQueue
 from core.urls import is_redis
 
 ANSWER_S = 2  # for the broker
 UNANSWERED = (OperationalError, OSError, redis.RedisError)
 UNREADABLE = (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)
+
+
+@dataclass(frozen=True)
+class EventQueue:
+    """A queue that events are routed to, as the broker shows it."""
+
+    name: str
+    types: frozenset[str]
+    messages: int  # that no receiver has taken
+    oldest: UUID | None = None  # the id of the event at its head; None: the broker does not show it
+    oldest_s: float | None = None  # for how long that event waits; None: unknown
+    receivers: int | None = None  # that consume it; None: the broker does not know
+
+    def as_json(self) -> dict[str, object]:
+        return {
+            "queue": self.name,
+            "messages": self.messages,
+            "oldest_seconds": self.oldest_s,
+            "receivers": self.receivers,
+        }
 
 
 def brief_connection(broker_url: str) -> Connection:

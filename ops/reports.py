@@ -6,9 +6,10 @@ from itertools import zip_longest
 from rich.console import Console
 from rich.table import Table
 
-from core.explain import Explanation
 from core.invariants import Invariant
-from ops.output import out, print_line, utc
+from ops.explain.explanation import Explanation
+from ops.output import out, print_line
+from ops.wording import utc
 
 POSTGRES_FACTS = (
     *("slots", "open", "assigned", "failed"),

@@ -8,7 +8,8 @@ import typer
 from core import db
 from core.db.actions import Wanted
 from ops.cli.options import AsJson, Home, Limit, connection, read_moment, settings_to_read
-from ops.output import age, out, print_json, print_line
+from ops.output import out, print_json, print_line
+from ops.wording import age
 
 app = typer.Typer(help="What operators did, and why.", no_args_is_help=True)
 

@@ -26,10 +26,11 @@ from ops.cli.options import (
     signed,
 )
 from ops.cli.target import BROKER, POSTGRES, REDIS, endpoints
-from ops.explaining import explained
+from ops.explain.asking import explained
 from ops.moments import from_now
-from ops.output import fail, print_json, print_line, print_result, utc
+from ops.output import fail, print_json, print_line, print_result
 from ops.reports import show_explanation
+from ops.wording import utc
 
 if TYPE_CHECKING:
     from ops.client import Sent

@@ -25,8 +25,9 @@ from ops.cli.options import (
     signed,
 )
 from ops.cli.target import BROKER, POSTGRES
-from ops.output import age, fail, out, print_json, print_line, print_result
+from ops.output import fail, out, print_json, print_line, print_result
 from ops.queries import Letters
+from ops.wording import age
 
 app = typer.Typer(help="Messages that could not be carried out.", no_args_is_help=True)
 Number = Annotated[int, typer.Argument(help="Its number, as `els dead-letters list` shows it")]

@@ -21,8 +21,9 @@ from core.settings import Settings
 from core.slots import Slots, connect
 from ops.cli.target import POSTGRES, conflict, endpoints, explicit, locations
 from ops.moments import moment_of
-from ops.output import age, err, fail, say
+from ops.output import err, fail, say
 from ops.stack.supervisor import Endpoints
+from ops.wording import age
 
 if TYPE_CHECKING:
     from ops.acting import Acting

@@ -25,7 +25,8 @@ from ops.cli.options import (
 )
 from ops.cli.target import POSTGRES
 from ops.moments import moment_of
-from ops.output import age, out, print_json, print_line, print_result
+from ops.output import out, print_json, print_line, print_result
+from ops.wording import age
 
 app = typer.Typer(help="Events on their way to downstream services.", no_args_is_help=True)
 

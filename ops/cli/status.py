@@ -20,7 +20,8 @@ from core.states import BatchStatus
 from ops import queries
 from ops.cli.options import AsJson, Home, connection, settings_to_read
 from ops.cli.target import POSTGRES, REDIS, endpoints
-from ops.output import age, fail, out, print_json, print_line
+from ops.output import fail, out, print_json, print_line
+from ops.wording import age
 
 WIDEST = 1_000  # columns that a table could ask for
 STUCK_LIMIT = 1_000  # batches of one rule

@@ -18,13 +18,13 @@ import redis
 from core.db import Conn
 from core.db.url import address
 from core.errors import StackError
-from core.explain import Explanation, explain
 from core.invariants import Invariant, check_batches, check_slots
 from core.settings import Settings
 from core.slots import CLAIM_LEASE, Slots, connect
 from migrations import upgrade
 from ops.client import Sender
 from ops.demo.play import CONSUMER
+from ops.explain.explanation import Explanation, explain
 from ops.heartbeat import heartbeat_or_none
 from ops.stack.embedded import make_home, until
 from ops.stack.supervisor import Child, Stack

@@ -7,10 +7,10 @@ from datetime import datetime
 from psycopg.rows import DictRow
 
 from core.db.connection import Conn
-from ops.output import age
 from ops.queries import activity
 from ops.web.connections import Connections
 from ops.web.rendering import number
+from ops.wording import age
 
 HEIGHT = 60.0  # of a chart, in its own units; a bar is one unit wide
 SPANS = (("The last hour", 60, 60), ("The last day", 48, 1_800))  # its parts, and their seconds

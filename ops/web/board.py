@@ -8,11 +8,11 @@ from typing import Any
 from urllib.parse import urlencode
 
 from core.db.connection import Conn
-from core.explain import explain
 from core.retention import kept_until
 from core.rules import RULES
 from core.settings import Settings
 from ops import queries
+from ops.explain.explanation import explain
 from ops.web.connections import Connections
 from ops.web.rendering import NOT_REGISTERED, STATES
 from ops.web.summary import Summary

@@ -10,10 +10,9 @@ from threading import Lock
 import redis
 
 from core import metrics
-from core.heartbeat import read_routes
-from core.receivers import EventQueue, Receivers
 from core.settings import Settings
-from ops.queues import UNANSWERED, brief_connection, event_queues
+from ops.queues import EventQueue
+from ops.receivers import Receivers, read_receivers
 
 FRESH_S = 1.0
 MARKS = 2_000  # of a queue; a longer history gets coarser, its oldest part first
@@ -56,7 +55,7 @@ class EventQueues:
         self, settings: Settings, client: redis.Redis, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._settings, self._client, self._clock = settings, client, clock
-        self._routed = settings
+        self._nowhere: frozenset[str] = frozenset()
         self._oldest: defaultdict[str, OldestEvent] = defaultdict(OldestEvent)
         self._looking = Lock()
         self._looked_at = -FRESH_S
@@ -78,17 +77,13 @@ class EventQueues:
             queues = self.look()
         except OSError:
             queues = ()
-        return Receivers(queues, self._routed.events_to_nobody())
+        return Receivers(queues, self._nowhere)
 
     def _look(self) -> list[EventQueue] | None:
         url = self._settings.broker_url or self._settings.redis_url or ""
-        self._routed = self._settings.routed_as(read_routes(self._client, self._settings.queue))
-        try:
-            with brief_connection(url) as broker:
-                found = event_queues(broker, self._routed.event_queues())
-            return [self._with_age(queue) for queue in found]
-        except UNANSWERED:
-            return None
+        seen = read_receivers(self._settings, self._client, url)
+        self._nowhere = seen.nowhere
+        return [self._with_age(queue) for queue in seen.queues] if seen.answered else None
 
     def _with_age(self, queue: EventQueue) -> EventQueue:
         if queue.oldest_s is not None:

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from core.states import BatchStatus
-from ops.output import age, utc
+from ops.wording import age, utc
 
 HERE = Path(__file__).parent
 STATIC = HERE / "static"

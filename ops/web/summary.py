@@ -14,11 +14,12 @@ from core.db.connection import Conn, Row
 from core.db.sweep import Holder
 from core.heartbeat import Heartbeat
 from core.probe import probe_redis
-from core.receivers import PATIENCE, EventQueue
 from core.rules import RULES, Cause, Rule
-from core.service_causes import service_causes
 from ops import queries
+from ops.explain.receiver_causes import PATIENCE
+from ops.explain.service_causes import service_causes
 from ops.heartbeat import with_outages
+from ops.queues import EventQueue
 from ops.web.connections import Connections
 
 NEVER = datetime.max.replace(tzinfo=UTC)

@@ -16,11 +16,11 @@ import pytest
 from psycopg.types.json import Jsonb
 from structlog.testing import capture_logs
 
-from core.explain import explain
 from core.heartbeat import Heartbeat
 from core.repairs import RepairContext
 from core.states import BatchStatus, EssayStatus
 from core.sweep import sweep
+from ops.explain.explanation import explain
 from tests.core import looks
 from tests.core.test_sweep import TABLES
 from tests.factories import new_batch

@@ -7,12 +7,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from core import db, heartbeat
-from core.explain import explain
 from core.heartbeat import Heartbeat
 from core.lifecycle import Lifecycle
 from core.repairs import RepairContext
 from core.slots import Slots
 from core.sweep import sweep
+from ops.explain.explanation import explain
 from tests.core import looks
 from tests.core.story import assign, cancel, confirm, fill, register, reject, texts, upload
 from tests.core.test_sweep import (

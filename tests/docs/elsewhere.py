@@ -19,7 +19,7 @@ ELSEWHERE = {
     ("docs/events.md", "CELERY_BROKER_URL="): "tests/live/test_examples.py starts it",
     ("docs/api.md", "import requests"): "tests/ops/test_api_events.py runs it",
     ("docs/acting.md", "$ els erase"): "tests/ops/test_erasure.py runs it",
-    ("docs/explain.md", "batch-7f3a:"): "tests/core/test_explain.py has its lines",
+    ("docs/explain.md", "batch-7f3a:"): "tests/ops/explain/test_explain.py has its lines",
     ("docs/operations.md", "docker compose"): "tests/ops/test_compose.py reads the file",
     ("docs/operations.md", "kubectl create"): "tests/ops/test_kubernetes.py reads the objects",
     ("docs/operations.md", "pg_dump"): "tests/servers/test_restore.py runs it",

@@ -5,10 +5,10 @@ import json
 import pytest
 from kombu import Consumer, Queue
 
-from core.explain import explain
 from core.heartbeat import Heartbeat, read_routes
 from core.settings import Settings
 from core.slots import Slots
+from ops.explain.explanation import explain
 from ops.queues import event_queues
 from ops.receivers import read_receivers
 from tests import factories as make

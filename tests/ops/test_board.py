@@ -9,11 +9,11 @@ from uuid import uuid4
 
 import pytest
 
-from core.explain import explain
 from core.heartbeat import Heartbeat
 from core.pauses import Outage, Pause, delete_pause, write_pause
 from core.signs import write_sign
 from core.slots import Slots
+from ops.explain.explanation import explain
 from tests import factories as make
 from tests.core import story
 from tests.live.conftest import until

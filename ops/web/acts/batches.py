@@ -11,9 +11,9 @@ from core.db.connection import Conn, Row
 from core.states import BatchStatus, OnDeadline
 from ops import queries
 from ops.moments import from_now
-from ops.output import age, utc
-from ops.web.acts.plan import Fields, Plan, Refused, Seen, Tools, count, wrong
+from ops.web.acts.plan import Fields, Plan, Refused, Seen, Tools, wrong
 from ops.web.rendering import NOT_REGISTERED, STATES, batch_url
+from ops.wording import age, number, utc
 
 OPEN = (BatchStatus.AWAITING_CONTENT_VALIDATION, BatchStatus.AWAITING_STUDENT_VALIDATION)
 
@@ -22,8 +22,8 @@ def plan_cancel(seen: Seen, given: Fields) -> Plan:
     row = _batch(seen.conn, given)
     _refuse_closed(row, "cancelled", sealed_too=False)
     will = [
-        f"It takes no more contents: {count(row['open'], 'slot')} of it will stay empty.",
-        f"It keeps the {count(row['assigned'], 'content')} that it has.",
+        f"It takes no more contents: {number(row['open'], 'slot')} of it will stay empty.",
+        f"It keeps the {number(row['assigned'], 'content')} that it has.",
         "Receivers get BatchCancelled, with the reason that you give.",
         "Nobody can undo this.",
     ]

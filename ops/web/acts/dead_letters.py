@@ -8,9 +8,9 @@ from core.db.actions import By
 from core.db.connection import Conn, Row
 from ops import letters, queries
 from ops.letters import Done, Pace
-from ops.output import utc
 from ops.queries import Letters
-from ops.web.acts.plan import Fields, Plan, Refused, Seen, Tools, count, silently, wrong
+from ops.web.acts.plan import Fields, Plan, Refused, Seen, Tools, silently, wrong
+from ops.wording import number, utc
 
 AT_ONCE = 1_000  # letters that one click sends or settles: some seconds
 FILTERS = ("batch", "task", "code")
@@ -32,7 +32,7 @@ def plan_replay(seen: Seen, given: Fields) -> Plan:
         "They are sent again, the oldest first, unchanged.",
         "Those that cannot be sent again are skipped; one that fails again is a new dead letter.",
     ]
-    title = f"Send {count(total, 'dead letter')} again"
+    title = f"Send {number(total, 'dead letter')} again"
     return Plan(title, _list(given), _fields(meant), will, button)
 
 
@@ -41,7 +41,7 @@ def replay(tools: Tools, given: Fields, by: By) -> str:
         done = letters.replay(conn, tools.sender, _chosen(given), by, Pace(None), silently)
     _refuse_held(done)
     skipped = f" {len(done.skipped)} skipped: they cannot be sent again." if done.skipped else ""
-    return f"{count(len(done.numbers), 'dead letter')} sent again.{skipped}"
+    return f"{number(len(done.numbers), 'dead letter')} sent again.{skipped}"
 
 
 def plan_discard(seen: Seen, given: Fields) -> Plan:
@@ -62,7 +62,7 @@ def plan_discard(seen: Seen, given: Fields) -> Plan:
         return _plan_of_one("Discard", row, will, button)
     meant, total, will = _meant(seen.conn, given, "discard")
     will.append("Their messages are not carried out. The letters stay until they are purged.")
-    title = f"Discard {count(total, 'dead letter')}"
+    title = f"Discard {number(total, 'dead letter')}"
     return Plan(title, _list(given), _fields(meant), will, button, needs_reason=True)
 
 
@@ -70,7 +70,7 @@ def discard(tools: Tools, given: Fields, by: By) -> str:
     with tools.acting.pool.connection() as conn:
         done = letters.discard(conn, _chosen(given), by, silently)
     _refuse_held(done)
-    return f"{count(len(done.numbers), 'dead letter')} discarded."
+    return f"{number(len(done.numbers), 'dead letter')} discarded."
 
 
 def _plan_of_one(verb: str, row: Row, will: list[str], button: str) -> Plan:
@@ -120,7 +120,7 @@ def _meant(conn: Conn, given: Fields, command: str) -> tuple[Letters, int, list[
     return (
         meant,
         total,
-        [f"{count(row['n'], 'letter')}: {row['task']}, {row['code']}" for row in kinds],
+        [f"{number(row['n'], 'letter')}: {row['task']}, {row['code']}" for row in kinds],
     )
 
 

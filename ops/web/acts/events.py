@@ -7,10 +7,10 @@ from core.db.actions import By
 from core.db.connection import Conn
 from ops import acting, queries
 from ops.moments import moment_of
-from ops.output import utc
 from ops.queries import Events
-from ops.web.acts.plan import Fields, Plan, Refused, Seen, Tools, count, silently, wrong
+from ops.web.acts.plan import Fields, Plan, Refused, Seen, Tools, silently, wrong
 from ops.web.rendering import batch_url
+from ops.wording import number, utc
 
 AT_ONCE = 10_000  # events that one click lets the relay deliver again
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
@@ -38,7 +38,7 @@ def plan_republish(seen: Seen, given: Fields) -> Plan:
     of_type = f" of type {event_type}" if event_type else ""
     written = f", written since {utc(meant.since)}" if since else ""
     will = [
-        f"{count(total, 'event')}{of_type}{written}: the relay delivers them again.",
+        f"{number(total, 'event')}{of_type}{written}: the relay delivers them again.",
         "Receivers know repeats by the event's id. The first delivery stays noted.",
     ]
     if since:
@@ -49,7 +49,7 @@ def plan_republish(seen: Seen, given: Fields) -> Plan:
 def republish(tools: Tools, given: Fields, by: By) -> str:
     with tools.acting.pool.connection() as conn:
         total = acting.republish(conn, _events(conn, given), by, silently)
-    return f"{count(total, 'event')} queued; the relay delivers them again within seconds."
+    return f"{number(total, 'event')} queued; the relay delivers them again within seconds."
 
 
 def _events(conn: Conn, given: Fields) -> Events:

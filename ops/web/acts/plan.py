@@ -67,9 +67,5 @@ def wrong(what: str, reason: str) -> Refused:
     return Refused(400, f"The page does not understand {what}", reason, "go back and correct it")
 
 
-def count(n: int, word: str) -> str:
-    return f"{n} {word}{'' if n == 1 else 's'}"
-
-
 def silently(done: int) -> None:
     """Report no progress: the browser waits."""

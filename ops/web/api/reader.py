@@ -5,10 +5,10 @@ from typing import Any
 
 from core.db.connection import Conn
 from core.events import cloud_event
-from core.explain import explain
 from core.rules import Cause
 from core.states import ClassType
 from ops import pages, queries
+from ops.explain.explanation import explain
 from ops.web.api import models
 from ops.web.api.cursors import MOMENT, read_cursor, write_cursor
 from ops.web.api.parameters import (

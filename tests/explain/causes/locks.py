@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 import psycopg
 
-from core.db.locks import TABLES
+from ops.explain.locks import TABLES
 from tests import factories as make
 from tests.explain.cause import cause
 from tests.explain.place import WAIT_S

@@ -14,14 +14,14 @@ from typing import Any
 from psycopg.errors import UndefinedTable
 
 from core.catalogue import AMEND_BATCH, BATCHED, CANCEL_BATCH, CONFIRM_STUDENTS, REGISTER_BATCH
-from core.db import clues as seen
 from core.db.connection import Conn
-from core.db.locks import UNREADABLE
 from core.db.moments import EARLIEST
-from core.lookalikes import alike, variants
 from core.named_batch import batch_ids
 from core.rules import Cause
-from core.wording import number, utc
+from ops.explain import queries
+from ops.explain.locks import UNREADABLE
+from ops.explain.lookalikes import alike, variants
+from ops.wording import number, utc
 
 SHOWN = 3  # of a list
 EARLY = timedelta(days=1)  # a message may come so long before the registration of its batch
@@ -109,7 +109,7 @@ def _early(registered_at: datetime) -> datetime:
 def _collect(conn: Conn, *looks: Callable[[], Iterable[Clue]]) -> list[Clue]:
     """Look everywhere; go on where a table is locked, slow, not there, or may not be read."""
     found: list[Clue] = []
-    guard = conn.transaction if seen.in_transaction(conn) else nullcontext
+    guard = conn.transaction if queries.in_transaction(conn) else nullcontext
     for look in looks:
         with suppress(*UNREADABLE, UndefinedTable), guard():
             found += look()
@@ -117,7 +117,7 @@ def _collect(conn: Conn, *looks: Callable[[], Iterable[Clue]]) -> list[Clue]:
 
 
 def _tombstone(conn: Conn, batch_id: str, ids: Sequence[str]) -> Iterator[Clue]:
-    if stone := seen.tombstone(conn, batch_id):
+    if stone := queries.tombstone(conn, batch_id):
         yield Clue(
             f"it ended as {stone.status} at {utc(stone.ended_at)}; {stone.purged_by} deleted it"
             f" at {utc(stone.purged_at)} with all that belonged to it",
@@ -126,14 +126,14 @@ def _tombstone(conn: Conn, batch_id: str, ids: Sequence[str]) -> Iterator[Clue]:
             since=stone.purged_at,
         )
         return
-    for other, how in _first(alike(batch_id, seen.purged_like(conn, batch_id, ids))):
+    for other, how in _first(alike(batch_id, queries.purged_like(conn, batch_id, ids))):
         text = f"{other}, which is this id {how}, was registered once and is purged"
         yield Clue(text, f"els explain {other}")
 
 
 def _executed(conn: Conn, batch_id: str) -> Iterator[Clue]:
     """Tell of a batch of which only the outcomes of its messages are left."""
-    done = seen.executed(conn, batch_id)
+    done = queries.executed(conn, batch_id)
     registered = [each for each in done if each["outcome"] == "registered"]
     if not registered:
         return
@@ -148,14 +148,14 @@ def _executed(conn: Conn, batch_id: str) -> Iterator[Clue]:
 
 
 def _registered(conn: Conn, batch_id: str, ids: Sequence[str]) -> Iterator[Clue]:
-    found = alike(batch_id, seen.registered_like(conn, batch_id, ids))
+    found = alike(batch_id, queries.registered_like(conn, batch_id, ids))
     for other, how in _first(found):
         yield Clue(f"{other} is registered, which is this id {how}", f"els explain {other}")
     yield from _more(found, "registered ids are nearly the same")
 
 
 def _pending(conn: Conn, batch_id: str) -> Iterator[Clue]:
-    pending = {row["batch_id"]: row for row in seen.pending_batches(conn)}
+    pending = {row["batch_id"]: row for row in queries.pending_batches(conn)}
     found = alike(batch_id, pending)
     for other, how in _first(found):
         row = pending[other]
@@ -166,10 +166,10 @@ def _pending(conn: Conn, batch_id: str) -> Iterator[Clue]:
 
 
 def _excess(conn: Conn, batch_id: str) -> Iterator[Clue]:
-    like = alike(batch_id, seen.registered_like(conn, batch_id, variants(batch_id)))
-    for row in seen.with_excess(conn, list(like))[:SHOWN] if like else ():
+    like = alike(batch_id, queries.registered_like(conn, batch_id, variants(batch_id)))
+    for row in queries.with_excess(conn, list(like))[:SHOWN] if like else ():
         other = row["batch_id"]
-        came = number(row["contents"], "content", "contents")
+        came = number(row["contents"], "content")
         text = f"{came} found no slot in {other}, which is this id {like[other]}"
         yield Clue(text, f"els find {other}")
 
@@ -181,7 +181,7 @@ def _letters(
     naming: list[Row] = []
     nameless: list[Row] = []
     near: list[tuple[Row, str]] = []
-    for letter in seen.waiting_letters(conn):
+    for letter in queries.waiting_letters(conn):
         if letter["task"] in skip or (since and letter["parked_at"] < since):
             continue
         ids = [letter["batch_id"]] if letter["batch_id"] else _named_in(letter)
@@ -212,7 +212,7 @@ def _named_in(letter: Row) -> list[str]:
 
 def _other_kind(conn: Conn, given: str) -> Iterator[Clue]:
     kinds: dict[str, list[str]] = {}
-    for found in seen.other_kinds(conn, given):
+    for found in queries.other_kinds(conn, given):
         batches = kinds.setdefault(found.kind, [])
         if found.batch_id and found.batch_id not in batches:
             batches.append(found.batch_id)

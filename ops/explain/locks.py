@@ -8,7 +8,8 @@ from typing import LiteralString
 
 import psycopg
 
-from core.db.connection import Conn, sql
+from core.db.connection import Conn
+from ops.queries import sql
 
 TABLES = (
     "batch_essay_trackers",

@@ -11,20 +11,21 @@ from redis.retry import Retry
 
 from core import db, heartbeat
 from core.db.dead_letters import DeadLetter
-from core.explain import explain
 from core.heartbeat import FORGOTTEN, FRESH, NO_HEARTBEAT, SWEEP_LATE, Heartbeat, read_heartbeat
 from core.outbox import relay
 from core.pauses import Outage, Pause
-from core.receivers import NO_RECEIVERS, Receivers
 from core.repairs import RepairContext
 from core.rules import CAUSES, PLAIN, RULES
-from core.service_causes import BACKLOG
 from core.slots import CLAIM_LEASE, Slots
 from core.sweep import sweep
 from ops import queries
-from tests.core import looks, test_service_causes
-from tests.core.receivers import event_queue
+from ops.explain.explanation import explain
+from ops.explain.service_causes import BACKLOG
+from ops.receivers import NO_RECEIVERS, Receivers
+from tests.core import looks
 from tests.core.story import assign, cancel, fill, register, reject, texts, upload
+from tests.ops.explain import test_service_causes
+from tests.ops.explain.receivers import event_queue
 
 WAITING = "waiting_for_contents"
 

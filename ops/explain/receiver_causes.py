@@ -1,50 +1,19 @@
 """Events that were delivered and not taken: the queues of the receivers, and what waits in them."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any
-from uuid import UUID
 
 from core import db
 from core.catalogue import BATCH_ESSAYS_READY
 from core.db.connection import Conn
 from core.rules import CAUSES, Cause
 from core.states import BatchStatus
+from ops.queues import EventQueue
+from ops.receivers import Receivers
 
 PATIENCE = timedelta(minutes=1)  # for a receiver to take an event
 Row = Mapping[str, Any]  # Any: a database row
-
-
-@dataclass(frozen=True)
-class EventQueue:
-    """A queue that events are routed to, as the broker shows it."""
-
-    name: str
-    types: frozenset[str]
-    messages: int  # that no receiver has taken
-    oldest: UUID | None = None  # the id of the event at its head; None: the broker does not show it
-    oldest_s: float | None = None  # for how long that event waits; None: unknown
-    receivers: int | None = None  # that consume it; None: the broker does not know
-
-    def as_json(self) -> dict[str, object]:
-        return {
-            "queue": self.name,
-            "messages": self.messages,
-            "oldest_seconds": self.oldest_s,
-            "receivers": self.receivers,
-        }
-
-
-@dataclass(frozen=True)
-class Receivers:
-    """Where events go: the queues that they are routed to, and the types that no route leads on."""
-
-    queues: Sequence[EventQueue] = ()
-    nowhere: frozenset[str] = frozenset()
-
-
-NO_RECEIVERS = Receivers()
 
 
 def receiver_causes(conn: Conn, batch_id: str, facts: Row, receivers: Receivers) -> Iterator[Cause]:

@@ -4,13 +4,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from core.db.locks import Lock
 from core.db.sweep import Holder
 from core.heartbeat import FRESH, Heartbeat
 from core.pauses import Outage, Pause
 from core.rules import CAUSES, Cause
 from core.signs import Sign
-from core.wording import utc
+from ops.explain.locks import Lock
+from ops.wording import utc
 
 BACKLOG = 1_000  # waiting messages that take the worker more than a second or two
 SERVERS = {"postgres": "Postgres", "redis": "Redis", "broker": "The broker"}

@@ -8,10 +8,11 @@ import pytest
 
 from core import db
 from core.db.dead_letters import DeadLetter
-from core.explain import explain
+from ops.explain import queries
+from ops.explain.explanation import explain
 from tests.core.story import assign, cancel, confirm, fill, register, reject
-from tests.core.test_explain import alive
 from tests.factories import content, essay_ids, new_batch, registration
+from tests.ops.explain.test_explain import alive
 
 MANY = 100_000
 ANSWER_S = 3.0  # on a very busy machine; alone it takes a fifth of a second
@@ -123,7 +124,7 @@ def test_the_search_for_other_kinds_gives_up_in_time(asked, conn, pool, batch_id
         holder.execute("LOCK TABLE excess_content IN ACCESS EXCLUSIVE MODE")
         started = time.monotonic()
 
-        found = db.clues.other_kinds(conn, batch_id)
+        found = queries.other_kinds(conn, batch_id)
 
         assert (found, time.monotonic() - started < 10) == ([], True)
     assert conn.execute("SHOW statement_timeout").fetchone() == before

@@ -8,18 +8,20 @@ from typing import Any
 from redis import RedisError
 
 from core import db
-from core.batch_causes import of_events, plain_causes, unknown, with_evidence
 from core.checks import CheckContext, Finding, Shared
 from core.db.connection import Conn
 from core.db.sweep import Unmended
 from core.heartbeat import Heartbeat
-from core.notes import notes
-from core.promises import last_try, promise
-from core.receivers import NO_RECEIVERS, Receivers, receiver_causes
 from core.rules import CAUSES, RULES, Cause, Rule
-from core.service_causes import service_causes
 from core.slots import Slots
 from core.states import OPEN
+from ops.explain.batch_causes import of_events, plain_causes, unknown, with_evidence
+from ops.explain.locks import locks
+from ops.explain.notes import notes
+from ops.explain.promises import last_try, promise
+from ops.explain.receiver_causes import receiver_causes
+from ops.explain.service_causes import service_causes
+from ops.receivers import NO_RECEIVERS, Receivers
 
 Row = Mapping[str, Any]  # Any: a database row
 
@@ -56,8 +58,8 @@ def explain(
         plain.append(unknown(conn, batch_id))
     waits = broken or not facts or facts["status"] in OPEN
     holder = db.sweep.holder(conn) if heartbeat.beat_silent else None
-    locks = db.locks.locks(conn, batch_id) if waits else []
-    outages = list(service_causes(redis_side, heartbeat, holder, locks)) if waits else []
+    held = locks(conn, batch_id) if waits else []
+    outages = list(service_causes(redis_side, heartbeat, holder, held)) if waits else []
     if not broken and not plain and facts["status"] in OPEN:
         plain.append(CAUSES["being_sealed"].fill(facts["full_at"], batch=batch_id))
     if facts:

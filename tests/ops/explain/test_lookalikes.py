@@ -2,7 +2,7 @@
 
 import pytest
 
-from core.lookalikes import (
+from ops.explain.lookalikes import (
     BLANKS,
     CASE,
     DASHES,

@@ -3,7 +3,7 @@
 from core.db.sweep import Unmended
 from core.heartbeat import Heartbeat
 from core.rules import Rule
-from core.wording import utc
+from ops.wording import utc
 
 SOON = " within seconds"  # a promise for a sweep that runs
 

@@ -6,12 +6,12 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from core.beats import Beats
-from core.db.locks import Lock
 from core.heartbeat import Asked, Heartbeat
 from core.installation import Installation, Kind
 from core.pauses import Outage, Pause
-from core.service_causes import service_causes
 from core.signs import Sign
+from ops.explain.locks import Lock
+from ops.explain.service_causes import service_causes
 
 OF_POSTGRES = {"postgres_unreachable", "cannot_read"}  # tests/explain makes them
 NAME = "worker@one"

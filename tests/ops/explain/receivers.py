@@ -1,7 +1,7 @@
 """Queues of receivers, as a broker would show them."""
 
 from core.catalogue import EVENTS
-from core.receivers import EventQueue
+from ops.queues import EventQueue
 
 
 def event_queue(name="nlp", types=frozenset(EVENTS), **seen):

@@ -6,7 +6,7 @@ from typing import Any
 from core import db
 from core.db.connection import Conn
 from core.states import ExcessReason
-from core.wording import number
+from ops.wording import number
 
 SHOWN = 5  # of a list
 WHY = {
@@ -21,7 +21,7 @@ def notes(conn: Conn, batch_id: str, facts: Row) -> Iterator[str]:
     """Tell of excess contents, files that hold several slots, and letters no longer needed."""
     if facts.get("excess"):
         for row in db.batches.excess_by_reason(conn, batch_id, SHOWN):
-            files = number(row["files"], "file", "files")
+            files = number(row["files"], "file")
             why = WHY[ExcessReason(row["reason"])]
             yield f"{files} {why}: {_listed(row['names'], row['files'])}"
     for row in db.slots.held_twice(conn, batch_id, SHOWN) if facts else ():

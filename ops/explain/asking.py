@@ -15,23 +15,23 @@ import redis
 
 from core import db
 from core.db.connection import Conn
-from core.explain import Explanation, explain
 from core.faults import sqlstate
 from core.heartbeat import NO_HEARTBEAT, Heartbeat
 from core.identity import identity
 from core.pauses import Outage
 from core.probe import probe_postgres, probe_redis
-from core.receivers import NO_RECEIVERS, Receivers
 from core.requirements import away
 from core.rules import CAUSES, Cause
 from core.schema import read_standing
-from core.service_causes import LOCKED, NO_SCHEMA, lock_causes, service_causes
 from core.settings import Settings
 from core.slots import Slots, connect_once
 from core.tls import describe
 from core.urls import is_redis
+from ops.explain.explanation import Explanation, explain
+from ops.explain.locks import locks
+from ops.explain.service_causes import LOCKED, NO_SCHEMA, lock_causes, service_causes
 from ops.heartbeat import LOCK_S, count_waiting, read_heartbeat, with_asker, with_outages
-from ops.receivers import read_receivers
+from ops.receivers import NO_RECEIVERS, Receivers, read_receivers
 from ops.redis_queues import count_of_batch
 from ops.stack.supervisor import Endpoints
 
@@ -188,7 +188,7 @@ class Looking:
         """Explain the batch; where Postgres stops answering meanwhile, everything else."""
 
         def look() -> Explanation:
-            outage = None if db.locks.locks(conn) else probe_postgres(conn, lock_timeout_s=LOCK_S)
+            outage = None if locks(conn) else probe_postgres(conn, lock_timeout_s=LOCK_S)
             seen = with_outages(heartbeat, [outage] if outage else [])
             return explain(conn, slots, self.batch, seen, receivers)
 
@@ -220,7 +220,7 @@ class Looking:
         if conn is not None and state in NO_SCHEMA:
             return [_schema_missing(conn, heartbeat, words)]
         if conn is not None and state == LOCKED:
-            held = Asked(lambda: db.locks.locks(conn)).answer(self.began + BATCH_S)
+            held = Asked(lambda: locks(conn)).answer(self.began + BATCH_S)
             if held:
                 return [*lock_causes(held)]
         if state == NO_RIGHT:

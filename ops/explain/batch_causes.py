@@ -5,12 +5,13 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from core import clues, db
-from core.clues import Clue, with_clues
+from core import db
 from core.db.connection import Conn
 from core.rules import CAUSES, Cause
 from core.states import OPEN, BatchStatus, OnDeadline
-from core.wording import number, utc
+from ops.explain import clues
+from ops.explain.clues import Clue, with_clues
+from ops.wording import number, utc
 
 NEAR = timedelta(minutes=10)  # a deadline this near is worth a word
 LETTERS = 3  # shown of those that a batch still needs
@@ -65,7 +66,7 @@ def of_events(conn: Conn, batch_id: str, facts: Row, named: set[str]) -> Iterato
         numbers = db.outbox.missing_numbers(conn, batch_id, MISSING)
         yield CAUSES["event_deleted"].fill(
             batch=batch_id,
-            gone=number(facts["events_written"] - facts["events"], "event", "events"),
+            gone=number(facts["events_written"] - facts["events"], "event"),
             numbers=", ".join(map(str, numbers)),
             written=facts["events_written"],
         )
@@ -73,7 +74,7 @@ def of_events(conn: Conn, batch_id: str, facts: Row, named: set[str]) -> Iterato
         error = facts["undelivered_error"]
         cause = CAUSES["event_under_way"].fill(
             facts["undelivered_since"],
-            waiting=number(facts["undelivered"], "event", "events"),
+            waiting=number(facts["undelivered"], "event"),
             have="has" if facts["undelivered"] == 1 else "have",
         )
         yield replace(cause, reason=f"the last try failed: {error}") if error else cause
@@ -114,7 +115,7 @@ def _waiting_for_contents(conn: Conn, batch_id: str, facts: Row) -> Cause:
 
 
 def _lacking(facts: Row) -> str:
-    slots = number(facts["open"], "slot", "slots")
+    slots = number(facts["open"], "slot")
     have = f"{facts['slots'] - facts['open']} of {facts['slots']} are accounted for"
     since = "last arrival" if facts["last_arrival_at"] else "registration"
     return f"no text has been carried out for {slots} since the {since} ({have})"
@@ -140,7 +141,7 @@ def _without_essays(batch_id: str, facts: Row) -> Cause:
     if never_came <= 0:
         return cause
     at = utc(facts["deadline_at"])
-    slots = number(never_came, "slot", "slots")
+    slots = number(never_came, "slot")
     proceeded = f"its deadline passed at {at}, and it proceeded as on_deadline says"
     if not facts["rejected"]:
         return replace(
@@ -164,7 +165,7 @@ def _timed_out(conn: Conn, batch_id: str, facts: Row) -> Cause:
         lacked = "els.confirm_students had not come"
         found = clues.of_missing_students(conn, batch_id, facts["registered_at"])
     elif never_came:
-        of = f"{never_came} of {number(facts['slots'], 'slot', 'slots')}"
+        of = f"{never_came} of {number(facts['slots'], 'slot')}"
         lacked = f"no text had been carried out for {of}"
         found = clues.of_missing_contents(conn, batch_id, facts["registered_at"])
     cause = CAUSES["timed_out"].fill(

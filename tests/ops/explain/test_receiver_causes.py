@@ -4,10 +4,11 @@ from uuid import uuid4
 
 import pytest
 
-from core.receivers import Receivers, receiver_causes
+from ops.explain.receiver_causes import receiver_causes
+from ops.receivers import Receivers
 from tests.core import looks
-from tests.core.receivers import event_queue
 from tests.core.story import fill
+from tests.ops.explain.receivers import event_queue
 
 OTHER_TYPES = {"BatchCancelled", "BatchReadinessTimeout"}
 

@@ -12,8 +12,9 @@ from psycopg.errors import QueryCanceled
 from psycopg.pq import TransactionStatus
 from psycopg.rows import DictRow
 
-from core.db.connection import Conn, sql
-from core.lookalikes import LEAST_PART, fold
+from core.db.connection import Conn
+from ops.explain.lookalikes import LEAST_PART, fold
+from ops.queries import sql
 
 NEWEST = 50_000  # batches whose ids are compared one by one
 LETTERS = 2_000  # newest dead letters that wait

@@ -1,0 +1,21 @@
+"""Moments, durations and numbers as people read them."""
+
+from datetime import UTC, datetime
+
+
+def utc(at: datetime) -> str:
+    """Write a moment: `2026-01-31 08:00:00 UTC`."""
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def age(seconds: float) -> str:
+    """Write a duration in its largest unit: `3 min`."""
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def number(count: int, one: str, more: str = "") -> str:
+    """Write a number with its word: `1 content`, `3 contents`; `more` where "s" is not enough."""
+    return f"{count} {one if count == 1 else more or one + 's'}"

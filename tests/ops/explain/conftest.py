@@ -1,0 +1,3 @@
+from tests.core.conftest import batch_id, telling
+
+__all__ = ["batch_id", "telling"]
