@@ -14,7 +14,7 @@ from bench.load import CLASS, Batch, register, registration
 from bench.measure import Figure, Goal, interleave, percentile
 from bench.queues import Message
 from bench.testbed import BenchError, Testbed, Timing
-from core.urls import is_amqp
+from core.servers.urls import is_amqp
 
 MIXED = (25, 100, 500)  # essays of the batches of a mixed load, equally often
 WHOLE = 10_000  # essays of one large batch

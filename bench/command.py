@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from core.urls import is_amqp
+from core.servers.urls import is_amqp
 from ops.cli.options import AsJson
 from ops.output import err, out, print_json, say
 

@@ -19,7 +19,7 @@ from amqp.spec import Basic
 from celery import Celery
 from kombu import Connection, Exchange, Producer, Queue
 
-from core.urls import is_amqp
+from core.servers.urls import is_amqp
 
 STAGE = "bench.stage"
 TEMPLATE = "bench.template"

@@ -28,9 +28,9 @@ from core import db
 from core.errors import ELSError
 from core.invariants import check_batches
 from core.lifecycle import Lifecycle
+from core.servers.urls import is_amqp
 from core.settings import Settings
 from core.slots import Slots, connect
-from core.urls import is_amqp
 from migrations import upgrade
 from migrations.schema import metadata
 from ops.stack.embedded import leashed

@@ -7,7 +7,6 @@ all processes on all hosts; the ops page exports that hash (ADR 8).
 from collections import Counter as Tally
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from threading import Event, Lock, Thread
 from uuid import uuid4
 
@@ -16,13 +15,14 @@ from prometheus_client.samples import Sample
 from redis import Redis, RedisError
 
 from core.catalogue import BATCHED, EVENTS, REGISTER_BATCH
+from core.lua import script
 
 HASH = "els:metrics"  # field: a sample as Prometheus writes it; value: its sum over all processes
 EVERY_S = 2.0  # between two pushes; a killed process loses its counts since the last one
 MARK_S = 3600  # Redis remembers the number of a process's last push: longer than any retry
 LAST_PUSH_S = 1.0  # a process that ends waits for a push under way
 NO_SQLSTATE = "none"  # no database error, or a lost connection
-ADD = (Path(__file__).parent / "lua" / "add_counts.lua").read_text()
+ADD = script("add_counts")
 
 REGISTRY = CollectorRegistry()
 QUICK_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 30)

@@ -20,7 +20,7 @@ from core.db.dead_letters import DeadLetter
 from core.events import Outgoing
 from core.messages import Idempotency
 from core.model import Message, Submission
-from core.pauses import Outage
+from core.signs.pauses import Outage
 from core.slots import Slots
 from core.states import BatchStatus, ExcessReason
 

@@ -18,12 +18,13 @@ from pydantic import (
     field_validator,
 )
 
-from core import routes, secret_files
+from core import routes
 from core.catalogue import EVENTS, OPT_IN
 from core.errors import BadSettings
 from core.routes import NAME, Route
-from core.tls import TLS, check_files
-from core.urls import complete, complete_database
+from core.servers import secret_files
+from core.servers.tls import TLS, check_files
+from core.servers.urls import complete, complete_database
 
 PREFIX = "ELS_"
 PENDING_ALARM = timedelta(minutes=5)  # contents may come before the registration of their batch
@@ -149,7 +150,7 @@ class Settings(BaseModel):
         """Read the settings. Raises BadSettings, which names each wrong variable and the rule.
 
         An empty variable counts as absent: that is how compose files write optional ones. A
-        variable that may hold a password can name a file instead: see `core/secret_files.py`.
+        variable that may hold a password can name a file: see `core/servers/secret_files.py`.
         """
         environ = os.environ if environ is None else environ
         given = {k: v for k, v in environ.items() if k.startswith(PREFIX) and v != ""}

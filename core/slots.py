@@ -6,7 +6,6 @@ Nothing here decides: a claim is a hint which slot to try, and every key can be 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from redis import Redis, Sentinel
@@ -15,11 +14,11 @@ from redis.commands.core import Script
 from redis.exceptions import ConnectionError, NoScriptError  # noqa: A004 - redis-py's
 from redis.retry import Retry
 
-from core.urls import completed, for_redis_py, for_ssl, sentinels
+from core.lua import script
+from core.servers.urls import completed, for_redis_py, for_ssl, sentinels
 
 Call = tuple[Sequence[str], Sequence[str | int]]  # of a script: keys and arguments
 
-LUA = Path(__file__).parent / "lua"
 CLAIM_LEASE = timedelta(minutes=3)  # longer than any redelivery within the visibility timeout
 OPEN_TTL = timedelta(days=30)  # a flush is harmless, so an early expiry is too; no key leaks
 CLOSED_TTL = timedelta(hours=1)
@@ -97,10 +96,10 @@ class Slots:
 
     def __init__(self, client: Redis) -> None:
         self.client = client
-        self._claim = client.register_script((LUA / "claim.lua").read_text())
-        self._release = client.register_script((LUA / "release.lua").read_text())
-        self._free_counts = client.register_script((LUA / "free_counts.lua").read_text())
-        self._seed = client.register_script((LUA / "seed.lua").read_text())
+        self._claim = client.register_script(script("claim"))
+        self._release = client.register_script(script("release"))
+        self._free_counts = client.register_script(script("free_counts"))
+        self._seed = client.register_script(script("seed"))
 
     def claim(self, claimants: Mapping[str, Sequence[str]]) -> dict[str, list[Claim]]:
         """Give each claimant of each batch the slot it already holds, or the next free one.

@@ -16,9 +16,9 @@ from kombu.exceptions import OperationalError
 from core.catalogue import TASKS
 from core.db.connection import Conn
 from core.errors import StackError
-from core.requirements import away
-from core.tls import describe
-from core.urls import is_amqp
+from core.servers.requirements import away
+from core.servers.tls import describe
+from core.servers.urls import is_amqp
 from tasks.servers import set_broker
 from tasks.worker import amqp
 

@@ -12,7 +12,7 @@ import redis
 from kombu import Connection
 from kombu.exceptions import ChannelError, OperationalError
 
-from core.urls import is_redis
+from core.servers.urls import is_redis
 
 ANSWER_S = 2  # for the broker
 UNANSWERED = (OperationalError, OSError, redis.RedisError)

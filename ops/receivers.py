@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import redis
 
-from core.heartbeat import read_routes
 from core.settings import Settings
+from core.signs.heartbeat import read_routes
 from ops.queues import UNANSWERED, EventQueue, brief_connection, event_queues
 
 

@@ -9,8 +9,8 @@ from kombu.exceptions import OperationalError
 from core import faults, logs, records
 from core.catalogue import BATCHED
 from core.messages import WIRE_LIMIT
+from core.servers.urls import is_amqp
 from core.settings import Settings
-from core.urls import is_amqp
 from durable_redis import BodyTooLarge, Misshapen
 from tasks import versions
 from tasks.servers import set_broker, set_results

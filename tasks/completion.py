@@ -23,7 +23,7 @@ from core.crash import crashpoint
 from core.faults import Fault, describe, fault
 from core.model import StepResult, Value
 from core.seals import Seal, Sealed
-from core.urls import is_amqp
+from core.servers.urls import is_amqp
 from tasks import versions
 from tasks.app import DEATHS, app, settings
 from tasks.attempts import attempts

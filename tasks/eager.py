@@ -15,7 +15,7 @@ from celery.exceptions import AlwaysEagerIgnored, Reject
 from celery.result import EagerResult
 
 from core.errors import BadSettings, StackError
-from core.requirements import Severity, check_servers
+from core.servers.requirements import Severity, check_servers
 from core.settings import Settings
 
 

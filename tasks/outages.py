@@ -18,11 +18,12 @@ import structlog
 from celery.exceptions import Reject
 from redis import RedisError
 
-from core import db, metrics, pauses
+from core import db, metrics
 from core.errors import StackError
 from core.faults import Fault, fault, sqlstate
-from core.pauses import Outage, Pause
 from core.probe import probe_postgres, probe_redis
+from core.signs import pauses
+from core.signs.pauses import Outage, Pause
 from core.slots import Slots
 from tasks.app import settings
 from tasks.resources import resources

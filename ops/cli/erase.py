@@ -5,8 +5,8 @@ from typing import Annotated, Any
 import typer
 
 from core import db
+from core.servers.urls import is_amqp
 from core.slots import connect
-from core.urls import is_amqp
 from ops.cli.options import (
     AsJson,
     DryRun,

@@ -14,9 +14,9 @@ import redis
 import typer
 
 from core.errors import ELSError
-from core.requirements import away
+from core.servers.requirements import away
+from core.servers.tls import describe
 from core.settings import Settings
-from core.tls import describe
 from ops.cli import (
     access,
     actions,

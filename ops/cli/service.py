@@ -20,7 +20,7 @@ def run(home: Home = None, as_json: AsJson = False) -> None:
     schema, then starts worker, beat, ops page and Flower. A second run on the same home continues
     with the same data.
     """
-    from core.requirements import check_servers
+    from core.servers.requirements import check_servers
     from migrations import upgrade
 
     settings = read_settings(home)

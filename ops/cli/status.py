@@ -9,12 +9,12 @@ from redis import RedisError
 from rich.console import Console
 from rich.table import Table
 
-from core.beats import read_beats
 from core.checks import CheckContext, Shared
 from core.db.connection import Conn
 from core.errors import StackError
 from core.rules import RULES
 from core.settings import Settings
+from core.signs.beats import read_beats
 from core.slots import Slots, connect, connect_once
 from core.states import BatchStatus
 from ops import queries

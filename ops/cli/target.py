@@ -5,8 +5,8 @@ from urllib.parse import SplitResult, urlsplit
 
 from core.db.url import parameters
 from core.errors import BadSettings, StackError
+from core.servers.urls import SCHEMES as KNOWN
 from core.settings import Settings
-from core.urls import SCHEMES as KNOWN
 from ops.stack.supervisor import Endpoints, running
 
 URLS = ("database_url", "redis_url", "broker_url")

@@ -2,7 +2,7 @@
 
 import os
 
-from core.urls import is_amqp
+from core.servers.urls import is_amqp
 from examples.consumer import app
 from tasks.servers import set_broker
 from tasks.worker import amqp

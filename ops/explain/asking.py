@@ -16,17 +16,17 @@ import redis
 from core import db
 from core.db.connection import Conn
 from core.faults import sqlstate
-from core.heartbeat import NO_HEARTBEAT, Heartbeat
-from core.identity import identity
-from core.pauses import Outage
 from core.probe import probe_postgres, probe_redis
-from core.requirements import away
 from core.rules import CAUSES, Cause
 from core.schema import read_standing
+from core.servers.identity import identity
+from core.servers.requirements import away
+from core.servers.tls import describe
+from core.servers.urls import is_redis
 from core.settings import Settings
+from core.signs.heartbeat import NO_HEARTBEAT, Heartbeat
+from core.signs.pauses import Outage
 from core.slots import Slots, connect_once
-from core.tls import describe
-from core.urls import is_redis
 from ops.explain.explanation import Explanation, explain
 from ops.explain.locks import locks
 from ops.explain.service_causes import LOCKED, NO_SCHEMA, lock_causes, service_causes

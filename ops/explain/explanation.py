@@ -11,8 +11,8 @@ from core import db
 from core.checks import CheckContext, Finding, Shared
 from core.db.connection import Conn
 from core.db.sweep import Unmended
-from core.heartbeat import Heartbeat
 from core.rules import CAUSES, RULES, Cause, Rule
+from core.signs.heartbeat import Heartbeat
 from core.slots import Slots
 from core.states import OPEN
 from ops.explain.batch_causes import of_events, plain_causes, unknown, with_evidence

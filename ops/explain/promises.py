@@ -1,8 +1,8 @@
 """What the service will do by itself about a broken rule: as far as facts carry the promise."""
 
 from core.db.sweep import Unmended
-from core.heartbeat import Heartbeat
 from core.rules import Rule
+from core.signs.heartbeat import Heartbeat
 from ops.wording import utc
 
 SOON = " within seconds"  # a promise for a sweep that runs

@@ -5,10 +5,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from core.db.sweep import Holder
-from core.heartbeat import FRESH, Heartbeat
-from core.pauses import Outage, Pause
 from core.rules import CAUSES, Cause
-from core.signs import Sign
+from core.signs.heartbeat import FRESH, Heartbeat
+from core.signs.pauses import Outage, Pause
+from core.signs.sign import Sign
 from ops.explain.locks import Lock
 from ops.wording import utc
 

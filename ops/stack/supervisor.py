@@ -26,9 +26,9 @@ from honcho.colour import get_colours  # type: ignore[import-untyped] # has no t
 from honcho.environ import parse_procfile  # type: ignore[import-untyped] # has no types
 from honcho.printer import Message, Printer  # type: ignore[import-untyped] # has no types
 
-from core import health_file
 from core.errors import StackError
 from core.settings import Settings
+from core.signs import health_file
 from ops.stack.embedded import (
     LOOPBACK,
     Postgres,

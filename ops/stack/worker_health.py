@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from core import health_file
+from core.signs import health_file
 
 MAX_AGE_S = 30.0  # a heartbeat comes every 2 s, less regularly while the broker is down
 

@@ -12,7 +12,7 @@ import redis
 
 from core.crash import POINTS
 from core.errors import StackError
-from core.heartbeat import read_heartbeat
+from core.signs.heartbeat import read_heartbeat
 from ops.stack.embedded import until
 from ops.stack.proxy import BOTH, REPLIES, REQUESTS
 from ops.torture import refusals

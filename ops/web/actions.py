@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from core.db.actions import LONGEST_REASON, By
 from core.errors import Refusal, StackError
-from core.heartbeat import read_routes
+from core.signs.heartbeat import read_routes
 from ops.acting import Acting
 from ops.client import Sender
 from ops.web import board

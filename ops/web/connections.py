@@ -10,9 +10,9 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 
 from core import db
 from core.db.connection import Conn
-from core.heartbeat import Heartbeat
-from core.identity import identity
+from core.servers.identity import identity
 from core.settings import Settings
+from core.signs.heartbeat import Heartbeat
 from core.slots import Slots, connect_once
 from ops.heartbeat import heartbeat_or_none, with_asker
 from ops.web.receivers import EventQueues

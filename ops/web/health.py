@@ -17,12 +17,12 @@ from kombu.exceptions import OperationalError
 from psycopg_pool import PoolTimeout
 
 from core import db
-from core.beats import read_beats
 from core.checks import CheckContext, Finding, Shared
 from core.db.connection import Conn
 from core.db.sweep import Unmended
-from core.pauses import Pause, read_pauses
 from core.rules import RULES, Cause, Rule
+from core.signs.beats import read_beats
+from core.signs.pauses import Pause, read_pauses
 from core.slots import Slots
 from core.states import BatchStatus, ClassType
 from ops import queries

@@ -13,10 +13,11 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from core import heartbeat, metrics
-from core.beats import read_beats
-from core.pauses import Pause, Server
+from core import metrics
 from core.rules import RULES
+from core.signs import heartbeat
+from core.signs.beats import read_beats
+from core.signs.pauses import Pause, Server
 from core.states import BatchStatus, ClassType
 from ops.queues import queue_lengths
 from ops.reference.outcomes import CODES

@@ -8,9 +8,8 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 from psycopg_pool import PoolTimeout
 
-from core.pauses import Outage
 from core.probe import probe_postgres, probe_redis
-from core.requirements import (
+from core.servers.requirements import (
     Finding,
     Severity,
     away,
@@ -18,8 +17,9 @@ from core.requirements import (
     check_redis,
     find_in_postgres,
 )
+from core.servers.urls import is_redis
+from core.signs.pauses import Outage
 from core.slots import connect_once
-from core.urls import is_redis
 from ops.web.connections import Connections
 from ops.web.health import UNANSWERED, paused_processes
 

@@ -12,9 +12,9 @@ from core import db
 from core.checks import PAGE, CheckContext, Finding, Shared
 from core.db.connection import Conn, Row
 from core.db.sweep import Holder
-from core.heartbeat import Heartbeat
 from core.probe import probe_redis
 from core.rules import RULES, Cause, Rule
+from core.signs.heartbeat import Heartbeat
 from ops import queries
 from ops.explain.receiver_causes import PATIENCE
 from ops.explain.service_causes import service_causes

@@ -16,8 +16,8 @@ from celery import beat
 from celery.schedules import schedstate
 from kombu import Connection
 
-from core import health_file, heartbeat
 from core.faults import describe
+from core.signs import health_file, heartbeat
 from tasks.app import settings
 from tasks.worker.clients import brief_redis
 from tasks.worker.lease import RENEW_S, Lease

@@ -17,7 +17,8 @@ from uuid import uuid4
 import psutil
 import redis
 
-from core import heartbeat, redaction
+from core import redaction
+from core.signs import heartbeat
 from durable_redis import lost_workers
 from tasks.app import settings
 from tasks.worker.clients import brief_redis

@@ -12,8 +12,8 @@ from celery import signals
 from celery.worker import state
 
 import durable_redis
-from core import health_file, heartbeat, pauses
-from core.signs import write_sign
+from core.signs import health_file, heartbeat, pauses
+from core.signs.sign import write_sign
 from tasks.app import app, settings
 from tasks.worker import signs
 from tasks.worker.clients import brief_redis

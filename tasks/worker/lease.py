@@ -9,8 +9,8 @@ from time import monotonic
 import redis
 import structlog
 
-from core import beats
 from core.faults import describe
+from core.signs import beats
 from tasks.worker.clients import brief_redis
 
 RENEW_S = 1.0  # a beat that stands by asks as often

@@ -8,8 +8,8 @@ from celery import Celery, signals
 import durable_redis
 from core.catalogue import EVENTS
 from core.crash import crashpoint
+from core.servers.urls import is_amqp
 from core.settings import Settings
-from core.urls import is_amqp
 from tasks.worker import amqp, amqp_delays, starting
 from tasks.worker.monitoring import Receiver
 

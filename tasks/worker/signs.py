@@ -1,4 +1,4 @@
-"""Collects the signs of a worker's main process: see `core/signs.py`."""
+"""Collects the signs of a worker's main process: see `core/signs/sign.py`."""
 
 import os
 import time
@@ -9,10 +9,10 @@ from typing import Any
 
 from celery.worker import state
 
-from core.identity import identity_of, location
-from core.installation import detect
-from core.requirements import Finding
-from core.urls import kind_and_path
+from core.servers.identity import identity_of, location
+from core.servers.requirements import Finding
+from core.servers.urls import kind_and_path
+from core.signs.installation import detect
 from tasks.app import app, settings
 
 _last: tuple[object, float] | None = None  # what had moved, and when that was seen first

@@ -11,11 +11,11 @@ import redis
 import structlog
 from celery import Celery
 
-from core import health_file, heartbeat, pauses
 from core.errors import BadSettings, ELSError
-from core.requirements import Finding, Severity, check_servers, wait_for_schema
+from core.servers.requirements import Finding, Severity, check_servers, wait_for_schema
 from core.settings import Settings
-from core.signs import write_sign
+from core.signs import health_file, heartbeat, pauses
+from core.signs.sign import write_sign
 from core.slots import connect_once
 from tasks.worker.stopping import STOPS
 

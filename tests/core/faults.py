@@ -15,8 +15,9 @@ from psycopg_pool import ConnectionPool
 from core import db
 from core.db.connection import Conn
 from core.lifecycle import Lifecycle
+from core.lua import script
 from core.model import Location
-from core.slots import LUA, Slots
+from core.slots import Slots
 from core.tracker import Tracker
 
 LOOK_FOR_A_CLAIM = "redis.call('HMGET', KEYS[2], unpack(ARGV))"
@@ -60,7 +61,7 @@ def _put(target, **faults):
 
 def pop_without_looking(stage):
     """`claim.lua` pops for whoever asks, whatever that content holds already."""
-    popping = cut((LUA / "claim.lua").read_text(), LOOK_FOR_A_CLAIM, "{}")
+    popping = cut(script("claim"), LOOK_FOR_A_CLAIM, "{}")
     return _put(stage.slots, _claim=stage.slots.client.register_script(popping))
 
 

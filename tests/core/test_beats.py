@@ -2,7 +2,7 @@
 
 import pytest
 
-from core import beats
+from core.signs import beats
 from tests.factories import new_batch
 
 ONE, OTHER = "host:7#0a", "host:7#0b"  # of two containers: host name and process id are the same

@@ -16,8 +16,8 @@ import pytest
 from psycopg.types.json import Jsonb
 from structlog.testing import capture_logs
 
-from core.heartbeat import Heartbeat
 from core.repairs import RepairContext
+from core.signs.heartbeat import Heartbeat
 from core.states import BatchStatus, EssayStatus
 from core.sweep import sweep
 from ops.explain.explanation import explain

@@ -8,8 +8,8 @@ import pytest
 import redis
 from psycopg import sql
 
-from core.pauses import Outage, Pause, delete_pause, read_pauses, write_pause
 from core.probe import probe_postgres, probe_redis
+from core.signs.pauses import Outage, Pause, delete_pause, read_pauses, write_pause
 from core.slots import Slots
 from migrations.schema import metadata
 
@@ -100,7 +100,7 @@ def test_a_process_that_waits_is_listed_until_it_goes_on(slots):
 
 
 def test_a_process_that_was_killed_while_it_waited_is_forgotten(slots, monkeypatch):
-    monkeypatch.setattr("core.pauses.FRESH_S", -1)
+    monkeypatch.setattr("core.signs.pauses.FRESH_S", -1)
     write_pause(slots.client, Pause("host:1", Outage("redis", "away"), SINCE))
 
     assert read_pauses(slots.client) == []

@@ -9,9 +9,10 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
-from core import db, requirements
-from core.requirements import check_postgres, check_redis, check_servers, missing_for_work
+from core import db
 from core.schema import head_revision
+from core.servers import requirements
+from core.servers.requirements import check_postgres, check_redis, check_servers, missing_for_work
 from core.settings import Settings
 from migrations import head, upgrade
 from ops.stack.embedded import Valkey, free_port

@@ -6,10 +6,11 @@ import psycopg
 import pytest
 from structlog.testing import capture_logs
 
-from core import db, heartbeat
-from core.heartbeat import Heartbeat
+from core import db
 from core.lifecycle import Lifecycle
 from core.repairs import RepairContext
+from core.signs import heartbeat
+from core.signs.heartbeat import Heartbeat
 from core.slots import Slots
 from core.sweep import sweep
 from ops.explain.explanation import explain

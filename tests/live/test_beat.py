@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from core import heartbeat
+from core.signs import heartbeat
 from ops.stack.embedded import Valkey, free_port
 from tests.live.conftest import until
 
@@ -238,7 +238,7 @@ def test_beat_ticks_where_redis_refuses_to_note_it(beat, begun, own_valkey):
 SIGNS = """
 import os, sys
 import redis
-from core import heartbeat
+from core.signs import heartbeat
 client = redis.Redis.from_url(os.environ["ELS_REDIS_URL"], decode_responses=True)
 if sys.argv[1] == "give":
     heartbeat.note_worker(client, "worker@skewed")

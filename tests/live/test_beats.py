@@ -8,7 +8,7 @@ import time
 import pytest
 import redis
 
-from core import beats, heartbeat
+from core.signs import beats, heartbeat
 from ops.stack.embedded import Valkey, free_port
 from tests.live.conftest import until
 

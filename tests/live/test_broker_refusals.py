@@ -12,7 +12,7 @@ import redis
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from core import health_file
+from core.signs import health_file
 from durable_redis.refusals import Refusals
 from ops.stack.embedded import Valkey, free_port
 from tests import factories as make

@@ -2,8 +2,8 @@
 
 import pytest
 
-from core.heartbeat import read_heartbeat, read_in_work
 from core.metrics import HASH
+from core.signs.heartbeat import read_heartbeat, read_in_work
 from tests import factories as make
 from tests.live.conftest import until
 

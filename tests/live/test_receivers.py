@@ -5,8 +5,8 @@ import json
 import pytest
 from kombu import Consumer, Queue
 
-from core.heartbeat import Heartbeat, read_routes
 from core.settings import Settings
+from core.signs.heartbeat import Heartbeat, read_routes
 from core.slots import Slots
 from ops.explain.explanation import explain
 from ops.queues import event_queues

@@ -6,8 +6,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from core import health_file
-from core.heartbeat import read_heartbeat
+from core.signs import health_file
+from core.signs.heartbeat import read_heartbeat
 from tests import factories as make
 from tests.live.conftest import until
 

@@ -81,7 +81,7 @@ def test_a_worker_without_its_broker_stays_healthy(workers, health, tmp_path):
 
 @pytest.mark.parametrize("name", ["a", "b"])
 def test_one_of_several_workers_of_a_home_can_be_asked_for(health, name):
-    from core import health_file
+    from core.signs import health_file
 
     health_file.touch(health.home, name)
 

@@ -10,7 +10,7 @@ from random import Random
 import pytest
 import redis
 
-from core import heartbeat
+from core.signs import heartbeat
 from tasks.worker.monitoring import FLUSHED_EVERY_S
 from tests import factories as make
 from tests.live.conftest import until

@@ -13,9 +13,9 @@ import psycopg
 import redis
 
 from core import db
-from core.heartbeat import note_sweep, note_worker
 from core.lifecycle import Lifecycle
 from core.settings import Settings
+from core.signs.heartbeat import note_sweep, note_worker
 from core.slots import Slots
 from migrations import upgrade
 from ops.stack.embedded import free_port

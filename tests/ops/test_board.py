@@ -9,9 +9,9 @@ from uuid import uuid4
 
 import pytest
 
-from core.heartbeat import Heartbeat
-from core.pauses import Outage, Pause, delete_pause, write_pause
-from core.signs import write_sign
+from core.signs.heartbeat import Heartbeat
+from core.signs.pauses import Outage, Pause, delete_pause, write_pause
+from core.signs.sign import write_sign
 from core.slots import Slots
 from ops.explain.explanation import explain
 from tests import factories as make

@@ -13,7 +13,7 @@ import pytest
 from axe_playwright_python.base import AXE_FILE_PATH
 
 from core.metrics import HASH
-from core.signs import write_sign
+from core.signs.sign import write_sign
 from ops.web.throughput import ASSIGNED
 from tests import factories as make
 from tests.core import story

@@ -10,7 +10,7 @@ import pytest
 from core import db
 from core.events import manifest_sha256
 from core.outbox import relay
-from core.pauses import Outage, Pause, write_pause
+from core.signs.pauses import Outage, Pause, write_pause
 from ops import erasure
 from tests import factories as make
 from tests.core import looks, story

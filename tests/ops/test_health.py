@@ -10,8 +10,8 @@ import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 from core import db, metrics
-from core.heartbeat import note_sweep, note_worker
 from core.rules import RULES
+from core.signs.heartbeat import note_sweep, note_worker
 from core.states import BatchStatus
 from ops.stack.embedded import Valkey, free_port
 from tests.core import story

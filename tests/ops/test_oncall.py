@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from core import db
 from core.db.dead_letters import DeadLetter
-from core.heartbeat import read_heartbeat
 from core.outbox import relay
+from core.signs.heartbeat import read_heartbeat
 from ops import queries
 from ops.cli.main import app
 from ops.client import Sender, outcomes

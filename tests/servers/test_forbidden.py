@@ -13,7 +13,7 @@ import redis
 from celery import Celery
 
 from core.invariants import check_batches
-from core.requirements import Severity, check_redis
+from core.servers.requirements import Severity, check_redis
 from core.settings import Settings
 from ops.access import PROGRAMS, acl_line, redis_users, user
 from ops.heartbeat import heartbeat_or_none

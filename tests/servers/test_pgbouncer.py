@@ -13,11 +13,12 @@ from urllib.parse import quote
 import psycopg
 import pytest
 
-from core import db, requirements
+from core import db
 from core.db.connection import UnfitPooler
 from core.invariants import check_batches
 from core.lifecycle import Lifecycle
 from core.repairs import RepairContext
+from core.servers import requirements
 from core.settings import Settings
 from core.slots import Slots, connect
 from core.sweep import sweep

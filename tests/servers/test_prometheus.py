@@ -21,10 +21,10 @@ from celery import Celery
 
 from core import db, metrics
 from core.db.dead_letters import DeadLetter
-from core.heartbeat import SWEPT, note_in_work, note_sweep, note_worker
 from core.lifecycle import Lifecycle
 from core.metrics import Pusher
-from core.pauses import Outage, Pause, delete_pause, write_pause
+from core.signs.heartbeat import SWEPT, note_in_work, note_sweep, note_worker
+from core.signs.pauses import Outage, Pause, delete_pause, write_pause
 from core.slots import Slots, connect
 from migrations import upgrade
 from ops.stack.embedded import Postgres, Valkey, free_port, leashed

@@ -21,7 +21,7 @@ from kombu import Connection
 import durable_redis
 from core.errors import StackError
 from core.invariants import check_batches, check_slots
-from core.requirements import check_servers
+from core.servers.requirements import check_servers
 from core.settings import Settings
 from core.slots import Slots, connect
 from durable_redis.sentinel import SentinelTransport

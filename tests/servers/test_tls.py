@@ -13,7 +13,7 @@ import redis
 from celery import Celery
 
 from core import db
-from core.requirements import Severity, check_servers
+from core.servers.requirements import Severity, check_servers
 from core.settings import Settings
 from core.slots import connect
 from migrations import upgrade

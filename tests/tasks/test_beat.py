@@ -2,7 +2,7 @@
 
 import pytest
 
-from core import heartbeat
+from core.signs import heartbeat
 from tasks.app import app, settings
 from tasks.worker import beat
 

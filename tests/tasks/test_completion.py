@@ -4,9 +4,9 @@ import psycopg
 import pytest
 from celery.result import denied_join_result
 
-from core import heartbeat
 from core import lifecycle as plot
 from core.lifecycle import Lifecycle
+from core.signs import heartbeat
 from tasks.app import app
 from tasks.completion import dispatch_completion
 from tasks.delivery import redacted_kwargs

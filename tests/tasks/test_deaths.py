@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from core import heartbeat
+from core.signs import heartbeat
 from tasks.worker import deaths
 from tasks.worker.batching import run_batch
 from tests.factories import content, registration

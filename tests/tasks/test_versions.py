@@ -7,8 +7,8 @@ from uuid import uuid4
 import pytest
 from celery.result import denied_join_result
 
-from core import health_file, heartbeat, pauses
 from core.lifecycle import Lifecycle
+from core.signs import health_file, heartbeat, pauses
 from tasks import completion, versions
 from tasks.app import app
 from tasks.completion import dispatch_completion

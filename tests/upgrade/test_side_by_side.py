@@ -10,9 +10,9 @@ from urllib.request import urlopen
 
 import pytest
 
-from core import health_file, heartbeat
 from core.invariants import check_batches, check_slots
 from core.schema import OLDEST_SCHEMA
+from core.signs import health_file, heartbeat
 from core.slots import Slots
 from migrations import head
 from ops.client import Sender

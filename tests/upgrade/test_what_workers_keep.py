@@ -14,7 +14,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 import redis
-from core import health_file, heartbeat, pauses
+from core.signs import health_file
+from core.signs import heartbeat
+from core.signs import pauses
 from tasks.worker import deaths
 
 client = redis.Redis.from_url(sys.argv[1], decode_responses=True)
@@ -34,7 +36,9 @@ import json, sys
 from pathlib import Path
 from types import SimpleNamespace
 import redis
-from core import health_file, heartbeat, pauses
+from core.signs import health_file
+from core.signs import heartbeat
+from core.signs import pauses
 from tasks.worker import deaths
 
 client = redis.Redis.from_url(sys.argv[1], decode_responses=True)

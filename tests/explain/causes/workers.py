@@ -7,7 +7,7 @@ from urllib.parse import quote, urlsplit
 import psutil
 import psycopg
 
-from core.signs import STALLED_AFTER
+from core.signs.sign import STALLED_AFTER
 from migrations import upgrade
 from tests import factories as make
 from tests.explain.cause import cause

@@ -9,13 +9,21 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from core import db, heartbeat
+from core import db
 from core.db.dead_letters import DeadLetter
-from core.heartbeat import FORGOTTEN, FRESH, NO_HEARTBEAT, SWEEP_LATE, Heartbeat, read_heartbeat
 from core.outbox import relay
-from core.pauses import Outage, Pause
 from core.repairs import RepairContext
 from core.rules import CAUSES, PLAIN, RULES
+from core.signs import heartbeat
+from core.signs.heartbeat import (
+    FORGOTTEN,
+    FRESH,
+    NO_HEARTBEAT,
+    SWEEP_LATE,
+    Heartbeat,
+    read_heartbeat,
+)
+from core.signs.pauses import Outage, Pause
 from core.slots import CLAIM_LEASE, Slots
 from core.sweep import sweep
 from ops import queries

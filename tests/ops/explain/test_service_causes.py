@@ -5,11 +5,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from core.beats import Beats
-from core.heartbeat import Asked, Heartbeat
-from core.installation import Installation, Kind
-from core.pauses import Outage, Pause
-from core.signs import Sign
+from core.signs.beats import Beats
+from core.signs.heartbeat import Asked, Heartbeat
+from core.signs.installation import Installation, Kind
+from core.signs.pauses import Outage, Pause
+from core.signs.sign import Sign
 from ops.explain.locks import Lock
 from ops.explain.service_causes import service_causes
 

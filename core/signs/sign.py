@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from redis import Redis
 
-from core.installation import Kind
+from core.signs.installation import Kind
 
 SIGN = "els:sign:{worker}"  # JSON of `Sign`; moments are seconds by Redis' clock
 KEPT = timedelta(days=1)

@@ -11,10 +11,10 @@ from typing import cast
 
 from redis import Redis, RedisError
 
-from core.beats import NO_BEATS, Beats
-from core.installation import Installation
-from core.pauses import Pause, read_pauses, server_time
-from core.signs import Sign, read_signs
+from core.signs.beats import NO_BEATS, Beats
+from core.signs.installation import Installation
+from core.signs.pauses import Pause, read_pauses, server_time
+from core.signs.sign import Sign, read_signs
 
 WORKERS = "els:workers"  # sorted set: worker -> time of its last heartbeat, s
 IN_WORK = "els:in_work:{worker}"  # JSON: messages that it holds, when it began the oldest (or null)

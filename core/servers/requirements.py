@@ -20,10 +20,10 @@ from core.db.connection import Conn, Prepare, UnfitPooler, connect_once
 from core.db.url import parameters
 from core.errors import ELSError
 from core.schema import State, read_standing
+from core.servers.tls import CA, CERTIFICATE, ENDED, KEY, describe, handshake, speaks_plainly
+from core.servers.urls import SENTINEL_PORT, is_amqp, is_redis, pieces, query_of
 from core.settings import Settings
 from core.slots import connect_once as connect_to_redis
-from core.tls import CA, CERTIFICATE, ENDED, KEY, describe, handshake, speaks_plainly
-from core.urls import SENTINEL_PORT, is_amqp, is_redis, pieces, query_of
 
 OLDEST_POSTGRES = 130_000  # the oldest that the project of Postgres supported lately
 OLDEST_REDIS = (6, 2)  # CLIENT TRACKING came with 6.0, LPOP with a count with 6.2

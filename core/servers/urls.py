@@ -13,7 +13,7 @@ from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urls
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from core.tls import HOSTNAME, TLS, VERIFY
+from core.servers.tls import HOSTNAME, TLS, VERIFY
 
 REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+socket", "sentinel")
 AMQP_SCHEMES = ("amqp", "amqps", "pyamqp")

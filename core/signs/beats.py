@@ -7,15 +7,14 @@ so two leaders for a moment cost a few messages, and a lost lease costs nothing.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import cast
 
 from redis import Redis
 
-from core.pauses import server_time
+from core.lua import script
+from core.signs.pauses import server_time
 
-LUA = Path(__file__).parent / "lua"
-LEAD, RESIGN = ((LUA / name).read_text() for name in ("lead.lua", "resign.lua"))
+LEAD, RESIGN = script("lead"), script("resign")
 LEASE = timedelta(seconds=5)  # five renewals: a pause of garbage collection ends no lead
 FORGOTTEN = timedelta(seconds=15)  # after which a silent beat counts as gone, as a worker does
 LEADER = "els:beat:{queue}:leader"
