@@ -12,7 +12,10 @@ def moment_of(text: str) -> datetime:
             return datetime.now(UTC) - ago
         except OverflowError as error:
             raise ValueError(f"{text} is too long ago") from error
-    moment = datetime.fromisoformat(text)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no moment (2026-01-31T08:00:00Z) and no age (2h)") from None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 

@@ -63,8 +63,9 @@ def pending(conn: Conn) -> Pending:
 
 
 def statuses(conn: Conn, wanted: Wanted, limit: int) -> list[DictRow]:
-    """Read batches for `els status`, newest first, with those that contents only wait for."""
-    return conn.execute(sql("statuses"), {**vars(wanted), "limit": limit}).fetchall()
+    """Read batches as `board` does, newest first, with those that contents only wait for."""
+    rows = conn.execute(sql("statuses"), {**vars(wanted), "limit": limit})
+    return board(conn, [row["batch_id"] for row in rows])
 
 
 def count_batches(conn: Conn, wanted: Wanted) -> int:

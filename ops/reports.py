@@ -9,7 +9,7 @@ from rich.table import Table
 from core.invariants import Invariant
 from ops.explain.explanation import Explanation
 from ops.output import out, print_line
-from ops.wording import utc
+from ops.wording import one_line, utc
 
 POSTGRES_FACTS = (
     *("slots", "open", "assigned", "failed"),
@@ -22,23 +22,24 @@ def show_explanation(explanation: Explanation) -> None:
     out.print(f"{explanation.batch_id}: {explanation.state}\n", style="bold", markup=False)
     for cause in explanation.causes:
         since = f", since {utc(cause.since)}" if cause.since else ""
-        out.print(f"  {cause.title}{since}", style="bold yellow", markup=False, soft_wrap=True)
-        print_line(f"    why        {cause.reason}")
-        print_line(f"    by itself  {cause.by_itself}")
-        print_line(f"    you can    {cause.command}\n")
+        title = f"  {one_line(cause.title)}{since}"
+        out.print(title, style="bold yellow", markup=False, soft_wrap=True)
+        print_line(f"    why        {one_line(cause.reason)}")
+        print_line(f"    by itself  {one_line(cause.by_itself)}")
+        print_line(f"    you can    {one_line(cause.command)}\n")
     if explanation.unanswered:
         names = ", ".join(explanation.unanswered)
         print_line(f"  Not read, as it did not answer in time: {names}\n")
     if not explanation.causes:
         out.print("  Nothing is missing.\n")
     for note in explanation.notes:
-        print_line(f"  Also: {note}")
+        print_line(f"  Also: {one_line(note)}")
     if explanation.notes:
         out.print()
     if explanation.timeline:
         out.print("Timeline", style="bold")
         for at, what in explanation.timeline:
-            print_line(f"  {utc(at)}  {what}")
+            print_line(f"  {utc(at)}  {one_line(what)}")
         out.print()
     if explanation.sides:
         out.print(_postgres_beside_redis(explanation))

@@ -16,6 +16,11 @@ def age(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
+def one_line(text: str) -> str:
+    """Write a text of somebody else in one line: no part of it looks like a line of ours."""
+    return " ".join(text.split())
+
+
 def number(count: int, one: str, more: str = "") -> str:
     """Write a number with its word: `1 content`, `3 contents`; `more` where "s" is not enough."""
     return f"{count} {one if count == 1 else more or one + 's'}"

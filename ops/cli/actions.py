@@ -9,7 +9,7 @@ from core import db
 from core.db.actions import Wanted
 from ops.cli.options import AsJson, Home, Limit, connection, read_moment, settings_to_read
 from ops.output import out, print_json, print_line
-from ops.wording import age
+from ops.wording import age, one_line
 
 app = typer.Typer(help="What operators did, and why.", no_args_is_help=True)
 
@@ -40,7 +40,7 @@ def list_actions(
         print_line(f"{row['id']}  {row['action']}  {row['target']}  {row['actor']}  {ago} ago")
         changes = "; ".join(f"{name}: {_written(value)}" for name, value in row["changes"].items())
         for line in filter(None, (row["reason"], changes)):
-            print_line(f"    {line}")
+            print_line(f"    {one_line(line)}")
     if not rows:
         out.print("No operator has done anything.")
 

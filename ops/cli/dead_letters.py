@@ -27,14 +27,24 @@ from ops.cli.options import (
 from ops.cli.target import BROKER, POSTGRES
 from ops.output import fail, out, print_json, print_line, print_result
 from ops.queries import Letters
-from ops.wording import age
+from ops.reference.outcomes import CODES
+from ops.wording import age, one_line
+
+
+def _known_code(code: str | None) -> str | None:
+    if code is not None and code not in CODES:
+        raise typer.BadParameter(f"there is no code {code}; the codes are {', '.join(CODES)}")
+    return code
+
 
 app = typer.Typer(help="Messages that could not be carried out.", no_args_is_help=True)
 Number = Annotated[int, typer.Argument(help="Its number, as `els dead-letters list` shows it")]
 Numbers = Annotated[list[int] | None, typer.Argument(help="Their numbers; else give a filter")]
 Batch = Annotated[str | None, typer.Option("--batch", help="Only of this batch")]
 OfTask = Annotated[str | None, typer.Option("--task", help="Only of this task")]
-Code = Annotated[str | None, typer.Option("--code", help="Only with this code")]
+Code = Annotated[
+    str | None, typer.Option("--code", help="Only with this code", callback=_known_code)
+]
 Since = Annotated[
     str | None,
     typer.Option("--since", help="Only those parked since a moment, or an age such as 2h"),
@@ -65,7 +75,7 @@ def list_letters(
     for row in rows:
         ago = age((datetime.now(UTC) - row["parked_at"]).total_seconds())
         about = f"{row['id']}  {row['task']}  {row['batch_id'] or '-'}  {row['code']}"
-        print_line(f"{about}  {ago} ago{_state(row)}\n    {row['message']}")
+        print_line(f"{about}  {ago} ago{_state(row)}\n    {one_line(row['message'])}")
     if not rows:
         out.print("No dead letters wait.")
 

@@ -1,7 +1,8 @@
 """`els status`: the state of batches, and which beat leads."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from core.checks import CheckContext, Shared
-from core.db.connection import Conn
+from core.db.connection import Conn, Row
 from core.errors import StackError
 from core.rules import RULES
 from core.settings import Settings
@@ -25,15 +26,9 @@ from ops.wording import age
 
 WIDEST = 1_000  # columns that a table could ask for
 STUCK_LIMIT = 1_000  # batches of one rule
-WORDS = {  # the counts of a batch
-    "expected_count": "slots",
-    "assigned": "assigned",
-    "failed": "failed",
-    "available_slots": "open",
-    "pending": "pending",
-    "excess": "excess",
-}
-ALWAYS = {"expected_count", "assigned"}  # counts that are shown even if 0
+COUNTS = ("slots", "assigned", "failed", "open", "unfilled", "pending", "excess")
+ALWAYS = {"slots", "assigned"}  # counts that are shown even if 0
+COLUMNS = {"slots": "expected_count", "open": "available_slots"}  # as JSON names them: the table's
 
 
 def status(
@@ -59,7 +54,7 @@ def status(
     if batch and not rows:
         fail(f"batch {batch} is not registered, and nothing waits for it", as_json)
     if as_json:
-        print_json(rows)
+        print_json([_as_json(row) for row in rows])
     elif rows:
         _show_statuses(rows)
     else:
@@ -69,6 +64,17 @@ def status(
         print_line(f"{more} more: --limit shows up to 1000, --state and --user choose")
     if not batch and not as_json:
         _show_beats(settings)
+
+
+def _as_json(row: Row) -> dict[str, Any]:  # Any: JSON
+    counts = {COLUMNS.get(name, name): row[name] for name in COUNTS}
+    moments = ("registered_at", "deadline_at", "completed_at", "ready_at")
+    kept = {name: row[name] for name in ("batch_id", "status", "class_id", *moments)}
+    return {**kept, **counts, "age_s": _age_s(row)}
+
+
+def _age_s(row: Row) -> float:
+    return float((datetime.now(UTC) - row["since"]).total_seconds())
 
 
 def _show_beats(settings: Settings) -> None:
@@ -92,7 +98,7 @@ def _stuck(conn: Conn, settings: Settings) -> list[str]:
     return sorted({finding.batch_id for finding in found})
 
 
-def _show_statuses(rows: Sequence[Mapping[str, Any]]) -> None:  # Any: database rows
+def _show_statuses(rows: Sequence[Row]) -> None:
     """Print a table where it fits, else some lines for each batch: ids are never cut."""
     table = _status_table(rows)
     width = Console(width=WIDEST).measure(table).maximum
@@ -100,20 +106,19 @@ def _show_statuses(rows: Sequence[Mapping[str, Any]]) -> None:  # Any: database 
         Console(width=max(out.width, width), highlight=False).print(table)
         return
     for row in rows:
-        print_line(f"{row['batch_id']}\n  {row['status']}, {age(row['age_s'])} old")
-        counted = [
-            f"{row[name]} {word}" for name, word in WORDS.items() if row[name] or name in ALWAYS
-        ]
+        print_line(f"{row['batch_id']}\n  {row['status']}, {age(_age_s(row))} old")
+        counted = [f"{row[name] or 0} {name}" for name in COUNTS if row[name] or name in ALWAYS]
         print_line(f"  {', '.join(counted)}")
 
 
-def _status_table(rows: Sequence[Mapping[str, Any]]) -> Table:  # Any: database rows
+def _status_table(rows: Sequence[Row]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("BATCH", "STATE"):
         table.add_column(name, no_wrap=True)
-    for name in ("SLOTS", "ASSIGNED", "FAILED", "OPEN", "PENDING", "EXCESS", "AGE"):
-        table.add_column(name, justify="right")
+    shown = [name for name in COUNTS if name != "unfilled" or any(row[name] for row in rows)]
+    for name in (*shown, "age"):
+        table.add_column(name.upper(), justify="right")
     for row in rows:
-        numbers = ["-" if row[name] is None else str(row[name]) for name in WORDS]
-        table.add_row(row["batch_id"], row["status"], *numbers, age(row["age_s"]))
+        numbers = ["-" if row[name] is None else str(row[name]) for name in shown]
+        table.add_row(row["batch_id"], row["status"], *numbers, age(_age_s(row)))
     return table

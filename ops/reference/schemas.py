@@ -23,17 +23,15 @@ class UnknownSchema(ELSError):
 def schema(name: str) -> Schema:
     """Return the schema of a task's event, by task, or of an event, by type.
 
-    Raises UnknownSchema, which tells the nearest name.
+    Raises UnknownSchema, with the nearest name if there is one.
     """
     if name in TASKS:
         return task_schema(TASKS[name])
     if name in EVENTS:
         return event_schema(EVENTS[name])
-    known = [*TASKS, *EVENTS]
-    [nearest] = get_close_matches(name, known, n=1, cutoff=0)
-    raise UnknownSchema(
-        f"there is no task or event {name}; the nearest is {nearest}, and `els schema` lists all"
-    )
+    near = get_close_matches(name, [*TASKS, *EVENTS], n=1, cutoff=0.5)
+    meant = f"did you mean {near[0]}? " if near else ""
+    raise UnknownSchema(f"there is no task or event {name}; {meant}`els schema` lists all")
 
 
 def task_schema(task: Task) -> Schema:

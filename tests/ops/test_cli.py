@@ -89,6 +89,39 @@ def test_status_says_how_many_it_does_not_show(service, several):
     assert re.search(r"^\d+ more: --limit shows", cut.stdout, re.MULTILINE)
 
 
+def test_status_shows_no_more_batches_than_its_limit(service, several):
+    service.els("submit", "-", "--wait", stdin=lines([make.content(make.new_batch())]))
+
+    assert len(json.loads(service.els("status", "--json", "--limit", "2").stdout)) == 2
+
+
+def test_status_counts_the_contents_of_a_cancelled_batch(service):
+    batch = make.new_batch()
+    service.els(
+        *("submit", "-", "--wait"),
+        stdin=lines([make.registration(batch, 3), make.content(batch), make.cancellation(batch)]),
+    )
+
+    [row] = json.loads(service.els("status", batch, "--json").stdout)
+
+    counts = ("expected_count", "assigned", "failed", "available_slots", "unfilled")
+    assert [row[name] for name in counts] == [3, 1, 0, 0, 2]
+    assert "UNFILLED" in service.els("status", batch).stdout
+
+
+def test_a_reason_cannot_command_the_terminal(service):
+    batch = make.new_batch()
+    reason = "why\x1b[2J\x9b31m\u202e\r\n  2026-01-31 08:00:00 UTC  ready"
+    cancellation = make.cancellation(batch) | {"reason": reason}
+    service.els("submit", "-", "--wait", stdin=lines([make.registration(batch, 3), cancellation]))
+
+    told, as_json = service.els("explain", batch).stdout, service.els("explain", batch, "--json")
+
+    assert r"why\x1b[2J\x9b31m\u202e 2026-01-31" in told
+    assert not set(told) & {"\x1b", "\x9b", "\u202e", "\r"}
+    assert r"why\u001b[2J\u009b31m\u202e\r\n" in as_json.stdout
+
+
 def test_status_fits_a_narrow_terminal_and_cuts_no_id(service):
     batch = make.new_batch() + "-" + "x" * 40
     service.els("submit", "-", "--wait", stdin=lines([make.registration(batch, 2)]))
@@ -197,6 +230,9 @@ def test_a_second_run_on_the_same_home_says_so(service):
         (["submit", "no such file"], 2, "no such file"),
         (["cancel", "batch-1"], 2, "--reason"),
         (["nonsense"], 2, "nonsense"),
+        (["dead-letters", "list", "--code", "EXPIRE"], 2, "there is no code EXPIRE"),
+        (["dead-letters", "list", "--since", "soon"], 2, "'soon' is no moment"),
+        (["schema", "nonsense"], 1, "`els schema` lists all"),
         (["demo", "--folder", "no such folder"], 1, "no such folder"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

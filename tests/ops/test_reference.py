@@ -111,7 +111,7 @@ def test_els_schema_names_the_nearest():
     )
 
     assert ran.returncode == 1
-    assert "the nearest is BatchEssaysReady" in ran.stderr
+    assert "did you mean BatchEssaysReady?" in ran.stderr
 
 
 def nullable(task, name):
