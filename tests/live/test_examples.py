@@ -242,43 +242,56 @@ def killed_again_and_again(workers, shop, app):
     return batches
 
 
+def has_each_effect_once(shop, conn, batches):
+    """Wait until both events of each batch are received; then each must have had its effect once.
+
+    Where beat runs, the receiver also gets events of batches that other tests have left: the sweep
+    completes these, and the relay knows no other route.
+    """
+    query = "SELECT id::text FROM event_outbox WHERE batch_id = ANY(%s)"
+
+    def lacking():
+        stored = {row["id"] for row in conn.execute(query, [batches])}
+        return 2 * len(batches) - len(stored & {event["id"] for event in shop.inbox()})
+
+    until(lambda: lacking() == 0, 120, "every event is received")
+    pipelines = shop.pipelines()
+    assert {batch: pipelines[batch] for batch in batches} == dict.fromkeys(batches, 1)
+
+
 @pytest.mark.outage
 @pytest.mark.timeout(900)
-def test_a_receiver_that_is_killed_fifty_times_has_each_effect_once(workers, shop, events_of):
+def test_a_receiver_that_is_killed_fifty_times_has_each_effect_once(workers, shop, conn):
     workers.start(**shop.routes("*"))
     app = STOCK if workers.on_rabbitmq else DURABLE
 
     batches = killed_again_and_again(workers, shop, app)
     shop.receive(app)
 
-    until(
-        lambda: {event["id"] for event in shop.inbox()} == stored_ids(events_of, batches),
-        120,
-        "every event is received",
-    )
-    assert shop.pipelines() == dict.fromkeys(batches, 1)
+    has_each_effect_once(shop, conn, batches)
 
 
 @pytest.mark.outage
 @pytest.mark.timeout(900)
 @pytest.mark.redis_only("it is about the stock transport of Redis")
-def test_what_stock_celery_loses_on_redis_comes_again(workers, shop, events_of, conn):
+def test_what_stock_celery_loses_on_redis_comes_again(workers, shop, conn):
     workers.start(**shop.routes("*"))
     workers.start(command="beat")
 
     batches = killed_again_and_again(workers, shop, STOCK)
+    delivered = "SELECT count(published_at) AS n FROM event_outbox WHERE batch_id = ANY(%s)"
+    until(
+        lambda: conn.execute(delivered, [batches]).fetchone()["n"] == 2 * len(batches),
+        60,
+        "each event is delivered, while nobody is there to take it",
+    )
     for batch in batches:
         now = datetime.now(UTC)
         meant = queries.Events(now - timedelta(hours=1), now, batch)
         queries.republish(conn, meant, limit=1_000)
     shop.receive()
 
-    until(
-        lambda: {event["id"] for event in shop.inbox()} == stored_ids(events_of, batches),
-        120,
-        "every event is received",
-    )
-    assert shop.pipelines() == dict.fromkeys(batches, 1)
+    has_each_effect_once(shop, conn, batches)
 
 
 # --- what the service refuses, its sender hears -------------------------------------------------
