@@ -1,17 +1,11 @@
-"""Programs of Node beside the workers, and the brokers that they have in common."""
+"""The examples of Node as processes."""
 
-import json
-import os
 import re
 import shutil
-import signal
 import subprocess
-from contextlib import suppress
 from pathlib import Path
 
-from ops.stack.embedded import Valkey, free_port, leashed
-from tests.live.conftest import until
-from tests.rabbitmq.node import Node
+from tests.clients.programs import Neighbours, Program
 
 ROOT = Path(__file__).parents[3]
 KIT = ROOT / "clients" / "node"
@@ -31,20 +25,6 @@ def missing() -> str | None:
     return None
 
 
-class RedisBroker(Valkey):
-    """A Valkey that is the broker alone; it keeps what it has while it is stopped."""
-
-    def __init__(self, folder: Path):
-        super().__init__(folder / "valkey", free_port(), "broker-password")
-
-
-class RabbitBroker(Node):
-    """A RabbitMQ node."""
-
-    def stop(self):
-        self.do("stop")
-
-
 def link_kit(folder: Path) -> None:
     """Let programs in this folder import the kit and what its examples need, as if installed."""
     modules = folder / "node_modules"
@@ -53,61 +33,27 @@ def link_kit(folder: Path) -> None:
     (modules / "pg").symlink_to(KIT / "node_modules/pg")
 
 
-class Program:
-    """A process of Node, with what it writes in a file."""
+class NodeNeighbours(Neighbours):
+    """The examples of Node."""
 
-    def __init__(self, script: Path, **environ: str):
-        self.out = script.parent / f"{script.stem}-{free_port()}.out"
-        with self.out.open("wb") as out:
-            self.process = subprocess.Popen(
-                leashed(["node", str(script)], signal.SIGKILL),
-                env={**os.environ, **environ},
-                cwd=script.parent,
-                stdin=subprocess.PIPE,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-            )
+    def __init__(self, folder: Path, queue: str, database_url: str):
+        super().__init__(folder, queue, database_url)
+        link_kit(folder)
+        for example in EXAMPLES.glob("*.mjs"):
+            shutil.copy(example, folder)
 
-    @property
-    def said(self) -> list[str]:
-        return self.out.read_text().splitlines()
+    def sender(self, broker_url: str) -> Program:
+        spool = str(self.folder / "spool")
+        return self.run("sender", broker_url, QUEUE=self.queue, SPOOL=spool)
 
-    def feed(self, messages):
-        """Give a sender messages: pairs of task and event."""
-        lines = [json.dumps({"task": task, "event": event}) for task, event in messages]
-        self.process.stdin.write("".join(f"{line}\n" for line in lines).encode())
-        self.process.stdin.flush()
+    def receiver(self, broker_url: str) -> Program:
+        return self.run(
+            "receiver",
+            broker_url,
+            QUEUE=f"{self.queue}.events",
+            DATABASE_URL=self.database_url,
+            VISIBILITY_TIMEOUT_S="2",
+        )
 
-    def says(self, count: int, pattern=r"[0-9a-f-]{36}", timeout_s=30):
-        """Wait for so many lines of a form; return them."""
-
-        def found():
-            lines = [line for line in self.said if re.fullmatch(pattern, line)]
-            ended = self.process.poll() is not None
-            assert len(lines) >= count or not ended, "\n".join(self.said[-20:])
-            return lines if len(lines) >= count else None
-
-        return until(found, timeout_s, f"{count} lines are {pattern}")
-
-    def finish(self, timeout_s=60):
-        """End its input, and wait until it has done the rest."""
-        self.process.stdin.close()
-        assert self.process.wait(timeout_s) == 0, "\n".join(self.said[-20:])
-
-    def kill(self):
-        self.process.kill()
-        self.end()
-
-    def stop(self):
-        self.process.terminate()
-        self.end()
-
-    def end(self):
-        with suppress(BrokenPipeError):
-            self.process.stdin.close()
-        try:
-            self.process.wait(20)
-        finally:
-            if self.process.poll() is None:
-                self.process.kill()
-                self.process.wait(5)
+    def run(self, name: str, broker_url: str, **environ: str) -> Program:
+        return self.start(name, "node", f"{name}.mjs", BROKER_URL=broker_url, **environ)

@@ -7,7 +7,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.clients.node.programs import KIT, RedisBroker
+from tests.clients.node.programs import KIT
+from tests.clients.programs import RedisBroker
 from tests.rabbitmq.node import MISSING, SERVER
 from tests.servers.tls import Authority, SecureRabbit, SecureRedis
 
