@@ -1,7 +1,6 @@
 """Kombu's Redis transport with our channel, and a poller for connections that get invalidations."""
 
 import socket
-import ssl
 from collections.abc import Callable
 from contextlib import suppress
 from time import sleep
@@ -14,6 +13,7 @@ from redis.exceptions import ResponseError
 from durable_redis.channel import SILENCE_S, Channel
 from durable_redis.refusals import REFUSALS
 from durable_redis.renewal import MainLoop
+from durable_redis.schemes import asked_tls, keep_transport, remember_tls
 
 RESTORE_EVERY_S = 1  # one call; Kombu's default of 100 s would be most of a redelivery
 OPTIONS = {  # where a transport option says nothing else
@@ -33,9 +33,8 @@ OPTIONS = {  # where a transport option says nothing else
         if hasattr(socket, name)
     },
 }
-# Kombu accepts any certificate where a `rediss://` URL says nothing of it. Who means that also says
-# `ssl_check_hostname=false`.
-KOMBUS_DEFAULT = {"ssl_cert_reqs": ssl.CERT_NONE}
+
+remember_tls()
 
 
 class Poller(stock.MultiChannelPoller):
@@ -132,8 +131,8 @@ class Transport(stock.Transport):
     def __init__(self, client: Any, **kwargs: Any) -> None:  # Any: as Kombu calls it
         for option, value in OPTIONS.items():
             client.transport_options.setdefault(option, value)
-        if client.ssl == KOMBUS_DEFAULT:
-            client.ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+        client.ssl = asked_tls(client)
+        keep_transport(client)
         super().__init__(client, **kwargs)
         self.cycle = Poller()
 

@@ -60,7 +60,9 @@ LANES = [
     ),
     Lane("debian", "redis", "sentinel", ["tests/servers/test_sentinel.py"], ["redis"]),
     Lane(
-        "debian", "redis", "tls", ["tests/servers/test_tls.py"], ["postgres", "redis", "rabbitmq"]
+        "debian", "redis", "tls",
+        ["tests/servers/test_tls.py", "tests/servers/test_sentinel_tls.py"],
+        ["postgres", "redis", "rabbitmq"],
     ),
 ]  # fmt: skip
 

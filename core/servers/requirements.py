@@ -20,7 +20,17 @@ from core.db.connection import Conn, Prepare, UnfitPooler, connect_once
 from core.db.url import parameters
 from core.errors import ELSError
 from core.schema import State, read_standing
-from core.servers.tls import CA, CERTIFICATE, ENDED, KEY, describe, handshake, speaks_plainly
+from core.servers.tls import (
+    CA,
+    CERTIFICATE,
+    KEY,
+    OPEN,
+    VERIFY,
+    describe,
+    handshake,
+    speaks_plainly,
+    speaks_tls,
+)
 from core.servers.urls import SENTINEL_PORT, is_amqp, is_redis, pieces, query_of
 from core.settings import Settings
 from core.slots import connect_once as connect_to_redis
@@ -116,7 +126,7 @@ def find_in_postgres(url: str, prepare: Prepare = "auto") -> list[Finding]:
 def away(server: str, url: str, error: Exception) -> Finding:
     """Say why a server cannot be reached; ask it once more where TLS leaves the reason open."""
     fault = describe(error)
-    open_ = fault is None or fault.wrong.startswith(ENDED) or server == "postgres"
+    open_ = fault is None or fault.wrong.startswith(OPEN) or server == "postgres"
     if open_ and (fault or url.startswith(("rediss://", "amqps://"))):
         reason = _reason(url)
         error = reason if reason and describe(reason) else error
@@ -124,9 +134,13 @@ def away(server: str, url: str, error: Exception) -> Finding:
 
 
 def _reason(url: str) -> Exception | None:
-    """Speak TLS with the server of a URL, until one says what is wrong."""
+    """Speak TLS with the servers of a URL, until one says what is wrong."""
     reason: Exception | None = None
     for at, given in _addresses(url):
+        if url.startswith("sentinel://") and VERIFY not in given:
+            if speaks_tls(at, PATIENCE_S):
+                return ConnectionError("the server takes no plain connection")
+            continue
         try:
             handshake(at, given, PATIENCE_S, postgres=url.startswith("postgres"))
         except TimeoutError as silence:

@@ -169,9 +169,21 @@ FAULTS: tuple[tuple[str, Fault], ...] = (
         "wrong version number|does not support ssl|record layer failure|packet length too long",
         Fault("it speaks no TLS at this port", "give its TLS port, or a URL without TLS"),
     ),
+    (
+        "takes no plain connection",
+        Fault("it speaks TLS at this port", "ask for TLS in the URL: ?ssl_cert_reqs=required"),
+    ),
+    (
+        "no master found for",
+        Fault(
+            "no Sentinel names the primary",
+            "start the Sentinels, or mend the URL or ELS_REDIS_MASTER",
+        ),
+    ),
     ("eof occurred in violation|unexpected eof", Fault("it ended the TLS handshake", GIVE_OURS)),
 )
-ENDED = FAULTS[-1][1].wrong
+NO_PRIMARY, ENDED = (fault.wrong for _, fault in FAULTS[-2:])
+OPEN = (NO_PRIMARY, ENDED)  # which a handshake may explain
 
 
 def describe(error: BaseException | str | None) -> Fault | None:
@@ -194,7 +206,7 @@ def _detail(text: str, match: re.Match[str]) -> str:
     """Return the words around a match: from the colon before to the end of the line."""
     start = max(text.rfind(mark, 0, match.start()) for mark in ("\n", ": "))
     line, _, _ = text[max(start, 0) :].strip(" :\n").partition("\n")
-    return line.partition(" (")[0][:200]
+    return re.split(r" \(| : <", line)[0][:200]  # redis-py shows whole objects after " : <"
 
 
 def handshake(
@@ -219,6 +231,15 @@ def handshake(
             secure.settimeout(ALERT_S)
             with suppress(TimeoutError):
                 secure.recv(1)  # a server that does not take our certificate says so here
+
+
+def speaks_tls(at: tuple[str, int], timeout_s: float) -> bool:
+    """Say whether a server takes part in a handshake, whatever it thinks of our certificate."""
+    try:
+        handshake(at, {VERIFY: "none", HOSTNAME: "false"}, timeout_s)
+    except OSError as error:
+        return isinstance(error, ssl.SSLError) and "ALERT" in str(error.reason)
+    return True
 
 
 def speaks_plainly(at: tuple[str, int], timeout_s: float) -> bool:

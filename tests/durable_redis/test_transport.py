@@ -355,6 +355,42 @@ def test_verification_is_turned_off_by_name():
     assert Connection(url).transport.client.ssl["ssl_cert_reqs"] == ssl.CERT_NONE
 
 
+@pytest.mark.parametrize(
+    "url",
+    ["rediss://host/0", "rediss:///0", "rediss://user:word@host:7/0", "rediss://a;rediss://b"],
+)
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_bare_url_with_tls_is_verified_where_the_transport_is_named(url, asked):
+    connection = Connection(url, transport=OURS, ssl=asked)
+
+    for each in (connection, connection.clone()):
+        assert each.transport.client.ssl == {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+
+
+def test_a_plain_url_stays_plain_where_the_transport_is_named():
+    assert not Connection("redis://host/0", transport=OURS).transport.client.ssl
+
+
+@pytest.mark.parametrize(
+    ("urls", "named"),
+    [
+        ("redis://a;redis://b;redis://c", OURS),
+        ("rediss://a;rediss://b", OURS),
+        ("sentinel://a;sentinel://b", "durable_redis:SentinelTransport"),
+    ],
+)
+def test_the_next_url_of_a_list_keeps_the_transport_that_was_named(urls, named):
+    connection = Connection(urls, transport=named)
+    first = connection.transport
+
+    for _ in range(3):
+        connection.maybe_switch_next()
+
+        assert type(connection.transport) is type(first)
+        assert type(connection.clone().transport) is type(first)
+        assert bool(connection.ssl) == ("rediss" in urls)
+
+
 # --- malformed messages ------------------------------------------------------------------------
 
 

@@ -1,8 +1,13 @@
-"""Debian's Redis: a primary, a replica, and three Sentinels that watch them, on loopback."""
+"""Debian's Redis: a primary, a replica, and three Sentinels that watch them, on loopback.
+
+With certificates all of them speak TLS only, want a certificate of their clients, and give each
+other's names, which a certificate can hold.
+"""
 
 import signal
 import subprocess
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import redis
@@ -17,13 +22,30 @@ LOOPBACK = "127.0.0.1"
 PRIMARY, PASSWORD, SENTINELS_PASSWORD = "els-primary", "of-redis", "of-sentinels"
 DOWN_AFTER_MS = 1000
 ELECTION_MS = 1500  # Sentinels vote again after twice this time if they chose nobody
+BY_NAME = "sentinel resolve-hostnames yes\nsentinel announce-hostnames yes\n"
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """Folders with ca.pem, server.pem and server.key: of the servers, the Sentinels, a client."""
+
+    servers: Path
+    sentinels: Path
+    client: Path
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Return the settings of the client, who trusts the authority of its own certificate."""
+        files = {"CA": "ca.pem", "CERT": "server.pem", "KEY": "server.key"}
+        return {f"ELS_TLS_{name}": str(self.client / file) for name, file in files.items()}
 
 
 class Group:
     """A primary and its replica; each may be killed and started again."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, tls: Certificates | None = None):
+        self.folder, self.tls = folder, tls
+        self.host = "localhost" if tls else LOOPBACK
         self.servers = {free_port(): None for _ in range(2)}
         self.sentinels: dict[int, subprocess.Popen] = {}
         first, second = self.servers
@@ -39,26 +61,45 @@ class Group:
     @property
     def url(self) -> str:
         """As Celery's users write it; the password is that of the servers."""
-        at = [f"sentinel://:{PASSWORD}@{LOOPBACK}:{port}" for port in self.sentinels]
-        return ";".join(at) + f"/0?sentinel_password={SENTINELS_PASSWORD}"
+        at = [f"sentinel://:{PASSWORD}@{self.host}:{port}" for port in self.sentinels]
+        secure = "&ssl_cert_reqs=required" if self.tls else ""
+        return ";".join(at) + f"/0?sentinel_password={SENTINELS_PASSWORD}{secure}"
 
-    def client(self, port: int, **more) -> redis.Redis:
+    def client(self, port: int, password: str = PASSWORD) -> redis.Redis:
         return redis.Redis(
             port=port,
-            password=PASSWORD,
+            password=password,
             decode_responses=True,
             retry=Retry(NoBackoff(), 0),
             socket_timeout=2,
-            **more,
+            **self._unverified(),
+        )
+
+    def _unverified(self) -> dict:
+        if not self.tls:
+            return {}
+        ours = self.tls.client
+        files = {"ssl_certfile": str(ours / "server.pem"), "ssl_keyfile": str(ours / "server.key")}
+        return {"ssl": True, "ssl_cert_reqs": "none", **files}
+
+    def _listens(self, port: int, certificates: Path | None) -> str:
+        if certificates is None:
+            return f"port {port}\nbind {LOOPBACK}\n"
+        return (
+            f"port 0\ntls-port {port}\nbind {LOOPBACK}\ntls-replication yes\n"
+            f"tls-ca-cert-file {certificates / 'ca.pem'}\n"
+            f"tls-cert-file {certificates / 'server.pem'}\n"
+            f"tls-key-file {certificates / 'server.key'}\n"
         )
 
     def start(self, port: int, primary: int | None = None) -> None:
         """Start a server on its data, as a replica of `primary` if one is given."""
         home = self.folder / str(port)
         home.mkdir(exist_ok=True)
-        words = f'port {port}\nbind {LOOPBACK}\ndir {home}\nappendonly yes\nsave ""\n'
+        words = self._listens(port, self.tls and self.tls.servers)
+        words += f'dir {home}\nappendonly yes\nsave ""\nreplica-announce-ip {self.host}\n'
         words += f"requirepass {PASSWORD}\nmasterauth {PASSWORD}\nrepl-diskless-sync-delay 0\n"
-        words += f"replicaof {LOOPBACK} {primary}\n" if primary else ""
+        words += f"replicaof {self.host} {primary}\n" if primary else ""
         (home / "redis.conf").write_text(words)  # Redis writes into it when its role changes
         self.servers[port] = self._run("redis-server", home / "redis.conf")
         until(lambda: self._answers(port), what="Redis answers")
@@ -85,9 +126,10 @@ class Group:
         home = self.folder / f"sentinel-{port}"
         home.mkdir()
         (home / "sentinel.conf").write_text(
-            f"port {port}\nbind {LOOPBACK}\ndir {home}\n"
+            self._listens(port, self.tls and self.tls.sentinels) + BY_NAME + f"dir {home}\n"
+            f"sentinel announce-ip {self.host}\n"
             f"requirepass {SENTINELS_PASSWORD}\nsentinel sentinel-pass {SENTINELS_PASSWORD}\n"
-            f"sentinel monitor {PRIMARY} {LOOPBACK} {primary} 2\n"
+            f"sentinel monitor {PRIMARY} {self.host} {primary} 2\n"
             f"sentinel auth-pass {PRIMARY} {PASSWORD}\n"
             f"sentinel down-after-milliseconds {PRIMARY} {DOWN_AFTER_MS}\n"
             f"sentinel failover-timeout {PRIMARY} {ELECTION_MS}\n"
@@ -95,10 +137,7 @@ class Group:
         self.sentinels[port] = self._run("redis-sentinel", home / "sentinel.conf")
 
     def _ask(self, port: int) -> dict:
-        asked = redis.Redis(
-            port=port, password=SENTINELS_PASSWORD, decode_responses=True, socket_timeout=2
-        )
-        with suppress(redis.RedisError), asked as client:
+        with suppress(redis.RedisError), self.client(port, SENTINELS_PASSWORD) as client:
             return client.sentinel_master(PRIMARY)
         return {}
 
@@ -140,10 +179,7 @@ class Group:
         return self._ask(port).get("flags") == "master" and self._replica_is_well(port)
 
     def _replica_is_well(self, port: int) -> bool:
-        asked = redis.Redis(
-            port=port, password=SENTINELS_PASSWORD, decode_responses=True, socket_timeout=2
-        )
-        with suppress(redis.RedisError), asked as client:
+        with suppress(redis.RedisError), self.client(port, SENTINELS_PASSWORD) as client:
             return all(
                 each["flags"] == "slave" and each["master-link-status"] == "ok"
                 for each in client.sentinel_slaves(PRIMARY)

@@ -1,4 +1,4 @@
-"""Redis behind Sentinels: a primary is killed under load, and nothing is lost."""
+"""Redis behind Sentinels, plain and over TLS: a primary is killed under load, nothing is lost."""
 
 import json
 import logging
@@ -31,7 +31,8 @@ from tasks.servers import set_broker
 from tests import factories
 from tests.core import looks
 from tests.live.conftest import until
-from tests.servers.sentinels import PRIMARY, Group
+from tests.servers.sentinels import PRIMARY, Certificates, Group
+from tests.servers.tls import Authority
 
 ELS = Path(sys.executable).parent / "els"
 QUEUE = "els-sentinel"
@@ -41,9 +42,14 @@ PROMOTED_S = 10
 log = logging.getLogger(__name__)
 
 
-@pytest.fixture(scope="module")
-def group(tmp_path_factory):
-    started = Group(tmp_path_factory.mktemp("group"))
+@pytest.fixture(scope="module", params=["plain", "tls"])
+def group(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("group")
+    tls = None
+    if request.param == "tls":
+        ours = Authority(folder / "ours")
+        tls = Certificates(*map(ours.sign, ("servers", "sentinels", "client")))
+    started = Group(folder, tls)
     yield started
     started.stop()
 
@@ -57,6 +63,7 @@ def environ(group, database_url):
         "ELS_QUEUE": QUEUE,
         "ELS_EVENTS_QUEUE": f"{QUEUE}.events",
         "ELS_VISIBILITY_TIMEOUT": "5",
+        **(group.tls.settings if group.tls else {}),
     }
 
 

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -284,6 +284,36 @@ def test_a_bare_url_accepts_no_unknown_certificate(urls, client, kind):
     set_broker(app, settings.broker_url or settings.redis_url)
     with app.connection() as connection, pytest.raises(Exception, match="certificate verify"):
         connection.ensure_connection(max_retries=1, timeout=2)
+
+
+@pytest.fixture
+def receiver():
+    """A program of others that names the durable transport, and says nothing of TLS elsewhere."""
+    with closing(Celery("receiver", set_as_current=False)) as app:
+        app.conf.broker_transport = "durable_redis:Transport"
+        yield app
+
+
+def test_a_receiver_on_the_named_transport_accepts_no_unknown_certificate(urls, receiver):
+    receiver.conf.broker_url = urls["ELS_REDIS_URL"]
+
+    with receiver.connection() as connection, pytest.raises(Exception, match="certificate verify"):
+        connection.ensure_connection(max_retries=1, timeout=2)
+
+
+def test_a_receiver_on_the_named_transport_speaks_tls(urls, client, receiver, monkeypatch):
+    """The system's authorities are what OpenSSL takes for them."""
+    monkeypatch.setenv("SSL_CERT_FILE", client["ELS_TLS_CA"])
+    own = f"ssl_certfile={client['ELS_TLS_CERT']}&ssl_keyfile={client['ELS_TLS_KEY']}"
+    receiver.conf.broker_url = f"{urls['ELS_REDIS_URL']}?{own}"
+
+    with receiver.connection() as connection:
+        connection.ensure_connection(max_retries=1, timeout=2)
+        with connection.SimpleQueue(f"{QUEUE}-receiver") as queue:
+            queue.put("event")
+            message = queue.get(timeout=10)
+            message.ack()
+    assert message.payload == "event"
 
 
 def test_verification_is_turned_off_by_its_name(urls, client, authorities):

@@ -102,7 +102,8 @@ def wrong_parameters(error: ValidationError) -> ProblemFound:
 def _wrong(error: ErrorDetails) -> WrongParameter:
     name = ".".join(map(str, error["loc"])) or "parameters"
     unknown = error["type"] == "extra_forbidden"
-    message = "there is no such parameter" if unknown else error["msg"].removeprefix("Value error, ")
+    said = error["msg"].removeprefix("Value error, ")
+    message = "there is no such parameter" if unknown else said
     return WrongParameter(parameter=name[:64], message=message)
 
 
