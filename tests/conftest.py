@@ -23,6 +23,7 @@ GIVEN = [name for name in ELS if name.endswith("_URL") and not ONE_OF_SEVERAL]
 for name in set(ELS) - set(GIVEN):
     del os.environ[name]  # a developer's own settings do not change what is tested
 os.environ["ELS_LOG_FORMAT"] = "console"
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # hundreds of processes would compile our modules
 
 # The URLs are set before anything imports the Celery app; the servers start with the first test.
 KINDS = {"ELS_DATABASE_URL": Postgres, "ELS_REDIS_URL": Valkey}
