@@ -22,17 +22,18 @@ from core.schema import read_standing
 from core.servers.identity import identity
 from core.servers.requirements import away
 from core.servers.tls import describe
-from core.servers.urls import is_redis
+from core.servers.urls import is_redis, kind_and_path
 from core.settings import Settings
 from core.signs.heartbeat import NO_HEARTBEAT, Heartbeat
 from core.signs.pauses import Outage
 from core.slots import Slots, connect_once
 from ops.explain.explanation import Explanation, explain
 from ops.explain.locks import locks
+from ops.explain.message_clues import with_messages
+from ops.explain.messages import Lying, messages_of
 from ops.explain.service_causes import LOCKED, NO_SCHEMA, lock_causes, service_causes
 from ops.heartbeat import LOCK_S, count_waiting, read_heartbeat, with_asker, with_outages
 from ops.receivers import NO_RECEIVERS, Receivers, read_receivers
-from ops.redis_queues import count_of_batch
 from ops.stack.supervisor import Endpoints
 
 REDIS_S = 0.8  # for one answer
@@ -40,12 +41,6 @@ AWAY_S = 0.05  # the same, of a Redis that has not answered just now
 SIGNS_S = 1.8  # for all signs of life, and the broker's counts
 BATCH_S = 10.0  # for Postgres, where the machine is slow: each statement has a limit of its own
 NO_RIGHT = "42501"
-LACKING = {  # causes of a batch that waits for a message, which may be in the queue
-    "waiting_for_contents",
-    "waiting_for_students",
-    "unknown_batch",
-    "pending_not_registered",
-}
 T = TypeVar("T")
 
 
@@ -92,7 +87,7 @@ class Looking:
         signs = Asked(lambda: read_heartbeat(client, broker, queues, 0))
         writes = Asked(lambda: probe_redis(Slots(client)))
         waiting = Asked(lambda: count_waiting(broker, queues))
-        queued = Asked(self._queued)
+        messages = Asked(self._messages)
         receivers = Asked(lambda: read_receivers(self.settings, client, broker))
         postgres = Asked(lambda: db.connect_once(self.found.database_url, briefly=True))
         heartbeat, error = self._signs(signs)
@@ -113,7 +108,7 @@ class Looking:
             if error:  # nobody waits for it again
                 client = connect_once(self.found.redis_url, timeout_s=AWAY_S)
             explanation = self._with_postgres(conn, Slots(client), heartbeat, seen, error)
-            return self._with_queued(explanation, queued)
+            return self._with_messages(explanation, messages)
         finally:
             conn.close()
 
@@ -134,28 +129,21 @@ class Looking:
             self.unanswered.append("broker")
         return found
 
-    def _queued(self) -> tuple[int, int]:
-        """Count the messages of the batch in the queue; only Redis shows them without taking."""
+    def _messages(self) -> list[Lying]:
+        """Find the messages of the batch; only Redis shows them without taking."""
         if not is_redis(self.found.broker_url):
-            return 0, 0
+            return []
         with connect_once(self.found.broker_url, timeout_s=REDIS_S) as client:
-            return count_of_batch(client, self.settings.queue, self.batch)
+            return messages_of(client, self.settings.queues, self.batch)
 
-    def _with_queued(self, explanation: Explanation, queued: Asked[tuple[int, int]]) -> Explanation:
-        """Add to what the batch lacks how many messages of it wait in the queue."""
+    def _with_messages(self, explanation: Explanation, asked: Asked[list[Lying]]) -> Explanation:
+        """Add to what the batch lacks where messages of it lie."""
         try:
-            of_batch, looked = queued.answer(self.began + BATCH_S)
+            lying = asked.answer(self.began + BATCH_S)
         except (redis.RedisError, TimeoutError):
             return explanation
-        if not of_batch:
-            return explanation
-        verb = "message names" if of_batch == 1 else "messages name"
-        among = f" among the {looked} oldest" if looked > of_batch else ""
-        said = f"; {of_batch} {verb} the batch in the queue {self.settings.queue}{among}"
-        causes = [
-            replace(cause, reason=cause.reason + said) if cause.code in LACKING else cause
-            for cause in explanation.causes
-        ]
+        broker = kind_and_path(self.found.broker_url)
+        causes = with_messages(explanation.causes, lying, self.settings.queue, broker)
         return replace(explanation, causes=causes)
 
     def _receivers(self, receivers: Asked[Receivers]) -> Receivers:

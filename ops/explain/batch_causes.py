@@ -16,6 +16,7 @@ from ops.wording import number, utc
 NEAR = timedelta(minutes=10)  # a deadline this near is worth a word
 LETTERS = 3  # shown of those that a batch still needs
 MISSING = 5  # numbers of events that are shown
+NO_CLUE = "no dead letter, pending content or similar id that is known here has one"
 ENDINGS = {
     OnDeadline.FAIL: "is timed out",
     OnDeadline.PROCEED: "proceeds with what is there",
@@ -110,8 +111,7 @@ def _waiting_for_contents(conn: Conn, batch_id: str, facts: Row) -> Cause:
         ending=_ending(facts),
     )
     found = clues.of_missing_contents(conn, batch_id, facts["registered_at"])
-    no_clue = Clue("no dead letter, pending content or similar id that is known here has one")
-    return with_clues(cause, found or [no_clue], keep=True)
+    return with_clues(cause, found or [Clue(NO_CLUE)], keep=True)
 
 
 def _lacking(facts: Row) -> str:

@@ -1,0 +1,82 @@
+"""What it says of a batch that messages of it lie somewhere in the broker."""
+
+import shlex
+from collections.abc import Iterator, Sequence
+
+from core.rules import CAUSES, Cause
+from ops.explain.batch_causes import NO_CLUE
+from ops.explain.clues import Clue, with_clues
+from ops.explain.messages import Lying
+from ops.wording import number, utc
+
+LACKING = {  # causes of a batch that waits for a message
+    "waiting_for_contents",
+    "waiting_for_students",
+    "unknown_batch",
+    "pending_not_registered",
+}
+
+
+def with_messages(
+    causes: Sequence[Cause], lying: Sequence[Lying], queue: str, broker: str
+) -> list[Cause]:
+    """Add to what the batch lacks where messages of it lie; `broker`: its kind and database."""
+    found = list(_clues(lying, queue, broker))
+    return [_with(cause, found) if cause.code in LACKING else cause for cause in causes]
+
+
+def _with(cause: Cause, found: Sequence[Clue]) -> Cause:
+    """Let it take the place of what says that nothing is known."""
+    if not found:
+        return cause
+    nothing_known = cause.reason == CAUSES[cause.code].reason
+    reason = cause.reason.replace(f"; {NO_CLUE}", "")
+    return with_clues(
+        Cause(cause.code, cause.title, reason, cause.by_itself, cause.command, cause.since),
+        found,
+        keep=not nothing_known,
+    )
+
+
+def _clues(lying: Sequence[Lying], queue: str, broker: str) -> Iterator[Clue]:
+    for each in lying:
+        if each.key is None:
+            yield Clue(_held(each))
+        elif each.key == queue and each.database is None:
+            among = f" among the {each.looked} oldest" if each.looked > each.messages else ""
+            yield Clue(f"{_naming(each)} the batch in the queue {queue}{among}")
+        else:
+            yield _elsewhere(each, queue, broker)
+
+
+def _held(each: Lying) -> str:
+    those = number(each.messages, "message that names", "messages that name")
+    if each.until is None:
+        return f"a worker holds {those} the batch, and has not finished"
+    first = "" if each.messages == 1 else ", the first"
+    return (
+        f"a worker holds {those} the batch{first} until {utc(each.until)}, because its sender gave"
+        " that moment (`eta`, or `countdown` in seconds)"
+    )
+
+
+def _elsewhere(each: Lying, queue: str, broker: str) -> Clue:
+    """Name a list that this service takes nothing from, and a command that helps."""
+    key = str(each.key)
+    where = f"the list {key}"
+    command = f"LRANGE {shlex.quote(key)} 0 9"
+    if each.database is not None:
+        where += f" of database {each.database}"
+        command = f"-n {each.database} {command}"
+    elif each.ours:
+        command = f"RPOPLPUSH {shlex.quote(key)} {queue}"
+    lies = "message for the batch lies", "messages for the batch lie"
+    return Clue(
+        f"{number(each.messages, *lies)} in {where}, and workers take from the queue {queue} of"
+        f" {broker}: its sender must send to that one",
+        f"els env  # then redis-cli -u BROKER_URL {command}",
+    )
+
+
+def _naming(each: Lying) -> str:
+    return number(each.messages, "message names", "messages name")

@@ -1,0 +1,127 @@
+"""Messages that lie in another place of the broker than the one that workers take from."""
+
+from datetime import UTC, datetime, timedelta
+
+import redis
+from celery import Celery
+
+from core.signs import STALLED_AFTER
+from tests import factories as make
+from tests.explain.cause import cause
+from tests.explain.place import WAIT_S
+from tests.live.conftest import until
+
+WAITING, UNKNOWN = "waiting_for_contents", "unknown_batch"
+NEVER = ["no dead letter", "never arrived", "mistyped"]
+
+
+def missing(place, **options):
+    """Register a batch, and send its second content in another way."""
+    batch = place.register()
+    place.content(batch, "text-1")
+    event = make.content(batch, "text-2")
+    options = {"queue": place.queue, **options}
+    place.workers.upstream.send_task("els.assign_content", kwargs={"event": event}, **options)
+    return batch
+
+
+def forgotten(place, *keys, database=0):
+    """Delete what nobody takes: other cases look there as well."""
+    with redis.Redis.from_url(place.valkey_server.url, db=database) as client:
+        client.delete(*keys)
+
+
+@cause(
+    WAITING,
+    says=["1 message for the batch lies in the list celery", "take from the queue els-"],
+    never=NEVER,
+    step="RPOPLPUSH celery els-",
+)
+def its_content_lies_in_the_default_queue(running):
+    yield missing(running, queue="celery")
+    forgotten(running, "celery")
+
+
+@cause(UNKNOWN, says=["1 message for the batch lies in the list celery"], never=NEVER)
+def its_registration_lies_in_the_default_queue(running):
+    batch = make.new_batch()
+    event = make.registration(batch, 2)
+    running.workers.upstream.send_task(
+        "els.register_batch", kwargs={"event": event}, queue="celery"
+    )
+    yield batch
+    forgotten(running, "celery")
+
+
+@cause(
+    WAITING,
+    says=["1 message for the batch lies in the list celery"],
+    never=[*NEVER, "RPOPLPUSH"],
+    step="LRANGE celery 0 9",
+)
+def its_content_lies_among_messages_of_others(running):
+    batch = missing(running, queue="celery")
+    for number in range(60):
+        running.workers.upstream.send_task("mails.send", [number], queue="celery")
+    running.valkey.rpush("celery", b"\x80\x04\xff no text")
+    yield batch
+    forgotten(running, "celery")
+
+
+@cause(WAITING, says=["1 message for the batch lies in the list prod:els-"], never=NEVER)
+def its_sender_puts_a_prefix_before_its_keys(running):
+    yield missing(running, queue=f"prod:{running.queue}")
+    forgotten(running, f"prod:{running.queue}")
+
+
+@cause(WAITING, says=["1 message for the batch lies in the list els-"], never=NEVER)
+def its_sender_names_its_priorities_in_another_way(running):
+    yield missing(running, queue=f"{running.queue}:5")
+    forgotten(running, f"{running.queue}:5")
+
+
+@cause(
+    WAITING,
+    says=["1 message for the batch lies in the list els-", "of database 5"],
+    never=[*NEVER, "RPOPLPUSH"],
+    step="-n 5 LRANGE els-",
+)
+def its_content_lies_in_another_database(running):
+    url = running.valkey_server.url.rpartition("/")[0] + "/5"
+    sender = Celery("elsewhere", broker=url)
+    batch = running.register()
+    event = make.content(batch)
+    sender.send_task("els.assign_content", kwargs={"event": event}, queue=running.queue)
+    sender.close()
+    yield batch
+    forgotten(running, running.queue, database=5)
+
+
+@cause(WAITING, says=["1 message for the batch lies in the list els-"], never=NEVER)
+def its_content_lies_in_the_queue_of_the_receivers(running):
+    yield missing(running, queue=f"{running.queue}.events")
+    forgotten(running, f"{running.queue}.events")
+
+
+@cause(
+    WAITING,
+    says=["a worker holds 1 message that names the batch until", "`countdown` in seconds"],
+    never=[*NEVER, "does not move"],
+)
+def its_content_waits_for_a_moment_in_hours(place):
+    place.run()
+    batch = missing(place, eta=datetime.now(UTC) + timedelta(hours=16))
+    until(lambda: place.valkey.hlen("unacked"), WAIT_S, "the worker holds it")
+    after = datetime.now(UTC) + STALLED_AFTER + timedelta(seconds=3)
+    until(lambda: all(sign.at > after for sign in place.signs().signs.values()), WAIT_S, "idle")
+    yield batch
+
+
+@cause(WAITING, says=["2 messages that name the batch, the first until"], never=NEVER)
+def its_contents_wait_for_a_countdown_in_milliseconds(place):
+    place.run()
+    batch = place.register(2)
+    for text in ("text-1", "text-2"):
+        place.send_content(batch, text, countdown=60_000)
+    until(lambda: place.valkey.hlen("unacked") == 2, WAIT_S, "the worker holds them")
+    yield batch
