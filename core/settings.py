@@ -124,6 +124,14 @@ class Settings(BaseModel):
             raise ValueError(f"the service itself consumes {queue}; events need another queue")
         return queue
 
+    @field_validator("ops_auth", "flower_auth")
+    @classmethod
+    def _login(cls, login: SecretStr | None) -> SecretStr | None:
+        user, _, password = login.get_secret_value().partition(":") if login else ("-", "", "-")
+        if not user.strip() or not password:
+            raise ValueError("must be user:password, and neither of the two may be empty")
+        return login
+
     @field_validator("event_routes", mode="before")
     @classmethod
     def _routes(cls, value: object, info: ValidationInfo) -> object:
@@ -202,13 +210,12 @@ class Settings(BaseModel):
         """
         if not self.ops_actions:
             return None
-        given = self.ops_auth.get_secret_value() if self.ops_auth else ""
-        user, _, password = given.partition(":")
-        if not user.strip() or not password:
+        if self.ops_auth is None:
             raise BadSettings(
                 "ELS_OPS_ACTIONS lets whoever sees the page change data, so it needs a login:"
                 " set ELS_OPS_AUTH=user:password, or unset ELS_OPS_ACTIONS"
             )
+        user, _, password = self.ops_auth.get_secret_value().partition(":")
         return user.strip(), password
 
     def routes(self, event_type: str) -> list[Route]:

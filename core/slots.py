@@ -3,21 +3,24 @@
 Nothing here decides: a claim is a hint which slot to try, and every key can be rebuilt.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
+import structlog
 from redis import Redis, Sentinel
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.commands.core import Script
-from redis.exceptions import ConnectionError, NoScriptError  # noqa: A004 - redis-py's
+from redis.exceptions import ConnectionError, NoScriptError, ResponseError  # noqa: A004 - redis-py's
 from redis.retry import Retry
 
 from core.lua import script
 from core.servers.urls import completed, for_redis_py, for_ssl, sentinels
 
 Call = tuple[Sequence[str], Sequence[str | int]]  # of a script: keys and arguments
+T = TypeVar("T")
 
 CLAIM_LEASE = timedelta(minutes=3)  # longer than any redelivery within the visibility timeout
 OPEN_TTL = timedelta(days=30)  # a flush is harmless, so an early expiry is too; no key leaks
@@ -25,6 +28,9 @@ CLOSED_TTL = timedelta(hours=1)
 CHUNK = 1_000  # claims or slots a call: 1 to 2 ms of Redis' one thread; more is not cheaper
 HEALTH_CHECK_S = 15  # of rest, after which a connection is asked for a sign of life before its use
 PIPELINED = 10  # seed calls of a round trip: some 300 KB
+TYPES = ("set", "hash", "zset")  # of the keys of a batch, in the order of `_keys`
+
+log = structlog.get_logger(__name__)
 
 
 # Of a Sentinel, in seconds; then the next one is asked. redis-py tries one that is away for longer.
@@ -111,7 +117,8 @@ class Slots:
         """
         chunks = [(batch_id, c) for batch_id, those in claimants.items() for c in _chunks(those)]
         claims: dict[str, list[Claim]] = {batch_id: [] for batch_id in claimants}
-        answers = self._pipelined(self._claim, [(_keys(batch_id), c) for batch_id, c in chunks])
+        calls: list[Call] = [(_keys(batch_id), chunk) for batch_id, chunk in chunks]
+        answers = self._healed(claimants, lambda: self._pipelined(self._claim, calls))
         for (batch_id, chunk), answer in zip(chunks, answers, strict=True):
             claims[batch_id] += _claims(chunk, answer)
         return claims
@@ -128,6 +135,26 @@ class Slots:
             except NoScriptError:
                 return [script(keys, args) for keys, args in calls]
 
+    def _healed(self, batches: Iterable[str], call: Callable[[], T]) -> T:
+        """Call Redis; if somebody gave keys of these batches another type, drop them and repeat."""
+        try:
+            return call()
+        except ResponseError as error:
+            if not _is_wrong_type(error):
+                raise
+            self._drop_other_types(batches)
+            return call()
+
+    def _drop_other_types(self, batches: Iterable[str]) -> None:
+        keys = [(key, own) for b in batches for key, own in zip(_keys(b), TYPES, strict=True)]
+        with self.client.pipeline(transaction=False) as pipe:
+            for key, _ in keys:
+                pipe.type(key)
+            found = pipe.execute()
+        wrong = [key for (key, own), kind in zip(keys, found, strict=True) if kind != own]
+        self.client.delete(*wrong)
+        log.warning("keys_of_another_type_dropped", keys=wrong)
+
     def release(self, batch_id: str, claims: Iterable[Claim], *, still_open: bool) -> int:
         """Take claims back; return how many still were these claimants'.
 
@@ -136,7 +163,8 @@ class Slots:
         pairs = [x for claim in claims if claim.essay_id for x in (claim.claimant, claim.essay_id)]
         if not pairs:
             return 0
-        return cast(int, self._release(keys=_keys(batch_id), args=[int(still_open), *pairs]))
+        call: Call = (_keys(batch_id), [int(still_open), *pairs])
+        return cast(int, self._healed([batch_id], lambda: self._release(*call)))
 
     def seed(self, batch_id: str, open_slots: Iterable[str], *, fresh: bool = True) -> int:
         """Make exactly these slots claimable, but those claimed within `CLAIM_LEASE`.
@@ -153,13 +181,13 @@ class Slots:
                 (_keys(batch_id), [int(fresh and number == 0), lease_ms, ttl_s, " ".join(chunk)])
                 for number, chunk in enumerate(some)
             ]
-            seeded += sum(self._pipelined(self._seed, calls))
+            seeded += sum(self._healed([batch_id], partial(self._pipelined, self._seed, calls)))
             fresh = False
         return seeded
 
     def free(self, batch_id: str) -> set[str]:
         """Return the slots that Redis holds as free."""
-        return cast("set[str]", self.client.smembers(_keys(batch_id)[0]))
+        return cast("set[str]", _readable(self.client.smembers, _keys(batch_id)[0]) or set())
 
     def free_counts(self, batches: Sequence[str]) -> list[int]:
         """Count the free slots of many batches in one round trip."""
@@ -170,11 +198,12 @@ class Slots:
         """Return the slots that were claimed so lately that their commit may be on its way."""
         seconds, _ = self.client.time()
         since = (seconds - CLAIM_LEASE.total_seconds()) * 1000
-        return set(cast("list[str]", self.client.zrangebyscore(_keys(batch_id)[2], since, "+inf")))
+        found = _readable(self.client.zrangebyscore, _keys(batch_id)[2], since, "+inf")
+        return set(cast("list[str]", found or ()))
 
     def assignments(self, batch_id: str) -> dict[str, str]:
         """Return claimant to essay id, as Redis remembers it."""
-        return cast("dict[str, str]", self.client.hgetall(_keys(batch_id)[1]))
+        return cast("dict[str, str]", _readable(self.client.hgetall, _keys(batch_id)[1]) or {})
 
     def forget(self, batches: Iterable[str]) -> None:
         """Drop every key of these batches."""
@@ -197,6 +226,20 @@ def _claims(claimants: Sequence[str], answer: Any) -> Iterable[Claim]:  # Any: o
         return (Claim(claimant, None, new=False) for claimant in claimants)
     slots, new = answer
     return map(Claim, claimants, (slot or None for slot in slots), map(bool, new))
+
+
+def _is_wrong_type(error: ResponseError) -> bool:
+    return "WRONGTYPE" in str(error)  # Redis 6 has words before it
+
+
+def _readable(read: Callable[..., object], *args: object) -> object:
+    """Read a key; None if it has another type: then it holds nothing of ours."""
+    try:
+        return read(*args)
+    except ResponseError as error:
+        if not _is_wrong_type(error):
+            raise
+        return None
 
 
 def _keys(batch_id: str) -> list[str]:

@@ -2,9 +2,18 @@
 
 import sys
 
+INTERRUPTED = 130  # as a shell reports Ctrl-C
+
 
 def main() -> int:
     """Run `els`; return its exit status."""
+    try:
+        return _main()
+    except KeyboardInterrupt:  # while modules are imported: later each command ends by itself
+        return INTERRUPTED
+
+
+def _main() -> int:
     if sys.argv[1:2] == ["health"]:
         from ops.stack import worker_health
 

@@ -1,5 +1,6 @@
 """Serve the ops page on its port, and the probes on theirs."""
 
+import os
 import socket
 from contextlib import suppress
 from threading import Thread
@@ -10,6 +11,7 @@ from starlette.types import ASGIApp
 from uvicorn import Config
 
 from core import logs
+from core.errors import StackError
 from core.settings import Settings
 from ops.web.app import create_app
 from ops.web.limits import BACKLOG, HEAD_BYTES, KEEP_ALIVE_S
@@ -23,15 +25,31 @@ log = structlog.get_logger(__name__)
 
 
 def serve(settings: Settings) -> None:
-    """Serve until a signal comes."""
+    """Serve until a signal comes. Raises StackError where the address cannot be had."""
     logs.configure(settings)
     if settings.ops_auth is None and settings.ops_host not in LOOPBACK:
         log.warning("no_password", host=settings.ops_host, see="ELS_OPS_AUTH")
+    _look_for(settings.ops_host, settings.ops_port)
     page = server_of(create_app(settings), settings.ops_host, settings.ops_port)
     if settings.health_port:
         serve_probes(settings, page)
     with suppress(KeyboardInterrupt):  # the signal that ended it
         page.run()
+
+
+def _look_for(host: str, port: int) -> None:
+    """Say in words that an address is taken, or not of this host: uvicorn would only log it."""
+    try:
+        family, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        reason = (
+            error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+        )
+        raise StackError(
+            f"the page cannot be served on {host}:{port}: {reason};"
+            " set ELS_OPS_HOST and ELS_OPS_PORT to an address of this host that is free"
+        ) from error
 
 
 def server_of(app: ASGIApp, host: str, port: int) -> LimitedServer:

@@ -121,6 +121,13 @@ def test_passwords_are_not_shown(name):
     assert "conspicuous" not in repr(settings) + str(settings)
 
 
+@pytest.mark.parametrize("name", ["ELS_OPS_AUTH", "ELS_FLOWER_AUTH"])
+@pytest.mark.parametrize("login", ["anna", ":", ":sesame", "anna:", " :sesame"])
+def test_a_login_has_a_user_and_a_password(name, login):
+    with pytest.raises(BadSettings, match=f"{name}: must be user:password"):
+        Settings.from_env({name: login})
+
+
 @pytest.mark.parametrize(
     ("event_type", "task"),
     [

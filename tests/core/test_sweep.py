@@ -17,7 +17,7 @@ from core.outbox import relay
 from core.repairs import RepairContext
 from core.rules import RULES
 from core.settings import PENDING_ALARM
-from core.slots import CLAIM_LEASE, Slots
+from core.slots import CLAIM_LEASE, Slots, _keys
 from core.sweep import sweep
 from tests.core import looks
 from tests.core.crowd import DEADLINE_S, at_once
@@ -404,7 +404,13 @@ def die_after_a_claim(slots, batch_id):
     age_claims(slots.client, batch_id)
 
 
+def give_keys_another_type(slots, batch_id):
+    for key in _keys(batch_id):
+        slots.client.set(key, "no set, no hash")
+
+
 DRIFTS = [
+    give_keys_another_type,
     flush,
     offer_a_stale_slot,
     offer_a_ghost,
@@ -434,6 +440,26 @@ def test_drift_is_found_among_all(alone, lifecycle, slots, batch_id, drift):
     drift(slots, batch_id)
 
     assert swept(lifecycle) == [("slot_drift", batch_id, True)]
+
+
+def test_keys_of_another_type_hide_no_other_batch(alone, lifecycle, slots, batch_id):
+    other = new_batch()
+    for each, drift in ((batch_id, lose_one), (other, give_keys_another_type)):
+        register(lifecycle, each, 4)
+        drift(slots, each)
+
+    assert {batch for _, batch, mended in swept(lifecycle) if mended} == {batch_id, other}
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_a_key_of_another_type_costs_no_content_its_slot(lifecycle, slots, batch_id, number):
+    register(lifecycle, batch_id, 2)
+    slots.client.delete(_keys(batch_id)[number])
+    slots.client.lpush(_keys(batch_id)[number], "a list")
+
+    placed = [assign(lifecycle, batch_id, text)["outcome"] for text in texts(3)]
+
+    assert placed == ["assigned", "assigned", "excess"]
 
 
 def test_a_ghost_that_is_not_noticed_costs_no_content_its_slot(alone, lifecycle, slots, conn):

@@ -3,9 +3,11 @@
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import psutil
 import psycopg
@@ -243,6 +245,26 @@ def test_an_error_says_what_to_do(tmp_path, arguments, status, said):
     assert told.returncode == status
     assert said in told.stderr
     assert "Traceback" not in told.stderr
+
+
+def test_the_page_says_that_its_port_is_taken(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+
+        told = els("ops", home=tmp_path, ELS_OPS_PORT=port, ELS_DATABASE_URL="postgresql://x/x")
+
+    assert told.returncode == 1
+    assert f"127.0.0.1:{port}: Address already in use; set ELS_OPS_HOST" in told.stderr
+
+
+def test_control_c_while_modules_are_imported_is_no_traceback():
+    with subprocess.Popen([sys.executable, "-m", "ops", "--help"], stderr=subprocess.PIPE) as els:
+        until(lambda: b"ops" in Path(f"/proc/{els.pid}/cmdline").read_bytes(), what="it runs")
+        els.send_signal(signal.SIGINT)
+        said = els.stderr.read()
+
+    assert els.returncode in {130, -signal.SIGINT}
+    assert b"ops" not in said
 
 
 def test_an_unknown_setting_is_an_error_that_names_it(tmp_path):

@@ -24,6 +24,7 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 5.0  # between two tries to drain the spool,
 POLL_S = 0.05  # for a result: to subscribe costs Redis more, and hangs where it goes away
 AT_ONCE = 20  # messages: as many may come twice, with their ids, if the process is killed
 GIB = 1024**3
+SCHEMES = ("redis://", "rediss://", "sentinel://", "amqp://", "amqps://", "pyamqp://")
 ONCE = {"max_retries": 0, "interval_start": 0}  # to connect: whoever drains tries again
 REDIS_OPTIONS = {
     **ONCE,
@@ -60,7 +61,8 @@ class Sender(Upstream):
         """Take the URL of the broker, or an app of yours that is set up for it.
 
         `results`: the URL of the service's Redis, or True for the result backend of your app; each
-        message then asks for its result, which `Sent.outcome` waits for. Raises SpoolUnusable.
+        message then asks for its result, which `Sent.outcome` waits for. Raises SpoolUnusable,
+        and ValueError for a URL of another kind.
         """
         self._broker, self._queue, self._results = broker, queue, results
         self._spool = Spool(Path(spool).absolute(), spool_messages, spool_bytes) if spool else None
@@ -146,6 +148,11 @@ class Sender(Upstream):
 
     def _own_app(self) -> Celery:
         url = str(self._broker)
+        if not url.startswith(SCHEMES):
+            raise ValueError(
+                f"the URL of the broker must begin with one of {', '.join(SCHEMES)}: it has"
+                f" {url.partition(':')[0]!r}"
+            )
         app = Celery("els-client", broker=url, set_as_current=False)
         app.conf.update(
             broker_connection_timeout=ANSWER_S,

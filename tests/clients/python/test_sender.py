@@ -132,6 +132,17 @@ def test_a_method_refuses_what_is_no_value_of_its_field(sender, batch_id, reason
         sender.cancel_batch(batch_id, reason=reason)
 
 
+@pytest.mark.parametrize("url", ["", "http://broker", "localhost:6379"])
+def test_a_url_of_no_broker_is_refused(url):
+    with pytest.raises(ValueError, match="must begin with one of redis://"):
+        Sender(url)
+
+
+def test_a_text_is_no_list_of_essays(sender):
+    with pytest.raises(TypeError, match="a list of ids"):
+        sender.register_batch("batch", "efg", course_code="c", user_id="u")
+
+
 def test_a_task_that_is_not_there_is_named(sender):
     with pytest.raises(InvalidEvent, match=r"no task els\.assign; it has els\.register_batch"):
         sender.send("els.assign", EXAMPLES["els.assign_content"])
