@@ -22,6 +22,7 @@ from ops.cli.options import (
     acting_on,
     confirm_change,
     connection,
+    no_blank,
     settings_to_read,
     signed,
 )
@@ -39,7 +40,7 @@ ALL = (POSTGRES, BROKER, REDIS)
 
 
 def explain(
-    batch: Annotated[str, typer.Argument(help="The batch's id")],
+    batch: Annotated[str, typer.Argument(help="The batch's id", callback=no_blank)],
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
@@ -68,6 +69,7 @@ def find(
         str,
         typer.Argument(
             metavar="ID",
+            callback=no_blank,
             help="Of a batch, essay, text, file, message, event, correlation, user, class or"
             " organisation",
         ),

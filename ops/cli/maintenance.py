@@ -21,6 +21,7 @@ from ops.cli.options import (
     acting_on,
     confirm_change,
     connection,
+    no_blank,
     progress,
     settings_to_read,
     signed,
@@ -40,7 +41,9 @@ PURGED = {  # the kinds of a purge, as people read them
 
 
 def reconcile(
-    batch: Annotated[str | None, typer.Argument(help="One batch; else all")] = None,
+    batch: Annotated[
+        str | None, typer.Argument(help="One batch; else all", callback=no_blank)
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Find, but repair nothing")] = False,
     why: Why = None,
     who: Who = None,

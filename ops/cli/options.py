@@ -126,6 +126,13 @@ def user_at_host() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
+def no_blank(given: str | None) -> str | None:
+    """Refuse an argument without a letter, as of a variable that is not set."""
+    if given is not None and not given.strip():
+        raise typer.BadParameter("it is empty; is the variable set that it comes from?")
+    return given
+
+
 def read_moment(text: str | None, name: str) -> datetime | None:
     """Read an option that is a moment in UTC, or an age such as 2h."""
     if text is None:

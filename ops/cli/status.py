@@ -19,7 +19,7 @@ from core.signs.beats import read_beats
 from core.slots import Slots, connect, connect_once
 from core.states import BatchStatus
 from ops import queries
-from ops.cli.options import AsJson, Home, connection, settings_to_read
+from ops.cli.options import AsJson, Home, connection, no_blank, settings_to_read
 from ops.cli.target import POSTGRES, REDIS, endpoints
 from ops.output import fail, out, print_json, print_line
 from ops.wording import age
@@ -32,7 +32,9 @@ COLUMNS = {"slots": "expected_count", "open": "available_slots"}  # as JSON name
 
 
 def status(
-    batch: Annotated[str | None, typer.Argument(help="One batch; else the newest ones")] = None,
+    batch: Annotated[
+        str | None, typer.Argument(help="One batch; else the newest ones", callback=no_blank)
+    ] = None,
     state: Annotated[
         BatchStatus | None, typer.Option(help="Only batches in this state", metavar="STATE")
     ] = None,

@@ -43,9 +43,8 @@ def _look_for(host: str, port: int) -> None:
         family, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         socket.create_server((host, port), family=family).close()
     except OSError as error:
-        reason = (
-            error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
-        )
+        unknown = isinstance(error, socket.gaierror)
+        reason = error.strerror if unknown else os.strerror(error.errno or 0)
         raise StackError(
             f"the page cannot be served on {host}:{port}: {reason};"
             " set ELS_OPS_HOST and ELS_OPS_PORT to an address of this host that is free"
