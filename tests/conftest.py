@@ -5,6 +5,7 @@ import os
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import redis
@@ -27,6 +28,8 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # hundreds of processes would c
 
 # The URLs are set before anything imports the Celery app; the servers start with the first test.
 KINDS = {"ELS_DATABASE_URL": Postgres, "ELS_REDIS_URL": Valkey}
+MEMORY = Path("/dev/shm")
+ROOM = 4 << 30  # bytes; servers of three test processes write below one GB
 PORTS = {name: free_port() for name in KINDS if name not in GIVEN}
 
 
@@ -73,13 +76,20 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("run", range(metafunc.config.getoption("--runs")))
 
 
+@pytest.fixture(scope="session")
+def memory(tmp_path_factory):
+    """Lend a folder for data of servers: in memory, if there is room, as no test is about disks."""
+    roomy = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOM
+    where = MEMORY if roomy else tmp_path_factory.getbasetemp()
+    with TemporaryDirectory(prefix="els-tests-", dir=where, ignore_cleanup_errors=True) as made:
+        yield Path(made)
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _servers(tmp_path_factory):
-    home = tmp_path_factory.mktemp("servers")
+def _servers(memory):
     with ExitStack() as undo:
-        undo.callback(shutil.rmtree, home, ignore_errors=True)
         for name in PORTS:
-            server = _server(name, home)
+            server = _server(name, memory)
             undo.callback(server.stop)
             server.start()
         undo.callback(gc.collect)  # what is left to be ended ends while the servers are up
