@@ -44,6 +44,7 @@ def torture(
     longest: Annotated[
         float | None, typer.Option(min=0.5, help="End every fault after this many seconds")
     ] = None,
+    rate: Annotated[float, typer.Option(min=0.1, help="Messages a second of the load")] = 50,
     logs: Annotated[Path | None, typer.Option(help="Copy the logs into this folder")] = None,
     rabbitmq: Annotated[
         bool, typer.Option("--rabbitmq", help="Use RabbitMQ as the broker, not Valkey")
@@ -76,6 +77,7 @@ def torture(
         longest_s=longest,
         logs=logs,
         rabbitmq=rabbitmq,
+        rate=rate,
     )
     if as_json:
         print_json(report.as_json())

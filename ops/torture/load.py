@@ -16,7 +16,7 @@ from core.invariants import Invariant
 from ops import client
 from ops.client import Event, Sender, common
 
-PACE_S = 0.02  # between two messages of the load: below what two cores can carry
+RATE = 50.0  # messages a second: below what two cores can carry
 MOST_WAITING = 300  # at the broker: more only shows how long a backlog takes, not a recovery
 ASKED_EVERY = 25  # messages sent before the broker is asked again how many wait
 AHEAD = 60  # messages made and not sent yet: those of several batches, in any order
@@ -32,6 +32,7 @@ class Load:
 
     sender: Sender
     random: Random
+    rate: float = RATE  # messages a second
     batches: dict[str, str | None] = field(default_factory=dict)  # batch -> class id
     messages: list[Message] = field(default_factory=list)
     made: int = 0  # batches of the load
@@ -55,7 +56,7 @@ class Load:
                 self.random.shuffle(waiting)
             if waiting:
                 self.send(*waiting.pop())
-            time.sleep(PACE_S)
+            time.sleep(1 / self.rate)
 
     def send(self, task: str, event: Event) -> None:
         """Send until the broker takes it, as every upstream service must."""

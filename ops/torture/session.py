@@ -30,7 +30,7 @@ from ops.stack.embedded import make_home, until
 from ops.stack.supervisor import Child, Stack
 from ops.torture.brokers import QUEUE, Broker, RabbitMQ, ValkeyBroker
 from ops.torture.faults import Fault, NoTicks, chosen
-from ops.torture.load import AWAITS_STUDENTS, FINAL, Load, statuses
+from ops.torture.load import AWAITS_STUDENTS, FINAL, RATE, Load, statuses
 from ops.torture.report import Report
 from ops.torture.stage import ENVIRON, WAL_MB, SmallDisk, Stage, beat
 
@@ -52,12 +52,13 @@ def torture(  # noqa: PLR0913 - an option each
     longest_s: float | None = None,
     logs: Path | None = None,
     rabbitmq: bool = False,
+    rate: float = RATE,
 ) -> Report:
     """Run a private stack, send batches and do harm for so many minutes; check what is left.
 
     `only` names the faults to do. No fault lasts longer than `longest_s`: by default an eighth of
     the session, at least 3 s and at most 75. `logs` gets what the processes wrote. `rabbitmq` takes
-    a node of RabbitMQ for the broker, in place of a Valkey.
+    a node of RabbitMQ for the broker, in place of a Valkey. `rate`: messages a second.
     Raises StackError for a fault that there is not, and where RabbitMQ is not installed.
     """
     kind = broker_kind(rabbitmq)
@@ -81,7 +82,7 @@ def torture(  # noqa: PLR0913 - an option each
         stack = undo.enter_context(_stack(home, broker, say, undo))
         stack.watch(Child("broker", broker.launch, broker.log, broker.process))
         stage = Stage(stack, broker, disk, Random(seed), longest_s)
-        session = Session(stage, report, faults, say)
+        session = Session(stage, report, faults, say, rate)
         thread = threading.Thread(target=session.run, args=(minutes, batches, stack.stop))
         thread.start()
         stack.wait()  # restarts what is killed; ended by the session, or by a signal
@@ -137,7 +138,12 @@ class Session:
     """The load, the faults, and at the end the look at what is left."""
 
     def __init__(
-        self, stage: Stage, report: Report, faults: list[Fault], say: Callable[[str], None]
+        self,
+        stage: Stage,
+        report: Report,
+        faults: list[Fault],
+        say: Callable[[str], None],
+        rate: float,
     ) -> None:
         self.stage = stage
         self.report = report
@@ -154,7 +160,7 @@ class Session:
             else:
                 self.faults.append(fault)
         sender = Sender(stage.broker_url, QUEUE)
-        self.load = Load(sender, Random(stage.random.random()))
+        self.load = Load(sender, Random(stage.random.random()), rate)
         stage.replay = partial(self.load.replay, 20, stage.random)
         self.slots = Slots(connect(stage.slots_url))
 
