@@ -21,7 +21,8 @@ from statistics import median
 from timeit import timeit
 
 from core import db, metrics
-from core.slots import Slots, connect
+from core.servers.redis_client import connect
+from core.slots import Slots
 from migrations import upgrade
 from ops.stack.embedded import Postgres, Server, Valkey, free_port
 from ops.web.health import FRESH_S, SHARE

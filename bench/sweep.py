@@ -20,8 +20,9 @@ from core.db.connection import Conn
 from core.lifecycle import Lifecycle
 from core.repairs import RepairContext
 from core.rules import RULES
+from core.servers.redis_client import connect
 from core.settings import Settings
-from core.slots import Slots, connect
+from core.slots import Slots
 from core.sweep import sweep
 from migrations import upgrade
 from ops.stack.embedded import Postgres, Valkey, free_port

@@ -28,9 +28,10 @@ from core import db
 from core.errors import ELSError
 from core.invariants import check_batches
 from core.lifecycle import Lifecycle
+from core.servers.redis_client import connect
 from core.servers.urls import is_amqp
 from core.settings import Settings
-from core.slots import Slots, connect
+from core.slots import Slots
 from migrations import upgrade
 from migrations.schema import metadata
 from ops.stack.embedded import leashed

@@ -10,14 +10,11 @@ from itertools import islice
 from typing import Any, NamedTuple, TypeVar, cast
 
 import structlog
-from redis import Redis, Sentinel
-from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
+from redis import Redis
 from redis.commands.core import Script
-from redis.exceptions import ConnectionError, NoScriptError, ResponseError  # noqa: A004 - redis-py's
-from redis.retry import Retry
+from redis.exceptions import NoScriptError, ResponseError
 
 from core.lua import script
-from core.servers.urls import completed, for_redis_py, for_ssl, sentinels
 
 Call = tuple[Sequence[str], Sequence[str | int]]  # of a script: keys and arguments
 T = TypeVar("T")
@@ -26,67 +23,10 @@ CLAIM_LEASE = timedelta(minutes=3)  # longer than any redelivery within the visi
 OPEN_TTL = timedelta(days=30)  # a flush is harmless, so an early expiry is too; no key leaks
 CLOSED_TTL = timedelta(hours=1)
 CHUNK = 1_000  # claims or slots a call: 1 to 2 ms of Redis' one thread; more is not cheaper
-HEALTH_CHECK_S = 15  # of rest, after which a connection is asked for a sign of life before its use
 PIPELINED = 10  # seed calls of a round trip: some 300 KB
 TYPES = ("set", "hash", "zset")  # of the keys of a batch, in the order of `_keys`
 
 log = structlog.get_logger(__name__)
-
-
-# Of a Sentinel, in seconds; then the next one is asked. redis-py tries one that is away for longer.
-ASKED_ONCE: dict[str, Any] = {  # Any: options of redis-py
-    "socket_timeout": 1,
-    "socket_connect_timeout": 1,
-    "retry": Retry(NoBackoff(), 0),
-}
-
-
-def connect(url: str, *, timeout_s: float = 5) -> Redis:
-    """Connect to Redis; a lost reply is asked for again a few times, for half a second at most.
-
-    Every script here may be repeated, so that is safe. Silence is not asked again, or it would take
-    many times `timeout_s` until it is noticed: redis.TimeoutError goes to the caller. Limits that
-    the URL names win. Of Sentinels, each new connection goes to the primary of that moment.
-    """
-    retry = Retry(ExponentialWithJitterBackoff(cap=0.2, base=0.02), 4, (ConnectionError,))
-    health = {"socket_keepalive": True, "health_check_interval": HEALTH_CHECK_S}
-    return _client(url, timeout_s, retry, health)
-
-
-def connect_once(url: str, *, timeout_s: float = 2) -> Redis:
-    """Connect for one who waits for the answer: each call is tried once, and briefly."""
-    return _client(url, timeout_s, Retry(NoBackoff(), 0), {})
-
-
-def _client(
-    url: str,
-    timeout_s: float,
-    retry: Retry,
-    more: dict[str, Any],  # Any: options of redis-py
-) -> Redis:
-    url = completed(url)
-    options = {
-        "decode_responses": True,
-        "socket_timeout": timeout_s,
-        "socket_connect_timeout": timeout_s,
-        "retry": retry,
-        **more,
-    }
-    if url.startswith("sentinel://"):
-        return _of_sentinels(url, options)
-    if url.startswith(("unix://", "redis+socket://")):
-        options.pop("socket_keepalive", None)
-    return Redis.from_url(for_redis_py(url), **options)
-
-
-def _of_sentinels(url: str, options: dict[str, Any]) -> Redis:  # Any: likewise
-    said = sentinels(url)
-    tls = {"ssl": True, **for_ssl(said.ssl)} if said.ssl else {}
-    found: Any = Sentinel(  # type: ignore[no-untyped-call] # redis-py's
-        said.hosts, sentinel_kwargs={**ASKED_ONCE, **said.own, **tls}
-    )
-    server = {"db": said.db, "username": said.username, "password": said.password}
-    return cast(Redis, found.master_for(said.primary, Redis, **server, **tls, **options))
 
 
 class Claim(NamedTuple):  # made for each content: a third of the cost of a frozen dataclass

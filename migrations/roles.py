@@ -12,7 +12,7 @@ from psycopg.sql import SQL, Composable, Composed, Identifier, Literal
 from core.db.connection import Conn, connect_once
 from core.db.url import SESSION
 from core.errors import ELSError
-from core.servers.requirements import RIGHTS, RIGHTS_TO_PURGE
+from core.servers.rights import RIGHTS, RIGHTS_TO_PURGE
 
 VERSION = "alembic_version"
 WORK = {**RIGHTS, VERSION: ("SELECT",)}

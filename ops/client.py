@@ -16,7 +16,7 @@ from kombu.exceptions import OperationalError
 from core.catalogue import TASKS
 from core.db.connection import Conn
 from core.errors import StackError
-from core.servers.requirements import away
+from core.servers.away import away
 from core.servers.tls import describe
 from core.servers.urls import is_amqp
 from tasks.servers import set_broker

@@ -21,7 +21,7 @@ from psycopg.types.json import Json, Jsonb
 
 from core.db.actions import By
 from core.db.connection import Conn, Row
-from core.servers.requirements import RIGHTS
+from core.servers.rights import RIGHTS
 
 MARKER = "erased"
 AT_ONCE = 100  # rows of one transaction

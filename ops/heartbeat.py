@@ -9,6 +9,7 @@ import redis
 from kombu.exceptions import OperationalError
 
 from core.servers.identity import location
+from core.servers.redis_client import connect_once
 from core.servers.urls import is_redis, kind_and_path
 from core.settings import Settings
 from core.signs import heartbeat as core_heartbeat
@@ -16,7 +17,6 @@ from core.signs.beats import read_beats
 from core.signs.heartbeat import NO_HEARTBEAT, Asked, Heartbeat
 from core.signs.installation import Installation, Kind, detect
 from core.signs.pauses import Outage, Pause
-from core.slots import connect_once
 from ops.redis_queues import lengths_on_redis
 
 BROKER_S = 0.8  # for Redis as the broker

@@ -15,7 +15,8 @@ from celery.exceptions import AlwaysEagerIgnored, Reject
 from celery.result import EagerResult
 
 from core.errors import BadSettings, StackError
-from core.servers.requirements import Severity, check_servers
+from core.servers.finding import Severity
+from core.servers.requirements import check_servers
 from core.settings import Settings
 
 

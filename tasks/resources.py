@@ -14,7 +14,8 @@ from core.db.connection import Conn
 from core.errors import BadSettings
 from core.lifecycle import Lifecycle
 from core.metrics import Pusher
-from core.slots import Slots, connect
+from core.servers.redis_client import connect
+from core.slots import Slots
 from tasks import eager
 from tasks.app import app, settings
 from tasks.delivery import deliver

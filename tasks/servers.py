@@ -10,8 +10,8 @@ from celery import Celery
 from redis.connection import URL_QUERY_ARGUMENT_PARSERS
 
 import durable_redis
+from core.servers.redis_client import ASKED_ONCE
 from core.servers.urls import completed, for_ssl, is_amqp, pieces, query_of, sentinels
-from core.slots import ASKED_ONCE
 from tasks.worker import amqp
 
 REPLICAS = 1  # that have a message of ours before it counts as sent, where there are Sentinels

@@ -9,7 +9,8 @@ from core import db
 from core.lifecycle import Lifecycle
 from core.messages import SINGLE_LIMIT, EssayContentProvisioned, parse
 from core.model import Message, StepResult
-from core.slots import Slots, connect
+from core.servers.redis_client import connect
+from core.slots import Slots
 from ops.client import common
 
 dramatiq.set_broker(RedisBroker(url=REDIS_URL, namespace="peers"))

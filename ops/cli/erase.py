@@ -5,8 +5,8 @@ from typing import Annotated, Any
 import typer
 
 from core import db
+from core.servers.redis_client import connect
 from core.servers.urls import is_amqp
-from core.slots import connect
 from ops.cli.options import (
     AsJson,
     DryRun,

@@ -14,7 +14,7 @@ import redis
 import typer
 
 from core.errors import ELSError
-from core.servers.requirements import away
+from core.servers.away import away
 from core.servers.tls import describe
 from core.settings import Settings
 from ops.cli import (

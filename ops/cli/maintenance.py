@@ -9,8 +9,9 @@ import typer
 from core import db, logs, retention
 from core.db.actions import By
 from core.retention import Purge
+from core.servers.redis_client import connect
 from core.settings import Settings
-from core.slots import Slots, connect
+from core.slots import Slots
 from core.sweep import SweepResult
 from ops.cli.options import (
     AsJson,

@@ -17,8 +17,9 @@ from core import db
 from core.db.actions import LONGEST_REASON, By
 from core.db.connection import Conn
 from core.messages import NAME_LENGTH
+from core.servers.redis_client import connect
 from core.settings import Settings
-from core.slots import Slots, connect
+from core.slots import Slots
 from ops.cli.target import POSTGRES, conflict, endpoints, explicit, locations
 from ops.moments import moment_of
 from ops.output import err, fail, say

@@ -14,9 +14,10 @@ from core.checks import CheckContext, Shared
 from core.db.connection import Conn, Row
 from core.errors import StackError
 from core.rules import RULES
+from core.servers.redis_client import connect, connect_once
 from core.settings import Settings
 from core.signs.beats import read_beats
-from core.slots import Slots, connect, connect_once
+from core.slots import Slots
 from core.states import BatchStatus
 from ops import queries
 from ops.cli.options import AsJson, Home, connection, no_blank, settings_to_read

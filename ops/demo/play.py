@@ -26,8 +26,9 @@ from core.db.connection import Conn
 from core.errors import StackError
 from core.events import manifest_sha256
 from core.invariants import Invariant, check_batches, check_slots
+from core.servers.redis_client import connect
 from core.settings import Settings
-from core.slots import Slots, connect
+from core.slots import Slots
 from migrations import upgrade
 from ops import client, queries
 from ops.client import Event, Sender, common

@@ -19,14 +19,15 @@ from core.faults import sqlstate
 from core.probe import probe_postgres, probe_redis
 from core.rules import CAUSES, Cause
 from core.schema import read_standing
+from core.servers.away import away
 from core.servers.identity import identity
-from core.servers.requirements import away
+from core.servers.redis_client import connect_once
 from core.servers.tls import describe
 from core.servers.urls import is_redis, kind_and_path
 from core.settings import Settings
 from core.signs.heartbeat import NO_HEARTBEAT, Heartbeat
 from core.signs.pauses import Outage
-from core.slots import Slots, connect_once
+from core.slots import Slots
 from ops.explain.explanation import Explanation, explain
 from ops.explain.locks import locks
 from ops.explain.message_clues import with_messages

@@ -19,8 +19,9 @@ from core.db import Conn
 from core.db.url import address
 from core.errors import StackError
 from core.invariants import Invariant, check_batches, check_slots
+from core.servers.redis_client import connect
 from core.settings import Settings
-from core.slots import CLAIM_LEASE, Slots, connect
+from core.slots import CLAIM_LEASE, Slots
 from migrations import upgrade
 from ops.client import Sender
 from ops.demo.play import CONSUMER

@@ -11,9 +11,10 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 from core import db
 from core.db.connection import Conn
 from core.servers.identity import identity
+from core.servers.redis_client import connect_once
 from core.settings import Settings
 from core.signs.heartbeat import Heartbeat
-from core.slots import Slots, connect_once
+from core.slots import Slots
 from ops.heartbeat import heartbeat_or_none, with_asker
 from ops.web.receivers import EventQueues
 from ops.web.replica import Replica

@@ -9,17 +9,13 @@ from kombu.exceptions import OperationalError
 from psycopg_pool import PoolTimeout
 
 from core.probe import probe_postgres, probe_redis
-from core.servers.requirements import (
-    Finding,
-    Severity,
-    away,
-    check_postgres,
-    check_redis,
-    find_in_postgres,
-)
+from core.servers.away import away
+from core.servers.finding import Finding, Severity
+from core.servers.postgres import check_postgres, find_in_postgres
+from core.servers.redis import check_redis
+from core.servers.redis_client import connect_once
 from core.servers.urls import is_redis
 from core.signs.pauses import Outage
-from core.slots import connect_once
 from ops.web.connections import Connections
 from ops.web.health import UNANSWERED, paused_processes
 

@@ -4,7 +4,7 @@ from functools import cache
 
 from redis import Redis
 
-from core.slots import connect_once
+from core.servers.redis_client import connect_once
 from tasks.app import settings
 
 ANSWER_S = 1  # a main loop, or beat, waits meanwhile

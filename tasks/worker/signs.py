@@ -9,8 +9,8 @@ from typing import Any
 
 from celery.worker import state
 
+from core.servers.finding import Finding
 from core.servers.identity import identity_of, location
-from core.servers.requirements import Finding
 from core.servers.urls import kind_and_path
 from core.signs.installation import detect
 from tasks.app import app, settings

@@ -12,11 +12,13 @@ import structlog
 from celery import Celery
 
 from core.errors import BadSettings, ELSError
-from core.servers.requirements import Finding, Severity, check_servers, wait_for_schema
+from core.servers.finding import Finding, Severity
+from core.servers.postgres import wait_for_schema
+from core.servers.redis_client import connect_once
+from core.servers.requirements import check_servers
 from core.settings import Settings
 from core.signs import health_file, heartbeat, pauses
 from core.signs.sign import write_sign
-from core.slots import connect_once
 from tasks.worker.stopping import STOPS
 
 GARBAGE = (10_000, 50, 50)  # allocations a collection; Python's 700 are those of two messages

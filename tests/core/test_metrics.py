@@ -9,7 +9,7 @@ from redis.exceptions import ConnectionError as LostConnection
 
 from core import metrics
 from core.metrics import HASH, Pusher
-from core.slots import connect
+from core.servers.redis_client import connect
 from ops.stack.proxy import Proxy
 
 REPAIRED = 'els_sweep_repairs_total{rule="a_rule"}'

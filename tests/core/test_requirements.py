@@ -11,8 +11,12 @@ import redis
 
 from core import db
 from core.schema import head_revision
-from core.servers import requirements
-from core.servers.requirements import check_postgres, check_redis, check_servers, missing_for_work
+from core.servers import finding, postgres
+from core.servers import redis as redis_server
+from core.servers.postgres import check_postgres, missing_for_work
+from core.servers.redis import check_redis
+from core.servers.requirements import check_servers
+from core.servers.rights import RIGHTS
 from core.settings import Settings
 from migrations import head, upgrade
 from ops.stack.embedded import Valkey, free_port
@@ -140,13 +144,13 @@ def database(database_url, conn):
 def grant_all(url, role):
     with db.connect_once(url) as owner:
         owner.execute(f"GRANT SELECT ON alembic_version TO {role}")
-        for table, verbs in requirements.RIGHTS.items():
+        for table, verbs in RIGHTS.items():
             owner.execute(f"GRANT {', '.join(verbs)} ON {table} TO {role}")
 
 
 @pytest.mark.parametrize(
     ("table", "verb"),
-    [(table, verb) for table, verbs in requirements.RIGHTS.items() for verb in verbs][::3],
+    [(table, verb) for table, verbs in RIGHTS.items() for verb in verbs][::3],
 )
 def test_a_right_that_is_missing_is_named(database, table, verb):
     url, of_role, role = database
@@ -188,12 +192,13 @@ def test_what_a_database_lacks_is_named(database, conn, statement, words, severi
 
 @pytest.mark.parametrize("shift_s", [-60, 60])
 def test_a_clock_that_is_off_is_named(conn, valkey, monkeypatch, shift_s):
-    class Shifted(requirements.datetime):
+    class Shifted(postgres.datetime):
         @classmethod
         def now(cls, zone=None):
             return super().now(zone) + timedelta(seconds=shift_s)
 
-    monkeypatch.setattr(requirements, "datetime", Shifted)
+    for module in (finding, postgres, redis_server):
+        monkeypatch.setattr(module, "datetime", Shifted)
 
     found = [*check_postgres(conn), *check_redis(valkey, "broker")]
 
@@ -206,16 +211,16 @@ def test_a_clock_that_is_off_is_named(conn, valkey, monkeypatch, shift_s):
 
 def test_waiting_for_a_schema_ends_when_it_is_there_or_when_told(database, monkeypatch):
     url, *_ = database
-    monkeypatch.setattr(requirements, "ASK_EVERY_S", 0.1)
+    monkeypatch.setattr(postgres, "ASK_EVERY_S", 0.1)
     said, signs = [], []
     with db.connect_once(url) as owner:
         owner.execute("ALTER TABLE dead_letters RENAME TO other")
 
-        stopped = requirements.wait_for_schema(
+        stopped = postgres.wait_for_schema(
             url, said.append, lambda: len(signs) > 20, lambda: signs.append(time.monotonic())
         )
         owner.execute("ALTER TABLE other RENAME TO dead_letters")
-        there = requirements.wait_for_schema(url, said.append, lambda: False)
+        there = postgres.wait_for_schema(url, said.append, lambda: False)
 
     assert (stopped, there) == (False, True)
     assert [each.step for each in said] == ["els migrate"]

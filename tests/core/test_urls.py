@@ -7,9 +7,9 @@ import pytest
 
 from core.db.url import address
 from core.errors import BadSettings
+from core.servers.redis_client import connect
 from core.servers.urls import for_redis_py, sentinels
 from core.settings import Settings
-from core.slots import connect
 
 
 @pytest.fixture(scope="module")

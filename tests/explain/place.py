@@ -17,10 +17,10 @@ import psycopg
 from psycopg.rows import dict_row
 
 from core import db
+from core.servers.redis_client import connect_once
 from core.signs.beats import read_beats
 from core.signs.heartbeat import FRESH, SWEPT, read_heartbeat
 from core.signs.pauses import read_pauses
-from core.slots import connect_once
 from migrations import upgrade
 from ops.client import outcome_of
 from ops.stack.embedded import Postgres, Valkey, free_port

@@ -9,7 +9,7 @@ import pytest
 
 from core import db
 from core.probe import probe_postgres
-from core.servers.requirements import missing_for_work
+from core.servers.postgres import missing_for_work
 from migrations import upgrade
 from migrations.roles import Names, RolesRefused, write_roles
 from ops import queries

@@ -13,7 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from core import db
 from core.invariants import check_batches
-from core.slots import Slots, connect
+from core.servers.redis_client import connect
+from core.slots import Slots
 from migrations import current, head, upgrade
 from tests import factories as make
 from tests.live.conftest import Workers, until

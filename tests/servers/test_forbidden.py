@@ -13,7 +13,8 @@ import redis
 from celery import Celery
 
 from core.invariants import check_batches
-from core.servers.requirements import Severity, check_redis
+from core.servers.finding import Severity
+from core.servers.redis import check_redis
 from core.settings import Settings
 from ops.access import PROGRAMS, acl_line, redis_users, user
 from ops.heartbeat import heartbeat_or_none

@@ -19,8 +19,9 @@ from core.invariants import check_batches
 from core.lifecycle import Lifecycle
 from core.repairs import RepairContext
 from core.servers import requirements
+from core.servers.redis_client import connect
 from core.settings import Settings
-from core.slots import Slots, connect
+from core.slots import Slots
 from core.sweep import sweep
 from migrations import head, upgrade
 from tests import factories as make

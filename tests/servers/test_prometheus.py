@@ -23,9 +23,10 @@ from core import db, metrics
 from core.db.dead_letters import DeadLetter
 from core.lifecycle import Lifecycle
 from core.metrics import Pusher
+from core.servers.redis_client import connect
 from core.signs.heartbeat import SWEPT, note_in_work, note_sweep, note_worker
 from core.signs.pauses import Outage, Pause, delete_pause, write_pause
-from core.slots import Slots, connect
+from core.slots import Slots
 from migrations import upgrade
 from ops.stack.embedded import Postgres, Valkey, free_port, leashed
 from tests import factories as make

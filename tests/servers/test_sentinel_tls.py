@@ -11,8 +11,8 @@ from celery import Celery
 from core.requirements import check_servers
 from core.tls import NO_PRIMARY, describe
 
+from core.servers.redis_client import connect
 from core.settings import Settings
-from core.slots import connect
 from ops.client import Sender
 from tasks.servers import set_broker, set_results
 from tests import factories

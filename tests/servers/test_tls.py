@@ -13,9 +13,10 @@ import redis
 from celery import Celery
 
 from core import db
-from core.servers.requirements import Severity, check_servers
+from core.servers.finding import Severity
+from core.servers.redis_client import connect
+from core.servers.requirements import check_servers
 from core.settings import Settings
-from core.slots import connect
 from migrations import upgrade
 from ops.client import Sender
 from ops.stack.embedded import leashed

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from core import schema
-from core.servers.requirements import Severity, check_postgres
+from core.servers.finding import Severity
+from core.servers.postgres import check_postgres
 from migrations import head
 from tests.releases import LAST, ROOT
 
@@ -158,7 +159,7 @@ def test_what_cannot_be_undone_is_refused(this, coming, later, conn):
 ASK = """
 import sys
 from core import db
-from core.servers.requirements import missing_for_work
+from core.servers.postgres import missing_for_work
 found = missing_for_work(db.connect_once(sys.argv[1]))
 print(found.step if found else "")
 """

@@ -1,0 +1,175 @@
+"""What the service needs of Postgres: version, schema, rights, settings, clock."""
+
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+
+import psycopg
+
+from core.db.connection import Conn, Prepare, UnfitPooler, connect_once
+from core.errors import ELSError
+from core.schema import State, read_standing
+from core.servers.away import away
+from core.servers.finding import Finding, Severity, since, skew
+from core.servers.rights import RIGHTS
+
+OLDEST_POSTGRES = 130_000  # the oldest that the project of Postgres supported lately
+ASK_EVERY_S, BEAT_EVERY_S = 3.0, 1.0  # while a worker waits for its schema
+NO_RIGHT = """
+    SELECT name, verb, to_regclass(name) IS NULL AS absent
+    FROM unnest(%(names)s::text[], %(verbs)s::text[]) AS needed (name, verb)
+    WHERE CASE
+        WHEN to_regclass(name) IS NULL THEN true
+        WHEN verb = 'DELETE' THEN NOT has_table_privilege(to_regclass(name), verb)
+        ELSE NOT has_any_column_privilege(to_regclass(name), verb)
+    END
+"""
+
+
+def find_in_postgres(url: str, prepare: Prepare = "auto") -> list[Finding]:
+    """Check Postgres by a connection of its own; an error is a finding."""
+    try:
+        with connect_once(url, prepare=prepare) as conn:
+            return check_postgres(conn)
+    except UnfitPooler as error:
+        why = "statements would run with other settings, or those of others would"
+        return [Finding("postgres", Severity.FAULT, error.wrong, why, error.step)]
+    except (psycopg.Error, ELSError) as error:
+        return [away("postgres", url, error)]
+
+
+def check_postgres(conn: Conn) -> list[Finding]:
+    """Check Postgres over a connection like those of the service. Raises psycopg.Error."""
+    version = conn.info.server_version
+    if version < OLDEST_POSTGRES:
+        wrong = f"it is version {version // 10_000}"
+        why = f"the service needs {OLDEST_POSTGRES // 10_000} or newer"
+        return [Finding("postgres", Severity.FAULT, wrong, why, "upgrade the server")]
+    missing = missing_for_work(conn)
+    found = [missing] if missing else [*_other_schema(conn)]
+    return [*found, *_settings_of(conn), *_skew_of_postgres(conn)]
+
+
+def missing_for_work(conn: Conn) -> Finding | None:
+    """Find what keeps this connection from any work. Raises psycopg.Error."""
+    return _read_only(conn) or _schema(conn) or _rights(conn)
+
+
+def _read_only(conn: Conn) -> Finding | None:
+    row = conn.execute(
+        "SELECT pg_is_in_recovery() AS standby,"
+        " current_setting('transaction_read_only')::boolean AS read_only"
+    ).fetchone()
+    assert row is not None
+    if not row["standby"] and not row["read_only"]:
+        return None
+    wrong = "it is a standby" if row["standby"] else "its transactions are read-only"
+    step = (
+        "name the primary in ELS_DATABASE_URL, or every host and target_session_attrs=read-write"
+        if row["standby"]
+        else "find out who set default_transaction_read_only: a full disk, an upgrade, a person"
+    )
+    return Finding("postgres", Severity.FAULT, wrong, "no worker can write an outcome", step)
+
+
+def _schema(conn: Conn) -> Finding | None:
+    try:
+        found = read_standing(conn)
+    except psycopg.errors.InsufficientPrivilege:
+        return _no_rights(["SELECT ON alembic_version"], conn)
+    return None if found.usable else _unusable(found.wrong, found.step)
+
+
+def _other_schema(conn: Conn) -> Iterator[Finding]:
+    """Warn of a schema that this version can use, and that is not its own: during an upgrade."""
+    found = read_standing(conn)
+    if found.state is not State.HEAD:
+        why = "this version works on it, as during an upgrade"
+        yield Finding("postgres", Severity.WARNING, found.wrong, why, found.step)
+
+
+def _unusable(wrong: str, step: str = "els migrate") -> Finding:
+    why = "workers can carry nothing out"
+    return Finding("postgres", Severity.FAULT, wrong, why, step)
+
+
+def _rights(conn: Conn) -> Finding | None:
+    needed = [(name, verb) for name, verbs in RIGHTS.items() for verb in verbs]
+    names, verbs = zip(*needed, strict=True)
+    rows = conn.execute(NO_RIGHT, {"names": list(names), "verbs": list(verbs)}).fetchall()
+    if absent := sorted({row["name"] for row in rows if row["absent"]}):
+        named = ", ".join(absent)
+        return _unusable(f"there is no table {named}, or the role may not enter its schema")
+    return _no_rights([f"{row['verb']} ON {row['name']}" for row in rows], conn) if rows else None
+
+
+def _no_rights(lacking: list[str], conn: Conn) -> Finding:
+    role = conn.info.user
+    return Finding(
+        "postgres",
+        Severity.FAULT,
+        f"the role {role} lacks {', '.join(lacking)}",
+        "workers cannot carry messages out",
+        "; ".join(f"GRANT {each} TO {role}" for each in lacking),
+    )
+
+
+def _settings_of(conn: Conn) -> Iterator[Finding]:
+    rows = conn.execute(
+        "SELECT name, setting FROM pg_settings"
+        " WHERE name IN ('fsync', 'synchronous_commit', 'full_page_writes')"
+    ).fetchall()
+    off = {row["name"] for row in rows if row["setting"] == "off"}
+    why = {
+        "fsync": "a crash of its machine may destroy the database",
+        "full_page_writes": "a crash of its machine may destroy the database",
+        "synchronous_commit": "a crash of the server forgets outcomes of messages that are gone",
+    }
+    for name in sorted(off):
+        step = f"{name} = on, in postgresql.conf or for this role"
+        yield Finding("postgres", Severity.WARNING, f"{name} is off", why[name], step)
+
+
+def _skew_of_postgres(conn: Conn) -> Iterator[Finding]:
+    before = datetime.now(UTC)
+    row = conn.execute("SELECT clock_timestamp() AS now").fetchone()
+    assert row is not None
+    yield from skew("postgres", (row["now"] - before).total_seconds(), since(before))
+
+
+def wait_for_schema(
+    url: str,
+    say: Callable[[Finding], object],
+    stopped: Callable[[], bool],
+    beat: Callable[[], object] = lambda: None,
+    prepare: Prepare = "auto",
+) -> bool:
+    """Wait until a connection of this URL sees the schema that this code needs, with its rights.
+
+    `say` gets each finding that differs from the one before; `beat` is called every second
+    meanwhile. False: `stopped` came true first. Raises UnfitPooler, which no waiting mends.
+    """
+    said: str | None = None
+    again = 0.0
+    while not stopped():
+        beat()
+        if time.monotonic() >= again:
+            finding = _missing(url, prepare)
+            if finding is None:
+                return True
+            if finding.wrong != said:
+                said = finding.wrong
+                say(finding)
+            again = time.monotonic() + ASK_EVERY_S
+        time.sleep(min(BEAT_EVERY_S, max(0.0, again - time.monotonic())))
+    return False
+
+
+def _missing(url: str, prepare: Prepare) -> Finding | None:
+    try:
+        with connect_once(url, prepare=prepare) as conn:
+            return missing_for_work(conn)
+    except UnfitPooler:
+        raise
+    except (psycopg.Error, ELSError) as error:
+        return away("postgres", url, error)

@@ -1,0 +1,23 @@
+"""The rights that workers need on each table: checked at start, granted by `els migrate --roles`."""
+
+from collections.abc import Mapping
+
+RIGHTS: Mapping[str, tuple[str, ...]] = {
+    "batch_essay_trackers": ("SELECT", "INSERT", "UPDATE"),
+    "essay_states": ("SELECT", "INSERT", "UPDATE"),
+    "batch_pending_content": ("SELECT", "INSERT", "DELETE"),
+    "excess_content": ("SELECT", "INSERT"),
+    "idempotency_keys": ("SELECT", "INSERT"),
+    "event_outbox": ("SELECT", "INSERT", "UPDATE"),
+    "dead_letters": ("SELECT", "INSERT", "UPDATE"),
+    "repairs": ("SELECT", "INSERT"),
+    "unmended": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    "operator_actions": ("SELECT", "INSERT"),
+    "purged_batches": ("SELECT", "INSERT", "UPDATE"),
+}
+# What workers need besides, where ELS_RETENTION_DAYS lets them delete.
+RIGHTS_TO_PURGE: Mapping[str, tuple[str, ...]] = {
+    name: (*verbs, *({"UPDATE", "DELETE"} - {*verbs}))
+    for name, verbs in RIGHTS.items()
+    if name != "purged_batches"
+}
