@@ -1,4 +1,4 @@
-"""The rights that workers need on each table: checked at start, granted by `els migrate --roles`."""
+"""The rights of workers on each table: checked at start, granted by `els migrate --roles`."""
 
 from collections.abc import Mapping
 
