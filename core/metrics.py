@@ -8,6 +8,7 @@ from collections import Counter as Tally
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from threading import Event, Lock, Thread
+from typing import cast
 from uuid import uuid4
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -18,10 +19,13 @@ from core.catalogue import BATCHED, EVENTS, REGISTER_BATCH
 from core.lua import script
 
 HASH = "els:metrics"  # field: a sample as Prometheus writes it; value: its sum over all processes
+MINUTES = f"{{{HASH}}}:assigned"  # field: a minute since 1970; value: the contents assigned in it
+MINUTES_KEPT = 25 * 60  # a day and the hour that begins
 EVERY_S = 2.0  # between two pushes; a killed process loses its counts since the last one
 MARK_S = 3600  # Redis remembers the number of a process's last push: longer than any retry
 LAST_PUSH_S = 1.0  # a process that ends waits for a push under way
 NO_SQLSTATE = "none"  # no database error, or a lost connection
+ASSIGNED = 'els_content_assignment_total{outcome="assigned"}'
 ADD = script("add_counts")
 
 REGISTRY = CollectorRegistry()
@@ -184,6 +188,15 @@ def counted() -> dict[str, float]:
     return {field(s): s.value for s in samples if not s.name.endswith("_created")}
 
 
+def assigned_by_minute(client: Redis) -> dict[int, int]:
+    """Read how many contents all processes assigned in each minute of the last day (since 1970).
+
+    At most `MINUTES_KEPT` fields. Raises redis.RedisError.
+    """
+    found = cast("dict[str, str]", client.hgetall(MINUTES))
+    return {int(minute): round(float(count)) for minute, count in found.items()}
+
+
 class Pusher:
     """Adds what this process counts to the hash in Redis."""
 
@@ -222,7 +235,9 @@ class Pusher:
                 self._pushed, self._number = now, self._number + 1
             if self._unconfirmed:
                 pairs = [part for pair in self._unconfirmed.items() for part in pair]
-                self._add(keys=[HASH, self._mark], args=[self._number, MARK_S, *pairs])
+                assigned = self._unconfirmed.get(ASSIGNED, 0)
+                args = [self._number, MARK_S, assigned, MINUTES_KEPT, *pairs]
+                self._add(keys=[HASH, self._mark, MINUTES], args=args)
                 self._unconfirmed = {}
 
     def _run(self) -> None:

@@ -5,7 +5,7 @@ The statements of the service itself stand in `core/db/`.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import product
 from pathlib import Path
@@ -17,6 +17,7 @@ from psycopg.rows import DictRow
 from core.db.connection import Conn
 from core.messages import BIGINT_MAX, NAME_LENGTH
 from core.states import BatchStatus, ClassType
+from ops.sorting import Sort, Sortable
 
 Cursor = tuple[str, str]  # the end of a page: a moment, as text, and a batch id
 FIRST: Cursor = ("infinity", "~")  # after every moment, and after every identifier
@@ -28,6 +29,41 @@ def sql(name: str) -> LiteralString:
 
 
 SEARCH = sql("search")
+LETTERS = Sortable(
+    source="dead_letters",
+    row="id",
+    keys={
+        "number": ["id"],
+        "code": ["code", "id"],
+        "batch": ["coalesce(batch_id, '')", "id"],
+        "parked": ["parked_at", "id"],
+        "task": ["task", "id"],
+    },
+)
+OF_BATCH: LiteralString = "coalesce(batch_id, data ->> 'batch_id', 'unknown')"  # of an event
+EVENTS = Sortable(
+    source="event_outbox",
+    row="id",
+    keys={
+        "written": ["created_at", OF_BATCH, "sequence", "id"],
+        "type": ["type", "created_at", "id"],
+        "batch": [OF_BATCH, "sequence", "id"],
+        "number": ["sequence", "created_at", "id"],
+        "attempts": ["attempts", "created_at", "id"],
+    },
+)
+BATCHES = Sortable(
+    source="batch_essay_trackers",
+    row="batch_id",
+    keys={
+        "batch": ["batch_id"],
+        "state": ["status", "registered_at", "batch_id"],
+        "age": ["registered_at", "batch_id"],
+        "deadline": ["deadline_at", "batch_id"],
+    },
+)
+SOME_BATCHES = replace(BATCHES, source="(" + sql("some_batches") + ") AS batch")
+NEWEST, OLDEST = Sort("number", down=True), Sort("written")
 
 
 @dataclass(frozen=True)
@@ -97,29 +133,36 @@ def letters(  # noqa: PLR0913 - a filter each
     limit: int,
     code: str | None = None,
     since: datetime | None = None,
-    before: int | None = None,
+    until: datetime | None = None,
+    sort: Sort = NEWEST,
+    after: int | None = None,
 ) -> list[DictRow]:
-    """List dead letters without their bodies, newest first; `every` includes handled ones.
+    """List dead letters without their bodies; `every` includes handled ones.
 
+    They were parked at `since` or later, before `until`, and come behind the letter `after`.
     `state` is waiting, replayed, failed_again or discarded; `replay_of` and `failed_again_as` are
     the letters before and after a replay.
     """
-    rows = conn.execute(
+    part = LETTERS.part(conn, sort, after)
+    query: LiteralString = (
         "SELECT id, task, task_id, batch_id, code, sqlstate, message, deliveries, parked_at,"
         " replayed_at, discarded_at, replay_task_id FROM dead_letters"
         " WHERE (%(batch_id)s::text IS NULL OR batch_id = %(batch_id)s)"
         " AND (%(task)s::text IS NULL OR task = %(task)s)"
         " AND (%(code)s::text IS NULL OR code = %(code)s)"
         " AND (%(since)s::timestamptz IS NULL OR parked_at >= %(since)s)"
-        " AND (%(before)s::bigint IS NULL OR id < %(before)s)"
-        " AND (%(every)s OR replayed_at IS NULL AND discarded_at IS NULL)"
-        " ORDER BY id DESC LIMIT %(limit)s",
+        " AND (%(until)s::timestamptz IS NULL OR parked_at < %(until)s)"
+        " AND (%(every)s OR replayed_at IS NULL AND discarded_at IS NULL) AND "
+    )
+    rows = conn.execute(
+        query + part.condition + " ORDER BY " + part.order + " LIMIT %(limit)s",
         {
+            **part.parameters,
             "batch_id": batch_id,
             "task": task,
             "code": code,
             "since": since,
-            "before": before,
+            "until": until,
             "every": every,
             "limit": limit,
         },
@@ -164,7 +207,8 @@ def _letter_state(letter: DictRow) -> str:
 class Letters:
     """Which dead letters an operator means: some by number, else those that wait and fit.
 
-    `up_to`: none that came after the letter of this number.
+    They were parked at `since` or later, before `until`. `up_to`: none that came after the letter
+    with this number.
     """
 
     numbers: Sequence[int] | None = None
@@ -172,6 +216,7 @@ class Letters:
     task: str | None = None
     code: str | None = None
     since: datetime | None = None
+    until: datetime | None = None
     up_to: int | None = None
 
 
@@ -183,6 +228,7 @@ LETTERS_MEANT: LiteralString = (
     " AND (%(task)s::text IS NULL OR task = %(task)s)"
     " AND (%(code)s::text IS NULL OR code = %(code)s)"
     " AND (%(since)s::timestamptz IS NULL OR parked_at >= %(since)s)"
+    " AND (%(until)s::timestamptz IS NULL OR parked_at < %(until)s)"
     " AND (%(up_to)s::bigint IS NULL OR id <= %(up_to)s)"
 )
 
@@ -218,24 +264,44 @@ def mark_discarded(conn: Conn, *numbers: int) -> None:
     conn.execute("UPDATE dead_letters SET discarded_at = now() WHERE id = ANY(%s)", [[*numbers]])
 
 
-def undelivered(
+def undelivered(  # noqa: PLR0913 - a filter each
     conn: Conn,
     limit: int,
     *,
     batch_id: str | None = None,
     event_type: str | None = None,
     failing: bool = False,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    sort: Sort = OLDEST,
+    after: UUID | None = None,
 ) -> list[DictRow]:
-    """List undelivered events, the oldest first; `failing`: only those with an error."""
-    return conn.execute(
-        "SELECT id, coalesce(batch_id, data ->> 'batch_id', 'unknown') AS batch_id, type, sequence,"
+    """List undelivered events; `failing`: only those with an error.
+
+    They were written at `since` or later, before `until`, and come behind the event `after`.
+    """
+    part = EVENTS.part(conn, sort, after)
+    query: LiteralString = "SELECT id, " + OF_BATCH + " AS batch_id, type, sequence,"
+    query += (
         " created_at, attempts, last_error FROM event_outbox"
         " WHERE published_at IS NULL"
         " AND (%(batch_id)s::text IS NULL OR batch_id = %(batch_id)s)"
         " AND (%(type)s::text IS NULL OR type = %(type)s)"
-        " AND (NOT %(failing)s OR last_error IS NOT NULL)"
-        " ORDER BY created_at, batch_id, sequence LIMIT %(limit)s",
-        {"batch_id": batch_id, "type": event_type, "failing": failing, "limit": limit},
+        " AND (%(since)s::timestamptz IS NULL OR created_at >= %(since)s)"
+        " AND (%(until)s::timestamptz IS NULL OR created_at < %(until)s)"
+        " AND (NOT %(failing)s OR last_error IS NOT NULL) AND "
+    )
+    return conn.execute(
+        query + part.condition + " ORDER BY " + part.order + " LIMIT %(limit)s",
+        {
+            **part.parameters,
+            "batch_id": batch_id,
+            "type": event_type,
+            "failing": failing,
+            "since": since,
+            "until": until,
+            "limit": limit,
+        },
     ).fetchall()
 
 
@@ -318,6 +384,53 @@ def waited_for(conn: Conn, after: str, limit: int) -> list[str]:
         " (SELECT FROM batch_essay_trackers t WHERE t.batch_id = p.batch_id)"
         " ORDER BY batch_id LIMIT %s",
         [after, limit],
+    )
+    return [row["batch_id"] for row in rows]
+
+
+def sorted_batches(  # noqa: PLR0913 - a filter each
+    conn: Conn,
+    sort: Sort,
+    *,
+    among: Sequence[str] | None,
+    status: str | None,
+    since: datetime | None,
+    until: datetime | None,
+    after: str | None,
+    limit: int,
+) -> list[str]:
+    """Page through batches in an order that a person chose; None: all that are registered.
+
+    They were registered at `since` or later, before `until`. Only open batches have a deadline: by
+    it, all that are registered are these. An index gives each order.
+    """
+    listed = BATCHES if among is None else SOME_BATCHES
+    by_key = replace(sort, down=not sort.down) if sort.column == "age" else sort  # the oldest first
+    named = {"among": None if among is None else list(among)}
+    part = listed.part(conn, by_key, after, named)
+    conditions: list[LiteralString] = [part.condition]
+    if among is None and sort.column == "deadline":
+        conditions.append(
+            "status IN ('awaiting_content_validation', 'awaiting_student_validation')"
+        )
+    if status:
+        conditions.append("status = %(status)s")
+    if since:
+        conditions.append("registered_at >= %(since)s")
+    if until:
+        conditions.append("registered_at < %(until)s")
+    where: LiteralString = " FROM " + listed.source + " WHERE " + " AND ".join(conditions)
+    query: LiteralString = "SELECT batch_id" + where + " ORDER BY " + part.order
+    rows = conn.execute(
+        query + " LIMIT %(limit)s",
+        {
+            **named,
+            **part.parameters,
+            "status": status,
+            "since": since,
+            "until": until,
+            "limit": limit,
+        },
     )
     return [row["batch_id"] for row in rows]
 

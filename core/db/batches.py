@@ -188,7 +188,7 @@ def facts(conn: Conn, batch_id: str) -> Row:
 
 
 def timeline(conn: Conn, batch_id: str) -> list[DictRow]:
-    """Read the history of a batch, in order: `at` and `what`."""
+    """Read the history of a batch, in order: `at`, `what`, and the `place` of its files, if any."""
     return conn.execute(sql("timeline"), {"batch_id": batch_id}).fetchall()
 
 

@@ -24,9 +24,9 @@ from core.errors import Refusal, StackError
 from core.signs.heartbeat import read_routes
 from ops.acting import Acting
 from ops.client import Sender
-from ops.web import board
 from ops.web.acts import ACTIONS
 from ops.web.acts.plan import Action, Fields, Plan, Refused, Seen, Tools
+from ops.web.addresses import text_of
 from ops.web.connections import Connections
 from ops.web.forms import BadForm, read_form, refuse_foreign
 from ops.web.outages import outage_notice
@@ -60,7 +60,7 @@ class Actions:
             raise HTTPException(404)
         if request.method != "POST":
             params = request.query_params
-            given = {each: board.text_of(params, each) for each in params if params[each]}
+            given = {each: text_of(params, each) for each in params if params[each]}
             return await run_in_threadpool(self._confirm, name, given)
         try:
             refuse_foreign(request.headers)

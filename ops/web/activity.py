@@ -1,13 +1,16 @@
-"""Charts of the last hour and the last day, from what Postgres holds."""
+"""Charts of the last hour and the last day: what Postgres holds, and what workers counted."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+import redis
 from psycopg.rows import DictRow
 
+from core import metrics
 from core.db.connection import Conn
-from ops.queries import activity
+from ops import queries
 from ops.web.connections import Connections
 from ops.web.rendering import number
 from ops.wording import age
@@ -15,6 +18,7 @@ from ops.wording import age
 HEIGHT = 60.0  # of a chart, in its own units; a bar is one unit wide
 SPANS = (("The last hour", 60, 60), ("The last day", 48, 1_800))  # its parts, and their seconds
 TITLES = {
+    "assigned": "Contents assigned",
     "registered": "Batches registered",
     "ready": "Batches ready",
     "contents": "Contents of ready batches",
@@ -39,15 +43,32 @@ class Chart:
     bars: Sequence[Bar]
 
 
-def charts(connections: Connections) -> dict[str, list[Chart]]:
-    """Draw a span's charts, by its title."""
+def activity(connections: Connections) -> dict[str, dict[str, list[Chart]]]:
+    """Draw the charts of each span, by its title."""
+    assigned = _assigned(connections.client)
     with connections.postgres() as conn:
-        return {title: _of_span(conn, parts, part_s) for title, parts, part_s in SPANS}
+        spans = {title: _of_span(conn, assigned, parts, s) for title, parts, s in SPANS}
+    return {"spans": spans}
 
 
-def _of_span(conn: Conn, parts: int, part_s: int) -> list[Chart]:
-    rows = activity(conn, parts, part_s)
-    return [_chart(name, rows) for name in TITLES]
+def _assigned(client: redis.Redis) -> dict[int, int] | None:
+    """Read how many contents were assigned in each minute; None: Redis does not answer."""
+    try:
+        return metrics.assigned_by_minute(client)
+    except redis.RedisError:
+        return None
+
+
+def _of_span(
+    conn: Conn, assigned: Mapping[int, int] | None, parts: int, part_s: int
+) -> list[Chart]:
+    rows = queries.activity(conn, parts, part_s)
+    counts: Counter[int] = Counter()
+    for minute, count in (assigned or {}).items():
+        counts[int((minute * 60 - rows[0]["at"].timestamp()) // part_s)] += count
+    for n, row in enumerate(rows):
+        row["assigned"] = counts[n]
+    return [_chart(name, rows) for name in TITLES if name != "assigned" or assigned is not None]
 
 
 def _chart(name: str, rows: Sequence[DictRow]) -> Chart:

@@ -20,9 +20,9 @@ from core.errors import BadSettings
 from core.settings import Settings
 from ops.web.actions import Actions, refusal_page
 from ops.web.acts.plan import Refused
+from ops.web.addresses import BadAddress
 from ops.web.api.problems import ProblemFound, is_api, problem_response, response_of
 from ops.web.api.routes import routes as api_routes
-from ops.web.board import BadAddress
 from ops.web.connections import Connections
 from ops.web.forms import BadForm
 from ops.web.guard import Guard

@@ -8,7 +8,7 @@ sends as Last-Event-ID.
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -20,23 +20,38 @@ import redis
 from sse_starlette import ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
-from ops.web.board import Query, page_of, rows_of
+from ops.web.activity import activity
+from ops.web.board import rows_of
 from ops.web.connections import Connections
 from ops.web.outages import OUTAGES, outage_notice
+from ops.web.query import Query, page_of
 from ops.web.rendering import Render, row_id
 from ops.web.summary import StuckBatches, Summary, find_stuck, read_summary
 from ops.web.throughput import Throughput
+from ops.web.workers import workers
 
 TICK_S = 1.0
 RULES_EVERY = timedelta(seconds=2)  # while a page is open
 RULES_IDLE = timedelta(seconds=10)  # else, so that a new page need not wait for them
 TOP = "top"
+Context = Mapping[str, Any]  # Any: what a template shows
 Key = tuple[str, object]  # the kind of a part, and which
 
 
 @dataclass(frozen=True)
+class Section:
+    """The part of a page that is read for all its viewers, at most every so many seconds."""
+
+    read: Callable[[Connections], Context]
+    every_s: float
+
+
+SECTIONS = {"workers": Section(workers, 2.0), "activity": Section(activity, 10.0)}
+
+
+@dataclass(frozen=True)
 class Subscription:
-    """What an open page shows: these batches, or the first page of a query.
+    """What an open page shows: these batches, the first page of a query, or one of `SECTIONS`.
 
     A page that `reloads` only learns that something changed, and requests itself again; `counter`
     is the counter that it shows.
@@ -44,6 +59,7 @@ class Subscription:
 
     batches: tuple[str, ...] = ()
     first_page: Query | None = None
+    section: str | None = None
     reloads: bool = False
     counter: str | None = None
 
@@ -90,6 +106,7 @@ class Stream:
         self._ticked = asyncio.Condition()
         self._reading = threading.Lock()
         self._last: tuple[float, Summary] | None = None
+        self._sections: dict[str, tuple[float, Context]] = {}
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -152,12 +169,24 @@ class Stream:
             for name in {each.counter for each in subscriptions if each.counter}:
                 now.update(before, ("counter", name), summary.counters[name], str)
             self._read_rows(now, summary, subscriptions)
+            for name in {each.section for each in subscriptions if each.section}:
+                section = self._section(name)
+                html = partial(self.render, f"{name}_now.html", **section)
+                now.update(before, ("section", name), section, html)
         except OUTAGES as error:
             now = Parts(now.tick, dict(before.parts))
             notice = outage_notice(error)
             html = partial(self.render, "outage.html", outage=notice)
             now.update(before, (TOP, None), notice, html)
         return now
+
+    def _section(self, name: str) -> Context:
+        read_at, known = self._sections.get(name, (0.0, None))
+        if known is not None and time.monotonic() - read_at < SECTIONS[name].every_s:
+            return known
+        found = SECTIONS[name].read(self.connections)
+        self._sections[name] = time.monotonic(), found
+        return found
 
     def _read_rows(self, now: Parts, summary: Summary, subscriptions: set[Subscription]) -> None:
         """Read the rows of all open pages at once."""
@@ -210,6 +239,8 @@ def changes(now: Parts, subscription: Subscription, tick: int) -> Iterator[Serve
     ids = page.value if page else subscription.batches
     rows = [row for batch_id in ids if (row := now.since(tick, ("row", batch_id)))]
     swaps = [swap(TOP, top.html)] if (top := now.since(tick, (TOP, None))) else []
+    if section := now.since(tick, ("section", subscription.section)):
+        swaps.append(swap(str(subscription.section), section.html))
     if page and page.tick > tick:
         html = "".join(now.parts["row", batch_id].html for batch_id in ids)
         swaps.append(swap("rows", f'<tbody id="rows">{html}</tbody>'))

@@ -11,8 +11,6 @@ import redis
 
 from core import metrics
 
-ASSIGNED = 'els_content_assignment_total{outcome="assigned"}'
-
 
 @dataclass
 class Throughput:
@@ -23,7 +21,7 @@ class Throughput:
 
     def sample(self, client: redis.Redis, at: datetime) -> None:
         """Read the workers' counter. Raises redis.RedisError."""
-        count = cast("str | None", client.hget(metrics.HASH, ASSIGNED))
+        count = cast("str | None", client.hget(metrics.HASH, metrics.ASSIGNED))
         self.samples.append((at, float(count or 0)))
         while at - self.samples[0][0] > self.span:
             self.samples.popleft()

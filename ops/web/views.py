@@ -12,15 +12,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ops.web import board
 from ops.web.actions import notice_of
-from ops.web.activity import charts
-from ops.web.board import BadAddress, Query
+from ops.web.addresses import BadAddress, text_of
 from ops.web.connections import Connections
 from ops.web.limits import STREAMS, STREAMS_OF_CLIENT, Places, client_of
+from ops.web.query import Query, page_of
 from ops.web.rendering import Render
-from ops.web.stream import Stream, Subscription
+from ops.web.stream import SECTIONS, Stream, Subscription
 from ops.web.summary import Summary
 from ops.web.tokens import Signer
-from ops.web.workers import workers
 
 
 class Views:
@@ -53,7 +52,7 @@ class Views:
 
     def batch(self, request: Request) -> Response:
         """Show one batch; 404 for an unknown one, with what may be the reason."""
-        summary, batch_id = self.stream.summary(), board.text_of(request.path_params, "batch_id")
+        summary, batch_id = self.stream.summary(), text_of(request.path_params, "batch_id")
         context = board.batch(self.connections, summary, batch_id, request.query_params)
         status = 404 if context["explanation"].state == "unknown" else 200
         return self._page(
@@ -80,12 +79,14 @@ class Views:
         return self._page(request, "outbox.html", summary, address=_address(request), **context)
 
     def workers(self, request: Request) -> Response:
-        context = workers(self.connections)
-        return self._page(request, "workers.html", self.stream.summary(), **context)
+        return self._section(request, "workers")
 
     def activity(self, request: Request) -> Response:
-        spans = charts(self.connections)
-        return self._page(request, "activity.html", self.stream.summary(), spans=spans)
+        return self._section(request, "activity")
+
+    def _section(self, request: Request, name: str) -> Response:
+        context = SECTIONS[name].read(self.connections)
+        return self._page(request, f"{name}.html", self.stream.summary(), **context)
 
     async def events(self, request: Request) -> ASGIApp:
         """Stream the changes of a page. Raises Crowded if too many are streamed."""
@@ -102,18 +103,22 @@ class Views:
     def _subscription(self, request: Request) -> Subscription:
         """Read from the address which page a viewer has open."""
         params = request.query_params
-        if batch_id := board.text_of(params, "batch"):
+        if batch_id := text_of(params, "batch"):
             return Subscription((batch_id,), reloads=True)
-        if counter := board.text_of(params, "counter"):
+        if counter := text_of(params, "counter"):
             if counter not in board.COUNTERS:
                 raise BadAddress(f"there is no counter {counter}")
             return Subscription(reloads=True, counter=counter)
+        if section := text_of(params, "section"):
+            if section not in SECTIONS:
+                raise BadAddress(f"there is no section {section}")
+            return Subscription(section=section)
         query = Query.of(params)
         if not query.search and not query.after:
             return Subscription(first_page=query)
         summary = self.stream.summary()
         with self.connections.postgres() as conn:
-            return Subscription(tuple(board.page_of(conn, summary, query)[0]))
+            return Subscription(tuple(page_of(conn, summary, query)[0]))
 
     def _page(
         self,

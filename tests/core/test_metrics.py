@@ -8,7 +8,7 @@ import pytest
 from redis.exceptions import ConnectionError as LostConnection
 
 from core import metrics
-from core.metrics import HASH, Pusher
+from core.metrics import HASH, MINUTES, MINUTES_KEPT, Pusher
 from core.servers.redis_client import connect
 from ops.stack.proxy import Proxy
 
@@ -60,6 +60,23 @@ def test_a_process_that_counted_nothing_sends_nothing(valkey):
     Pusher(valkey).push()
 
     assert valkey.dbsize() == 0
+
+
+def test_contents_are_counted_by_the_minute_for_a_day(valkey):
+    valkey.flushdb()
+    minute = int(valkey.time()[0]) // 60
+    valkey.hset(MINUTES, mapping={minute - 1: 2, minute - MINUTES_KEPT - 1: 5})
+    pushers = [Pusher(valkey), Pusher(valkey)]
+    for pusher in pushers:
+        metrics.executed("els.assign_contents", "accepted", {"assigned": 3, "excess": 1}, 0.1)
+        pusher.push()
+
+    found = metrics.assigned_by_minute(valkey)
+
+    assert found.pop(minute - 1) == 2
+    assert sum(found.values()) == 9, "the second process counted both"
+    assert set(found) <= {minute, minute + 1}
+    assert 0 < valkey.ttl(MINUTES) <= MINUTES_KEPT * 60
 
 
 @pytest.mark.parametrize("lost", [1, 3], ids=["asked again at once", "asked again and again"])

@@ -5,10 +5,12 @@ import os
 import re
 import time
 from datetime import UTC, datetime
+from html import unescape
 from uuid import uuid4
 
 import pytest
 
+from core.metrics import MINUTES
 from core.signs.heartbeat import Heartbeat
 from core.signs.pauses import Outage, Pause, delete_pause, write_pause
 from core.signs.sign import write_sign
@@ -199,6 +201,122 @@ def test_the_pages_hold_every_batch_once_and_those_in_trouble_first(database_url
         key=lambda b: (-(int(b[2:]) // 2), b),
         reverse=True,
     )
+
+
+@pytest.fixture(scope="module")
+def many(database_url):
+    """A page with 130 batches, of which 20 are stuck and 10 nobody has registered."""
+    redis_url = own_redis(os.environ["ELS_REDIS_URL"])
+    name = f"sorted_{uuid4().hex[:8]}"
+    with own_database(database_url, name) as url, Served(url, redis_url) as served:
+        change(
+            served,
+            "INSERT INTO batch_essay_trackers (batch_id, status, user_id, course_code,"
+            " correlation_id, expected_count, available_slots, essay_ids_sha256, on_deadline,"
+            " registered_at, deadline_at, closed_at, closed_reason)"
+            " SELECT 'b-' || lpad(n::text, 3, '0'), CASE WHEN n %% 2 = 0 THEN"
+            " 'awaiting_content_validation' ELSE 'cancelled' END, 'u', 'c', gen_random_uuid(), 1,"
+            " 1 - n %% 2, 'x', 'fail', now() - make_interval(hours => n / 2),"
+            " now() + make_interval(hours => 1 + n * 37 %% 60),"
+            " CASE WHEN n %% 2 = 1 THEN now() END,"
+            " CASE WHEN n %% 2 = 1 THEN 'x' END FROM generate_series(1, 120) n",
+        )
+        change(
+            served,
+            "INSERT INTO essay_states (batch_id, essay_id, current_status) SELECT batch_id, 'e',"
+            " CASE WHEN closed_at IS NULL THEN 'awaiting_content' ELSE 'cancelled' END"
+            " FROM batch_essay_trackers",
+        )
+        change(
+            served,
+            "INSERT INTO dead_letters (task, task_id, batch_id, body, code, message) SELECT 't',"
+            " batch_id, batch_id, '{}', 'C', 'm' FROM batch_essay_trackers"
+            " WHERE batch_id > 'b-100'",
+        )
+        for n in range(10):
+            story.assign(served.lifecycle, f"early-{n}")
+        now = datetime.now(UTC)
+        until(lambda: served.stream.find_stuck().at > now, what="the rules were checked")
+        assert len(troubled(served)) >= 20
+        yield served
+
+
+def all_batches(served, path):
+    return [batch for page in listed(served, served.get(path)) for batch in page.batches]
+
+
+@pytest.mark.parametrize(
+    ("column", "key"),
+    [
+        ("batch", "batch_id"),
+        ("state", "(status, registered_at, batch_id)"),
+        ("age", "(now() - registered_at, batch_id)"),
+        ("deadline", "(deadline_at, batch_id)"),
+    ],
+)
+def test_the_board_is_sorted_by_a_click_through_all_its_pages(many, column, key):
+    up = all_batches(many, f"/?sort={column}")
+    down = all_batches(many, f"/?sort=-{column}")
+
+    with many.pool.connection() as conn:
+        rows = conn.execute(
+            "SELECT batch_id FROM batch_essay_trackers"
+            f" WHERE %s OR closed_at IS NULL ORDER BY {key}",
+            [column != "deadline"],
+        )
+        wanted = [row["batch_id"] for row in rows]
+    assert down == up[::-1]
+    if column == "age":  # at one age the ids come backwards
+        wanted.sort(key=lambda batch: (int(batch[2:]) // 2, -int(batch[2:])))
+    assert up == wanted
+    assert headings(many.get(f"/?sort=-{column}"))[0] == [("descending", column)]
+
+
+def test_sorted_stuck_batches_are_all_there(many):
+    stuck = set(troubled(many))
+
+    by_deadline = all_batches(many, "/?state=in_trouble&sort=deadline")
+
+    assert set(by_deadline) == stuck
+    opened = [batch for batch in by_deadline if batch[2:].isdigit() and int(batch[2:]) % 2 == 0]
+    assert by_deadline[: len(opened)] == opened
+    assert opened == sorted(opened, key=lambda batch: int(batch[2:]) * 37 % 60)
+
+
+def test_a_search_and_what_nobody_registered_are_sorted_too(many):
+    assert all_batches(many, "/?q=b-01&sort=-batch") == [f"b-01{n}" for n in range(9, -1, -1)]
+    waiting = all_batches(many, "/?state=not_registered&sort=-batch")
+    assert waiting == [f"early-{n}" for n in range(9, -1, -1)]
+    assert len(all_batches(many, "/?state=not_registered&from=1h")) == 10
+    assert all_batches(many, "/?state=not_registered&to=1h") == []
+
+
+def test_the_board_shows_the_batches_of_a_range_of_time(many):
+    some = all_batches(many, "/?from=30.5h&to=0.5h")
+
+    assert some == sorted(some, key=lambda batch: (int(batch[2:]) // 2, -int(batch[2:])))
+    assert {int(batch[2:]) // 2 for batch in some} == set(range(1, 31))
+    assert headings(many.get("/?from=30h"))[0] == [("ascending", "age")]
+    cancelled = [batch for batch in some if int(batch[2:]) % 2]
+    assert all_batches(many, "/?from=30.5h&to=0.5h&state=cancelled") == cancelled
+
+
+def test_a_state_without_a_deadline_is_not_sorted_by_it(many):
+    page = many.get("/?sort=deadline")
+    (ready,) = re.findall(r'href="([^"]*state=cancelled[^"]*)"', page.text)
+
+    assert "deadline" in headings(page)[1]
+    assert "sort" not in ready
+    assert "deadline" not in headings(many.get("/?state=cancelled"))[1]
+
+
+def test_a_sorted_board_of_a_range_is_live(many):
+    with many.viewer("/stream?sort=batch&from=3d") as event:
+        data = until(
+            lambda: (e := event().get("data", "")) and "b-002" in e and e, what="it is read"
+        )
+
+    assert re.findall(r"/batches/(b-00\d)", data)[:3] == ["b-001", "b-002", "b-003"]
 
 
 def test_a_filter_shows_only_its_state(served):
@@ -394,8 +512,8 @@ def test_dead_letters_are_filtered_and_paged(served):
 
     poison = served.get(f"/dead-letters?batch={batch}&code=POISON_MESSAGE")
     first = served.get(f"/dead-letters?batch={batch}&code=VALIDATION_ERROR")
-    second = served.get("/dead-letters" + first.following)
-    every = served.get("/dead-letters" + first.following + "&all=1")
+    second = served.get(first.following)
+    every = served.get(first.following + "&all=1")
 
     assert shown(poison) == [other]
     assert shown(first) == numbers[:1:-1]
@@ -425,6 +543,136 @@ def test_the_outbox_lists_what_waits_and_why(served):
     assert "the broker is away" in failing
     assert "BatchContentProvisioningCompleted" not in failing
     assert "BatchEssaysReady" not in ready
+
+
+def headings(page):
+    """The sorted column of a list by its direction, and the addresses of all headings."""
+    sorted_by = re.findall(r'aria-sort="(\w+)"><a class="sort" id="by-(\w+)"', page.text)
+    links = dict(re.findall(r'id="by-(\w+)" href="([^"]*)"', page.text))
+    return sorted_by, {name: unescape(link).partition("#")[0] for name, link in links.items()}
+
+
+def listed(served, page):
+    """The rows of a list, by their first cell or batch, through all its pages."""
+    seen = []
+    while page:
+        seen.append(page)
+        page = served.get(page.following) if page.following else None
+    return seen
+
+
+@pytest.mark.parametrize("column", ["number", "code", "batch", "parked", "task"])
+def test_dead_letters_are_sorted_by_a_click_and_a_second_one_turns_them_round(served, column):
+    batch, task = make.new_batch(), f"els.{uuid4().hex}"
+    numbers = [letter(served, f"{batch}-{n % 3}", f"CODE_{n % 2}") for n in range(120)]
+    change(
+        served,
+        "UPDATE dead_letters SET task = %s, parked_at = now() - make_interval(mins => id::int %% 7)"
+        " WHERE id = ANY(%s)",
+        task,
+        numbers,
+    )
+    _, links = headings(served.get(f"/dead-letters?task={task}"))
+
+    up = served.get(links[column])
+    sorted_by, links = headings(up)
+    down = served.get(links[column])
+    pages = listed(served, up), listed(served, down)
+
+    order, backwards = ([n for page in pages for n in shown(page)] for pages in pages)
+    assert sorted_by == [("ascending", column)]
+    assert headings(down)[0] == [("descending", column)]
+    assert sorted(order) == sorted(numbers)
+    assert backwards == order[::-1]
+    with served.pool.connection() as conn:
+        key = {"number": "id", "batch": "batch_id", "parked": "parked_at"}.get(column, column)
+        rows = conn.execute(
+            f"SELECT id, {key}::text AS key FROM dead_letters WHERE id = ANY(%s)", [numbers]
+        )
+        keys = {row["id"]: row["key"] for row in rows}
+    if column != "number":
+        assert [keys[n] for n in order] == sorted(keys.values())
+
+
+def test_a_page_of_a_sorted_list_stays_where_it_is_while_rows_come_and_go(served):
+    batch = make.new_batch()
+    numbers = [letter(served, batch, f"CODE_{n:03}") for n in range(110)]
+    first = served.get(f"/dead-letters?batch={batch}&sort=code")
+    before = shown(served.get(first.following))
+
+    letter(served, batch, "CODE_000")
+    change(served, "UPDATE dead_letters SET discarded_at = now() WHERE id = ANY(%s)", numbers[:101])
+
+    assert before == numbers[100:]
+    assert shown(served.get(first.following)) == numbers[101:]
+
+
+def test_events_that_wait_are_sorted_and_paged(served):
+    batch = make.new_batch()
+    story.register(served.lifecycle, batch, 1)
+    change(
+        served,
+        "INSERT INTO event_outbox (id, batch_id, type, generation, sequence, correlation_id, data,"
+        " attempts) SELECT gen_random_uuid(), %s, 'Type' || n %% 3, n::text, n,"
+        " gen_random_uuid(), '{}', n %% 5 FROM generate_series(1, 150) n",
+        batch,
+    )
+    address = f"/outbox?batch={batch}"
+
+    by_number = [
+        n for page in listed(served, served.get(f"{address}&sort=-number")) for n in sequences(page)
+    ]
+    by_attempts = [
+        n
+        for page in listed(served, served.get(f"{address}&sort=attempts"))
+        for n in sequences(page)
+    ]
+
+    assert by_number == list(range(150, 0, -1))
+    assert [n % 5 for n in by_attempts] == sorted(n % 5 for n in range(1, 151))
+    assert headings(served.get(address))[0] == [("ascending", "written")]
+
+
+def sequences(page):
+    return [int(n) for n in re.findall(r'class="num" data-label="No.">(\d+)</td>', page.text)]
+
+
+def test_a_list_shows_what_came_in_a_range_of_time(served):
+    batch = make.new_batch()
+    old, new = letter(served, batch), letter(served, batch)
+    change(served, "UPDATE dead_letters SET parked_at = '2026-01-31 08:00Z' WHERE id = %s", old)
+    address = f"/dead-letters?batch={batch}"
+
+    assert shown(served.get(f"{address}&from=1h")) == [new]
+    assert shown(served.get(f"{address}&to=1h")) == [old]
+    assert shown(served.get(f"{address}&from=2026-01-31+08:00&to=2026-01-31+08:01")) == [old]
+    assert shown(served.get(f"{address}&from=2026-01-31+08:00:01&to=1h")) == []
+    assert shown(served.get(f"{address}&to=2026-01-31T17:00%2B09:00")) == []
+    assert shown(served.get(f"{address}&from=2026-01-31T17:00%2B09:00&to=2h")) == [old]
+    told = served.get(f"{address}&from=2026-01-31+08:00").words
+    assert "From 2026-01-31 08:00:00 UTC" in told
+
+
+ODD_ADDRESSES = [
+    *(
+        "from=yesterday",
+        "to=25:00",
+        "from=1h&to=2h",
+        "from=99999999d",
+        "sort=colour",
+        "sort=--code",
+    ),
+    *("from=0001-01-01T00:00%2B14:00", "to=9999-12-31T23:59-14:00", "sort=-", "after=x"),
+]
+
+
+@pytest.mark.parametrize("params", ODD_ADDRESSES)
+@pytest.mark.parametrize("path", ["/", "/dead-letters", "/outbox"])
+def test_an_odd_order_or_time_gets_one_line_that_says_what_is_wrong(served, path, params):
+    answer = served.get(f"{path}?{params}")
+
+    assert answer.status == 400
+    assert "This address is not understood" in answer.words
 
 
 # --- as a browser is told to treat it -------------------------------------------------------------
@@ -536,6 +784,47 @@ def test_a_batch_names_what_has_no_slot(served):
     assert SCRIPT not in pending.text
 
 
+def lines_of(page):
+    """The lines of the timeline, without their times."""
+    found = re.search(r'<ol class="timeline">(.*?)</ol>', page.text, re.S)[1]
+    lines = [unescape(re.sub(r"<[^>]*>", " ", line)) for line in found.split("<li>")[1:]]
+    return [re.sub(r"\s+", " ", line).partition(" 20")[0].strip() for line in lines]
+
+
+def test_the_timeline_names_the_files_of_each_line(served):
+    batch = make.new_batch()
+    story.assign(served.lifecycle, batch, "text-0", original_file_name="early.docx")
+    early = lines_of(served.get(f"/batches/{batch}"))
+    story.register(served.lifecycle, batch, 9)
+    change(
+        served,
+        "UPDATE essay_states SET assigned_at = '2026-01-31 08:00Z' WHERE batch_id = %s"
+        " AND assigned_at IS NOT NULL",
+        batch,
+    )
+    for n in range(7):
+        story.assign(served.lifecycle, batch, f"text-{n + 1}", original_file_name=f"file {n}.docx")
+    story.reject(served.lifecycle, batch, "file-9", original_file_name=SCRIPT)
+    change(
+        served,
+        "UPDATE essay_states SET assigned_at = date_trunc('second', now()) + interval '1 ms'"
+        " * coalesce(substring(original_file_name from 'file (.)')::int, 9)"
+        " WHERE batch_id = %s AND assigned_at > '2026-02-01'",
+        batch,
+    )
+    story.assign(served.lifecycle, batch, "text-10", original_file_name="too many.docx")
+
+    page = served.get(f"/batches/{batch}")
+    lines = lines_of(page)
+
+    assert early == ["arrived before the registration: 1 early.docx"]
+    assert "contents assigned: 1, files rejected: 0 early.docx" in lines
+    several = "file 0.docx , file 1.docx , file 2.docx , file 3.docx , file 4.docx , \u2026"
+    assert f"contents assigned: 7, files rejected: 1 {several}" in lines
+    assert "arrived without a slot: 1, NO_AVAILABLE_SLOT too many.docx" in lines
+    assert SCRIPT not in page.text
+
+
 # --- workers, queues, activity --------------------------------------------------------------------
 
 
@@ -571,6 +860,16 @@ def test_activity_counts_what_has_just_happened(served):
         for each in re.findall(pattern, words)[:1]
     ]
     assert counts[1] - counts[0] == 7
+
+
+def test_activity_shows_the_contents_that_workers_counted(served):
+    minute = int(time.time()) // 60
+    served.client.hset(MINUTES, mapping={minute - 1: 40, minute - 90: 2, minute - 1500: 7})
+
+    words = served.get("/activity").words
+    served.client.delete(MINUTES)
+
+    assert re.findall(r"Contents assigned ([\d\u202f]+|none)", words) == ["40", "42"]
 
 
 def test_activity_of_moments_that_python_cannot_hold_breaks_no_page(served):

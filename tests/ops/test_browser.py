@@ -6,17 +6,19 @@
 import shutil
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 from axe_playwright_python.base import AXE_FILE_PATH
 
-from core.metrics import HASH
+from core.metrics import ASSIGNED, HASH, MINUTES
 from core.signs.sign import write_sign
-from ops.web.throughput import ASSIGNED
+from ops.web.stream import SECTIONS
 from tests import factories as make
 from tests.core import story
+from tests.live.conftest import until
 from tests.names import NAMES
 from tests.ops.served import Served
 from tests.ops.test_board import SCRIPT, letter
@@ -30,7 +32,7 @@ FLAGS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
-DESK, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
+DESK, PHONE = {"width": 1280, "height": 800}, {"width": 380, "height": 844}
 
 
 @pytest.fixture(scope="module")
@@ -254,6 +256,84 @@ def test_a_page_outlives_the_process_that_served_it(served, browser):
     page.context.close()
 
 
+def test_a_heading_sorts_from_the_keyboard_and_keeps_the_focus(served, school, visit, keep):
+    letter(served, school["half"], "AN_EARLIER_CODE")
+    page = visit("/dead-letters?all=1")
+    heading = page.get_by_role("columnheader", name="Code")
+
+    for direction, first in (("ascending", "AN_EARLIER_CODE"), ("descending", "VALIDATION_ERROR")):
+        heading.get_by_role("link").focus()
+        page.keyboard.press("Enter")
+        page.locator(f"th[aria-sort={direction}]", has_text="Code").wait_for()
+
+        assert page.get_by_role("rowheader").first.inner_text().startswith(first)
+        assert page.evaluate("document.activeElement.id") == "by-code"
+    keep(page, "letters-sorted")
+
+
+def test_what_somebody_types_into_a_filter_outlives_a_change_of_the_list(served, school, visit):
+    page = visit("/dead-letters")
+    live(page)
+    page.get_by_label("From").type("2h")
+
+    letter(served, make.new_batch(), message="something else went wrong")
+    page.get_by_text("something else went wrong").wait_for()
+    page.keyboard.press("Enter")
+
+    page.locator(".chosen-times", has_text="2 h ago").wait_for()
+    assert page.get_by_text("something else went wrong").is_visible()
+
+
+def test_the_board_shows_a_range_of_time_with_the_time_there(school, visit, keep):
+    page = visit("/", timezone_id="Asia/Tokyo")
+
+    page.get_by_text("Range of time").click()
+    page.get_by_text("where you are, write +09:00 behind it").wait_for()
+    page.get_by_label("From").fill("2026-01-31 08:00")
+    page.get_by_role("button", name="Filter").click()
+
+    page.locator(".chosen-times", has_text="2026-01-31 17:00:00 here").wait_for()
+    assert page.get_by_role("columnheader", name="Age").get_attribute("aria-sort") == "ascending"
+    row(page, school["half"]).wait_for()
+    keep(page, "board-range")
+
+
+def test_a_paused_page_stays_still_and_then_catches_up(served, visit):
+    batch = a_class(served, "autumn-essays-9g", 3)
+    page = visit("/")
+    live(page)
+    row(page, batch).get_by_text("3 of 25").wait_for()
+
+    with never_loaded_again(page):
+        page.get_by_role("button", name="Pause").click()
+        page.get_by_text("Paused", exact=True).wait_for()
+        upload(served, batch, 4, 3)
+        with served.viewer() as event:  # another viewer sees it
+            until(lambda: "<b>7</b> of 25" in event().get("data", ""), what="it is sent")
+        assert row(page, batch).get_by_text("3 of 25").is_visible()
+        upload(served, batch, 2, 7)
+
+        page.get_by_role("button", name="Resume").click()
+        row(page, batch).get_by_text("9 of 25").wait_for()
+        live(page)
+
+
+@pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
+def test_workers_and_activity_follow_what_happens(served, visit, viewport, monkeypatch):
+    monkeypatch.setitem(SECTIONS, "activity", replace(SECTIONS["activity"], every_s=0.0))
+    workers, activity = visit("/workers", viewport), visit("/activity", viewport)
+    for page in (workers, activity):
+        live(page)
+
+    with never_loaded_again(workers), never_loaded_again(activity):
+        served.lives()
+        write_sign(served.client, "worker@test", {"at": time.time(), "task": "els.some_task"})
+        workers.get_by_text("els.some_task").wait_for()
+        served.client.hset(MINUTES, int(time.time() / 60), 4321)
+        activity.get_by_text("4\u202f321 in all").first.wait_for()
+    served.client.delete(MINUTES)
+
+
 def test_it_works_without_javascript(served, school, visit):
     page = visit("/", java_script_enabled=False)
 
@@ -294,7 +374,8 @@ def test_it_is_dark_where_people_want_it_dark(school, visit, keep):
     "path",
     [
         *("/", "/batches/{half}", "/batches/{overfull}", "/dead-letters", "/dead-letters/{letter}"),
-        *("/outbox", "/workers", "/activity", "/nothing"),
+        *("/outbox", "/workers", "/activity", "/nothing", "/?sort=-age&from=3d"),
+        *("/dead-letters?all=1&sort=code&from=3d", "/outbox?sort=attempts", "/outbox?from=soon"),
     ],
 )
 def test_nothing_is_wider_than_a_phone(school, visit, keep, path, browser, served):
@@ -315,7 +396,8 @@ def test_nothing_is_wider_than_a_phone(school, visit, keep, path, browser, serve
     "path",
     [
         *("/", "/batches/{half}", "/batches/{overfull}", "/dead-letters?all=1", "/outbox"),
-        *("/dead-letters/{letter}", "/workers", "/activity"),
+        *("/dead-letters/{letter}", "/workers", "/activity", "/?sort=-age&from=3d&to=1s"),
+        *("/dead-letters?all=1&sort=-code&from=3d", "/outbox?sort=attempts"),
     ],
 )
 def test_axe_finds_no_serious_problem(school, visit, path, viewport, scheme):

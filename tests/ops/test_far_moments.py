@@ -16,7 +16,11 @@ from tests.core import looks, story
 from tests.ops.served import Served, own_database, own_redis
 
 FAR = ["infinity", "-infinity", "10000-01-01 00:00:00+00", "294276-12-31", "0044-03-15 BC"]
-PAGES = ["/", "/?state=in_trouble", "/?q={batch}", "/batches/{batch}", "/dead-letters", "/outbox"]
+PAGES = [
+    *("/", "/?state=in_trouble", "/?q={batch}", "/batches/{batch}", "/dead-letters", "/outbox"),
+    *("/?sort=age", "/?sort=-deadline", "/?state=in_trouble&sort=-age", "/?from=3d", "/activity"),
+    *("/?sort=age&after={batch}", "/dead-letters?sort=parked&from=3d", "/outbox?sort=-written"),
+]
 PROGRAMS = ["/health/batches", "/metrics", "/readyz"]
 COMMANDS = [
     ("status",),

@@ -233,6 +233,22 @@ def test_the_letters_of_a_filter_are_meant_and_none_that_come_later(place, anna,
     assert {(each["actor"], each["reason"]) for each in place.actions()} == {("anna", "mended")}
 
 
+def test_letters_outside_the_range_of_time_are_not_meant(place, anna):
+    earlier, later = (place.park("batch-t") for _ in range(2))
+    with place.pool.connection() as conn:
+        conn.execute(
+            "UPDATE dead_letters SET parked_at = now() - interval '3 hours' WHERE id = %s",
+            [earlier],
+        )
+    listed = anna.get("/dead-letters?batch=batch-t&to=2h")
+    (address,) = re.findall(r'href="(/act/discard\?[^"]*)"', listed.text)
+
+    done = anna.post("discard", {**anna.get(unescape(address)).hidden, "reason": "old"})
+
+    assert done.headers["location"].startswith("/dead-letters?batch=batch-t&to=20")
+    assert [place.letter(each)["state"] for each in (earlier, later)] == ["discarded", "waiting"]
+
+
 def test_letters_that_cannot_be_sent_again_are_skipped_and_said(place, anna):
     place.park("batch-x")
     unreadable = place.park(None, "unknown", "MALFORMED_MESSAGE", {"base64": "eA=="})
@@ -439,6 +455,7 @@ def test_a_reason_is_required_as_for_the_commands(place, anna, name, reason):
         ("replay?number=-1", 400),
         ("discard?number=99999999999999999999", 400),
         ("replay?code=NONE", 404),
+        ("replay?from=yore", 400),
         ("republish?since=yore", 400),
         ("republish?since=99999999d", 400),
         ("purge", 404),

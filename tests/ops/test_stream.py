@@ -3,17 +3,22 @@
 import json
 import re
 import socket
+import time
 import urllib.parse
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import timedelta
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from core.metrics import MINUTES
+from core.signs.sign import write_sign
 from migrations import upgrade
 from ops.stack.embedded import Postgres, Valkey, free_port
 from ops.web.rendering import row_id
-from ops.web.stream import TICK_S
+from ops.web.stream import SECTIONS, TICK_S
 from tests import factories as make
 from tests.core import story
 from tests.live.conftest import until
@@ -99,6 +104,40 @@ def test_the_page_of_a_batch_is_told_to_ask_again(served):
 
         story.assign(served.lifecycle, batch)
         until(lambda: event().get("event") == "changed", what="it asks again")
+
+
+@pytest.mark.parametrize("name", ["workers", "activity"])
+def test_a_section_is_told_when_it_changes(served, monkeypatch, name):
+    monkeypatch.setitem(SECTIONS, name, replace(SECTIONS[name], every_s=0.0))
+    with served.viewer(f"/stream?section={name}") as event:
+        until(lambda: f'hx-target="#{name}"' in event().get("data", ""), what="it is told at first")
+        if name == "workers":
+            served.lives()
+            write_sign(served.client, "worker@test", {"at": time.time(), "task": "els.new_task"})
+        else:
+            served.client.hset(MINUTES, int(time.time() / 60), 4321)
+
+        seen = {"workers": "els.new_task", "activity": "4\u202f321 in all"}[name]
+        until(lambda: seen in event().get("data", ""), what="it is told again")
+    served.client.delete(MINUTES)
+
+
+def test_a_section_is_read_for_all_viewers_and_not_each_second(served, monkeypatch):
+    reads = []
+    counting = replace(SECTIONS["activity"], read=lambda _: reads.append(1) or {"spans": {}})
+    monkeypatch.setitem(SECTIONS, "activity", counting)
+    served.stream._sections.clear()
+    with ExitStack() as stack:
+        for _ in range(5):
+            stack.enter_context(served.viewer("/stream?section=activity"))
+        tick = served.stream.now.tick
+        until(lambda: served.stream.now.tick >= tick + 4, what="some ticks have passed")
+
+    assert len(reads) == 1
+
+
+def test_there_is_no_other_section(served):
+    assert served.get("/stream?section=kitchen").status == 400
 
 
 def lent(served):
@@ -194,6 +233,7 @@ JUNK = st.one_of(
         ["\0", "'", "%", "~", "infinity~", "0001-01-01~x", "9999-12-31T23:59:59+14:00~x", "-1"]
     ),
     st.integers().map(str),
+    st.sampled_from(["batch", "-age", "deadline", "code", "-written", "2h", "3d", "2026-01-31"]),
 )
 PATHS = st.one_of(
     st.sampled_from(["/", "/dead-letters", "/outbox", "/readyz", "/health/batches", "/healthz"]),
@@ -202,7 +242,10 @@ PATHS = st.one_of(
     JUNK.map(lambda junk: f"/{quote(junk)}"),
 )
 NAMES = st.sampled_from(
-    ["q", "state", "after", "before", "slot", "batch", "task", "code", "type", "all", "failing"]
+    [
+        *("q", "state", "after", "sort", "from", "to", "slot", "batch", "task", "code", "type"),
+        *("all", "failing", "counter"),
+    ]
 )
 
 

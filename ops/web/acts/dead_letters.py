@@ -2,7 +2,6 @@
 
 import shlex
 from dataclasses import replace
-from urllib.parse import urlencode
 
 from core.db.actions import By
 from core.db.connection import Conn, Row
@@ -10,10 +9,12 @@ from ops import letters, queries
 from ops.letters import Done, Pace
 from ops.queries import Letters
 from ops.web.acts.plan import Fields, Plan, Refused, Seen, Tools, silently, wrong
+from ops.web.addresses import Span, address
 from ops.wording import number, utc
 
 AT_ONCE = 1_000  # letters that one click sends or settles: some seconds
-FILTERS = ("batch", "task", "code")
+OPTIONS = {"batch": "--batch", "task": "--task", "code": "--code", "from": "--since"}
+FILTERS = (*OPTIONS, "to")
 
 
 def plan_replay(seen: Seen, given: Fields) -> Plan:
@@ -106,14 +107,11 @@ def _meant(conn: Conn, given: Fields, command: str) -> tuple[Letters, int, list[
         title = "No dead letter waits that matches the filter"
         raise Refused(404, title, "there is nothing to do", "look at the list")
     if total > AT_ONCE:
-        chosen = [
-            word for name in FILTERS if given.get(name) for word in (f"--{name}", given[name])
-        ]
         raise Refused(
             409,
             f"{total} dead letters are too many for the page",
             f"it acts on at most {AT_ONCE} at once",
-            shlex.join(["els", "dead-letters", command, *(chosen or ["--all"])]),
+            "choose a shorter time" if meant.until else _by_command(command, given),
         )
     if meant.up_to is None:
         meant = replace(meant, up_to=max(row["last"] for row in kinds))
@@ -124,22 +122,30 @@ def _meant(conn: Conn, given: Fields, command: str) -> tuple[Letters, int, list[
     )
 
 
+def _by_command(command: str, given: Fields) -> str:
+    chosen = [word for name in OPTIONS if given.get(name) for word in (OPTIONS[name], given[name])]
+    return shlex.join(["els", "dead-letters", command, *(chosen or ["--all"])])
+
+
 def _chosen(given: Fields) -> Letters:
     if "number" in given:
         return Letters([_number(given["number"])])
-    batch_id, task, code = (given.get(name) or None for name in FILTERS)
+    batch_id, task, code = (given.get(name) or None for name in ("batch", "task", "code"))
     up_to = _number(given["up_to"]) if "up_to" in given else None
-    return Letters(None, batch_id, task, code, up_to=up_to)
+    span = Span.of(given).checked()
+    return Letters(None, batch_id, task, code, span.since, span.until, up_to)
 
 
 def _fields(meant: Letters) -> Fields:
+    """Name these letters so that the same ones are meant later: an age becomes a moment."""
     named = {"batch": meant.batch_id, "task": meant.task, "code": meant.code, "up_to": meant.up_to}
-    return {name: str(value) for name, value in named.items() if value is not None}
+    ends = {"from": meant.since, "to": meant.until}
+    moments = {name: at.isoformat() for name, at in ends.items() if at}
+    return {name: str(value) for name, value in named.items() if value is not None} | moments
 
 
 def _list(given: Fields) -> str:
-    chosen = {name: given[name] for name in FILTERS if given.get(name)}
-    return "/dead-letters" + ("?" + urlencode(chosen) if chosen else "")
+    return address("/dead-letters", {name: given.get(name) for name in FILTERS})
 
 
 def _number(text: str) -> int:

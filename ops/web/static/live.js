@@ -2,7 +2,8 @@
 // announces its connection once, perhaps at once.
 (() => {
   const state = document.getElementById("live-state");
-  const words = { live: "Live", lost: "Connection lost, trying again" };
+  const pause = document.getElementById("pause");
+  const words = { live: "Live", lost: "Connection lost, trying again", paused: "Paused" };
   const say = (now) => {
     if (state.dataset.state === now) return;
     state.dataset.state = now;
@@ -14,7 +15,25 @@
       if (lost !== "before:connection" || event.detail.connection.attempt > 0) say("lost");
     });
   }
-  if (!document.getElementById("live")) state.hidden = true;
+  if (document.getElementById("live")) pause.hidden = false;
+  else state.hidden = true;
+
+  // While somebody reads, what comes waits in the connection; afterwards it is shown in its order.
+  let paused = null;
+  let resume = null;
+  pause.addEventListener("click", () => {
+    if (paused) {
+      resume();
+      paused = null;
+    } else {
+      paused = new Promise((resolve) => { resume = resolve; });
+    }
+    pause.textContent = paused ? "Resume" : "Pause";
+    say(paused ? "paused" : "live");
+  });
+  document.addEventListener("htmx:sse:before:message", (event) => {
+    if (paused) event.detail.waitUntil(paused);
+  });
 
   const span = (seconds) => {
     for (const [unit, size] of [["d", 86400], ["h", 3600], ["min", 60]]) {
@@ -40,8 +59,20 @@
       if (!beside.hidden && beside.textContent !== text) beside.textContent = text;
     }
   };
+  const zone = document.getElementById("zone");
+  const minutes = -new Date().getTimezoneOffset();
+  if (zone && minutes) {
+    const two = (number) => String(Math.trunc(Math.abs(number))).padStart(2, "0");
+    const offset = `${minutes < 0 ? "-" : "+"}${two(minutes / 60)}:${two(minutes % 60)}`;
+    zone.hidden = false;
+    zone.textContent = ` For the time where you are, write ${offset} behind it.`;
+  }
   here();
-  setInterval(() => { age(); here(); }, 1000);
+  setInterval(() => {
+    if (paused) return;
+    age();
+    here();
+  }, 1000);
 
   document.addEventListener("keydown", (event) => {
     const search = document.getElementById("q");

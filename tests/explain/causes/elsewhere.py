@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import redis
 from celery import Celery
 
-from core.signs import STALLED_AFTER
+from core.signs.sign import STALLED_AFTER
 from tests import factories as make
 from tests.explain.cause import cause
 from tests.explain.place import WAIT_S

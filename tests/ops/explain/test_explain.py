@@ -778,6 +778,42 @@ def test_many_events_of_a_second_are_one_line(telling, conn, batch_id):
     assert "event written: EssaySlotAssigned \u00d7 20" in lines(scene)
 
 
+def test_repairs_and_letters_that_repeat_are_one_line(scene):
+    scene.register()
+    scene.conn.execute(
+        "UPDATE batch_essay_trackers SET registered_at = '2026-01-01Z' WHERE batch_id = %s",
+        [scene.batch_id],
+    )
+    scene.conn.execute(
+        "INSERT INTO repairs (batch_id, rule, repaired_at) SELECT %s, CASE WHEN n = 3 THEN"
+        " 'event_missing' ELSE 'slot_drift' END, '2026-01-31 08:00Z'::timestamptz"
+        " + n * interval '1 second' FROM generate_series(1, 1500) n",
+        [scene.batch_id],
+    )
+    ids = [f"{scene.batch_id}-{n}" for n in range(3)]
+    alike = [
+        DeadLetter("els.assign_content", each, scene.batch_id, "{}", "UNKNOWN_ESSAY", "why")
+        for each in ids
+    ]
+    letters = [db.dead_letters.add(scene.conn, each) for each in alike]
+    other = scene.park("WRONG_BATCH_STATE")
+
+    assert lines(scene) == [
+        "registered with 3 slots",
+        "mended by the sweep: slot_drift, and 1 more such, the last at 2026-01-31 08:00:02 UTC",
+        "mended by the sweep: event_missing",
+        "mended by the sweep: slot_drift, and 1496 more such, the last at 2026-01-31 08:25:00 UTC",
+        f"dead letter {letters[0]}: els.assign_content, UNKNOWN_ESSAY, and 2 more such, the last at"
+        f" {parked(scene, letters[-1])}",
+        f"dead letter {other}: els.assign_content, WRONG_BATCH_STATE",
+    ]
+
+
+def parked(scene, number):
+    row = scene.conn.execute("SELECT parked_at FROM dead_letters WHERE id = %s", [number])
+    return f"{row.fetchone()['parked_at']:%Y-%m-%d %H:%M:%S} UTC"
+
+
 def test_of_a_long_story_the_newest_part_is_told(scene):
     scene.register()
     scene.conn.execute(
