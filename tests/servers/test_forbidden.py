@@ -155,6 +155,7 @@ RECEIVER = """
 from celery import Celery
 app = Celery("downstream", broker={url!r})
 app.conf.update(
+    broker_transport={transport!r},
     task_default_queue="els.events",
     worker_enable_remote_control=False,
     broker_transport_options={{
@@ -169,8 +170,10 @@ def receive(event):
 """
 
 
-def test_with_its_rights_a_stock_worker_receives_events(fresh, tmp_path):
-    (tmp_path / "downstream.py").write_text(RECEIVER.format(url=fresh.url("receiver")))
+@pytest.mark.parametrize("transport", ["redis", "durable_redis:Transport"])
+def test_with_its_rights_a_worker_of_others_receives_events(fresh, tmp_path, transport):
+    code = RECEIVER.format(url=fresh.url("receiver"), transport=transport)
+    (tmp_path / "downstream.py").write_text(code)
     with closing(Celery("els", broker=fresh.url("worker"))) as app:
         app.send_task("els.events.batch_cancelled", kwargs={"event": 7}, queue="els.events")
     options = ["--pool", "solo", "--without-gossip", "--without-mingle", "--without-heartbeat"]
