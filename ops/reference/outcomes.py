@@ -53,7 +53,7 @@ CODES = {
     "RETRIES_EXHAUSTED": "contention lasted longer than `ELS_RETRY_FOR`",
     "POISON_MESSAGE": "five processes died while they executed the message",
     "UNKNOWN_TASK": "the service has no task of this name",
-    "MALFORMED_MESSAGE": "the message cannot be decoded, or is no Celery message",
+    "MALFORMED_MESSAGE": "nobody can decode it, it has a wrong header, or it is no Celery message",
     "EXPIRED": "the message arrived after its `expires`",
     "REVOKED": "somebody revoked or terminated the task",
     "INTERNAL_ERROR": "an error that the service did not expect; the task also fails in Flower",

@@ -187,6 +187,8 @@ def test_a_field_that_the_second_registration_leaves_out_contradicts_nothing(lif
     register(lifecycle, batch_id, 2, **FULL)
 
     assert register(lifecycle, batch_id, 2)["outcome"] == "already_registered"
+    nulls = dict.fromkeys(["org_id", "metadata", "deadline_s", "on_deadline"])
+    assert register(lifecycle, batch_id, 2, **nulls)["outcome"] == "already_registered"
 
 
 def test_a_field_that_the_first_registration_left_out_is_contradicted(lifecycle, batch_id):

@@ -266,9 +266,9 @@ export interface BatchEssaysRegistered {
   /** Where the students' task is; `BatchEssaysReady` carries it. */
   student_prompt_ref?: Record<string, JsonValue> | null;
   /** Seconds from the registration until the batch no longer waits; at most ten years. */
-  deadline_s?: number;
+  deadline_s?: number | null;
   /** At the deadline: give the batch up, or go on without the essays that are missing. */
-  on_deadline?: "fail" | "proceed";
+  on_deadline?: "fail" | "proceed" | null;
   /** Anything of the sender's; the events carry it. */
   metadata?: Record<string, JsonValue> | null;
 }

@@ -233,7 +233,7 @@ def _json(event: object) -> Any:  # Any: JSON
     try:
         return json.loads(canonical(event))
     except (ValueError, TypeError, RecursionError):
-        return {"not_json": repr(event)}
+        return {**_ids_of(event), "not_json": repr(event)}
 
 
 def _ids_of(body: object) -> dict[str, Any]:  # Any: JSON

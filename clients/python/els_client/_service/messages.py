@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from difflib import get_close_matches
 from functools import cache
 from itertools import takewhile
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 from uuid import UUID
 
 from pydantic import (
@@ -44,6 +44,9 @@ IDENTIFIER = r"^[A-Za-z0-9_-]{1,64}$"
 NAME = r"^[^\x00-\x1f\x7f-\x9f]*$"  # no control characters; read alike by every regex engine
 STORAGE_KEY = r"^[!-~]*$"
 NAME_LENGTH = 255
+SAID = ("default", "description", "title")  # by a JSON Schema of a field, beside its type
+FIELD = re.compile(r"[a-z][A-Za-z_]{0,39}")  # of a sender's: a name that may be repeated
+PYDANTIC = re.compile(r"^(?:Input|String|List|Dictionary|Value|Object|Data) should")
 RULES = {  # the rule of each pattern, in words for senders
     IDENTIFIER: "must be 1 to 64 characters, each a letter A to Z or a to z, a digit, _ or -",
     NAME: "must not hold control characters, such as a tab or a line break",
@@ -71,6 +74,11 @@ def _rfc3339(value: object) -> object:
     return value
 
 
+def _or_null(schema: dict[str, JsonValue]) -> None:
+    due = {name: schema.pop(name) for name in list(schema) if name not in SAID}
+    schema["anyOf"] = [due, {"type": "null"}]
+
+
 Timestamp = Annotated[
     AwareDatetime,
     Strict(False),  # of its text
@@ -81,6 +89,7 @@ Timestamp = Annotated[
 FileName = Annotated[str, Field(min_length=1, max_length=1024)]
 Seconds = Annotated[float, Field(gt=0, le=10 * 366 * 86_400)]
 AtDeadline = Literal["fail", "proceed"]
+Nullable = Field(json_schema_extra=_or_null)  # `BatchEssaysRegistered` takes null for absent
 FileSize = Annotated[int, Field(ge=0, le=BIGINT_MAX)]
 JsonObject = dict[str, JsonValue]
 ErrorCode = Literal[
@@ -140,12 +149,23 @@ class BatchEssaysRegistered(Event):
     which then waits for `els.confirm_students`."""
     student_prompt_ref: JsonObject | None = None
     """Where the students' task is; `BatchEssaysReady` carries it."""
-    deadline_s: Seconds = 86_400
+    deadline_s: Annotated[Seconds, Nullable] = 86_400
     """Seconds from the registration until the batch no longer waits; at most ten years."""
-    on_deadline: AtDeadline = "fail"
+    on_deadline: Annotated[AtDeadline, Nullable] = "fail"
     """At the deadline: give the batch up, or go on without the essays that are missing."""
     metadata: JsonObject | None = None
     """Anything of the sender's; the events carry it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, given: Any) -> Any:  # Any: JSON
+        if not isinstance(given, dict):
+            return given
+        return {
+            name: value
+            for name, value in given.items()
+            if value is not None or name not in ("deadline_s", "on_deadline")
+        }
 
     @model_validator(mode="after")
     def _ids_are_unique_and_counted(self) -> Self:
@@ -328,10 +348,7 @@ def parse(model: type[E], task: str, raw: object, limit: int) -> tuple[E, Idempo
             f"{task}: the event holds half of a surrogate pair, which is no character"
         ) from error
     except (ValueError, TypeError, RecursionError) as error:
-        raise InvalidEvent(
-            f"{task}: the event is not JSON, which has no NaN, no infinity and no other types, and"
-            " is not nested that deeply"
-        ) from error
+        raise InvalidEvent(f"{task}: {_no_json(error)}") from error
     if len(body) > limit:
         raise InvalidEvent(f"{task}: the event has {len(body)} bytes; at most {limit} are allowed")
     try:
@@ -343,6 +360,15 @@ def parse(model: type[E], task: str, raw: object, limit: int) -> tuple[E, Idempo
     return event, Idempotency(event.event_id, task, hashlib.sha256(compared.encode()).digest())
 
 
+def _no_json(error: Exception) -> str:
+    match error:
+        case RecursionError():
+            return "the event is nested too deeply"
+        case ValueError() if "Circular" not in str(error):
+            return "the event holds NaN or Infinity, which JSON does not have"
+    return "the event holds a value of a type that JSON does not have"
+
+
 def _first_faults(error: ValidationError, most: int = 5) -> str:
     """Name the first faults by field, without the values: they may be personal."""
     faults = error.errors(include_url=False, include_input=False)
@@ -352,8 +378,12 @@ def _first_faults(error: ValidationError, most: int = 5) -> str:
 
 
 def _place(fault: ErrorDetails) -> str:
-    """Name a field of ours. One that a sender made up may be named after a person."""
-    ours = takewhile(lambda part: isinstance(part, int) or part in _fields(), fault["loc"])
+    """Name a field: one of ours, or one that cannot be the name of a person or a file."""
+    parts = fault["loc"]
+    ours = list(takewhile(lambda part: isinstance(part, int) or part in _fields(), parts))
+    unknown = parts[len(ours) : len(ours) + 1]
+    if fault["type"] == "extra_forbidden" and FIELD.fullmatch(str(*unknown)):
+        ours += unknown
     return ".".join(map(str, ours)) or "event"
 
 
@@ -361,10 +391,21 @@ def _rule(fault: ErrorDetails) -> str:
     match fault["type"]:
         case "extra_forbidden":
             near = get_close_matches(str(fault["loc"][-1]), _fields(), 1)
-            return "has an unknown field" + (f"; is {near[0]} meant?" if near else "")
-        case "uuid_parsing":  # pydantic quotes a character of it
+            is_meant = f"; is {near[0]} meant?" if near and near[0] != fault["loc"][-1] else ""
+            return _unknown(fault) + is_meant
+        case "uuid_parsing" | "uuid_type":  # pydantic quotes a character of it
             return "must be a UUID"
-    return RULES.get(fault.get("ctx", {}).get("pattern", ""), fault["msg"])
+        case "missing":
+            return "is missing"
+        case "value_error":
+            return str(fault["ctx"]["error"])
+    rule = RULES.get(fault.get("ctx", {}).get("pattern", ""), fault["msg"])
+    return PYDANTIC.sub("must", rule).replace(" after validation", "")
+
+
+def _unknown(fault: ErrorDetails) -> str:
+    named = _place(fault).rpartition(".")[2] == str(fault["loc"][-1])
+    return "is an unknown field" if named else "has an unknown field"
 
 
 @cache
