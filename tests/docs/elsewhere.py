@@ -5,6 +5,9 @@ A key is a page and how the block begins. A block with a name, such as `python r
 that they exist, with these options.
 """
 
+BY_NODE = "tests/clients/node/test_examples.py starts the same programs"
+WITH_NODE = "docs/how-to/send-and-receive-with-node.md"
+
 ELSEWHERE = {
     ("README.md", "$ make demo"): "tests/ops/test_readme.py runs it",
     ("README.md", "$ .venv/bin/els "): "tests/ops/test_readme.py runs it",
@@ -13,6 +16,11 @@ ELSEWHERE = {
     ("clients/node/README.md", "// A "): "tests/clients/node/test_readme.py compares the examples",
     ("clients/python/README.md", "$ pip wheel"): "tests/clients/python/test_wheel.py installs it",
     ("clients/python/README.md", "from els_client"): "tests/clients/python/test_readme.py runs it",
+    (WITH_NODE, "(cd clients/node"): "scripts/clients-node makes the package",
+    (WITH_NODE, "export BROKER_URL"): BY_NODE,
+    (WITH_NODE, "// A "): "tests/clients/node/test_readme.py compares the examples",
+    (WITH_NODE, "QUEUE=nlp"): BY_NODE,
+    (WITH_NODE, "cat > messages.jsonl"): BY_NODE,
     ("docs/acting.md", "$ els dead-letters"): "tests/ops/test_actions.py runs such commands",
     ("docs/acting.md", "$ els cancel"): "tests/ops/test_actions.py runs such commands",
     ("docs/access.md", "els access redis"): "tests/servers/test_forbidden.py loads such a file",

@@ -157,7 +157,8 @@ class Reader:
     def environ(self):
         kept = {k: v for k, v in os.environ.items() if not k.startswith("ELS_")}
         path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
-        return {**kept, "PATH": path, "PYTHONUNBUFFERED": "1", "COLUMNS": "100"}
+        kit = {"PYTEST_PLUGINS": "els_client.pytest_plugin"}  # as where the kit is installed
+        return {**kept, **kit, "PATH": path, "PYTHONUNBUFFERED": "1", "COLUMNS": "100"}
 
     def serve(self, block):
         """Start what runs in a terminal of its own, until the page ends."""

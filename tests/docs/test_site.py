@@ -69,10 +69,25 @@ def test_a_page_loads_nothing_from_elsewhere(site):
     assert [path for path in styles if SENDS_FOR.search(path.read_text())] == []
 
 
+def test_every_diagram_is_drawn(site):
+    drawn = {
+        name: len(blocks)
+        for name in pages.names()
+        if (blocks := [each for each in pages.blocks(name) if each.language == "mermaid"])
+    }
+
+    assert drawn
+    for name, count in drawn.items():
+        html = (site / name.replace(".md", ".html")).read_text()
+        assert html.count('aria-roledescription="') == count
+        assert not re.search("language-mermaid|highlight-mermaid", html)
+
+
 WRONG = {
     "a link to no page": ("[x](nothing.md)\n", "nothing.md"),
     "a link to no heading": ("[x](other.md#nothing)\n", "nothing"),
     "an image that is not there": ("![x](nothing.png)\n", "nothing.png"),
+    "a diagram that is none": ("```mermaid\nflowchart LR; a -->\n```\n", "Mermaid"),
 }
 
 
