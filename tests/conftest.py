@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import psutil
 import pytest
 import redis
 import structlog
@@ -79,9 +80,13 @@ def pytest_generate_tests(metafunc):
 @pytest.fixture(scope="session")
 def memory(tmp_path_factory):
     """Lend a folder for data of servers: in memory, if there is room, as no test is about disks."""
+    for left in MEMORY.glob("els-memory-*"):
+        if not psutil.pid_exists(int(left.name.split("-")[2])):  # that run was interrupted
+            shutil.rmtree(left, ignore_errors=True)
     roomy = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOM
     where = MEMORY if roomy else tmp_path_factory.getbasetemp()
-    with TemporaryDirectory(prefix="els-tests-", dir=where, ignore_cleanup_errors=True) as made:
+    prefix = f"els-memory-{os.getpid()}-"
+    with TemporaryDirectory(prefix=prefix, dir=where, ignore_cleanup_errors=True) as made:
         yield Path(made)
 
 

@@ -18,9 +18,10 @@ from core.servers.redis import check_redis
 from core.servers.requirements import check_servers
 from core.servers.rights import RIGHTS
 from core.settings import Settings
-from migrations import head, upgrade
+from migrations import head
 from ops.stack.embedded import Valkey, free_port
 from tests.factories import new_batch
+from tests.ops.served import own_database
 
 
 def severities(findings):
@@ -132,12 +133,10 @@ def test_a_broker_that_is_away_is_a_fault(database_url, broker_url):
 def database(database_url, conn):
     """A migrated database of its own, and a role on it that may do nothing yet."""
     name = new_batch().replace("-", "_")
-    conn.execute(f"CREATE DATABASE {name}")
     conn.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'word'")
-    own = urlsplit(database_url)._replace(path=f"/{name}")
-    upgrade(own.geturl())
-    yield own.geturl(), own._replace(netloc=f"{name}:word@127.0.0.1:{own.port}").geturl(), name
-    conn.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    with own_database(database_url, name) as url:
+        own = urlsplit(url)
+        yield url, own._replace(netloc=f"{name}:word@127.0.0.1:{own.port}").geturl(), name
     conn.execute(f"DROP ROLE {name}")
 
 

@@ -9,7 +9,8 @@ from core.catalogue import EVENTS, OPT_IN
 from core.routes import EVERY
 from core.settings import Settings
 from tests.docs import pages
-from tests.ops.conftest import Service
+from tests.live.conftest import until
+from tests.ops.conftest import Service, fetch
 
 ALL = EVENTS.keys() - OPT_IN  # the types that "*" stands for
 ROUTES = re.compile(r"ELS_EVENT_ROUTES='([^']*)'")
@@ -31,8 +32,9 @@ def routes():
 
 
 @pytest.fixture(scope="session")
-def service(tmp_path_factory):
-    home = tmp_path_factory.mktemp("docs") / "home"
-    running = Service(home, ELS_EVENT_ROUTES=json.dumps(routes()))
+def service(memory):
+    running = Service(memory / "home", ELS_EVENT_ROUTES=json.dumps(routes()))
+    health = f"{running.env['ops_url']}/healthz"
+    until(lambda: fetch(health)[0] == 200, 60, "the page answers")  # docs/api.md asks it at once
     yield running
     running.stop()

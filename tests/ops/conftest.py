@@ -77,8 +77,8 @@ class Service:
 
 
 @pytest.fixture(scope="session")
-def service(tmp_path_factory):
-    running = Service(tmp_path_factory.mktemp("service") / "home of 'the' service")
+def service(memory):
+    running = Service(memory / "home of 'the' service")
     yield running
     running.stop()
 

@@ -7,6 +7,7 @@ import urllib.parse
 import urllib.request
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from html import unescape
 
 import psycopg
@@ -121,10 +122,23 @@ def own_redis(url):
 def own_database(url, name):
     """Make an empty, migrated database, gone afterwards."""
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template(url)}")
         try:
-            made = urllib.parse.urlsplit(url)._replace(path=f"/{name}").geturl()
-            upgrade(made)
-            yield made
+            yield at_database(url, name)
         finally:
             connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@cache
+def template(url):
+    """Migrate a database of this server, once, for the others to be copied from."""
+    name = "migrated_once"
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE IF EXISTS {name}")
+        connection.execute(f"CREATE DATABASE {name}")
+    upgrade(at_database(url, name))
+    return name
+
+
+def at_database(url, name):
+    return urllib.parse.urlsplit(url)._replace(path=f"/{name}").geturl()

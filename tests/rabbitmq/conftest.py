@@ -86,6 +86,15 @@ def workers(database_url, tmp_path, node):
     started.close()
 
 
+@pytest.fixture(scope="module")
+def worker(database_url, tmp_path_factory, node):
+    """One worker for all tests of a module."""
+    started = RabbitWorkers(tmp_path_factory.mktemp("worker"), node)
+    started.start()
+    yield started.ready(1)
+    started.close()
+
+
 @pytest.fixture
 def policed(workers, node):
     """The same, where the administrator has set the policy."""

@@ -8,35 +8,25 @@ import pytest
 from core.slots import Slots
 from tests import factories as make
 from tests.live.conftest import until
-from tests.rabbitmq.conftest import RabbitWorkers
 
 SLOTS = 3
 LATE_S = 3  # a second of rounding, and a slow machine
 
 
-@pytest.fixture(scope="module")
-def workers(database_url, tmp_path_factory, node):
-    """One for all of them: nothing here hurts it."""
-    started = RabbitWorkers(tmp_path_factory.mktemp("workers"), node)
-    started.start()
-    yield started.ready(1)
-    started.close()
-
-
 @pytest.fixture
-def batch(workers, outcome_of):
+def batch(worker, outcome_of):
     batch = make.new_batch()
     registration = make.registration(batch, SLOTS)
-    workers.send("els.register_batch", registration)
+    worker.send("els.register_batch", registration)
     until(lambda: outcome_of(registration), what="the batch is registered")
     return batch
 
 
 @pytest.mark.parametrize("wait_s", [0.3, 1.7, 4, 9.5])
-def test_an_eta_is_honoured(workers, batch, outcome_of, wait_s):
+def test_an_eta_is_honoured(worker, batch, outcome_of, wait_s):
     event = make.content(batch)
 
-    eta = workers.send_with_eta("els.assign_content", event, wait_s)
+    eta = worker.send_with_eta("els.assign_content", event, wait_s)
     outcome = until(lambda: outcome_of(event), wait_s + 10, "the content is placed")
     placed = datetime.now(UTC)
 
@@ -45,42 +35,42 @@ def test_an_eta_is_honoured(workers, batch, outcome_of, wait_s):
 
 
 @pytest.mark.parametrize("wait_s", [1, 1.7, 6])
-def test_a_countdown_of_a_documented_sender_is_honoured(workers, batch, outcome_of, wait_s):
+def test_a_countdown_of_a_documented_sender_is_honoured(worker, batch, outcome_of, wait_s):
     event = make.content(batch)
     sent = time.monotonic()
 
-    workers.send("els.assign_content", event, countdown=wait_s)
+    worker.send("els.assign_content", event, countdown=wait_s)
     outcome = until(lambda: outcome_of(event), wait_s + 10, "the content is placed")
 
     assert outcome["outcome"] == "assigned"
     assert wait_s <= time.monotonic() - sent < wait_s + LATE_S
 
 
-def test_a_worker_with_many_far_etas_takes_other_messages(workers, batch, outcome_of):
+def test_a_worker_with_many_far_etas_takes_other_messages(worker, batch, outcome_of):
     for number in range(600):  # a process may hold 200
         event = make.content(batch, f"far-{number}")
-        workers.send_with_eta("els.assign_content", event, 3600 + number)
+        worker.send_with_eta("els.assign_content", event, 3600 + number)
     event = make.content(batch, "now")
 
-    workers.send("els.assign_content", event)
+    worker.send("els.assign_content", event)
 
     outcome = until(lambda: outcome_of(event), what="the content is placed")
     assert outcome["outcome"] == "assigned"
-    assert workers.depth() == 0
+    assert worker.depth() == 0
 
 
-def test_a_retry_after_a_fraction_of_a_second_is_not_lost(workers, batch, valkey, outcome_of):
+def test_a_retry_after_a_fraction_of_a_second_is_not_lost(worker, batch, valkey, outcome_of):
     """`SlotsInFlight`: others have claimed every slot, and have not placed anything yet."""
     claimants = [f"other-{number}" for number in range(SLOTS)]
     others = Slots(valkey).claim({batch: claimants})[batch]
     event = make.content(batch, "late")
 
-    workers.send("els.assign_content", event)
-    until(lambda: _says_in_flight(workers), what="the content waits")
+    worker.send("els.assign_content", event)
+    until(lambda: _says_in_flight(worker), what="the content waits")
     Slots(valkey).release(batch, others, still_open=True)
 
     assert until(lambda: outcome_of(event), what="the content is placed")["outcome"] == "assigned"
 
 
-def _says_in_flight(workers):
-    return "slots are claimed" in workers.log() or "retried" in workers.log()
+def _says_in_flight(worker):
+    return "slots are claimed" in worker.log() or "retried" in worker.log()

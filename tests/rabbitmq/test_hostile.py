@@ -8,22 +8,13 @@ from tests import factories as make
 from tests.hostile import BOMBS, HOSTILE, LINK, MIB, Hostile, compressed
 from tests.live.conftest import until
 from tests.live.test_hostile import MOST_MEMORY, peaks
-from tests.rabbitmq.conftest import RabbitWorkers
 
 # RabbitMQ's own limits come first: on a message, and on its headers.
 IMPOSSIBLE = {"far too large", "a long task", "a long id", "others' ids", "many headers"}
 
 
-@pytest.fixture(scope="module")
-def hostile_worker(database_url, tmp_path_factory, node):
-    workers = RabbitWorkers(tmp_path_factory.mktemp("hostile"), node)
-    workers.start()
-    yield workers.ready(1)
-    workers.close()
-
-
 @pytest.fixture
-def push(hostile_worker, node):
+def push(worker, node):
     """Put a message into the queue as it is."""
 
     def pushed(hostile: Hostile):
@@ -37,7 +28,7 @@ def push(hostile_worker, node):
             delivery_mode=2,
         )
         with node.connection() as connection:
-            connection.default_channel.basic_publish(message, routing_key=hostile_worker.queue)
+            connection.default_channel.basic_publish(message, routing_key=worker.queue)
 
     return pushed
 
@@ -53,27 +44,25 @@ def children(worker):
 
 
 @pytest.mark.parametrize("method", ["gzip", "xz"])
-def test_a_compressed_message_takes_no_memory(hostile_worker, push, letters, outcome_of, method):
+def test_a_compressed_message_takes_no_memory(worker, push, letters, outcome_of, method):
     push(Hostile("VALIDATION_ERROR", {"compression": method}, compressed(BOMBS[method]())))
 
     [letter] = until(letters, what="it is kept")
     assert (letter["code"], letter["task"]) == ("VALIDATION_ERROR", "els.assign_content")
-    assert_works(hostile_worker, outcome_of)
-    assert max(peaks(hostile_worker)) < 300 * MIB
+    assert_works(worker, outcome_of)
+    assert max(peaks(worker)) < 300 * MIB
 
 
 @pytest.mark.parametrize("name", sorted(HOSTILE.keys() - IMPOSSIBLE))
-def test_a_hostile_message_is_kept_or_harmless(
-    hostile_worker, push, valkey, letters, outcome_of, name
-):
-    hostile, before = HOSTILE[name], children(hostile_worker)
+def test_a_hostile_message_is_kept_or_harmless(worker, push, valkey, letters, outcome_of, name):
+    hostile, before = HOSTILE[name], children(worker)
 
     push(hostile)
 
     if hostile.code:
         assert until(letters, 15, "it is kept")[0]["code"] == hostile.code
-    assert_works(hostile_worker, outcome_of)
+    assert_works(worker, outcome_of)
     assert hostile.code or not letters()
-    assert children(hostile_worker) == before, "a process of the pool died"
+    assert children(worker) == before, "a process of the pool died"
     assert not valkey.exists(LINK["options"]["queue"])
-    assert max(peaks(hostile_worker)) < MOST_MEMORY
+    assert max(peaks(worker)) < MOST_MEMORY

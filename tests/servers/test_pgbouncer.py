@@ -29,17 +29,7 @@ from tests.core.swallowing import Swallowing
 from tests.live.conftest import Workers, until
 from tests.ops.served import Served
 from tests.servers.conftest import program
-from tests.servers.postgres import Node, PgBouncer, elapsed, folder
-
-
-@pytest.fixture(scope="module")
-def node():
-    with folder("postgres") as path, ExitStack() as undo:
-        started = Node(path / "data")
-        undo.callback(started.end)
-        started.create(fsync="off").start().make()
-        upgrade(started.url)
-        yield started
+from tests.servers.postgres import PgBouncer, elapsed, folder
 
 
 @pytest.fixture(scope="module")

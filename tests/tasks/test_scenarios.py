@@ -170,7 +170,7 @@ def steps_of(batch, moves, fields):
 
 
 @settings(
-    max_examples=80,
+    max_examples=40,  # on each of the two services
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
