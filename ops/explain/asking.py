@@ -45,7 +45,7 @@ REDIS_S = 0.8  # for one answer
 AMQP_S = 2.2  # for RabbitMQ
 AWAY_S = 0.05  # the same, of a Redis that has not answered just now
 SIGNS_S = 1.8  # for all signs of life, and the broker's counts
-ANSWER_S = 2.8  # for what is not needed
+ANSWER_S = 2.8  # for all of RabbitMQ
 BATCH_S = 10.0  # for Postgres, where the machine is slow: each statement has a limit of its own
 NO_RIGHT = "42501"
 T = TypeVar("T")
@@ -155,9 +155,9 @@ class Looking:
         around: Asked[tuple[list[Clue], Outage | None]],
     ) -> Explanation:
         """Add to what the batch lacks where messages of it may lie."""
-        until = self.began + ANSWER_S
         try:
-            found = [*messages.answer(until), *around.answer(until)[0]]
+            found = messages.answer(self.began + BATCH_S)  # which has limits of its own
+            found = [*found, *around.answer(self.began + ANSWER_S)[0]]
         except (*UNANSWERED, TimeoutError, ValueError):
             return explanation
         return replace(explanation, causes=with_messages(explanation.causes, found))
