@@ -1,7 +1,5 @@
 """What is wrong with RabbitMQ, or lies there."""
 
-from contextlib import contextmanager
-
 from kombu import Queue
 
 from tests import factories as make
@@ -10,17 +8,6 @@ from tests.live.conftest import until
 from tests.rabbitmq.node import sender
 
 WAITING = "waiting_for_contents"
-
-
-@contextmanager
-def account(place, *rights):
-    """Make an account with these rights; give its URL."""
-    place.node.ctl("add_user", place.queue, "secret")
-    place.node.ctl("set_permissions", place.queue, *rights)
-    try:
-        yield place.node.url.replace("guest:guest", f"{place.queue}:secret")
-    finally:
-        place.node.ctl("delete_user", place.queue)
 
 
 @cause(
@@ -70,12 +57,3 @@ def the_virtual_host_is_not_there(rabbitmq):
 def its_password_is_wrong(rabbitmq):
     url = rabbitmq.node.url.replace("guest:guest", "guest:wrong")
     yield rabbitmq.insert_batch(), {"ELS_BROKER_URL": url}
-
-
-@cause("broker_unreachable", says=["does not let this command look", "403"], never=["is down"])
-def whoever_asks_may_declare_nothing(rabbitmq):
-    batch = rabbitmq.insert_batch()
-    with rabbitmq.node.connection() as connection:
-        Queue(f"{rabbitmq.queue}.control", channel=connection.default_channel).declare()
-    with account(rabbitmq, "^$", "^$", "^$") as url:
-        yield batch, {"ELS_BROKER_URL": url}
