@@ -223,7 +223,7 @@ PLAIN = [
     Cause(
         "broker_unreachable",
         "The broker does not answer",
-        "it is down, or not reachable from here",
+        "{error}",
         "senders keep their messages, and events wait in the outbox, until it is back",
         "els env",
     ),

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import redis
+from amqp.exceptions import AMQPError
 from kombu.exceptions import OperationalError
 
 from core.servers.identity import location
@@ -17,8 +18,9 @@ from core.signs.beats import read_beats
 from core.signs.heartbeat import NO_HEARTBEAT, Asked, Heartbeat
 from core.signs.installation import Installation, Kind, detect
 from core.signs.pauses import Outage, Pause
-from ops.redis_queues import lengths_on_redis
+from ops.redis_queues import lengths_on_redis, oldest_sent
 
+UNANSWERED = (OperationalError, AMQPError, OSError, redis.RedisError)
 BROKER_S = 0.8  # for Redis as the broker
 LOCK_S = 0.3  # for a lock that the probe meets; whoever holds it is found otherwise
 NO_RIGHT = "42501"
@@ -27,10 +29,18 @@ NO_RIGHT_IN_REDIS = "NoPermissionError"
 
 def heartbeat_or_none(client: redis.Redis, broker_url: str, queues: Sequence[str]) -> Heartbeat:
     """Read the heartbeat; an empty one where Redis does not answer, which has its own cause."""
+    error: str | None = None
+    waiting: int | None = None
+    oldest: datetime | None = None
     try:
-        return read_heartbeat(client, broker_url, queues, count_waiting(broker_url, queues))
+        waiting, oldest = ask_waiting(broker_url, queues)
+    except UNANSWERED as raised:
+        error = words_of(raised)
+    try:
+        seen = read_heartbeat(client, broker_url, queues, waiting)
     except redis.RedisError:
         return NO_HEARTBEAT
+    return replace(seen, oldest_sent=oldest, broker_error=error)
 
 
 def read_heartbeat(
@@ -38,19 +48,34 @@ def read_heartbeat(
 ) -> Heartbeat:
     """Read the signs of life of workers and beat. Raises redis.RedisError."""
     seen = core_heartbeat.read_heartbeat(client, waiting)
-    asked = Asked(queue=queues[-1], broker=kind_and_path(broker_url))
+    broker = kind_and_path(broker_url)
+    asked = Asked(queue=queues[-1], broker=broker, inner_queues=queues[:-1])
     return replace(seen, beats=read_beats(client, queues[-1]), asked=asked)
 
 
 def count_waiting(broker_url: str, queues: Sequence[str]) -> int | None:
     """Count the messages that wait; None if the broker does not answer."""
     try:
-        if is_redis(broker_url):
-            with connect_once(broker_url, timeout_s=BROKER_S) as client:
-                return sum(lengths_on_redis(client, queues).values())
-        return _count_by_kombu(broker_url, queues)
-    except (OperationalError, OSError, redis.RedisError):
+        return ask_waiting(broker_url, queues)[0]
+    except UNANSWERED:
         return None
+
+
+def words_of(error: Exception) -> str:
+    """Write an error in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def ask_waiting(broker_url: str, queues: Sequence[str]) -> tuple[int, datetime | None]:
+    """Count the messages that wait; tell when the oldest of the last queue was sent, if it shows.
+
+    Raises one of UNANSWERED.
+    """
+    if not is_redis(broker_url):
+        return _count_by_kombu(broker_url, queues), None
+    with connect_once(broker_url, timeout_s=BROKER_S) as client:
+        waiting = sum(lengths_on_redis(client, queues).values())
+        return waiting, oldest_sent(client, queues[-1]) if waiting else None
 
 
 def _count_by_kombu(broker_url: str, queues: Sequence[str]) -> int:

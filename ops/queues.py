@@ -9,13 +9,14 @@ from typing import Any, cast
 from uuid import UUID
 
 import redis
+from amqp.exceptions import AMQPError
 from kombu import Connection
 from kombu.exceptions import ChannelError, OperationalError
 
 from core.servers.urls import is_redis
 
 ANSWER_S = 2  # for the broker
-UNANSWERED = (OperationalError, OSError, redis.RedisError)
+UNANSWERED = (OperationalError, AMQPError, OSError, redis.RedisError)
 UNREADABLE = (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)
 
 
@@ -53,7 +54,7 @@ def queue_lengths(broker: Connection, queues: Sequence[str]) -> dict[str, int]:
 
     Raises OSError or OperationalError where the broker does not answer.
     """
-    return {queue: _look(broker, queue)[0] for queue in queues}
+    return {queue: look(broker, queue)[0] for queue in queues}
 
 
 def event_queues(broker: Connection, types: Mapping[str, frozenset[str]]) -> list[EventQueue]:
@@ -62,7 +63,7 @@ def event_queues(broker: Connection, types: Mapping[str, frozenset[str]]) -> lis
 
 
 def _event_queue(broker: Connection, name: str, types: frozenset[str]) -> EventQueue:
-    messages, consumers = _look(broker, name)
+    messages, consumers = look(broker, name)
     channel: Any = broker.default_channel  # Any: kombu's channels have no types
     if not hasattr(channel, "_q_for_pri"):
         counts = broker.transport.driver_type == "amqp"
@@ -82,13 +83,16 @@ def _event_of(message: bytes) -> tuple[UUID | None, float | None]:
         return None, None
 
 
-def _look(broker: Connection, queue: str) -> tuple[int, int]:
-    """Count the messages that wait in a queue, and its consumers as the broker knows them."""
+def look(broker: Connection, queue: str) -> tuple[int, int]:
+    """Count the messages that wait in a queue, and its consumers as the broker knows them.
+
+    Raises OSError or OperationalError where the broker does not answer.
+    """
     channel: Any = broker.default_channel  # Any: kombu's channels have no types
     try:
         found = channel.queue_declare(queue, passive=True)
     except ChannelError as error:
         if "NOT_FOUND" not in str(error):  # both brokers use this word
-            raise OSError(f"the broker does not answer for queue {queue}: {error}") from error
+            raise OSError(f"it does not let this command look at queue {queue}: {error}") from error
         return 0, 0  # Redis has no empty queues
     return int(found.message_count), int(found.consumer_count)

@@ -39,6 +39,7 @@ class Asked:
     database_name: str | None = None
     broker: str | None = None
     installation: Installation = field(default_factory=Installation)
+    inner_queues: Sequence[str] = ()  # of the steps of the service itself
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class Heartbeat:
     beats: Beats = NO_BEATS
     signs: Mapping[str, Sign] = field(default_factory=dict)  # by worker, also of those gone
     asked: Asked = field(default_factory=Asked)
+    oldest_sent: datetime | None = None  # the oldest message in the queue; None: unknown
+    broker_error: str | None = None  # where the broker does not answer, if it is known
 
     @property
     def silent(self) -> bool:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Generic, TypeVar
 
 import psycopg
@@ -28,18 +29,23 @@ from core.settings import Settings
 from core.signs.heartbeat import NO_HEARTBEAT, Heartbeat
 from core.signs.pauses import Outage
 from core.slots import Slots
+from ops.explain.clues import Clue
 from ops.explain.explanation import Explanation, explain
-from ops.explain.locks import locks
-from ops.explain.message_clues import with_messages
-from ops.explain.messages import Lying, messages_of
+from ops.explain.locks import locks, standby_awaited
+from ops.explain.message_clues import message_clues, with_messages
+from ops.explain.messages import messages_of
+from ops.explain.rabbitmq import look_around
 from ops.explain.service_causes import LOCKED, NO_SCHEMA, lock_causes, service_causes
-from ops.heartbeat import LOCK_S, count_waiting, read_heartbeat, with_asker, with_outages
+from ops.heartbeat import LOCK_S, ask_waiting, read_heartbeat, with_asker, with_outages, words_of
+from ops.queues import UNANSWERED
 from ops.receivers import NO_RECEIVERS, Receivers, read_receivers
 from ops.stack.supervisor import Endpoints
 
 REDIS_S = 0.8  # for one answer
+AMQP_S = 2.2  # for RabbitMQ
 AWAY_S = 0.05  # the same, of a Redis that has not answered just now
 SIGNS_S = 1.8  # for all signs of life, and the broker's counts
+ANSWER_S = 2.8  # for all of RabbitMQ
 BATCH_S = 10.0  # for Postgres, where the machine is slow: each statement has a limit of its own
 NO_RIGHT = "42501"
 T = TypeVar("T")
@@ -87,19 +93,20 @@ class Looking:
         broker, queues = self.found.broker_url, self.settings.queues
         signs = Asked(lambda: read_heartbeat(client, broker, queues, 0))
         writes = Asked(lambda: probe_redis(Slots(client)))
-        waiting = Asked(lambda: count_waiting(broker, queues))
+        waiting = Asked(lambda: ask_waiting(broker, queues))
         messages = Asked(self._messages)
+        around = Asked(self._around)
         receivers = Asked(lambda: read_receivers(self.settings, client, broker))
         postgres = Asked(lambda: db.connect_once(self.found.database_url, briefly=True))
         heartbeat, error = self._signs(signs)
-        heartbeat = replace(heartbeat, waiting=self._waiting(waiting))
+        heartbeat = self._with_waiting(heartbeat, waiting)
         seen = self._receivers(receivers)
         try:
             conn: Conn | None = postgres.answer(self.began + BATCH_S)
             refused: Exception | None = None
         except (psycopg.Error, TimeoutError) as raised:
             conn, refused = None, raised
-        heartbeat = with_outages(heartbeat, self._outage(writes))
+        heartbeat = with_outages(heartbeat, [*self._outage(writes), *self._alarm(around)])
         url, up = self.found.database_url, self.found.pid > 0
         heartbeat = with_asker(heartbeat, self.settings, url, self._identity(conn), up=up)
         if conn is None:
@@ -109,7 +116,7 @@ class Looking:
             if error:  # nobody waits for it again
                 client = connect_once(self.found.redis_url, timeout_s=AWAY_S)
             explanation = self._with_postgres(conn, Slots(client), heartbeat, seen, error)
-            return self._with_messages(explanation, messages)
+            return self._with_messages(explanation, messages, around)
         finally:
             conn.close()
 
@@ -121,42 +128,71 @@ class Looking:
             self.unanswered.append("redis")
             return NO_HEARTBEAT, str(error)
 
-    def _waiting(self, waiting: Asked[int | None]) -> int | None:
+    def _with_waiting(
+        self, heartbeat: Heartbeat, waiting: Asked[tuple[int, datetime | None]]
+    ) -> Heartbeat:
+        """Add how many messages wait, or the error of a broker that does not say so."""
         try:
-            found = waiting.answer(self.began + SIGNS_S)
-        except TimeoutError:
-            found = None
-        if found is None:
+            number, oldest = waiting.answer(self.began + self.broker_s)
+            return replace(heartbeat, waiting=number, oldest_sent=oldest)
+        except (*UNANSWERED, TimeoutError) as error:
             self.unanswered.append("broker")
-        return found
+            return replace(heartbeat, waiting=None, broker_error=words_of(error))
 
-    def _messages(self) -> list[Lying]:
-        """Find the messages of the batch; only Redis shows them without taking."""
-        if not is_redis(self.found.broker_url):
+    def _messages(self) -> list[Clue]:
+        """Look for messages of the batch in a Redis broker."""
+        url, queue = self.found.broker_url, self.settings.queue
+        if not is_redis(url):
             return []
-        with connect_once(self.found.broker_url, timeout_s=REDIS_S) as client:
-            return messages_of(client, self.settings.queues, self.batch)
+        with connect_once(url, timeout_s=REDIS_S) as client:
+            lying = messages_of(client, self.settings.queues, self.batch)
+        return list(message_clues(lying, queue, kind_and_path(url)))
 
-    def _with_messages(self, explanation: Explanation, asked: Asked[list[Lying]]) -> Explanation:
-        """Add to what the batch lacks where messages of it lie."""
+    def _with_messages(
+        self,
+        explanation: Explanation,
+        messages: Asked[list[Clue]],
+        around: Asked[tuple[list[Clue], Outage | None]],
+    ) -> Explanation:
+        """Add to what the batch lacks where messages of it may lie."""
         try:
-            lying = asked.answer(self.began + BATCH_S)
-        except (redis.RedisError, TimeoutError):
+            found = messages.answer(self.began + BATCH_S)  # which has limits of its own
+            found = [*found, *around.answer(self.began + ANSWER_S)[0]]
+        except (*UNANSWERED, TimeoutError, ValueError):
             return explanation
-        broker = kind_and_path(self.found.broker_url)
-        causes = with_messages(explanation.causes, lying, self.settings.queue, broker)
-        return replace(explanation, causes=causes)
+        return replace(explanation, causes=with_messages(explanation.causes, found))
+
+    def _around(self) -> tuple[list[Clue], Outage | None]:
+        """Look around in RabbitMQ."""
+        if is_redis(self.found.broker_url):
+            return [], None
+        return look_around(self.found.broker_url, self.settings.queue)
+
+    def _alarm(self, around: Asked[tuple[list[Clue], Outage | None]]) -> list[Outage]:
+        try:
+            _, alarm = around.answer(self.began + self.broker_s)
+        except (*UNANSWERED, TimeoutError):
+            return []
+        return [alarm] if alarm else []
+
+    @property
+    def broker_s(self) -> float:
+        """How long the broker has to answer: RabbitMQ needs some round trips to log in."""
+        return SIGNS_S if is_redis(self.found.broker_url) else AMQP_S
 
     def _receivers(self, receivers: Asked[Receivers]) -> Receivers:
         try:
-            return receivers.answer(self.began + SIGNS_S)
+            seen = receivers.answer(self.began + SIGNS_S)
         except (redis.RedisError, TimeoutError):
-            return NO_RECEIVERS
+            seen = replace(NO_RECEIVERS, answered=False)
+        if not seen.answered and not self.unanswered:
+            self.unanswered.append("receivers")
+        return seen
 
     def _outage(self, writes: Asked[Outage | None]) -> list[Outage]:
         try:
             outage = writes.answer(self.began + SIGNS_S)
-        except TimeoutError:
+        except (*UNANSWERED, TimeoutError):
             return []
         return [outage] if outage and "redis" not in self.unanswered else []
 
@@ -177,7 +213,9 @@ class Looking:
         """Explain the batch; where Postgres stops answering meanwhile, everything else."""
 
         def look() -> Explanation:
-            outage = None if locks(conn) else probe_postgres(conn, lock_timeout_s=LOCK_S)
+            outage = standby_awaited(conn)
+            if outage is None and not locks(conn):
+                outage = probe_postgres(conn, lock_timeout_s=LOCK_S)
             seen = with_outages(heartbeat, [outage] if outage else [])
             return explain(conn, slots, self.batch, seen, receivers)
 

@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 from core import db
+from core.catalogue import CANCEL_BATCH
 from core.db.connection import Conn
 from core.rules import CAUSES, Cause
 from core.states import OPEN, BatchStatus, OnDeadline
@@ -14,6 +15,7 @@ from ops.explain.clues import Clue, with_clues
 from ops.wording import number, utc
 
 NEAR = timedelta(minutes=10)  # a deadline this near is worth a word
+FAR_DAYS = 30  # a deadline that is further away may be a mistake
 LETTERS = 3  # shown of those that a batch still needs
 MISSING = 5  # numbers of events that are shown
 NO_CLUE = "no dead letter, pending content or similar id that is known here has one"
@@ -44,9 +46,10 @@ def plain_causes(conn: Conn, batch_id: str, facts: Row, redis_side: Row) -> Iter
             yield CAUSES["cancelled"].fill(facts["closed_at"], batch=batch_id, reason=reason)
 
 
-def unknown(conn: Conn, batch_id: str) -> Cause:
+def unknown(conn: Conn, batch_id: str, redis_side: Row) -> Cause:
     """Say why there may be no batch with this id."""
-    found = clues.of_unknown(conn, batch_id)
+    in_redis = redis_side.get("free", 0) + redis_side.get("claimed", 0)
+    found = clues.of_unknown(conn, batch_id, in_redis)
     return with_clues(CAUSES["unknown_batch"].fill(batch=batch_id), found)
 
 
@@ -57,6 +60,8 @@ def with_evidence(conn: Conn, cause: Cause, batch_id: str) -> Cause:
     if cause.code == "dead_letter_waiting":
         rows = db.dead_letters.needed(conn, batch_id, LETTERS)
         said = [f"{row['id']} ({row['task']}, {row['code']}): {row['message']}" for row in rows]
+        if any(row["task"] == CANCEL_BATCH.name for row in rows):
+            said.append("who replays a cancellation cancels the batch, whatever has come since")
         return with_clues(cause, [Clue("; ".join(said))]) if said else cause
     return cause
 
@@ -97,7 +102,9 @@ def _ending(facts: Row) -> str:
     if facts["time_left"] is None:
         return "its deadline never comes"
     if facts["time_left"] > timedelta(0):
-        return f"at {utc(facts['deadline_at'])} it {ending}"
+        days = facts["time_left"].days
+        far = f", in {days} days" if days > FAR_DAYS else ""
+        return f"at {utc(facts['deadline_at'])}{far}, it {ending}"
     return f"its deadline passed at {utc(facts['deadline_at'])}, and the next sweep ends the wait"
 
 
@@ -111,7 +118,8 @@ def _waiting_for_contents(conn: Conn, batch_id: str, facts: Row) -> Cause:
         ending=_ending(facts),
     )
     found = clues.of_missing_contents(conn, batch_id, facts["registered_at"])
-    return with_clues(cause, found or [Clue(NO_CLUE)], keep=True)
+    others = clues.of_others(conn, batch_id, facts["registered_at"])
+    return with_clues(cause, [*(found or [Clue(NO_CLUE)]), *others], keep=True)
 
 
 def _lacking(facts: Row) -> str:

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from psycopg.errors import UndefinedTable
@@ -24,6 +24,8 @@ from ops.explain.lookalikes import alike, variants
 from ops.wording import number, utc
 
 SHOWN = 3  # of a list
+PATIENCE = timedelta(seconds=10)  # for a registration that comes after the first contents
+LONG = 8  # characters of an id that is part of another one by no chance
 EARLY = timedelta(days=1)  # a message may come so long before the registration of its batch
 OF_BATCHES = {REGISTER_BATCH.name, CANCEL_BATCH.name, AMEND_BATCH.name}
 Row = Mapping[str, Any]  # Any: a database row
@@ -58,10 +60,10 @@ def with_clues(cause: Cause, clues: Sequence[Clue], *, keep: bool = False) -> Ca
     )
 
 
-def of_unknown(conn: Conn, batch_id: str) -> list[Clue]:
-    """Look for an id that no row has as the id of a batch."""
+def of_unknown(conn: Conn, batch_id: str, in_redis: int = 0) -> list[Clue]:
+    """Look for an id that no row has as the id of a batch; `in_redis`: slots that Redis has."""
     ids = variants(batch_id)
-    return _collect(
+    found = _collect(
         conn,
         lambda: _tombstone(conn, batch_id, ids),
         lambda: _executed(conn, batch_id),
@@ -70,6 +72,13 @@ def of_unknown(conn: Conn, batch_id: str) -> list[Clue]:
         lambda: _letters(conn, batch_id, skip=set()),
         lambda: _other_kind(conn, batch_id),
     )
+    if not found and in_redis:
+        text = (
+            f"Redis still has {number(in_redis, 'slot')} of it, so somebody deleted its rows by"
+            " hand, or restored an older backup of Postgres"
+        )
+        found.append(Clue(text, title="The batch was registered, but its rows are gone"))
+    return found
 
 
 def of_unregistered(conn: Conn, batch_id: str) -> list[Clue]:
@@ -81,6 +90,7 @@ def of_unregistered(conn: Conn, batch_id: str) -> list[Clue]:
         lambda: _executed(conn, batch_id),
         lambda: _registered(conn, batch_id, ids),
         lambda: _letters(conn, batch_id, skip={*BATCHED, CONFIRM_STUDENTS.name}),
+        lambda: _discarded(conn, batch_id, [REGISTER_BATCH.name]),
     )
 
 
@@ -91,14 +101,28 @@ def of_missing_contents(conn: Conn, batch_id: str, registered_at: datetime) -> l
         conn,
         lambda: _pending(conn, batch_id),
         lambda: _excess(conn, batch_id),
+        lambda: _named_elsewhere(conn, batch_id),
         lambda: _letters(conn, batch_id, skip=skip, since=since),
+        lambda: _discarded(conn, batch_id, BATCHED),
+        lambda: _answered(conn, batch_id),
+        lambda: _same_essays(conn, batch_id),
     )
+
+
+def of_others(conn: Conn, batch_id: str, registered_at: datetime) -> list[Clue]:
+    """Name the ids that nobody has registered and contents came for since, where they are few."""
+    return _collect(conn, lambda: _unregistered(conn, batch_id, registered_at))
 
 
 def of_missing_students(conn: Conn, batch_id: str, registered_at: datetime) -> list[Clue]:
     """Look for the confirmation of the students of a batch."""
     skip, since = OF_BATCHES | {*BATCHED}, _early(registered_at)
-    return _collect(conn, lambda: _letters(conn, batch_id, skip=skip, since=since))
+    return _collect(
+        conn,
+        lambda: _letters(conn, batch_id, skip=skip, since=since),
+        lambda: _discarded(conn, batch_id, [CONFIRM_STUDENTS.name]),
+        lambda: _class_mates(conn, batch_id),
+    )
 
 
 def _early(registered_at: datetime) -> datetime:
@@ -165,6 +189,17 @@ def _pending(conn: Conn, batch_id: str) -> Iterator[Clue]:
     yield from _more(found, "ids with pending contents are nearly the same")
 
 
+def _unregistered(conn: Conn, batch_id: str, registered_at: datetime) -> Iterator[Clue]:
+    late = datetime.now(UTC) - PATIENCE
+    rows = [row for row in queries.pending_batches(conn) if registered_at < row["since"] < late]
+    if not rows or len(rows) > SHOWN or alike(batch_id, [row["batch_id"] for row in rows]):
+        return
+    each = [f"{row['batch_id']} ({number(row['contents'], 'content')})" for row in rows]
+    one = f"els explain {rows[0]['batch_id']}" if len(rows) == 1 else None
+    ids = "an id that nobody has" if len(rows) == 1 else "ids that nobody has"
+    yield Clue(f"since then contents came for {ids} registered: {', '.join(each)}", one)
+
+
 def _excess(conn: Conn, batch_id: str) -> Iterator[Clue]:
     like = alike(batch_id, queries.registered_like(conn, batch_id, variants(batch_id)))
     for row in queries.with_excess(conn, list(like))[:SHOWN] if like else ():
@@ -172,6 +207,58 @@ def _excess(conn: Conn, batch_id: str) -> Iterator[Clue]:
         came = number(row["contents"], "content")
         text = f"{came} found no slot in {other}, which is this id {like[other]}"
         yield Clue(text, f"els find {other}")
+
+
+def _named_elsewhere(conn: Conn, batch_id: str) -> Iterator[Clue]:
+    """Tell of contents that went to another batch, although their own ids name this one."""
+    where = {
+        "pending": ("came for", ", which nobody has registered", "els explain"),
+        "excess": ("found no slot in", "", "els find"),
+        "slot": ("got slots of", "", "els find"),
+    }
+    rows = queries.named_elsewhere(conn, batch_id) if len(batch_id) >= LONG else []
+    for row in rows[:SHOWN]:
+        verb, end, command = where[row["place"]]
+        contents = number(row["contents"], "content")
+        other = row["batch_id"]
+        yield Clue(
+            f"{contents} whose file or storage ids name this batch {verb} {other}{end}",
+            f"{command} {other}",
+        )
+
+
+def _answered(conn: Conn, batch_id: str) -> Iterator[Clue]:
+    """Tell of contents that were carried out, and left no slot less open."""
+    for row in queries.answered_twice(conn, batch_id)[:SHOWN]:
+        essay, at = row["essay_id"], utc(row["since"])
+        if row["text_storage_id"] is None:
+            yield Clue(
+                f"a content was assigned to {essay} at {at}, and that slot is open: somebody"
+                " emptied it by hand; a repeat of its event changes nothing, so send it under a"
+                " new event_id"
+            )
+            continue
+        name = row["original_file_name"]
+        yield Clue(
+            f"{row['messages']} messages named the text {row['text_storage_id']}, which holds one"
+            f" slot ({essay}, from {name}): two files with one text_storage_id fill one slot"
+        )
+
+
+def _same_essays(conn: Conn, batch_id: str) -> Iterator[Clue]:
+    for row in queries.with_the_same_essays(conn, batch_id):
+        other = row["batch_id"]
+        yield Clue(
+            f"its essays are registered as {other} too ({row['status']})", f"els find {other}"
+        )
+
+
+def _class_mates(conn: Conn, batch_id: str) -> Iterator[Clue]:
+    for row in queries.confirmed_of_class(conn, batch_id):
+        yield Clue(
+            f"the students of {row['batch_id']}, of the same class, were confirmed at"
+            f" {utc(row['ready_at'])}"
+        )
 
 
 def _letters(
@@ -201,6 +288,15 @@ def _letters(
     if nameless:
         count = number(len(nameless), "dead letter names", "dead letters name")
         yield Clue(f"{count} no batch: {_listed(nameless)}", _show(nameless))
+
+
+def _discarded(conn: Conn, batch_id: str, tasks: Sequence[str]) -> Iterator[Clue]:
+    for row in queries.discarded_letters(conn, batch_id, tasks)[:SHOWN]:
+        yield Clue(
+            f"dead letter {row['id']} ({row['task']}, {row['code']}) was discarded at"
+            f" {utc(row['discarded_at'])}",
+            f"els dead-letters show {row['id']}",
+        )
 
 
 def _named_in(letter: Row) -> list[str]:

@@ -55,7 +55,7 @@ def explain(
         broken = [cause for cause in broken if cause.code != "slot_drift"]
     plain = list(plain_causes(conn, batch_id, facts, redis_side)) if facts else []
     if not facts and not any(cause.code == "pending_not_registered" for cause in broken):
-        plain.append(unknown(conn, batch_id))
+        plain.append(unknown(conn, batch_id, redis_side))
     waits = broken or not facts or facts["status"] in OPEN
     holder = db.sweep.holder(conn) if heartbeat.beat_silent else None
     held = locks(conn, batch_id) if waits else []

@@ -9,7 +9,9 @@ from typing import LiteralString
 import psycopg
 
 from core.db.connection import Conn
+from core.signs.pauses import Outage
 from ops.queries import sql
+from ops.wording import number
 
 TABLES = (
     "batch_essay_trackers",
@@ -35,6 +37,7 @@ OF_ROWS: LiteralString = """
     JOIN pg_locks l ON l.locktype = 'transactionid' AND l.granted AND l.transactionid = r.holder
 """
 LOCKS = sql("locks")
+PREPARED = 0  # what Postgres says instead of a process id
 UNREADABLE = (
     psycopg.errors.LockNotAvailable,
     psycopg.errors.QueryCanceled,
@@ -55,6 +58,8 @@ class Lock:
     waiting: int  # sessions that wait for it
 
     def __str__(self) -> str:
+        if self.pid == PREPARED:
+            return "a prepared transaction, which no session has"
         name = self.application_name or "without a name"
         state = self.state or "state unknown"
         if self.state and self.state_change and self.state.startswith("idle"):
@@ -72,6 +77,21 @@ def locks(conn: Conn, batch_id: str | None = None) -> list[Lock]:
         with suppress(*UNREADABLE):
             return _read(conn, LOCKS.replace("/* rows */", OF_ROWS), values)
     return _read(conn, LOCKS.replace("/* rows */", ""), values)
+
+
+def standby_awaited(conn: Conn) -> Outage | None:
+    """Tell whether commits wait for a synchronous standby: then every write does."""
+    row = conn.execute(
+        "SELECT count(*) AS commits, current_setting('synchronous_standby_names') AS names"
+        " FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'SyncRep'"
+        " AND query_start < now() - %s",
+        [PATIENCE],
+    ).fetchone()
+    if row is None or not row["commits"]:
+        return None
+    commits = number(row["commits"], "commit waits", "commits wait")
+    said = f"{commits} for a synchronous standby (synchronous_standby_names: {row['names']})"
+    return Outage("postgres", said)
 
 
 def _read(conn: Conn, query: LiteralString, values: Mapping[str, object]) -> list[Lock]:

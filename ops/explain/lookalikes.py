@@ -1,8 +1,10 @@
 """Ids that a person may have taken for each other: nearly the same, or a part of the other."""
 
 import re
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable
 from string import ascii_letters, digits
+from uuid import UUID
 
 CHARACTERS = f"{ascii_letters}{digits}-_"  # of an identifier
 LONGEST = 64
@@ -10,8 +12,9 @@ LEAST_PART = 4  # characters of a part that says something
 ALIKE = str.maketrans("oil", "011")
 BLANKS, CASE = "without the blanks", "in another case"
 DASHES, LETTERS = "with other dashes, blanks or signs", "with letters or digits that look alike"
+SAME_UUID = "in another form of the same UUID"
 ONE_EDIT, SWAPPED = "with one character changed", "with two characters swapped"
-NEAREST_FIRST = (BLANKS, CASE, DASHES, LETTERS, SWAPPED, ONE_EDIT)
+NEAREST_FIRST = (BLANKS, CASE, DASHES, SAME_UUID, LETTERS, SWAPPED, ONE_EDIT)
 NOT_SAID = re.compile("[^a-z0-9]")
 
 
@@ -24,7 +27,7 @@ def variants(given: str) -> list[str]:
     """List every id that differs from this one in one character, or in two that are swapped."""
     given = given.strip()[: LONGEST + 1]
     cuts = [(given[:n], given[n:]) for n in range(len(given) + 1)]
-    found = {given, *parts(given)}
+    found = {given, *parts(given), *forms(given)}
     found |= {a + b[1:] for a, b in cuts if b}
     found |= {a + b[1] + b[0] + b[2:] for a, b in cuts if len(b) > 1}
     found |= {a + each + b[1:] for a, b in cuts if b for each in CHARACTERS}
@@ -37,11 +40,29 @@ def parts(given: str) -> list[str]:
     return re.findall(rf"[A-Za-z0-9_-]{{{LEAST_PART},{LONGEST}}}", given)[:10]
 
 
+def forms(given: str) -> list[str]:
+    """List how programs write a UUID: with dashes, in .NET's order of bytes, and in base64."""
+    try:
+        raw = urlsafe_b64decode(f"{given}==") if len(given) == 22 else UUID(given).bytes
+    except ValueError:
+        return []
+    if len(raw) != 16:
+        return []
+    uuids = [UUID(bytes=raw), UUID(bytes_le=raw)]
+    return [
+        written
+        for each in uuids
+        for written in (str(each), urlsafe_b64encode(each.bytes).decode().rstrip("="))
+    ]
+
+
 def difference(given: str, other: str) -> str | None:
     """Say what makes an id of the given one, after "this id"; None: they are not alike."""
     bare = given.strip()
     if bare == other:
         return BLANKS if bare != given else None
+    if other in forms(bare) and fold(bare) != fold(other):
+        return SAME_UUID
     return _mix_up(bare, other) or _one_edit(bare, other) or _part(bare, other)
 
 

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from core.rules import CAUSES, Cause
 from ops.explain.batch_causes import NO_CLUE
@@ -17,28 +18,21 @@ LACKING = {  # causes of a batch that waits for a message
 }
 
 
-def with_messages(
-    causes: Sequence[Cause], lying: Sequence[Lying], queue: str, broker: str
-) -> list[Cause]:
-    """Add to what the batch lacks where messages of it lie; `broker`: its kind and database."""
-    found = list(_clues(lying, queue, broker))
+def with_messages(causes: Sequence[Cause], found: Sequence[Clue]) -> list[Cause]:
+    """Add to what the batch lacks what is known of messages; nothing else is then unknown."""
     return [_with(cause, found) if cause.code in LACKING else cause for cause in causes]
 
 
 def _with(cause: Cause, found: Sequence[Clue]) -> Cause:
-    """Let it take the place of what says that nothing is known."""
     if not found:
         return cause
     nothing_known = cause.reason == CAUSES[cause.code].reason
-    reason = cause.reason.replace(f"; {NO_CLUE}", "")
-    return with_clues(
-        Cause(cause.code, cause.title, reason, cause.by_itself, cause.command, cause.since),
-        found,
-        keep=not nothing_known,
-    )
+    known = replace(cause, reason=cause.reason.replace(f"; {NO_CLUE}", ""))
+    return with_clues(known, found, keep=not nothing_known)
 
 
-def _clues(lying: Sequence[Lying], queue: str, broker: str) -> Iterator[Clue]:
+def message_clues(lying: Sequence[Lying], queue: str, broker: str) -> Iterator[Clue]:
+    """Say where messages of a batch lie; `broker`: its kind and database."""
     for each in lying:
         if each.key is None:
             yield Clue(_held(each))

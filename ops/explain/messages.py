@@ -16,7 +16,7 @@ from typing import Any, cast
 import redis
 
 from core.catalogue import TASKS
-from ops.redis_queues import lists_of
+from ops.redis_queues import as_bytes, lists_of
 
 PAGE = 10  # messages read at once: each may have megabytes
 QUEUE_S = 0.5  # for the queue of the service
@@ -68,7 +68,7 @@ def _held(client: redis.Redis, name: bytes) -> Lying:
     until, found, looked, moments = time.monotonic() + HELD_S, 0, 0, []
     cursor: Any = None
     while cursor != 0 and time.monotonic() < until:
-        cursor, page = cast("Any", _raw(client, "HSCAN", HELD, cursor or 0, "COUNT", PAGE))
+        cursor, page = cast("Any", as_bytes(client, "HSCAN", HELD, cursor or 0, "COUNT", PAGE))
         looked += len(page)
         for message in page.values():
             if name in _said(message):
@@ -104,7 +104,7 @@ def _in_lists(
 def _lists(client: redis.Redis, until: float) -> Iterator[bytes]:
     cursor: Any = None
     while cursor != 0 and time.monotonic() < until:
-        page = cast("Any", _raw(client, "SCAN", cursor or 0, "TYPE", "list", "COUNT", 1000))
+        page = cast("Any", as_bytes(client, "SCAN", cursor or 0, "TYPE", "list", "COUNT", 1000))
         cursor = int(page[0])
         yield from page[1]
 
@@ -130,24 +130,18 @@ def _both_ends(client: redis.Redis, key: bytes, length: int, until: float) -> It
         yield message
     if length > OLDEST and time.monotonic() < until:
         newest = min(PAGE, length - OLDEST)
-        yield from cast("list[bytes]", _raw(client, "LRANGE", key, 0, newest - 1))
+        yield from cast("list[bytes]", as_bytes(client, "LRANGE", key, 0, newest - 1))
 
 
 def _oldest(client: redis.Redis, key: str | bytes, until: float) -> Iterator[bytes]:
     """Read a list from the end that workers take from, until a moment."""
     last = 0
     while time.monotonic() < until:
-        page = cast("list[bytes]", _raw(client, "LRANGE", key, last - PAGE, last - 1))
+        page = cast("list[bytes]", as_bytes(client, "LRANGE", key, last - PAGE, last - 1))
         yield from reversed(page)
         last -= PAGE
         if len(page) < PAGE:
             return
-
-
-def _raw(client: redis.Redis, *command: Any) -> object:
-    """Ask for bytes: what lies in a list may be no text."""
-    answer: object = client.execute_command(*command, NEVER_DECODE=True)  # type: ignore[no-untyped-call]
-    return answer
 
 
 def _said(message: bytes) -> bytes:

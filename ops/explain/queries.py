@@ -12,6 +12,7 @@ from psycopg.errors import QueryCanceled
 from psycopg.pq import TransactionStatus
 from psycopg.rows import DictRow
 
+from core.catalogue import ASSIGN_CONTENT
 from core.db.connection import Conn
 from ops.explain.lookalikes import LEAST_PART, fold
 from ops.queries import sql
@@ -22,8 +23,10 @@ BODIES = 200  # of these, bodies that are read, because the letter names no batc
 LARGEST_BODY = 256 * 1024  # bytes, as Postgres keeps it
 PENDING = 10_000  # newest contents that wait for a registration
 FEW = 20  # ids of each kind
+SHARED = 3  # batches; an essay id that more have tells nothing
 SCAN_S = 1.0  # for whole tables
 SIMILAR_IDS = sql("similar_ids")
+NAMED_ELSEWHERE = sql("named_elsewhere")
 OTHER_KINDS = sql("other_kinds")
 OTHER_KINDS_IN_ESSAYS = sql("other_kinds_in_essays")
 
@@ -140,6 +143,15 @@ def waiting_letters(conn: Conn) -> list[DictRow]:
     ).fetchall()
 
 
+def discarded_letters(conn: Conn, batch_id: str, tasks: Sequence[str]) -> list[DictRow]:
+    """List the newest dead letters of a batch that somebody has discarded, of these tasks."""
+    return conn.execute(
+        "SELECT id, task, code, discarded_at FROM dead_letters WHERE batch_id = %s"
+        " AND discarded_at IS NOT NULL AND task = ANY(%s) ORDER BY discarded_at DESC LIMIT %s",
+        [batch_id, list(tasks), FEW],
+    ).fetchall()
+
+
 def executed(conn: Conn, batch_id: str) -> list[DictRow]:
     """Count the messages of a batch that were executed: task, outcome, number, first moment."""
     return conn.execute(
@@ -147,6 +159,71 @@ def executed(conn: Conn, batch_id: str) -> list[DictRow]:
         " min(created_at) AS since FROM idempotency_keys WHERE batch_id = %s"
         " GROUP BY 1, 2 ORDER BY since",
         [batch_id],
+    ).fetchall()
+
+
+def answered_twice(conn: Conn, batch_id: str) -> list[DictRow]:
+    """List the slots that several contents were answered with, or that are open again."""
+    return conn.execute(
+        """
+        SELECT essay_id, k.messages, k.since, e.text_storage_id, e.original_file_name
+        FROM (
+            SELECT outcome ->> 'essay_id' AS essay_id, count(*) AS messages,
+                   max(created_at) AS since
+            FROM idempotency_keys
+            WHERE batch_id = %(batch)s AND task = %(task)s AND outcome ->> 'outcome' = 'assigned'
+            GROUP BY 1
+        ) k
+        JOIN essay_states e USING (essay_id)
+        WHERE e.batch_id = %(batch)s
+          AND (k.messages > 1 OR e.text_storage_id IS NULL AND e.validation_error_code IS NULL)
+        ORDER BY e.text_storage_id IS NOT NULL, k.since DESC LIMIT %(few)s
+        """,
+        {"batch": batch_id, "task": ASSIGN_CONTENT.name, "few": FEW},
+    ).fetchall()
+
+
+def named_elsewhere(conn: Conn, batch_id: str) -> list[DictRow]:
+    """Count the contents of other batches whose file or storage ids name this one: where, number.
+
+    Of pending and excess contents it looks at the newest, of slots at those of the 200 batches that
+    were registered next to this one.
+    """
+    return conn.execute(
+        NAMED_ELSEWHERE, {"batch": batch_id, "newest": PENDING, "few": FEW}
+    ).fetchall()
+
+
+def with_the_same_essays(conn: Conn, batch_id: str) -> list[DictRow]:
+    """List the few other batches that were registered with an essay of this one that is open."""
+    rows = conn.execute(
+        """
+        SELECT t.batch_id, t.status FROM (
+            SELECT essay_id FROM essay_states
+            WHERE batch_id = %(batch)s AND text_storage_id IS NULL
+              AND validation_error_code IS NULL LIMIT 1
+        ) mine
+        JOIN essay_states other ON other.essay_id = mine.essay_id AND other.batch_id <> %(batch)s
+        JOIN batch_essay_trackers t ON t.batch_id = other.batch_id LIMIT %(many)s
+        """,
+        {"batch": batch_id, "many": SHARED + 1},
+    ).fetchall()
+    return rows if len(rows) <= SHARED else []
+
+
+def confirmed_of_class(conn: Conn, batch_id: str) -> list[DictRow]:
+    """List the newest other batches of its class that became ready since its registration."""
+    return conn.execute(
+        """
+        SELECT other.batch_id, other.ready_at FROM batch_essay_trackers mine
+        CROSS JOIN LATERAL (
+            SELECT batch_id, class_id, ready_at FROM batch_essay_trackers
+            WHERE ready_at > mine.registered_at ORDER BY ready_at LIMIT %(newest)s
+        ) other
+        WHERE mine.batch_id = %(batch)s AND other.class_id = mine.class_id
+        ORDER BY other.ready_at DESC LIMIT %(few)s
+        """,
+        {"batch": batch_id, "newest": NEWEST, "few": SHARED},
     ).fetchall()
 
 

@@ -9,7 +9,7 @@ from core.rules import CAUSES, Cause
 from core.signs.heartbeat import FRESH, Heartbeat
 from core.signs.pauses import Outage, Pause
 from core.signs.sign import Sign
-from ops.explain.locks import Lock
+from ops.explain.locks import PREPARED, Lock
 from ops.wording import utc
 
 BACKLOG = 1_000  # waiting messages that take the worker more than a second or two
@@ -22,6 +22,7 @@ REDIS = "els env  # then redis-cli -u REDIS_URL {}"
 LOOK_AT = {  # by SQLSTATE, or by a word of Redis' answer
     "25006": POSTGRES.format("SELECT pg_is_in_recovery()"),
     "42501": "els migrate --roles",
+    "standby": POSTGRES.format("SELECT application_name, state FROM pg_stat_replication"),
     "53100": "els env  # then, on the host of DATABASE_URL: df -h",
     "53300": POSTGRES.format("SHOW max_connections"),
     "OOM": REDIS.format("INFO memory"),
@@ -29,6 +30,7 @@ LOOK_AT = {  # by SQLSTATE, or by a word of Redis' answer
     "ReadOnlyError": REDIS.format("ROLE"),
     "READONLY": REDIS.format("ROLE"),
     "MISCONF": REDIS.format("INFO persistence"),
+    "alarm": "rabbitmq-diagnostics alarms  # on each host of ELS_BROKER_URL",
     "NOREPLICAS": REDIS.format("INFO replication"),
 }
 SILENT_SHOWN_S = 120  # after which the messages of a silent worker have been redelivered
@@ -53,7 +55,8 @@ def service_causes(
     pauses = [pause for pause in heartbeat.pauses if not (locks and _is_locked(pause.outage))]
     yield from _refusals(pauses, heartbeat)
     if heartbeat.waiting is None:
-        yield CAUSES["broker_unreachable"].fill(step=look_at("broker", ""))
+        error = heartbeat.broker_error or "it is down, or not reachable from here"
+        yield CAUSES["broker_unreachable"].fill(error=error, step=look_at("broker", ""))
     # Where Redis takes no writes, nobody can give a sign of life.
     if not any(pause.outage.server == "redis" for pause in pauses):
         yield from _worker_causes(heartbeat)
@@ -74,6 +77,8 @@ def lock_causes(locks: Iterable[Lock]) -> Iterator[Cause]:
 
 
 def _end_session(pid: int | None) -> str:
+    if pid == PREPARED:
+        return POSTGRES.format("SELECT gid, prepared FROM pg_prepared_xacts")
     return POSTGRES.format(f"SELECT pg_terminate_backend({pid})")
 
 
@@ -123,6 +128,7 @@ def _worker_causes(heartbeat: Heartbeat) -> Iterator[Cause]:
             yield CAUSES["worker_other_database"].fill(
                 worker=name, theirs=sign.database_name, database=asked.database_name, step=step
             )
+    yield from _inner_queues(heartbeat, serving)
     yield from _stalled(heartbeat, serving)
     if serving:
         yield from _silent(heartbeat)
@@ -180,6 +186,22 @@ def _none_serves(
         )
     elif not any(sign.waits and _is_fresh(sign) for sign in heartbeat.signs.values()):
         yield _no_worker(heartbeat)
+
+
+def _inner_queues(heartbeat: Heartbeat, serving: Mapping[str, Sign | None]) -> Iterator[Cause]:
+    """Name the queues of the service's own steps that none of its workers serves."""
+    for queue in heartbeat.asked.inner_queues:
+        if serving and all(_wrong(sign, queue, "queues") for sign in serving.values()):
+            name, sign = next(iter(serving.items()))
+            queues = _listed(sign.queues if sign else ())
+            yield CAUSES["worker_other_queue"].fill(
+                None,
+                step=heartbeat.asked.installation.start("worker"),
+                queue=queue,
+                worker=name,
+                queues=queues,
+                waiting="; what seals batches, sweeps and relays events goes through it",
+            )
 
 
 def _no_worker(heartbeat: Heartbeat) -> Cause:
@@ -241,7 +263,8 @@ def _messages(heartbeat: Heartbeat) -> str:
         return ""
     queue = f" {heartbeat.asked.queue}" if heartbeat.asked.queue else ""
     verb = "message waits" if heartbeat.waiting == 1 else "messages wait"
-    return f"; {heartbeat.waiting} {verb} in the queue{queue}"
+    oldest = f", the oldest sent at {utc(heartbeat.oldest_sent)}" if heartbeat.oldest_sent else ""
+    return f"; {heartbeat.waiting} {verb} in the queue{queue}{oldest}"
 
 
 # --- beat ----------------------------------------------------------------------------------------

@@ -29,6 +29,6 @@ SELECT h.pid, array_agg(DISTINCT h.what ORDER BY h.what) AS what, a.application_
        (SELECT count(*) FROM pg_stat_activity w WHERE h.pid = ANY(pg_blocking_pids(w.pid)))
        AS waiting
 FROM held h LEFT JOIN pg_stat_activity a USING (pid)
-WHERE h.pid <> pg_backend_pid() AND (a.xact_start IS NULL OR a.xact_start < now() - %(patience)s)
+WHERE h.pid <> pg_backend_pid() AND a.wait_event IS DISTINCT FROM 'SyncRep' AND (a.xact_start IS NULL OR a.xact_start < now() - %(patience)s)
 GROUP BY h.pid, a.application_name, a.state, a.xact_start, a.state_change
-ORDER BY a.xact_start NULLS LAST, h.pid LIMIT 5
+ORDER BY cardinality(pg_blocking_pids(h.pid)) > 0, a.xact_start NULLS LAST, h.pid LIMIT 5

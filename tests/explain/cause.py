@@ -6,6 +6,7 @@ Its argument names the place that it wants:
 
 - `running`: a whole stack that many causes share; hurt nothing of it
 - `place`: servers of one's own where nothing runs yet; stop Valkey, lock tables, as you like
+- `rabbitmq`: as `place`, with a RabbitMQ node as the broker, which such causes share
 - `alone`: as `place`, with a Postgres of one's own to freeze, fill or stop
 """
 

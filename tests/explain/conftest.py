@@ -8,6 +8,7 @@ import pytest
 
 from migrations import upgrade
 from tests.explain.place import servers
+from tests.rabbitmq.node import MISSING, SERVER, Node
 
 VERDICTS = ("right", "true symptom", "wrong", "empty")
 
@@ -39,6 +40,23 @@ def place(template, tmp_path):
 @pytest.fixture
 def alone(tmp_path):
     with servers(tmp_path, None) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def node(tmp_path_factory):
+    if not SERVER.exists():
+        pytest.skip(MISSING)
+    started = Node(tmp_path_factory.mktemp("rabbitmq"))
+    started.start()
+    yield started
+    started.do("stop")
+
+
+@pytest.fixture
+def rabbitmq(template, tmp_path, node):
+    with servers(tmp_path, template, ELS_BROKER_URL=node.url) as made:
+        made.node = node
         yield made
 
 

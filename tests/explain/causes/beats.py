@@ -48,7 +48,7 @@ def it_ticks_for_another_queue(place):
     yield place.insert_batch()
 
 
-@cause("beat_silent", says=["leads"], never=["No beat is running", "No worker"])
+@cause("worker_other_queue", says=[".control", "sweeps"], never=["No beat is running"])
 def no_worker_takes_its_ticks(place):
     place.worker("-Q", f"{place.queue},{place.queue}.internal")
     place.start_beat()

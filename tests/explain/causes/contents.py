@@ -1,5 +1,8 @@
 """Contents that have not come, came elsewhere, or came in excess; files that were rejected."""
 
+from base64 import urlsafe_b64encode
+from uuid import UUID, uuid4
+
 from core import db
 from core.lifecycle import Lifecycle
 from core.slots import Slots
@@ -62,6 +65,129 @@ def the_same_text_came_twice(running):
     running.content(batch, "text-1")
     running.content(batch, "text-1")
     yield batch
+
+
+@cause(
+    WAITING,
+    says=["2 messages named the text text-1, which holds one slot", "from text-1.txt"],
+    never=["no dead letter"],
+)
+def two_files_have_one_storage_id(running):
+    batch = running.register(2)
+    running.content(batch, "text-1")
+    running.content(batch, "text-1", file_upload_id="file-2", original_file_name="file-2.txt")
+    yield batch
+
+
+@cause(WAITING, among=3, says=["that slot is open", "under a new event_id"])
+def its_slot_was_emptied_and_its_content_repeated(running):
+    batch = running.register(2)
+    event = make.content(batch, "text-1")
+    running.tell(ASSIGN, event)
+    running.conn.execute(
+        "UPDATE essay_states SET text_storage_id = NULL, file_upload_id = NULL, assigned_at = NULL,"
+        " current_status = 'awaiting_content' WHERE batch_id = %s AND text_storage_id = 'text-1'",
+        [batch],
+    )
+    running.conn.execute(
+        "UPDATE batch_essay_trackers SET available_slots = 2 WHERE batch_id = %s", [batch]
+    )
+    running.tell(ASSIGN, event)
+    yield batch
+
+
+@cause(WAITING, says=["2 contents whose file or storage ids name this batch found no slot in"])
+def its_contents_went_to_another_full_batch(running):
+    batch, other = running.register(2), running.register(1)
+    running.content(other)
+    for n in (1, 2):
+        running.content(other, f"{batch}/text-{n}.txt")
+    yield batch
+
+
+@cause(
+    WAITING,
+    says=["1 content whose file or storage ids name this batch got slots of"],
+    step="els find batch-",
+)
+def its_content_took_a_slot_of_another_batch(running):
+    batch, other = running.register(2), running.register(2)
+    running.content(other, f"{batch}/text-1.txt")
+    yield batch
+
+
+@cause(WAITING, says=["1 content whose file or storage ids name this batch came for upload-"])
+def its_content_waits_under_an_id_of_the_upload(running):
+    batch = running.register(2)
+    running.content(f"upload-{uuid4().hex}", f"{batch}/text-1.txt")
+    yield batch
+
+
+@cause(
+    WAITING,
+    says=["VALIDATION_ERROR) was discarded at"],
+    never=["no dead letter"],
+    step="els dead-letters show",
+)
+def the_letter_of_its_content_was_discarded(running):
+    batch = running.register(2)
+    running.content(batch, file_size_bytes="many")
+    running.conn.execute(
+        "UPDATE dead_letters SET discarded_at = now() WHERE batch_id = %s", [batch]
+    )
+    yield batch
+
+
+@cause(
+    WAITING,
+    says=["since then contents came for an id that nobody has registered: upload-7 (2 contents)"],
+    step="els explain upload-7",
+)
+def its_contents_came_for_the_id_of_the_upload(place):
+    place.run()
+    batch = place.register(2)
+    for n in (1, 2):
+        place.content("upload-7", f"text-{n}")
+    age = "SELECT max(received_at) < now() - interval '11 s' AS old FROM batch_pending_content"
+    until(lambda: place.conn.execute(age).fetchone()["old"], 60, "they wait for a while")
+    yield batch
+
+
+@cause(WAITING, says=["its essays are registered as batch-", "too (ready_for"])
+def it_was_registered_under_two_ids(running):
+    essays = [f"essay-{uuid4()}" for _ in range(2)]
+    batch, other = running.register(essays), running.register(essays)
+    for n in (1, 2):
+        running.content(other, f"text-{n}")
+    ended(running, other, "ready_for_pipeline_execution")
+    yield batch
+
+
+@cause(WAITING, says=["which is this id in another form of the same UUID"])
+def its_content_came_with_the_short_form_of_its_uuid(running):
+    batch = running.register(batch=str(uuid4()))
+    short = urlsafe_b64encode(UUID(batch).bytes).decode().rstrip("=")
+    running.content(short)
+    yield batch
+
+
+@cause(WAITING, says=["which is this id in another form of the same UUID"])
+def its_content_came_with_the_bytes_of_its_uuid_in_another_order(running):
+    batch = running.register(batch=str(uuid4()))
+    running.content(str(UUID(bytes_le=UUID(batch).bytes)))
+    yield batch
+
+
+@cause(WAITING, says=["in 999 days, it is timed out"])
+def its_deadline_was_meant_in_milliseconds(running):
+    yield running.register(deadline_s=86_400_000)
+
+
+@cause("dead_letter_waiting", says=["UNKNOWN_BATCH", "a cancellation cancels the batch"])
+def it_was_cancelled_before_its_registration(running):
+    batch = make.new_batch()
+    running.tell("els.cancel_batch", make.cancellation(batch))
+    yield running.register(batch=batch)
 
 
 @cause(WAITING, says=["contents wait for BATCH-", "which is this id in another case"])
@@ -232,6 +358,15 @@ def full(place, **fields):
 )
 def its_students_are_not_confirmed(running):
     yield full(running)
+
+
+@cause("waiting_for_students", says=["of the same class, were confirmed at"])
+def those_of_another_batch_of_its_class_are_confirmed(running):
+    batch, other = full(running), full(running)
+    (essay,) = make.essay_ids(1)
+    event = make.confirmation(other, [make.association(essay)], class_id="class 7b")
+    running.tell("els.confirm_students", event)
+    yield batch
 
 
 @cause("dead_letter_waiting", says=["(els.confirm_students, WRONG_BATCH_STATE)", "class 7b"])

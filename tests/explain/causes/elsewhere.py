@@ -122,6 +122,7 @@ def its_contents_wait_for_a_countdown_in_milliseconds(place):
     place.run()
     batch = place.register(2)
     for text in ("text-1", "text-2"):
-        place.send_content(batch, text, countdown=60_000)
+        event = make.content(batch, text)
+        place.workers.send("els.assign_content", event, countdown=60_000)
     until(lambda: place.valkey.hlen("unacked") == 2, WAIT_S, "the worker holds them")
     yield batch

@@ -15,6 +15,19 @@ def nobody_has_heard_of_it(running):
     yield make.new_batch()
 
 
+@cause(
+    UNKNOWN,
+    says=["was registered, but its rows are gone", "Redis still has 2 slots of it"],
+    never=["mistyped"],
+)
+def an_older_backup_of_postgres_was_restored(running):
+    batch = running.register(2)
+    tables = "essay_states", "batch_essay_trackers", "idempotency_keys"
+    for table in tables:
+        running.conn.execute(f"DELETE FROM {table} WHERE batch_id = %s", [batch])
+    yield batch
+
+
 @cause(UNKNOWN, says=["is registered, which is this id in another case"], step="els explain batch-")
 def in_another_case(running):
     yield running.register().upper()

@@ -1,10 +1,11 @@
 """Locks that others hold: whole tables, rows of the batch, its registration."""
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import psycopg
 
-from ops.explain.locks import TABLES
+from ops.explain.locks import TABLES, standby_awaited
 from tests import factories as make
 from tests.explain.cause import cause
 from tests.explain.place import WAIT_S
@@ -51,6 +52,26 @@ def its_row_is_locked(place):
     batch = place.insert_batch()
     with holding(place, "SELECT FROM batch_essay_trackers WHERE batch_id = %s FOR UPDATE", batch):
         yield batch
+
+
+@cause(
+    "server_refuses",
+    says=["1 commit waits for a synchronous standby (synchronous_standby_names: nowhere)"],
+    never=["Another session has locked"],
+    step="pg_stat_replication",
+)
+def commits_wait_for_a_standby(alone):
+    batch = alone.insert_batch()
+    alone.conn.execute("ALTER SYSTEM SET synchronous_standby_names = 'nowhere'")
+    alone.conn.execute("SELECT pg_reload_conf()")
+    with psycopg.connect(alone.database_url) as conn, ThreadPoolExecutor(1) as other:
+        conn.execute("UPDATE batch_essay_trackers SET metadata = '{}' WHERE batch_id = %s", [batch])
+        commit = other.submit(conn.commit)
+        until(lambda: standby_awaited(alone.conn), WAIT_S, "the commit waits")
+        yield batch
+        alone.conn.execute("ALTER SYSTEM RESET synchronous_standby_names")
+        alone.conn.execute("SELECT pg_reload_conf()")
+        commit.result(WAIT_S)
 
 
 @cause("lock_held", says=["rows of the batch in essay_states", *ABOUT], step=STEP)

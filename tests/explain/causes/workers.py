@@ -51,7 +51,10 @@ def it_was_stopped_and_one_message_waits(place):
     yield batch
 
 
-@cause("no_worker", says=["has given none since", "3 messages wait in the queue"])
+@cause(
+    "no_worker",
+    says=["has given none since", "3 messages wait in the queue", ", the oldest sent at 20"],
+)
 def it_was_killed_and_messages_wait(place):
     place.end(place.worker())
     batch = place.insert_batch(3)
@@ -97,6 +100,17 @@ def it_serves_another_queue_and_a_message_waits(place):
 @cause("worker_other_queue", says=[".internal alone"], never=GONE[:1])
 def it_serves_the_steps_of_completion_alone(place):
     place.worker("-Q", f"{place.queue}.internal")
+    yield place.insert_batch()
+
+
+@cause(
+    "worker_other_queue",
+    says=[".internal", "what seals batches, sweeps and relays events goes through it"],
+    never=GONE[:1],
+    step="els worker",
+)
+def it_serves_the_queue_of_senders_alone(place):
+    place.worker("-Q", place.queue)
     yield place.insert_batch()
 
 

@@ -190,3 +190,12 @@ def test_the_step_fits_how_the_service_runs(installation, worker, beat):
     gone = replace(seen(workers=(), installation=installation), swept_at=None, beats=Beats())
 
     assert [cause.command for cause in causes(gone)] == [worker, beat]
+
+
+def test_a_prepared_transaction_has_no_session_to_end():
+    lock = Lock(0, ["rows"], None, None, None, None, 1)
+
+    (cause,) = service_causes({}, seen(sign()), locks=[lock])
+
+    assert "a prepared transaction, which no session has" in cause.title
+    assert "pg_prepared_xacts" in cause.command
