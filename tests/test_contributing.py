@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from core.rules import CAUSES
 from core.settings import PREFIX, Settings
 from migrations.schema import metadata
 from ops.cli.main import app
+from ops.explain.causes import CAUSES
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("core", "tasks", "durable_redis", "ops", "migrations", "examples", "bench")

@@ -18,7 +18,7 @@ from core import db
 from core.db.connection import Conn
 from core.faults import sqlstate
 from core.probe import probe_postgres, probe_redis
-from core.rules import CAUSES, Cause
+from core.rules import Cause
 from core.schema import read_standing
 from core.servers.away import away
 from core.servers.identity import identity
@@ -29,6 +29,7 @@ from core.settings import Settings
 from core.signs.heartbeat import NO_HEARTBEAT, Heartbeat
 from core.signs.pauses import Outage
 from core.slots import Slots
+from ops.explain.causes import CAUSES
 from ops.explain.clues import Clue
 from ops.explain.explanation import Explanation, explain
 from ops.explain.locks import locks, standby_awaited

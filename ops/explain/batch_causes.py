@@ -8,9 +8,10 @@ from typing import Any
 from core import db
 from core.catalogue import CANCEL_BATCH
 from core.db.connection import Conn
-from core.rules import CAUSES, Cause
+from core.rules import Cause
 from core.states import OPEN, BatchStatus, OnDeadline
 from ops.explain import clues
+from ops.explain.causes import CAUSES
 from ops.explain.clues import Clue, with_clues
 from ops.wording import number, utc
 

@@ -1,4 +1,4 @@
-"""Why a batch is not ready: the causes of `core/rules.py`, the timeline, Postgres beside Redis."""
+"""Why a batch is not ready: its causes, its timeline, Postgres beside Redis."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -11,11 +11,12 @@ from core import db
 from core.checks import CheckContext, Finding, Shared
 from core.db.connection import Conn
 from core.db.sweep import Unmended
-from core.rules import CAUSES, RULES, Cause, Rule
+from core.rules import RULES, Cause, Rule
 from core.signs.heartbeat import Heartbeat
 from core.slots import Slots
 from core.states import OPEN
 from ops.explain.batch_causes import of_events, plain_causes, unknown, with_evidence
+from ops.explain.causes import CAUSES
 from ops.explain.locks import locks
 from ops.explain.notes import notes
 from ops.explain.promises import last_try, promise

@@ -7,8 +7,9 @@ from typing import Any
 from core import db
 from core.catalogue import BATCH_ESSAYS_READY
 from core.db.connection import Conn
-from core.rules import CAUSES, Cause
+from core.rules import Cause
 from core.states import BatchStatus
+from ops.explain.causes import CAUSES
 from ops.queues import EventQueue
 from ops.receivers import Receivers
 

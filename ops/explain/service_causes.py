@@ -5,10 +5,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from core.db.sweep import Holder
-from core.rules import CAUSES, Cause
+from core.rules import Cause
 from core.signs.heartbeat import FRESH, Heartbeat
 from core.signs.pauses import Outage, Pause
 from core.signs.sign import Sign
+from ops.explain.causes import CAUSES
 from ops.explain.locks import PREPARED, Lock
 from ops.wording import utc
 

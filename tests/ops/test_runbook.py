@@ -6,8 +6,8 @@ import shlex
 import pytest
 import typer.main
 
-from core.rules import CAUSES
 from ops.cli.main import app
+from ops.explain.causes import CAUSES
 from tests.ops.conftest import ROOT
 
 RUNBOOK = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")

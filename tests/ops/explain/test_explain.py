@@ -13,7 +13,7 @@ from core import db
 from core.db.dead_letters import DeadLetter
 from core.outbox import relay
 from core.repairs import RepairContext
-from core.rules import CAUSES, PLAIN, RULES
+from core.rules import RULES
 from core.signs import heartbeat
 from core.signs.heartbeat import (
     FORGOTTEN,
@@ -27,6 +27,7 @@ from core.signs.pauses import Outage, Pause
 from core.slots import CLAIM_LEASE, Slots
 from core.sweep import sweep
 from ops import queries
+from ops.explain.causes import CAUSES, PLAIN
 from ops.explain.explanation import explain
 from ops.explain.service_causes import BACKLOG
 from ops.receivers import NO_RECEIVERS, Receivers
