@@ -1,7 +1,7 @@
 """A Redis transport for Celery that loses no message: README.md says how to use it."""
 
-from durable_redis.limits import BodyTooLarge, limit_bodies, refuse_large
-from durable_redis.messages import MALFORMED, Misshapen, check_call, check_headers
+from durable_redis.limits import BodyTooLarge, limit_bodies, mark, refuse_large
+from durable_redis.messages import MALFORMED, Misshapen, check_call, check_headers, why
 from durable_redis.redelivery import DELIVERY_COUNT, lost_workers
 from durable_redis.refusals import LONGEST_PAUSE_S, Refusal, note_refusal, refusal
 from durable_redis.sentinel import SentinelTransport
@@ -22,7 +22,9 @@ __all__ = [
     "install",
     "limit_bodies",
     "lost_workers",
+    "mark",
     "note_refusal",
     "refusal",
     "refuse_large",
+    "why",
 ]

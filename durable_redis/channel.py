@@ -22,7 +22,7 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from durable_redis import qos as holding
 from durable_redis.malformed import MalformedMessages, OnMalformed
-from durable_redis.messages import MALFORMED, check_call, tag_name
+from durable_redis.messages import MALFORMED, tag_name
 from durable_redis.redelivery import redelivered
 from durable_redis.refusals import LONGEST_PAUSE_S, REFUSALS
 from durable_redis.renewal import Renewal
@@ -42,9 +42,17 @@ class Channel(stock.Channel):
     qos: holding.QoS
     from_transport_options = (
         *stock.Channel.from_transport_options,
-        *("on_malformed", "batching", "urgent_queues", "replicas", "crashpoint"),
+        *(
+            "on_malformed",
+            "deliver_malformed",
+            "batching",
+            "urgent_queues",
+            "replicas",
+            "crashpoint",
+        ),
     )
     on_malformed: OnMalformed | str | None = None
+    deliver_malformed = False
     batching: Batching | Mapping[str, Any] = Batching()  # Any: as Batching has them
     urgent_queues: Sequence[str] = ()
     replicas = 0  # that have a message before it counts as sent
@@ -282,12 +290,6 @@ class Channel(stock.Channel):
         if no_ack:
             callback(message)
             self.qos.delete(str(message.delivery_tag))
-            return
-        try:
-            check_call(message)
-            message.is_checked = True  # type: ignore[attr-defined] # set here
-        except MALFORMED:
-            self.malformed.set_aside(queue, tag, payload)
             return
         self.qos.track(message, fetch)
         try:

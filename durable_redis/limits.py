@@ -44,8 +44,13 @@ def refuse_large(message: Any) -> None:  # Any: Kombu's message, whose types are
     """Mark a message whose body is too large, as Kombu marks one that it cannot inflate."""
     if _largest is None or message.errors or len(message.body or b"") <= _largest:
         return
-    error = BodyTooLarge(f"the body has {len(message.body)} bytes; at most {_largest} are read")
-    message.errors.append((BodyTooLarge, error, None))
+    size = len(message.body)
+    mark(message, BodyTooLarge(f"the body has {size} bytes; at most {_largest} are read"))
+
+
+def mark(message: Any, error: Exception) -> None:  # Any: likewise
+    """Have Kombu call `on_decode_error` with this error when it delivers the message."""
+    message.errors.append((type(error), error, None))
 
 
 def largest_message() -> int:

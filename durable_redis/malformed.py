@@ -1,6 +1,5 @@
 """Malformed messages: each moves to a list of its own, until the option `on_malformed` keeps it."""
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from time import monotonic
@@ -11,14 +10,16 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.imports import symbol_by_name
 from redis.exceptions import ResponseError
 
-from durable_redis.limits import largest_message, refuse_large
-from durable_redis.messages import MALFORMED, Misshapen, check_call, parse
+from durable_redis.limits import largest_message, mark, refuse_large
+from durable_redis.messages import MALFORMED, check, parse, why
 
 if TYPE_CHECKING:
     from durable_redis.channel import Channel
 
 OFFERED_EVERY_S = 5  # again, where `on_malformed` did not keep it
 OFFERED_AT_ONCE = 10  # each call may write to a database, in the event loop
+
+UNREAD_BY_REDIS = "Redis cannot read it: it is nested too deeply, or Celery cannot take it"
 
 OnMalformed = Callable[[str, bytes, str], bool | None]
 log = logging.getLogger(__name__)
@@ -36,10 +37,22 @@ class MalformedMessages:
     def open(self, queue: str, tag: bytes, payload: bytes) -> virtual.Message | None:
         """Make a message of what was fetched; None if it is malformed, and set aside now."""
         try:
-            return self._parse(payload, bytes_to_str(tag))
+            message = self._parse(payload, bytes_to_str(tag))
+            self._check(message)
         except MALFORMED:
             self.set_aside(queue, tag, payload)
-        return None
+            return None
+        return message
+
+    def _check(self, message: virtual.Message) -> None:
+        """Check a message, and mark it. Raises one of MALFORMED, unless its consumer gets it."""
+        try:
+            check(message)
+        except MALFORMED as error:
+            if not self._channel.deliver_malformed:
+                raise
+            mark(message, error)
+        message.is_checked = True  # type: ignore[attr-defined] # set here
 
     def set_aside(self, queue: str, tag: bytes, payload: bytes) -> None:
         """Move an unacked message to the list for malformed ones, and offer it.
@@ -104,19 +117,7 @@ class MalformedMessages:
         if size > len(payload):
             return f"the beginning of {size} bytes; at most {largest_message()} are read"
         try:
-            check_call(self._parse(payload, ""))
+            check(self._parse(payload, ""))
         except MALFORMED as error:
-            return _why(error)
-        return "Redis or Celery cannot read it; the worker's log may say more"
-
-
-def _why(error: Exception) -> str:
-    """Say what is wrong with a message, and nothing of what it says."""
-    match error:
-        case Misshapen():
-            return str(error)
-        case json.JSONDecodeError():
-            return f"it is no JSON: {error.msg} at character {error.pos}"
-        case UnicodeDecodeError():
-            return f"it is no UTF-8: {error.reason} at byte {error.start}"
-    return f"{type(error).__name__} when it was read"
+            return why(error)
+        return UNREAD_BY_REDIS

@@ -49,29 +49,38 @@ HEADERS: Shape = {  # those with which another type ends a worker
     "stamped_headers": (list, NoneType),
 }
 CALL: Shape = {"args": (list,), "kwargs": (dict,), "embed": (dict, NoneType)}
+MOMENT = f"an ISO 8601 time from {FIRST_YEAR} to {LAST_YEAR}"
+DUE = {  # in words, for senders
+    "task": "the name of a task",
+    "id": f"1 to {LONGEST_ID} printable characters",
+    "eta": MOMENT,
+    "expires": MOMENT,
+    "retries": "a whole number",
+    "timelimit": "a list of two times",
+    "delivery_tag": "text or a number",
+}
+KINDS = {str: "text", int: "a whole number", float: "a number", list: "a list", dict: "an object"}
+UNCOMPRESSED = "header compression: must be gzip, bzip2 or lzma, and the body one such stream"
 
 
 def parse(payload: bytes) -> dict[str, Any]:  # Any: JSON
-    """Parse a message as far as Celery trusts it. Raises one of MALFORMED."""
+    """Parse a message as far as Kombu trusts it. Raises one of MALFORMED."""
     raw = json.loads(bytes_to_str(payload))
-    _check(raw, MESSAGE)
-    headers = raw.get("headers") or {}
-    _check(raw["properties"], PROPERTIES)
-    if "task" in headers:
-        check_headers(headers)
+    _check("the message", raw, MESSAGE)
+    _check("property", raw["properties"], PROPERTIES)
     return cast("dict[str, Any]", raw)
 
 
 def check_headers(headers: object) -> None:
     """Check the headers of a message that calls a task. Raises one of MALFORMED."""
-    _check(headers, HEADERS)
+    _check("header", headers, HEADERS)
     headers = cast("dict[str, Any]", headers)
     if len(headers.get("timelimit") or "12") != 2:
-        raise Misshapen("timelimit is no pair")
+        raise _misshapen("header", "timelimit", ())
     if not (headers["id"].isprintable() and 0 < len(headers["id"]) <= LONGEST_ID):
-        raise Misshapen(f"id must be 1 to {LONGEST_ID} printable characters")
+        raise _misshapen("header", "id", ())
     for name in ("eta", "expires"):
-        if headers.get(name):
+        if headers.get(name) is not None:
             _check_moment(name, headers[name])
 
 
@@ -82,7 +91,14 @@ def _check_moment(name: str, text: str) -> None:
     except (ValueError, OverflowError):
         year = 0
     if not FIRST_YEAR <= year <= LAST_YEAR:
-        raise Misshapen(f"{name} is no moment between {FIRST_YEAR} and {LAST_YEAR}")
+        raise _misshapen("header", name, ())
+
+
+def check(message: virtual.Message) -> None:
+    """Check a message, if it calls a task, as far as Celery trusts it. Raises one of MALFORMED."""
+    if "task" in (message.headers or {}):
+        check_headers(message.headers)
+        check_call(message)
 
 
 def check_call(message: virtual.Message) -> None:
@@ -91,12 +107,37 @@ def check_call(message: virtual.Message) -> None:
     The parsed body stays in the message, so Celery does not parse it again. Celery itself logs and
     passes over a body that it cannot parse.
     """
-    if message.errors or "task" not in (message.headers or {}):
-        return
-    if message.content_type == "application/json":
+    if not message.errors and message.content_type == "application/json":
         with suppress(DecodeError):
-            args, kwargs, embed = message.payload
-            _check({"args": args, "kwargs": kwargs, "embed": embed}, CALL)
+            call = message.payload
+            if not isinstance(call, list) or len(call) != len(CALL):
+                raise Misshapen("the body: must be a list of args, kwargs and embed")
+            _check("the body", dict(zip(CALL, call, strict=True)), CALL)
+
+
+def why(error: BaseException, *, errors: object = ()) -> str:
+    """Say in words what is wrong with a message, and nothing of what it says.
+
+    `errors` are those of Kombu's message: what has met its compressed body.
+    """
+    cause = error.args[0] if isinstance(error, DecodeError) and error.args else error
+    text = "it is not a message as Celery sends it"
+    match cause:
+        case str() | Misshapen():  # an error of ours
+            text = str(cause)
+        case json.JSONDecodeError():
+            text = f"it is no JSON: {cause.msg} at character {cause.pos}"
+        case UnicodeDecodeError():
+            text = f"it is no UTF-8: {cause.reason} at byte {cause.start}"
+        case UnicodeEncodeError():
+            text = "it holds half of a surrogate pair, which is no character"
+        case RecursionError():
+            text = "it is nested too deeply"
+        case _ if errors:
+            text = UNCOMPRESSED
+        case ValueError() | LookupError():
+            text = "it holds a number of too many digits, or a __type__ that nobody knows"
+    return text
 
 
 def tag_name(tag: str) -> str:
@@ -104,10 +145,14 @@ def tag_name(tag: str) -> str:
     return tag if TAG.fullmatch(tag) else "…"
 
 
-def _check(thing: object, shape: Shape) -> None:
+def _check(place: str, thing: object, shape: Shape) -> None:
     if not isinstance(thing, dict):
-        raise Misshapen(f"{type(thing).__name__} where an object is due")
+        raise Misshapen(f"{place}: must be an object")
     for name, due in shape.items():
         if not isinstance(thing.get(name), due):
-            names = " or ".join(each.__name__ for each in due)
-            raise Misshapen(f"{name} is {type(thing.get(name)).__name__}, not {names}")
+            raise _misshapen(place, name, due)
+
+
+def _misshapen(place: str, name: str, due: tuple[type, ...]) -> Misshapen:
+    words = DUE.get(name) or " or ".join(KINDS[kind] for kind in due if kind is not NoneType)
+    return Misshapen(f"{place} {name}: must be {words}")

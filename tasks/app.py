@@ -85,6 +85,7 @@ app.conf.update(
         "visibility_timeout": settings.visibility_timeout,
         "socket_keepalive": True,
         "on_malformed": "tasks.dead_letters:keep_malformed",
+        "deliver_malformed": True,  # to `Consumer.on_decode_error`, which keeps it
         "batching": {"tasks": QUICK, "messages": AT_ONCE, "bytes": BYTES_AT_ONCE},
         "urgent_queues": settings.queues,
     },

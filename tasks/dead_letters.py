@@ -8,20 +8,23 @@ message goes back to the broker.
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
 import structlog
 from kombu import Message
+from structlog.contextvars import bound_contextvars, clear_contextvars
 
-from core import db
+from core import db, redaction
 from core.catalogue import MESSAGE_REFUSED
 from core.db.dead_letters import DeadLetter
 from core.errors import NotExecuted
-from core.faults import safe_message, sqlstate
+from core.faults import describe, safe_message, sqlstate
 from core.messages import WIRE_LIMIT, canonical
 from core.named_batch import batch_of
+from durable_redis import MALFORMED, Misshapen
 from tasks.app import app, settings
 from tasks.attempts import attempts
 from tasks.resources import resources
@@ -51,9 +54,15 @@ def letter_of(
 def letter_of_message(message: Message, error: Exception, code: str) -> DeadLetter:
     """Make the dead letter of a message that never became a task."""
     headers: Mapping[str, Any] = message.headers if isinstance(message.headers, Mapping) else {}
-    task_id = headers.get("id") or message.properties.get("correlation_id") or message.delivery_tag
-    task = str(headers.get("task") or UNKNOWN)
-    return letter_of(task, str(task_id), _body(message), error, code)
+    ids = (headers.get("id"), message.properties.get("correlation_id"), message.delivery_tag)
+    task_id = next(filter(None, map(_name, ids)), UNKNOWN)
+    task = _name(headers.get("task")) or UNKNOWN
+    return letter_of(task, task_id, _body(message), error, code)
+
+
+def _name(given: object) -> str:
+    """Return a text, or a number as one; nothing of what names nothing."""
+    return str(given) if isinstance(given, str) or type(given) is int else ""
 
 
 def keep(letter: DeadLetter) -> int:
@@ -75,13 +84,26 @@ def keep(letter: DeadLetter) -> int:
     return number
 
 
-def keep_if_possible(letter: DeadLetter) -> int | None:
-    """Do so for a pool of Celery's, which takes no exception; None: Postgres does not hold it."""
-    try:
-        return keep(letter)
-    except Exception:
-        log.exception("message_goes_back", task=_shown_task(letter), task_id=letter.task_id)
-        return None
+def keep_if_possible(letter: DeadLetter, *, answers: str | None = None) -> int | None:
+    """Do so for a pool of Celery's, which takes no exception; None: Postgres does not hold it.
+
+    `answers`: the id of a message whose sender asked for a result, which is then stored.
+    """
+    with _speaking_of(letter):
+        try:
+            number = keep(letter)
+        except Exception:
+            log.exception("message_goes_back")
+            return None
+        if answers:
+            _answer(answers, letter, number)
+        return number
+
+
+def value_of(letter: DeadLetter, number: int) -> dict[str, Any]:  # Any: JSON
+    """Return the value of a task whose message became a dead letter."""
+    value = {"outcome": "dead_letter", "batch_id": letter.batch_id, "code": letter.code}
+    return {**value, "dead_letter": number, "message": letter.message}
 
 
 def keep_malformed(queue: str, payload: bytes, why: str) -> bool:
@@ -89,18 +111,72 @@ def keep_malformed(queue: str, payload: bytes, why: str) -> bool:
 
     It runs in the worker's event loop, so it does not wait. The transport offers the bytes again.
     """
-    body = {"queue": queue, "base64": base64.b64encode(payload).decode()}
-    task_id = hashlib.sha256(payload).hexdigest()
-    letter = letter_of(UNKNOWN, task_id, body, NotExecuted(why), "MALFORMED_MESSAGE")
+    letter = _letter_of_payload(queue, payload, why)
     assert settings.database_url is not None, "a worker has taken this message"
+    with _speaking_of(letter):
+        try:
+            with db.connect_once(settings.database_url) as conn:
+                number = db.dead_letters.add(conn, letter, announced=_announced())
+        except psycopg.Error as error:
+            log.warning("dead_letter_not_kept_yet", sqlstate=sqlstate(error))
+            return False
+        log.error("dead_letter", code=letter.code, dead_letter=number)
+        return True
+
+
+def asks_for_result(headers: object) -> str | None:
+    """Return the id of a message whose sender asked for a result; None: he asked for none."""
+    if not isinstance(headers, Mapping) or headers.get("ignore_result") is not False:
+        return None
+    given = headers.get("id")
+    return given if isinstance(given, str) and _known_by(given) == given else None
+
+
+def _answer(task_id: str, letter: DeadLetter, number: int) -> None:
+    """Store the result of a message that never became a task; its dead letter counts more."""
     try:
-        with db.connect_once(settings.database_url) as conn:
-            number = db.dead_letters.add(conn, letter, announced=_announced())
-    except psycopg.Error as error:
-        log.warning("dead_letter_not_kept_yet", task_id=task_id, sqlstate=sqlstate(error))
-        return False
-    log.error("dead_letter", code=letter.code, dead_letter=number, task_id=task_id)
-    return True
+        app.backend.mark_as_done(task_id, value_of(letter, number), store_result=True)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the message is kept
+        log.warning("result_not_stored", error=describe(error))
+
+
+@contextmanager
+def _speaking_of(letter: DeadLetter) -> Iterator[None]:
+    """Let log lines name this message, and not the one that this process executed before."""
+    clear_contextvars()
+    ids = {"batch_id": letter.batch_id} if letter.batch_id else {}
+    with bound_contextvars(task=_shown_task(letter), task_id=letter.task_id, **ids):
+        yield
+
+
+def _letter_of_payload(queue: str, payload: bytes, why: str) -> DeadLetter:
+    """Make the dead letter of bytes from Redis, with whatever of them can be read."""
+    error, code = NotExecuted(why), "MALFORMED_MESSAGE"
+    try:
+        return letter_of_message(_message(payload), error, code)
+    except MALFORMED:
+        body = {"queue": queue, "base64": base64.b64encode(payload).decode()}
+        return letter_of(UNKNOWN, hashlib.sha256(payload).hexdigest(), body, error, code)
+
+
+def _message(payload: bytes) -> Message:
+    """Make a message of one in Redis that has not all parts of one. Raises one of MALFORMED."""
+    raw = json.loads(payload)
+    parts = (raw.get(name) for name in ("headers", "properties"))
+    headers, properties = (part if isinstance(part, dict) else {} for part in parts)
+    body = raw.get("body")
+    try:
+        if properties.get("body_encoding") == "base64":
+            body = base64.b64decode(body, validate=True)
+    except MALFORMED:
+        body = None
+    return Message(
+        body=body if isinstance(body, str | bytes) else payload,  # type: ignore[arg-type] # is right
+        delivery_tag=_name(properties.get("delivery_tag")) or hashlib.sha256(payload).hexdigest(),
+        content_type=raw.get("content-type"),
+        properties=properties,
+        headers=headers,
+    )
 
 
 def _announced() -> bool:
@@ -123,7 +199,7 @@ def as_json(body: object) -> str:
     try:
         return json.dumps(json.loads(canonical(body)), allow_nan=False)
     except (ValueError, TypeError, RecursionError):
-        return json.dumps({"not_json": _repr(body)})
+        return json.dumps({**_ids(body), "not_json": _repr(body)})
 
 
 def _printable(text: str) -> str:
@@ -142,12 +218,15 @@ def _known_by(task_id: str) -> str:
 
 def _body(message: Message) -> object:
     """Return the event of a message, else its body. Does not parse what is too large for that."""
-    if message.errors:
+    if any(not isinstance(error, Misshapen) for _, error, _ in message.errors or ()):
         return _raw(message)
     try:
-        args, kwargs, _ = json.loads(message.body or "")
+        call = json.loads(message.body or "")
     except (ValueError, TypeError, RecursionError):
         return _raw(message)
+    if not isinstance(call, list) or len(call) != 3:
+        return _raw(message)
+    args, kwargs, _ = call
     return body_of(args, kwargs) if isinstance(kwargs, dict) else {"args": args, "kwargs": kwargs}
 
 
@@ -158,14 +237,22 @@ def _shown_task(letter: DeadLetter) -> str:
 
 def _raw(message: Message) -> dict[str, object]:
     """Return a body as it came, in base64; of a very large one the beginning."""
-    raw = message.body if isinstance(message.body, bytes) else str(message.body).encode()
-    about = {"content_type": str(message.content_type)[:LONGEST_NAME]}
-    if compression := message.headers.get("compression"):
-        about["compression"] = str(compression)[:LONGEST_NAME]
+    body = message.body or b""
+    raw = body if isinstance(body, bytes) else body.encode("utf-8", "surrogatepass")
+    about = {"content_type": _name(message.content_type)[:LONGEST_NAME]}
+    if compression := _name(message.headers.get("compression")):
+        about["compression"] = compression[:LONGEST_NAME]
     if len(raw) <= WIRE_LIMIT:
         return {**about, "base64": base64.b64encode(raw).decode()}
     beginning = base64.b64encode(raw[:BEGINNING]).decode()
     return {**about, "bytes": len(raw), "beginning_base64": beginning}
+
+
+def _ids(body: object) -> dict[str, str]:
+    """Return the ids by which people look for an event."""
+    given = body if isinstance(body, Mapping) else {}
+    named = {name: str(given.get(name)) for name in ("event_id", "correlation_id", "batch_id")}
+    return {name: text for name, text in named.items() if redaction.field(name, text) == text}
 
 
 def _repr(body: object) -> str:

@@ -30,12 +30,12 @@ from core.catalogue import (
 from core.crash import crashpoint
 from core.errors import InvalidEvent, NotExecuted, Refusal
 from core.faults import Fault, describe, fault, sqlstate
-from core.messages import Event, Idempotency, parse
+from core.messages import FIELD, Event, Idempotency, parse
 from core.model import Message, StepResult, Value
 from tasks.app import DEATHS, app, settings
 from tasks.attempts import attempts
 from tasks.completion import after_commit, again
-from tasks.dead_letters import body_of, keep, letter_of, names_event
+from tasks.dead_letters import body_of, keep, letter_of, names_event, value_of
 from tasks.resources import resources
 from tasks.worker import deaths
 from tasks.worker.batching import Call
@@ -168,8 +168,18 @@ def _raise_or_return(result: Result) -> StepResult:
 
 def _parse(task: str, args: Sequence[object], kwargs: Mapping[str, object]) -> Parsed:
     known = TASKS[task]
-    raw = kwargs["event"] if names_event(args, kwargs) else None
-    return parse(known.model, task, raw, known.limit)
+    if not names_event(args, kwargs):
+        raise InvalidEvent(f"{task}: {_what_is_wrong(args, kwargs)}; send kwargs={{'event': …}}")
+    return parse(known.model, task, kwargs["event"], known.limit)
+
+
+def _what_is_wrong(args: Sequence[object], kwargs: Mapping[str, object]) -> str:
+    """Name what a call has beside the event, as far as it cannot be the name of a person."""
+    others = [name if FIELD.fullmatch(name) else "…" for name in kwargs if name != "event"]
+    said = [f"the keyword arguments {', '.join(others[:5])}"] if others else []
+    said += ["positional arguments"] if args else []
+    event = "beside the event" if "event" in kwargs else "and no event"
+    return f"the call has {' and '.join(said)} {event}" if said else "the call has no event"
 
 
 def _parse_or_none(call: Call) -> Parsed | None:
@@ -226,5 +236,4 @@ def _refuse(task: AnyTask, body: object, error: Exception, code: str, deliveries
         raise Reject(unkept, requeue=True) from unkept
     metrics.dead_lettered(task.name, letter.sqlstate)
     deaths.forget(task.request)
-    value = {"outcome": "dead_letter", "batch_id": letter.batch_id, "code": code}
-    return {**value, "dead_letter": number, "message": letter.message}
+    return value_of(letter, number)

@@ -26,6 +26,7 @@ class Hostile:
     content_type: str = "application/json"
     content_encoding: str = "utf-8"
     task: object = TASK
+    batch: str = field(default_factory=make.new_batch)
 
     def build(self):
         """Return headers, body and the id of a message."""
@@ -33,7 +34,7 @@ class Hostile:
         headers = {"lang": "py", "task": self.task, "id": task_id, **self.headers}
         if self.body is not None:
             return headers, self.body, task_id
-        event = {**make.content(make.new_batch()), **self.event}
+        event = {**make.content(self.batch), **self.event}
         return headers, json.dumps([[], {"event": event}, self.embed]).encode(), task_id
 
 
@@ -45,6 +46,79 @@ def event_of(text):
     return f'[[], {{"event": {text}}}, null]'.encode()
 
 
+def nest(depth):
+    value: list = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+# Wrong values for each header that Celery, RabbitMQ or a worker of ours reads.
+WRONG = {
+    "null": None,
+    "empty text": "",
+    "text": "x",
+    "long text": "x" * 2_000,
+    "digits": "5",
+    "a number": 7,
+    "a large number": 2**62,
+    "a number below 0": -1,
+    "a fraction": 1.5,
+    "NaN": float("nan"),
+    "true": True,
+    "an empty list": [],
+    "a list": [1, None],
+    "an object": {"a": {"b": None}},
+    "a nesting": nest(300),
+    "half a surrogate pair": "a\ud800b",
+}
+HEADERS = [
+    *("lang", "task", "id", "root_id", "parent_id", "group", "group_index", "shadow", "meth"),
+    *("eta", "expires", "retries", "timelimit", "argsrepr", "kwargsrepr", "origin", "utc"),
+    *("ignore_result", "replaced_task_nesting", "stamped_headers", "stamps", "chord", "chain"),
+    *("traceparent", "tracestate", "redelivered", "x-delivery-count", "compression", "headers"),
+    *("delivery_info", "priority", "reply_to", "correlation_id", "properties", "hostname"),
+    *("args", "kwargs", "callbacks", "errbacks", "is_eager", "called_directly", "baggage"),
+    *("els-version", "els-unread", "els-dropped", "x-death", "x-delay", "__proto__"),
+]
+PROPERTIES = [  # as a message in Redis has them; RabbitMQ takes only those of their types
+    *("delivery_info", "priority", "reply_to", "correlation_id"),
+    *("delivery_mode", "expiration", "headers", "timestamp"),
+]
+INFO = ["exchange", "routing_key", "redelivered", "consumer_tag", "delivery_tag"]
+
+
+def with_wrong(header, *, but=()):
+    """Make a message for each wrong value of a header, but for these."""
+    return [Hostile(None, {header: value}) for name, value in WRONG.items() if name not in but]
+
+
+def ends_of(conn, batches):
+    """Return what became of the message of each of these batches: its outcome, or its letter."""
+    outcomes = conn.execute(
+        "SELECT batch_id, outcome FROM idempotency_keys WHERE batch_id = ANY(%s)", [batches]
+    ).fetchall()
+    letters = conn.execute(
+        "SELECT batch_id, event_id::text, task, task_id, code, message, body FROM dead_letters"
+        " WHERE batch_id = ANY(%s)",
+        [batches],
+    ).fetchall()
+    return {row["batch_id"]: row for row in [*outcomes, *letters]}
+
+
+def assert_says_what_is_wrong(letter, header):
+    """Check that a letter has the whole event, and names the header that is wrong."""
+    assert letter["code"] in ("MALFORMED_MESSAGE", "UNKNOWN_TASK", "EXPIRED"), letter
+    assert letter["task"] == TASK or header == "task"
+    if letter["code"] == "MALFORMED_MESSAGE":
+        assert letter["message"].startswith(f"header {header}: must be "), letter["message"]
+    if header != "compression":
+        assert letter["body"]["batch_id"] == letter["batch_id"]
+        assert letter["body"]["event_id"] == letter["event_id"]
+
+
+UTF_16 = '[[], {"event": {}}, {}]'.encode("utf-16")
+LATIN_1 = '[[], {"event": {"reason": "é"}}, {}]'.encode("latin-1")
 SIZE = 300 * MIB  # once inflated
 
 
@@ -97,6 +171,10 @@ HOSTILE = {
     "data": Hostile("MALFORMED_MESSAGE", body=b"abc", content_type="application/data"),
     "pickle": Hostile("MALFORMED_MESSAGE", content_type="application/x-python-serialize"),
     "an unknown encoding": Hostile(None, content_encoding="rot13"),
+    "UTF-16": Hostile("MALFORMED_MESSAGE", body=UTF_16, content_encoding="utf-16"),
+    "Latin-1": Hostile("MALFORMED_MESSAGE", body=LATIN_1, content_encoding="latin-1"),
+    "arguments that are null": Hostile("MALFORMED_MESSAGE", body=b'[null, {"event": {}}, {}]'),
+    "an event alone": Hostile("MALFORMED_MESSAGE", body=b'{"event": {}, "a": 1, "b": 2}'),
     # --- headers ---
     "a long id": Hostile("MALFORMED_MESSAGE", {"id": "i" * 50_000}),
     "an id of control characters": Hostile("MALFORMED_MESSAGE", {"id": "a\x1b[31m\nb\0"}),

@@ -18,6 +18,9 @@ local function read(payload) -- Returns tag and task; no tag: the message is mal
     return nil
   end
   local parsed, message = pcall(cjson.decode, payload)
+  if not parsed then -- cjson takes no half of a surrogate pair, which Python writes and reads
+    parsed, message = pcall(cjson.decode, (string.gsub(payload, '\\u[dD][89a-fA-F]%x%x', '\\u0020')))
+  end
   local properties = parsed and type(message) == 'table' and message.properties
   local tag = type(properties) == 'table' and properties.delivery_tag
   local headers = tag and message.headers

@@ -12,7 +12,7 @@ from time import monotonic
 from typing import Any, ClassVar
 
 import structlog
-from amqp import spec
+from amqp import serialization, spec
 from amqp.exceptions import AccessRefused, AMQPError, NotFound, PreconditionFailed
 from billiard.process import current_process
 from celery import Celery
@@ -22,7 +22,7 @@ from kombu.exceptions import KombuError, OperationalError
 from kombu.transport import pyamqp
 
 from core.faults import describe
-from durable_redis import DELIVERY_COUNT, refuse_large
+from durable_redis import DELIVERY_COUNT, Misshapen, mark, refuse_large
 
 CONFIRM_S = 10  # for a confirm; RabbitMQ sends none while an alarm of memory or disk blocks us
 ANSWER_S = 15  # for any other answer, so that a frozen server is not waited for without end
@@ -45,6 +45,8 @@ OPTIONS = {
 FAREWELL_S = 2  # for the answer to a farewell: often the connection is dead, and there are several
 CARRIED_OVER = {"correlation_id", "reply_to", "priority", "message_id", "timestamp", "type"}
 FAREWELLS = (spec.Connection.CloseOk, spec.Channel.CloseOk, spec.Basic.CancelOk)
+UNREAD = "els-unread"  # a property that no sender can set: the others cannot be read
+UNREADABLE = "the headers: must be UTF-8, and not nested that deeply, with times until 9999"
 HEARTBEAT_S = 10  # two missed ones end a connection, on either side
 
 log = structlog.get_logger(__name__)
@@ -69,6 +71,8 @@ class Message(pyamqp.Message):
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # Any: as Kombu calls it
         super().__init__(*args, **kwargs)
         refuse_large(self)
+        if UNREAD in self.properties:
+            mark(self, Misshapen(UNREADABLE))
         # RabbitMQ counts requeues and closed connections too, where no worker died; and a message
         # that somebody published once more carries the old count.
         count = self.headers.pop(DELIVERY_COUNT, 0)
@@ -126,6 +130,7 @@ class Channel(Waits, pyamqp.Channel):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # Any: as py-amqp calls it
         super().__init__(*args, **kwargs)
+        self.auto_decode = False  # the body of a message is UTF-8, whatever it says of itself
         self._begin()
 
     def _begin(self) -> None:
@@ -352,8 +357,20 @@ TRANSPORTS = {
 }
 
 
+def _properties(buffer: Any, offset: int) -> tuple[dict[str, Any], int]:  # Any: py-amqp's
+    """Read the properties of a message; of those that py-amqp cannot read, none.
+
+    Its error would end each worker that gets the message.
+    """
+    try:
+        return serialization.decode_properties_basic(buffer, offset)
+    except Exception:  # noqa: BLE001 - a sender chose the bytes
+        return {UNREAD: True}, offset
+
+
 def install() -> None:
     """Make every RabbitMQ broker of this process use these transports."""
+    serialization.PROPERTY_CLASSES[spec.Basic.CLASS_ID] = _properties  # type: ignore[assignment] # their type is wrong
     for scheme, ours in TRANSPORTS.items():
         transport.TRANSPORT_ALIASES[scheme] = ours
         transport._transport_cache.pop(scheme, None)  # type: ignore[attr-defined] # not in its types

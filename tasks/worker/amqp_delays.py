@@ -13,12 +13,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import structlog
-from amqp.exceptions import AMQPError
 from celery import Celery
 from celery.app import base
 from celery.worker.consumer.delayed_delivery import DelayedDelivery
 from kombu import Exchange, Message
-from kombu.exceptions import KombuError
 from kombu.transport.native_delayed_delivery import (
     CELERY_DELAYED_DELIVERY_EXCHANGE,
     MAX_LEVEL,
@@ -103,7 +101,7 @@ def _delayed(worker: Any, message: Message, wait_s: float) -> bool:  # Any: as a
         return False
     try:
         forward(worker.app, message, DELAYS, _routing_key(int(wait_s), queue), {})
-    except (AMQPError, KombuError, OSError) as error:
+    except Exception as error:  # noqa: BLE001 - the broker's, or of a header that a sender chose
         log.warning("eta_held_by_the_worker", error=describe(error))
         return False
     message.ack_log_error(log, worker.connection_errors)

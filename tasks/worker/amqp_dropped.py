@@ -51,13 +51,14 @@ class Keeper:
 
     def keep(self, message: Message) -> None:
         """Keep a message; let go of one that nobody misses."""
-        if CHECK in message.headers or message.headers.get("task") in self._ticks:
+        given = message.headers.get("task")
+        task = given if isinstance(given, str) else ""  # a sender may write anything
+        if CHECK in message.headers or task in self._ticks:
             message.ack_log_error(log, self._worker.connection_errors)
             return
         reason = why_dropped(message.headers)
         code = CODES.get(reason, "REVOKED")
-        known = message.headers.get("task") in self._worker.app.tasks
-        if code == "MALFORMED_MESSAGE" and not known:
+        if code == "MALFORMED_MESSAGE" and task not in self._worker.app.tasks:
             code = "UNKNOWN_TASK"
         self._worker.undeliverable.keep(
             message, NotExecuted(f"RabbitMQ dropped it: {reason}"), code
@@ -75,10 +76,10 @@ def why_dropped(headers: Mapping[str, Any]) -> str:  # Any: AMQP's
     """
     if DROPPED in headers:
         return "rejected"
-    deaths = headers.get("x-death") or []
+    deaths = headers.get("x-death")
     reasons = [
         reason if (reason := death.get("reason")) in REASONS else "unknown"
-        for death in deaths
-        if not str(death.get("queue")).startswith("celery_delayed_")
+        for death in (deaths if isinstance(deaths, list) else [])
+        if isinstance(death, dict) and not str(death.get("queue")).startswith("celery_delayed_")
     ]
     return reasons[0] if reasons else "unknown"

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import structlog
 from celery.worker import consumer
 from kombu import Message
 from kombu.exceptions import DecodeError
@@ -16,6 +17,9 @@ from tasks.worker.request import QuietRequest
 from tasks.worker.screening import Screen
 from tasks.worker.stopping import stop_between_turns
 from tasks.worker.undeliverable import Undeliverable
+
+REFUSED_BY_CELERY = "Celery cannot make a task of it; the worker's log says why"
+log = structlog.get_logger(__name__)
 
 
 class Consumer(consumer.Consumer):
@@ -76,7 +80,8 @@ class Consumer(consumer.Consumer):
         too_deep = isinstance(exc.__context__, RecursionError)
         too_large = too_deep or isinstance(exc, durable_redis.BodyTooLarge)
         code = "VALIDATION_ERROR" if too_large else "MALFORMED_MESSAGE"
-        self.undeliverable.keep(message, exc, code)
+        error = NotExecuted(durable_redis.why(exc, errors=message.errors))
+        self.undeliverable.keep(message, error, code)
 
     def on_unknown_message(self, body: object, message: Message) -> None:
         """Keep what is no Celery message."""
@@ -89,5 +94,6 @@ class Consumer(consumer.Consumer):
         self.undeliverable.keep(message, error, "UNKNOWN_TASK")
 
     def on_invalid_task(self, body: object, message: Message, exc: Exception) -> None:
-        """Keep a message that Celery refuses: another content type, or a malformed header."""
-        self.undeliverable.keep(message, exc, "MALFORMED_MESSAGE")
+        """Keep a message that Celery refuses, though the screen let it pass."""
+        log.error("message_refused_by_celery", exc_info=exc)
+        self.undeliverable.keep(message, NotExecuted(REFUSED_BY_CELERY), "MALFORMED_MESSAGE")

@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 from billiard.einfo import ExceptionWithTraceback  # type: ignore[attr-defined] # not in its types
 from billiard.exceptions import Terminated, WorkerLostError
-from celery.exceptions import Ignore, Reject, Retry
+from celery.exceptions import Ignore, InvalidTaskError, Reject, Retry
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 from redis import RedisError
@@ -46,7 +46,11 @@ class QuietRequest(Request):
     acknowledged_with: "list[Any] | None" = None  # tags, which its job acknowledges at once
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # Any: as Celery calls it
-        super().__init__(*args, **kwargs)
+        """Make a request. Raises InvalidTaskError, with which Celery gives up one message alone."""
+        try:
+            super().__init__(*args, **kwargs)
+        except Exception as error:  # any other one would end the worker at each delivery
+            raise InvalidTaskError("Celery makes no request of its headers") from error
         self.time_limits = (None, None)
         self._argsrepr = "()"
         self._kwargsrepr = redacted_kwargs(self.kwargs)

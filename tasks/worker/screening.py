@@ -6,12 +6,13 @@ queue could write to all, with the rights of a worker. Here a message from outsi
 and a message of our own tasks only what `app.conf.links` names.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import structlog
 from celery import Celery
 from kombu.utils.json import dumps
+from structlog.contextvars import clear_contextvars
 
 from durable_redis import DELIVERY_COUNT, BodyTooLarge, Misshapen, check_call, check_headers
 from tasks.worker.request import QuietRequest
@@ -20,12 +21,15 @@ MOST_RETRIES = 1000  # of ours: four hours; a sender may claim any number
 DEEPEST = 100  # levels of a body
 TEXTS = ("root_id", "parent_id")  # those of a trace through tasks; ours go on with them
 LONGEST = 255
+LONGEST_VALUE = 512  # of any other header that Celery gets; a `tracestate` may have so many
 KEPT = frozenset(
     {
         *("task", "id", "eta", "expires", "retries", "ignore_result", *TEXTS),
         *("traceparent", "tracestate", "redelivered", DELIVERY_COUNT),
     }
 )
+PROPERTIES = ("correlation_id", "priority")
+INFO = ("consumer_tag", "delivery_tag", "exchange", "redelivered", "routing_key")
 CHORDS = frozenset({"group", "group_index"})
 NAMED = ("group", "shadow", "stamped_headers")  # of those that are dropped, in the log
 PARTS = frozenset({"callbacks", "errbacks", "chain", "chord"})
@@ -49,20 +53,21 @@ class Screen:
         Raises one of MALFORMED, or DecodeError.
         """
         is_checked = getattr(message, "is_checked", False)  # by the Redis transport
-        if not is_checked:
+        if not is_checked or "task" not in message.headers:
             check_headers(message.headers)
         task = message.headers["task"]
         if task not in self._tasks:
             return
         if message.content_type != "application/json":
-            raise Misshapen("the content type is not application/json")
-        args, kwargs, embed = message.decode()
+            raise Misshapen("the content type: must be application/json")
         if not is_checked:
             check_call(message)
+        args, kwargs, embed = message.decode()
         _check_depth(message)
         outside = task in QuietRequest.upstream
         dropped = _drop_headers(message, KEPT if outside else self._own)
-        message.properties.pop("reply_to", None)
+        message.properties = _plain_ones(message.properties, PROPERTIES)
+        message.delivery_info = _plain_ones(message.delivery_info, INFO)
         if embed and (any(embed.values()) or not embed.keys() <= PARTS):
             kept = {} if outside else _links(self._app, embed)
             dropped += [part for part in PARTS if embed.get(part) and part not in kept]
@@ -70,6 +75,7 @@ class Screen:
                 message._decoded_cache = [args, kwargs, kept]
                 message.body = dumps(message.payload).encode()
         if dropped:
+            clear_contextvars()  # a pool without processes executes tasks here
             log.warning(
                 "asks_for_more_than_its_task",
                 task=task,
@@ -95,7 +101,7 @@ def _check_depth(message: Any) -> None:  # Any: as above
 
 def _drop_headers(message: Any, kept: frozenset[str]) -> list[str]:  # Any: as above
     given = message.headers
-    headers = message.headers = {name: given[name] for name in kept if name in given}
+    headers = message.headers = _plain_ones(given, kept)
     for name in TEXTS:
         if not _is_short(headers.get(name)):
             headers[name] = None
@@ -103,9 +109,20 @@ def _drop_headers(message: Any, kept: frozenset[str]) -> list[str]:  # Any: as a
     if not 0 <= retries <= MOST_RETRIES:
         retries = MOST_RETRIES if retries > 0 else 0
     headers["retries"] = retries
-    if headers.get("ignore_result") not in (None, True, False):
-        del headers["ignore_result"]
+    if type(headers.get("ignore_result")) is not bool:
+        headers["ignore_result"] = None
     return [name for name in NAMED if given.get(name) and name not in kept]
+
+
+def _plain_ones(given: Mapping[str, Any], names: Iterable[str]) -> Json:
+    """Keep what Celery and a pipe to a process can take, whatever a sender wrote."""
+    return {name: given[name] for name in names if name in given and _is_plain(given[name])}
+
+
+def _is_plain(value: object) -> bool:
+    if type(value) is str:
+        return len(value) <= LONGEST_VALUE
+    return value is None or type(value) in (bool, int)
 
 
 def _is_short(text: object) -> bool:

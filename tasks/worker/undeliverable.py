@@ -35,6 +35,7 @@ class Undeliverable:
         self._consumer.pool.apply_async(
             self._dead_letters.keep_if_possible,
             args=(letter,),
+            kwargs={"answers": self._dead_letters.asks_for_result(message.headers)},
             callback=partial(self._release, message, letter),
         )
 

@@ -1,6 +1,7 @@
 """A sender may put anything into the queue. It ends no worker, takes no memory, and is kept."""
 
 import base64
+import hashlib
 import json
 import os
 import zlib
@@ -11,7 +12,23 @@ import psutil
 import pytest
 
 from tests import factories as make
-from tests.hostile import BOMBS, HOSTILE, LINK, MIB, Hostile, compressed
+from tests.hostile import (
+    BOMBS,
+    HEADERS,
+    HOSTILE,
+    INFO,
+    LINK,
+    MIB,
+    PROPERTIES,
+    TASK,
+    WRONG,
+    Hostile,
+    assert_says_what_is_wrong,
+    compressed,
+    ends_of,
+    nested,
+    with_wrong,
+)
 from tests.live.conftest import Workers, until
 from tests.ops.conftest import els
 
@@ -31,7 +48,7 @@ def worker(database_url, tmp_path_factory):
 def push(worker, valkey):
     """Put a message into the queue as it is; return its id."""
 
-    def pushed(hostile: Hostile, **properties):
+    def pushed(hostile: Hostile, replace=("", ""), **properties):
         headers, body, task_id = hostile.build()
         message = {
             "body": base64.b64encode(body).decode(),
@@ -49,7 +66,7 @@ def push(worker, valkey):
                 **properties,
             },
         }
-        valkey.lpush(worker.queue, json.dumps(message))
+        valkey.lpush(worker.queue, json.dumps(message).replace(*replace))
 
     return pushed
 
@@ -73,6 +90,10 @@ def works(worker):
     """Have a good message executed, by the process that was there before."""
     value = worker.send("els.register_batch", make.registration(make.new_batch(), 1)).get(30)
     return value["outcome"] == "registered"
+
+
+def children(worker):
+    return {p.pid for p in psutil.Process(worker.processes[0].pid).children(recursive=True)}
 
 
 def peaks(worker):
@@ -154,7 +175,7 @@ def test_readiness_cannot_be_forged(worker, push, conn, valkey):
 def test_a_hostile_message_is_kept_or_harmless(worker, push, conn, valkey, new_letter, name):
     hostile = HOSTILE[name]
     alive = worker.processes[0].poll() is None
-    children = {p.pid for p in psutil.Process(worker.processes[0].pid).children(recursive=True)}
+    before = children(worker)
 
     push(hostile)
 
@@ -171,6 +192,108 @@ def test_a_hostile_message_is_kept_or_harmless(worker, push, conn, valkey, new_l
     if not hostile.code:
         assert new_letter() is None
         assert valkey.llen(LINK["options"]["queue"]) == 0
-    left = {p.pid for p in psutil.Process(worker.processes[0].pid).children(recursive=True)}
-    assert left == children, "a process of the pool died"
+    assert children(worker) == before, "a process of the pool died"
     assert max(peaks(worker)) < MOST_MEMORY
+
+
+def assert_each_ends(worker, conn, valkey, messages):
+    """Wait until each message has an outcome or a letter, and the same processes work on."""
+    batches = [each.batch for each in messages]
+    until(lambda: len(ends_of(conn, batches)) == len(batches), 20, "each message ends")
+    assert works(worker)
+    assert worker.processes[0].poll() is None
+    until(lambda: not valkey.exists(worker.queue, "unacked"), what="none comes back")
+    return ends_of(conn, batches)
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_no_value_of_a_header_ends_a_worker(worker, push, conn, valkey, header):
+    messages, before = with_wrong(header), children(worker)
+
+    for each in messages:
+        push(each)
+
+    ends = assert_each_ends(worker, conn, valkey, messages)
+    for letter in ends.values():
+        if "code" in letter:
+            assert_says_what_is_wrong(letter, header)
+    assert children(worker) == before, "a process of the pool died"
+
+
+@pytest.mark.parametrize("name", PROPERTIES + INFO)
+def test_no_value_of_a_property_ends_a_worker(worker, push, conn, valkey, name):
+    messages, before = [Hostile(None) for _ in WRONG], children(worker)
+
+    for each, value in zip(messages, WRONG.values(), strict=True):
+        push(each, **({"delivery_info": {name: value}} if name in INFO else {name: value}))
+
+    ends = assert_each_ends(worker, conn, valkey, messages)
+    for letter in ends.values():
+        if "code" in letter:
+            assert letter["message"].startswith(f"property {name}: must be "), letter["message"]
+            assert (letter["task"], letter["body"]["batch_id"]) == (TASK, letter["batch_id"])
+    assert children(worker) == before, "a process of the pool died"
+
+
+OWN = ["els.seal_slots", "els.announce_ready", "els.sweep", "celery.backend_cleanup"]
+
+
+@pytest.mark.parametrize("task", OWN)
+def test_no_header_of_a_task_of_our_own_ends_a_worker(worker, push, valkey, task):
+    before = children(worker)
+
+    for header in HEADERS:
+        for value in WRONG.values():
+            push(Hostile(None, {"task": task, header: value}, b"[[], {}, null]"))
+
+    assert works(worker)
+    until(lambda: not valkey.exists(worker.queue, "unacked"), 30, "none comes back")
+    assert worker.processes[0].poll() is None
+    assert children(worker) == before, "a process of the pool died"
+
+
+@pytest.mark.parametrize("depth", [1_200, 30_000])
+def test_a_header_nested_very_deeply_is_kept(worker, push, new_letter, depth):
+    push(Hostile(None, {"eta": "DEEP"}), replace=('"DEEP"', "[" * depth + "]" * depth))
+
+    letter = until(new_letter, 10, "it is kept")
+    assert (letter["code"], len(letter["message"]) > 20) == ("MALFORMED_MESSAGE", True)
+    assert works(worker)
+
+
+def test_an_id_that_is_too_long_is_known_by_its_hash(push, new_letter):
+    push(Hostile("MALFORMED_MESSAGE", {"id": "x" * 256}))
+
+    letter = until(new_letter, 10, "it is kept")
+    assert letter["task_id"] == hashlib.sha256(b"x" * 256).hexdigest()
+    assert letter["task"] == TASK
+
+
+def test_a_malformed_message_keeps_its_id(push, new_letter):
+    hostile = Hostile("MALFORMED_MESSAGE", {"id": f"my-{uuid4()}", "retries": "5"})
+
+    push(hostile)
+
+    letter = until(new_letter, 10, "it is kept")
+    assert (letter["task"], letter["task_id"]) == (TASK, hostile.headers["id"])
+    assert letter["message"] == "header retries: must be a whole number"
+
+
+ASKED = {
+    "an unknown task": Hostile("UNKNOWN_TASK", task="els.asign_content"),
+    "a header": Hostile("MALFORMED_MESSAGE", {"eta": ""}),
+    "no JSON": Hostile("MALFORMED_MESSAGE", body=b"{"),
+    "a body too deep": Hostile("VALIDATION_ERROR", body=nested(800)),
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_a_message_that_never_became_a_task_has_a_result(worker, push, name):
+    hostile, task_id = ASKED[name], str(uuid4())
+    hostile.headers |= {"id": task_id, "ignore_result": False}
+
+    push(hostile)
+
+    value = worker.upstream.AsyncResult(task_id).get(30)
+    assert (value["outcome"], value["code"]) == ("dead_letter", hostile.code)
+    assert value.keys() == {"outcome", "batch_id", "code", "dead_letter", "message"}

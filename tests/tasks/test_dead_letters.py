@@ -1,10 +1,14 @@
 """What cannot be carried out is kept whole, with the reason, and changes nothing."""
 
+import base64
 import json
 from uuid import uuid4
 
 import pytest
+import structlog
 
+from core.errors import NotExecuted
+from tasks import dead_letters as keeping
 from tasks.app import app
 from tests.core import looks
 from tests.core.story import texts
@@ -238,7 +242,7 @@ def test_every_task_has_the_limit_of_the_contract(send, batch_id, task):
     assert value["code"] == smaller["code"] == "VALIDATION_ERROR"
     assert str(limit) in value["message"]
     assert "unknown field" in smaller["message"]
-    assert "suprise" not in smaller["message"]
+    assert "suprise: is an unknown field; is" not in smaller["message"]
 
 
 def test_a_dead_letter_is_logged_without_what_the_body_says(send, batch_id, logged):
@@ -314,3 +318,83 @@ def test_a_message_of_another_shape_belongs_to_its_batch(batch_id, dead_letters,
 
     assert (value["code"], value["batch_id"]) == ("VALIDATION_ERROR", batch_id)
     assert dead_letters(task_id)[0]["batch_id"] == batch_id
+
+
+@pytest.fixture
+def lines(logged):
+    """Capture lines with what is bound to them."""
+    processors = structlog.get_config()["processors"]
+    processors.insert(0, structlog.contextvars.merge_contextvars)
+    return logged
+
+
+def test_a_line_of_a_refused_message_names_no_other_message(send, batch_id, lines):
+    other, refused = content(f"other-{batch_id}"), content(batch_id)
+    send(ASSIGN, other)
+    letter = keeping.letter_of(ASSIGN, "1", refused, NotExecuted("late"), "EXPIRED")
+
+    keeping.keep_if_possible(letter)
+    send(ASSIGN, other)
+    keeping.keep_malformed("els", f"none {batch_id}".encode(), "it is no JSON")
+
+    [kept, malformed] = [line for line in lines if line["event"] == "dead_letter"]
+    assert (kept["batch_id"], kept["task"]) == (batch_id, ASSIGN)
+    assert "batch_id" not in malformed
+    assert not {"correlation_id", "essay_id"} & (kept.keys() | malformed.keys())
+    assert structlog.contextvars.get_contextvars() == {}
+
+
+def test_a_body_that_json_cannot_hold_is_found_by_its_event_id(send, conn, batch_id):
+    event = content(batch_id, file_size_bytes=float("nan"))
+
+    value = send(ASSIGN, event)
+
+    query = "SELECT event_id::text, body FROM dead_letters WHERE id = %s"
+    letter = conn.execute(query, [value["dead_letter"]]).fetchone()
+    assert "NaN" in value["message"]
+    assert letter["event_id"] == event["event_id"]
+    assert letter["body"]["correlation_id"] == event["correlation_id"]
+    assert "nan" in letter["body"]["not_json"]
+
+
+def test_what_is_sent_beside_the_event_is_named(batch_id):
+    kwargs = {"event": content(batch_id), "priority": 1, "Åsa Å": 2}
+
+    value = app.tasks[ASSIGN].apply(args=[1], kwargs=kwargs).get()
+
+    assert "priority, …" in value["message"]
+    assert "positional" in value["message"]
+    assert "Åsa" not in value["message"]
+
+
+UNREAD = {
+    "headers that are a list": {"headers": [1]},
+    "a body that is an object": {"body": {"a": 1}},
+    "a body that is no base64": {"body": "***"},
+    "no body": {"body": None},
+    "a content type that is a list": {"content-type": [1]},
+    "a priority that is text": {"properties": {"priority": "x", "body_encoding": "base64"}},
+}
+
+
+@pytest.mark.parametrize("change", UNREAD.values(), ids=UNREAD.keys())
+def test_a_malformed_message_keeps_what_of_it_can_be_read(conn, batch_id, change):
+    event, task_id = content(batch_id), str(uuid4())
+    message = {
+        "body": base64.b64encode(json.dumps([[], {"event": event}, {}]).encode()).decode(),
+        "content-type": "application/json",
+        "headers": {"task": ASSIGN, "id": task_id},
+        "properties": {"body_encoding": "base64", "correlation_id": task_id},
+        **change,
+    }
+
+    assert keeping.keep_malformed("els", json.dumps(message).encode(), "it is wrong")
+
+    query = "SELECT * FROM dead_letters WHERE task_id = %s"
+    letter = conn.execute(query, [task_id]).fetchone()
+    assert letter["code"] == "MALFORMED_MESSAGE"
+    assert letter["task"] == (ASSIGN if "headers" not in change else "unknown")
+    if "body" not in change:
+        assert (letter["body"], str(letter["event_id"])) == (event, event["event_id"])
+    else:
+        assert base64.b64decode(letter["body"]["base64"])
