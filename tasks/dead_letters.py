@@ -164,9 +164,12 @@ def _message(payload: bytes) -> Message:
     raw = json.loads(payload)
     parts = (raw.get(name) for name in ("headers", "properties"))
     headers, properties = (part if isinstance(part, dict) else {} for part in parts)
-    body: object = raw.get("body")
-    if properties.get("body_encoding") == "base64":
-        body = base64.b64decode(str(body), validate=True)
+    body = raw.get("body")
+    try:
+        if properties.get("body_encoding") == "base64":
+            body = base64.b64decode(body, validate=True)
+    except MALFORMED:
+        body = None
     return Message(
         body=body if isinstance(body, str | bytes) else payload,  # type: ignore[arg-type] # is right
         delivery_tag=_name(properties.get("delivery_tag")) or hashlib.sha256(payload).hexdigest(),

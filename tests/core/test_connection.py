@@ -13,9 +13,10 @@ import pytest
 import redis
 from psycopg.errors import LockNotAvailable
 
-from core import db, slots
+from core import db
 from core.db.url import address, parameters
 from core.errors import BadSettings
+from core.servers import redis_client
 from migrations import current, head, upgrade
 from ops.stack.embedded import Postgres, free_port
 from tests.core.swallowing import Swallowing
@@ -234,7 +235,7 @@ def test_a_swallowed_connection_to_redis_is_given_up_and_replaced(new):
     parts = urlsplit(os.environ["ELS_REDIS_URL"])
     with Swallowing(parts.port) as proxy:
         through = parts._replace(netloc=parts.netloc.replace(str(parts.port), str(proxy.port)))
-        client = slots.connect(through.geturl())
+        client = redis_client.connect(through.geturl())
         client.ping()
         proxy.swallow(new=new)
         started = time.monotonic()
@@ -251,7 +252,7 @@ def test_a_swallowed_connection_to_redis_is_given_up_and_replaced(new):
 
 
 def test_the_urls_own_limits_for_redis_win():
-    client = slots.connect("redis://h/0?socket_timeout=7&health_check_interval=99")
+    client = redis_client.connect("redis://h/0?socket_timeout=7&health_check_interval=99")
 
     told = client.connection_pool.connection_kwargs
     assert (told["socket_timeout"], told["health_check_interval"]) == (7, 99)
