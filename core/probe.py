@@ -51,9 +51,10 @@ def probe_postgres(
 def probe_redis(slots: Slots) -> Outage | None:
     """Seed a slot, claim it, and drop the keys; None: all is well.
 
-    The script does not delete first: a Redis without memory lets one that has written go on.
+    The script does not delete first: a Redis without memory lets one that has written go on. No
+    batch has such an id.
     """
-    batch_id = f"probe-{uuid4().hex}"
+    batch_id = f"els.probe-{uuid4().hex}"
     try:
         slots.seed(batch_id, ["essay"], fresh=False)
         slots.claim({batch_id: ["text"]})

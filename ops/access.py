@@ -35,7 +35,7 @@ WORK = (
 )
 READ = (
     *("+@connection", "+@read", "+multi", "+exec", "-@dangerous", "-scan", "-randomkey", "-dbsize"),
-    *("+info", "+time"),
+    *("+info", "+time", "+evalsha", "+script|load"),  # a script may do no more than its user
 )
 TAKE = (
     *("+@connection", "-@dangerous", "+multi", "+exec", "+watch", "+unwatch", "+brpop", "+rpop"),
@@ -44,7 +44,8 @@ TAKE = (
     *("+expire", "+eval", "+evalsha", "+hsetnx", "+lindex", "+exists", "+zremrangebyrank"),
     *("+script|load", "+info"),
 )
-PROBE = "(+set +eval +exists ~batch:{els.check}:*)"  # the page asks whether Redis takes writes
+# The page asks whether Redis takes writes, by slots of a batch that cannot be.
+PROBE = "(+set +eval +exists +sadd +spop +hset +zadd +zrem +expire +del ~batch:{els.*)"
 PAUSES = "(+hdel ~els:pauses)"  # it forgets those of killed processes
 
 

@@ -13,9 +13,11 @@ import redis
 from celery import Celery
 
 from core.invariants import check_batches
+from core.probe import probe_redis
 from core.servers.finding import Severity
 from core.servers.redis import check_redis
 from core.settings import Settings
+from core.slots import Slots
 from ops.access import PROGRAMS, acl_line, redis_users, user
 from ops.heartbeat import heartbeat_or_none
 from ops.receivers import read_receivers
@@ -142,8 +144,10 @@ def test_with_its_rights_the_page_sees_all(fresh, running):
         found = check_redis(client, "broker")
         heartbeat = heartbeat_or_none(client, fresh.url("ops"), Settings().queues)
         receivers = read_receivers(Settings(), client, fresh.url("ops"))
+        refused = probe_redis(Slots(client))
 
     assert [each.wrong for each in found if each.severity is Severity.FAULT] == []
+    assert refused is None
     assert heartbeat.workers == ["w@test"]
     assert heartbeat.waiting is not None
     assert [*heartbeat.signs] == ["w@test"]
