@@ -29,8 +29,9 @@ def serve(settings: Settings) -> None:
     logs.configure(settings)
     if settings.ops_auth is None and settings.ops_host not in LOOPBACK:
         log.warning("no_password", host=settings.ops_host, see="ELS_OPS_AUTH")
+    app = create_app(settings)
     _look_for(settings.ops_host, settings.ops_port)
-    page = server_of(create_app(settings), settings.ops_host, settings.ops_port)
+    page = server_of(app, settings.ops_host, settings.ops_port)
     if settings.health_port:
         serve_probes(settings, page)
     with suppress(KeyboardInterrupt):  # the signal that ended it
