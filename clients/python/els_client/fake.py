@@ -38,7 +38,7 @@ from els_client._service.events import (
 from els_client._service.messages import Idempotency, canonical, parse
 from els_client._service.model import Message as Submitted
 from els_client._service.named_batch import batch_of
-from els_client.upstream import Json, Outcome, Sent, Upstream, checked
+from els_client.upstream import Json, Outcome, Sent, Upstream, checked, refuse_deep
 
 Received = dict[str, Any]  # Any: a CloudEvent, JSON
 BEGINNING = datetime(2026, 1, 1, tzinfo=UTC)
@@ -131,6 +131,7 @@ class FakeELS:
         if known is None:
             raise UnknownTask("the service has no task of this name")
         event, idem = parse(known.model, task, raw, known.limit)
+        refuse_deep(task, raw)
         stored = self._outcomes.get(idem.key)
         if stored is None:
             value, events = self._step(task, event, idem)

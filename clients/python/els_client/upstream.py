@@ -29,6 +29,7 @@ from els_client.messages import Association, AtDeadline, Content, ErrorCode
 
 Json = Mapping[str, Any]  # Any: JSON
 Outcome = dict[str, Any]  # Any: what a task returns, JSON
+DEEPEST = 98  # levels of an event: the service reads bodies of 100, and Celery's has two around it
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,19 @@ def checked(task: str, event: Json) -> Message:
     if known is None:
         raise InvalidEvent(f"the service has no task {task}; it has {', '.join(TASKS)}")
     _, idem = parse(known.model, task, event, known.limit)
+    refuse_deep(task, event)
     return Message(task, str(uuid4()), idem.key, canonical(event), idem.fingerprint)
+
+
+def refuse_deep(task: str, event: object) -> None:
+    """Raise InvalidEvent for an event of more levels than the service reads."""
+    level: list[Any] = [event]  # Any: JSON
+    for _ in range(DEEPEST):
+        inner = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [each for some in inner for each in some if isinstance(each, dict | list)]
+        if not level:
+            return
+    raise InvalidEvent(f"{task}: the event has more than {DEEPEST} levels, one in the other")
 
 
 class Upstream(ABC):

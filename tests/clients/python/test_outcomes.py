@@ -3,9 +3,12 @@
 import os
 
 import pytest
+from celery import Celery
 
 from els_client import Sender
-from tests.factories import essay_ids, new_batch
+from els_client.fake import FakeELS
+from tests.factories import essay_ids, new_batch, registration
+from tests.hostile import nest
 from tests.live.conftest import Workers
 
 pytestmark = pytest.mark.slow
@@ -35,6 +38,23 @@ def test_a_sender_gets_each_outcome(workers):
     assigned = {"outcome": "assigned", "batch_id": batch_id, "essay_id": essay_ids(1)[0]}
     assert values[:3] == [registered, assigned, assigned]
     assert values[3]["code"] == "UNKNOWN_BATCH"
+
+
+@pytest.mark.parametrize(("levels", "outcome"), [(98, "registered"), (99, "dead_letter")])
+def test_the_fake_reads_as_many_levels_as_the_service(workers, levels, outcome):
+    metadata = {"deep": nest(levels - 3)}  # in the object in the event, and an innermost list
+    event = registration(new_batch(), 1, metadata=metadata)
+    redis_url = os.environ["ELS_REDIS_URL"]
+    with Celery(broker=redis_url, backend=redis_url, set_as_current=False) as app:
+        sent = app.send_task(
+            *("els.register_batch", [], {"event": event}),
+            queue=workers.queue,
+            ignore_result=False,
+        )
+
+        value = sent.get(timeout=30)
+
+    assert value["outcome"] == FakeELS().send("els.register_batch", event)["outcome"] == outcome
 
 
 def test_an_outcome_that_does_not_come_is_a_timeout(broker):
