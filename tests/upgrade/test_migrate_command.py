@@ -159,7 +159,10 @@ def test_what_cannot_be_undone_is_refused(this, coming, later, conn):
 ASK = """
 import sys
 from core import db
-from core.servers.postgres import missing_for_work
+try:
+    from core.servers.postgres import missing_for_work
+except ImportError:  # of 1.0.0
+    from core.requirements import missing_for_work
 found = missing_for_work(db.connect_once(sys.argv[1]))
 print(found.step if found else "")
 """

@@ -14,9 +14,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 import redis
-from core.signs import health_file
-from core.signs import heartbeat
-from core.signs import pauses
+try:
+    from core.signs import health_file, heartbeat, pauses
+except ImportError:  # of 1.0.0
+    from core import health_file, heartbeat, pauses
 from tasks.worker import deaths
 
 client = redis.Redis.from_url(sys.argv[1], decode_responses=True)
@@ -36,9 +37,10 @@ import json, sys
 from pathlib import Path
 from types import SimpleNamespace
 import redis
-from core.signs import health_file
-from core.signs import heartbeat
-from core.signs import pauses
+try:
+    from core.signs import health_file, heartbeat, pauses
+except ImportError:  # of 1.0.0
+    from core import health_file, heartbeat, pauses
 from tasks.worker import deaths
 
 client = redis.Redis.from_url(sys.argv[1], decode_responses=True)
