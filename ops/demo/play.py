@@ -126,7 +126,7 @@ class Demo:
 
             def accounted() -> int:
                 rows = [self._status(batch) for batch in batches]
-                done = int(sum(row["assigned"] + row["failed"] for row in rows if row))
+                done = sum((row["assigned"] or 0) + (row["failed"] or 0) for row in rows if row)
                 progress.update(bar, completed=done)
                 return done
 

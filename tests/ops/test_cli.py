@@ -254,7 +254,8 @@ def test_the_page_says_that_its_port_is_taken(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
 
-        told = els("ops", home=tmp_path, ELS_OPS_PORT=port, ELS_DATABASE_URL="postgresql://x/x")
+        urls = {"ELS_DATABASE_URL": "postgresql://x/x", "ELS_REDIS_URL": "redis://127.0.0.1:9"}
+        told = els("ops", home=tmp_path, ELS_OPS_PORT=port, **urls)
 
     assert told.returncode == 1
     assert f"127.0.0.1:{port}: Address already in use; set ELS_OPS_HOST" in told.stderr
