@@ -91,9 +91,10 @@ class Slots:
             for key, _ in keys:
                 pipe.type(key)
             found = pipe.execute()
-        wrong = [key for (key, own), kind in zip(keys, found, strict=True) if kind != own]
-        self.client.delete(*wrong)
-        log.warning("keys_of_another_type_dropped", keys=wrong)
+        wrong = [k for (k, own), kind in zip(keys, found, strict=True) if kind not in (own, "none")]
+        if wrong:  # else somebody was faster
+            self.client.delete(*wrong)
+            log.warning("keys_of_another_type_dropped", keys=wrong)
 
     def release(self, batch_id: str, claims: Iterable[Claim], *, still_open: bool) -> int:
         """Take claims back; return how many still were these claimants'.

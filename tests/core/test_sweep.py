@@ -462,6 +462,15 @@ def test_a_key_of_another_type_costs_no_content_its_slot(lifecycle, slots, batch
     assert placed == ["assigned", "assigned", "excess"]
 
 
+def test_a_key_that_another_process_has_rebuilt_stays(lifecycle, slots, batch_id):
+    register(lifecycle, batch_id, 2)
+    slots.claim({batch_id: ["text-1"]})
+
+    slots._drop_other_types([batch_id])
+
+    assert len(slots.free(batch_id)) == len(slots.assignments(batch_id)) == 1
+
+
 def test_a_ghost_that_is_not_noticed_costs_no_content_its_slot(alone, lifecycle, slots, conn):
     batch_id = new_batch()
     register(lifecycle, batch_id, 4)
