@@ -19,6 +19,7 @@ from core.signs.heartbeat import NO_HEARTBEAT, Asked, Heartbeat
 from core.signs.installation import Installation, Kind, detect
 from core.signs.pauses import Outage, Pause
 from ops.redis_queues import lengths_on_redis, oldest_sent
+from ops.wording import words_of
 
 UNANSWERED = (OperationalError, AMQPError, OSError, redis.RedisError)
 BROKER_S = 0.8  # for Redis as the broker
@@ -59,11 +60,6 @@ def count_waiting(broker_url: str, queues: Sequence[str]) -> int | None:
         return ask_waiting(broker_url, queues)[0]
     except UNANSWERED:
         return None
-
-
-def words_of(error: Exception) -> str:
-    """Write an error in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def ask_waiting(broker_url: str, queues: Sequence[str]) -> tuple[int, datetime | None]:

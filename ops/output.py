@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from ops.wording import one_line
+
 # Control characters, and those that turn the direction of writing: with them a text of a sender
 # could clear the terminal, or look like a line of ours.
 UNPRINTABLE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -54,7 +56,7 @@ def print_result(value: dict[str, Any], line: str, as_json: bool) -> None:  # An
 
 def fail(message: str, as_json: bool, status: int = 1) -> NoReturn:
     """Print an error in one line, and exit."""
-    message = " ".join(message.split())
+    message = one_line(message)
     if as_json:
         typer.echo(json.dumps({"error": message}))
     err.print(f"els: {message}", markup=False, soft_wrap=True)

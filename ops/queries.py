@@ -40,6 +40,13 @@ LETTERS = Sortable(
         "task": ["task", "id"],
     },
 )
+LETTERS_FIT: LiteralString = (  # a filter
+    " AND (%(batch_id)s::text IS NULL OR batch_id = %(batch_id)s)"
+    " AND (%(task)s::text IS NULL OR task = %(task)s)"
+    " AND (%(code)s::text IS NULL OR code = %(code)s)"
+    " AND (%(since)s::timestamptz IS NULL OR parked_at >= %(since)s)"
+    " AND (%(until)s::timestamptz IS NULL OR parked_at < %(until)s)"
+)
 OF_BATCH: LiteralString = "coalesce(batch_id, data ->> 'batch_id', 'unknown')"  # of an event
 EVENTS = Sortable(
     source="event_outbox",
@@ -147,15 +154,16 @@ def letters(  # noqa: PLR0913 - a filter each
     query: LiteralString = (
         "SELECT id, task, task_id, batch_id, code, sqlstate, message, deliveries, parked_at,"
         " replayed_at, discarded_at, replay_task_id FROM dead_letters"
-        " WHERE (%(batch_id)s::text IS NULL OR batch_id = %(batch_id)s)"
-        " AND (%(task)s::text IS NULL OR task = %(task)s)"
-        " AND (%(code)s::text IS NULL OR code = %(code)s)"
-        " AND (%(since)s::timestamptz IS NULL OR parked_at >= %(since)s)"
-        " AND (%(until)s::timestamptz IS NULL OR parked_at < %(until)s)"
-        " AND (%(every)s OR replayed_at IS NULL AND discarded_at IS NULL) AND "
+        " WHERE (%(every)s OR replayed_at IS NULL AND discarded_at IS NULL)"
     )
     rows = conn.execute(
-        query + part.condition + " ORDER BY " + part.order + " LIMIT %(limit)s",
+        query
+        + LETTERS_FIT
+        + " AND "
+        + part.condition
+        + " ORDER BY "
+        + part.order
+        + " LIMIT %(limit)s",
         {
             **part.parameters,
             "batch_id": batch_id,
@@ -224,12 +232,8 @@ LETTERS_MEANT: LiteralString = (
     " FROM dead_letters WHERE id > %(after)s AND id <= %(last)s"
     " AND CASE WHEN %(numbers)s::bigint[] IS NOT NULL THEN id = ANY(%(numbers)s)"
     " ELSE replayed_at IS NULL AND discarded_at IS NULL END"
-    " AND (%(batch_id)s::text IS NULL OR batch_id = %(batch_id)s)"
-    " AND (%(task)s::text IS NULL OR task = %(task)s)"
-    " AND (%(code)s::text IS NULL OR code = %(code)s)"
-    " AND (%(since)s::timestamptz IS NULL OR parked_at >= %(since)s)"
-    " AND (%(until)s::timestamptz IS NULL OR parked_at < %(until)s)"
-    " AND (%(up_to)s::bigint IS NULL OR id <= %(up_to)s)"
+    + LETTERS_FIT
+    + " AND (%(up_to)s::bigint IS NULL OR id <= %(up_to)s)"
 )
 
 

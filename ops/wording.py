@@ -16,9 +16,19 @@ def age(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
+def age_of(at: datetime) -> str:
+    """Write the time since a moment: `3 min`."""
+    return age((datetime.now(UTC) - at).total_seconds())
+
+
 def one_line(text: str) -> str:
     """Write a text of somebody else in one line: no part of it looks like a line of ours."""
     return " ".join(text.split())
+
+
+def words_of(error: Exception) -> str:
+    """Write an error in one line, by its name where it says nothing."""
+    return one_line(str(error)) or type(error).__name__
 
 
 def number(count: int, one: str, more: str = "") -> str:

@@ -1,6 +1,5 @@
 """`els actions`: what operators did, and why."""
 
-from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
@@ -9,7 +8,7 @@ from core import db
 from core.db.actions import Wanted
 from ops.cli.options import AsJson, Home, Limit, connection, read_moment, settings_to_read
 from ops.output import out, print_json, print_line
-from ops.wording import age, one_line
+from ops.wording import age_of, one_line
 
 app = typer.Typer(help="What operators did, and why.", no_args_is_help=True)
 
@@ -36,7 +35,7 @@ def list_actions(
         print_json(rows)
         return
     for row in rows:
-        ago = age((datetime.now(UTC) - row["acted_at"]).total_seconds())
+        ago = age_of(row["acted_at"])
         print_line(f"{row['id']}  {row['action']}  {row['target']}  {row['actor']}  {ago} ago")
         changes = "; ".join(f"{name}: {_written(value)}" for name, value in row["changes"].items())
         for line in filter(None, (row["reason"], changes)):

@@ -1,7 +1,6 @@
 """`els dead-letters`: messages that could not be carried out."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +27,7 @@ from ops.cli.target import BROKER, POSTGRES
 from ops.output import fail, out, print_json, print_line, print_result
 from ops.queries import Letters
 from ops.reference.outcomes import CODES
-from ops.wording import age, one_line
+from ops.wording import age_of, one_line
 
 
 def _known_code(code: str | None) -> str | None:
@@ -73,7 +72,7 @@ def list_letters(
         print_json(rows)
         return
     for row in rows:
-        ago = age((datetime.now(UTC) - row["parked_at"]).total_seconds())
+        ago = age_of(row["parked_at"])
         about = f"{row['id']}  {row['task']}  {row['batch_id'] or '-'}  {row['code']}"
         print_line(f"{about}  {ago} ago{_state(row)}\n    {one_line(row['message'])}")
     if not rows:

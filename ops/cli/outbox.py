@@ -26,7 +26,7 @@ from ops.cli.options import (
 from ops.cli.target import POSTGRES
 from ops.moments import moment_of
 from ops.output import out, print_json, print_line, print_result
-from ops.wording import age, one_line
+from ops.wording import age_of, one_line
 
 app = typer.Typer(help="Events on their way to downstream services.", no_args_is_help=True)
 
@@ -40,7 +40,7 @@ def list_outbox(limit: Limit = 100, home: Home = None, as_json: AsJson = False) 
         print_json(rows)
         return
     for row in rows:
-        ago = age((datetime.now(UTC) - row["created_at"]).total_seconds())
+        ago = age_of(row["created_at"])
         about = f"{row['batch_id']}  {row['sequence']}  {row['type']}  written {ago} ago"
         tried = f"tried {row['attempts']} times: {row['last_error']}" if row["attempts"] else ""
         print_line(f"{about}  {one_line(tried)}")

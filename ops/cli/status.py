@@ -22,7 +22,7 @@ from core.states import BatchStatus
 from ops import queries
 from ops.cli.options import AsJson, Home, connection, no_blank, settings_to_read
 from ops.cli.target import POSTGRES, REDIS, endpoints
-from ops.output import fail, out, print_json, print_line
+from ops.output import Terminal, fail, out, print_json, print_line
 from ops.wording import age
 
 WIDEST = 1_000  # columns that a table could ask for
@@ -106,7 +106,7 @@ def _show_statuses(rows: Sequence[Row]) -> None:
     table = _status_table(rows)
     width = Console(width=WIDEST).measure(table).maximum
     if not out.is_terminal or width <= out.width:
-        Console(width=max(out.width, width), highlight=False).print(table)
+        Terminal(width=max(out.width, width), highlight=False).print(table)
         return
     for row in rows:
         print_line(f"{row['batch_id']}\n  {row['status']}, {age(_age_s(row))} old")

@@ -37,10 +37,11 @@ from ops.explain.message_clues import message_clues, with_messages
 from ops.explain.messages import messages_of
 from ops.explain.rabbitmq import look_around
 from ops.explain.service_causes import LOCKED, NO_SCHEMA, lock_causes, service_causes
-from ops.heartbeat import LOCK_S, ask_waiting, read_heartbeat, with_asker, with_outages, words_of
+from ops.heartbeat import LOCK_S, ask_waiting, read_heartbeat, with_asker, with_outages
 from ops.queues import UNANSWERED
 from ops.receivers import NO_RECEIVERS, Receivers, read_receivers
 from ops.stack.supervisor import Endpoints
+from ops.wording import one_line, words_of
 
 REDIS_S = 0.8  # for one answer
 AMQP_S = 2.2  # for RabbitMQ
@@ -244,7 +245,7 @@ class Looking:
     ) -> list[Cause]:
         """Say why Postgres does not let the batch be read."""
         state = sqlstate(raised)
-        words = " ".join(str(raised).split())
+        words = one_line(str(raised))
         if conn is not None and state in NO_SCHEMA:
             return [_schema_missing(conn, heartbeat, words)]
         if conn is not None and state == LOCKED:

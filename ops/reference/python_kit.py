@@ -18,6 +18,7 @@ COPIED = (  # none of them needs a server, or a library but pydantic
     "messages",
     "model",
     "named_batch",
+    "nesting",
     "states",
     "tracker",
 )

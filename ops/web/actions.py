@@ -33,6 +33,7 @@ from ops.web.outages import outage_notice
 from ops.web.rendering import Render
 from ops.web.stream import Stream
 from ops.web.tokens import Signer
+from ops.wording import words_of
 
 AWAY = (psycopg.Error, redis.RedisError, OSError, StackError, AMQPError, OperationalError)
 # Without this a browser sends `Origin: null` with the form, by the header of all other pages.
@@ -154,7 +155,7 @@ def _reason(text: str, plan: Plan) -> str | None:
 
 def _failed(error: Exception) -> Refused:
     """Describe a server that did not do its part."""
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = words_of(error)
     match error:
         case psycopg.errors.InsufficientPrivilege() | psycopg.errors.ReadOnlySqlTransaction():
             title, rights = "Postgres does not let the page write", "docs/access.md"

@@ -6,6 +6,8 @@ import psycopg
 import redis
 from psycopg_pool import PoolTimeout
 
+from ops.wording import words_of
+
 OLD_SCHEMA = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn)
 OUTAGES = (
     psycopg.OperationalError,
@@ -28,7 +30,7 @@ class OutageNotice:
 
 def outage_notice(error: Exception) -> OutageNotice:
     """Describe an error of `OUTAGES` to a person."""
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = words_of(error)
     match error:
         case _ if isinstance(error, OLD_SCHEMA):
             title = "The database is not at this version of the schema"

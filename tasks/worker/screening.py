@@ -14,6 +14,7 @@ from celery import Celery
 from kombu.utils.json import dumps
 from structlog.contextvars import clear_contextvars
 
+from core.nesting import is_deeper
 from durable_redis import DELIVERY_COUNT, BodyTooLarge, Misshapen, check_call, check_headers
 from tasks.worker.request import QuietRequest
 
@@ -90,13 +91,8 @@ def _check_depth(message: Any) -> None:  # Any: as above
     brackets = "[{" if isinstance(body, str) else (b"[", b"{")
     if sum(map(body.count, brackets)) <= DEEPEST:
         return
-    level = [message.payload]
-    for _ in range(DEEPEST):
-        inner = (each.values() if isinstance(each, dict) else each for each in level)
-        level = [each for some in inner for each in some if isinstance(each, dict | list)]
-        if not level:
-            return
-    raise BodyTooLarge(f"the body has more than {DEEPEST} levels, one in the other")
+    if is_deeper(message.payload, DEEPEST):
+        raise BodyTooLarge(f"the body has more than {DEEPEST} levels, one in the other")
 
 
 def _drop_headers(message: Any, kept: frozenset[str]) -> list[str]:  # Any: as above

@@ -23,6 +23,7 @@ from els_client._service.catalogue import (
 )
 from els_client._service.errors import InvalidEvent
 from els_client._service.messages import canonical, parse
+from els_client._service.nesting import is_deeper
 from els_client.ids import correlation_id as correlation_id_of
 from els_client.ids import event_id as event_id_of
 from els_client.messages import Association, AtDeadline, Content, ErrorCode
@@ -83,13 +84,8 @@ def checked(task: str, event: Json) -> Message:
 
 def refuse_deep(task: str, event: object) -> None:
     """Raise InvalidEvent for an event of more levels than the service reads."""
-    level: list[Any] = [event]  # Any: JSON
-    for _ in range(DEEPEST):
-        inner = (each.values() if isinstance(each, dict) else each for each in level)
-        level = [each for some in inner for each in some if isinstance(each, dict | list)]
-        if not level:
-            return
-    raise InvalidEvent(f"{task}: the event has more than {DEEPEST} levels, one in the other")
+    if is_deeper(event, DEEPEST):
+        raise InvalidEvent(f"{task}: the event has more than {DEEPEST} levels, one in the other")
 
 
 class Upstream(ABC):
