@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DEPLOY := .venv-deploy
 DOCS := .venv-docs
 
-.PHONY: help env demo run quick test test-outages test-rabbitmq test-servers test-upgrade test-clients explain torture bench check docs check-deploy sbom audit lanes reference hooks lock clean
+.PHONY: help env demo run quick test test-live test-outages test-rabbitmq test-servers test-upgrade test-clients explain torture bench check docs check-deploy sbom audit lanes reference hooks lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -27,12 +27,15 @@ run: env ## run the whole service until Ctrl-C
 quick: env ## run the tests of core and tasks, without the slow ones (90 seconds)
 	@$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" tests/core tests/tasks $(ARGS)
 
-test: env ## run the tests, on embedded servers (thirteen minutes)
-	@echo "== tests (thirteen minutes on two cores; real servers and workers)"
-	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not outage" --ignore tests/rabbitmq --ignore tests/explain --ignore tests/servers --ignore tests/upgrade --ignore tests/clients $(ARGS)
+test: env ## run the tests, on embedded servers (eight minutes)
+	@echo "== tests (eight minutes on two cores; real servers)"
+	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not outage" --ignore tests/live --ignore tests/rabbitmq --ignore tests/explain --ignore tests/servers --ignore tests/upgrade --ignore tests/clients $(ARGS)
+
+test-live: env ## run the tests with real workers, which some of them kill (six minutes)
+	@$(BIN)/python -m pytest -n auto --dist loadfile -m "not outage" tests/live $(ARGS)
 
 test-outages: env ## run the tests of servers that refuse, hang or fall silent (ten minutes)
-	@$(BIN)/python -m pytest -n auto --maxprocesses 3 -m outage tests/live $(ARGS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 3 -m outage tests/live tests/durable_redis $(ARGS)
 
 test-rabbitmq: env ## run the tests of RabbitMQ and tests/live on a real one (Debian's; ten minutes)
 	@sh scripts/rabbitmq install || echo "== its tests are skipped"
