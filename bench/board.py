@@ -19,7 +19,8 @@ from pathlib import Path
 import psycopg
 
 from migrations import upgrade
-from ops.stack.embedded import Postgres, Valkey, free_port
+from ops.stack.embedded import Postgres, Valkey
+from ops.stack.ports import free_port
 
 SLOTS = 25
 REPEATS = 30

@@ -24,7 +24,9 @@ from core import db, metrics
 from core.servers.redis_client import connect
 from core.slots import Slots
 from migrations import upgrade
-from ops.stack.embedded import Postgres, Server, Valkey, free_port
+from ops.stack.embedded import Postgres, Valkey
+from ops.stack.ports import free_port
+from ops.stack.server import Server
 from ops.web.health import FRESH_S, SHARE
 
 SNAPSHOTS = 10

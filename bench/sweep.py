@@ -25,7 +25,8 @@ from core.settings import Settings
 from core.slots import Slots
 from core.sweep import sweep
 from migrations import upgrade
-from ops.stack.embedded import Postgres, Valkey, free_port
+from ops.stack.embedded import Postgres, Valkey
+from ops.stack.ports import free_port
 
 BATCHES = """
     INSERT INTO batch_essay_trackers (batch_id, status, user_id, course_code, correlation_id,

@@ -34,7 +34,7 @@ from core.settings import Settings
 from core.slots import Slots
 from migrations import upgrade
 from migrations.schema import metadata
-from ops.stack.embedded import leashed
+from ops.stack.leash import leashed
 from ops.stack.supervisor import Stack, procfile
 
 DRAIN_TIMEOUT_S = 120  # of any drain

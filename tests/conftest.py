@@ -16,7 +16,8 @@ from core import db
 from core.lifecycle import Lifecycle
 from core.slots import Slots
 from migrations import upgrade
-from ops.stack.embedded import Postgres, Valkey, free_port
+from ops.stack.embedded import Postgres, Valkey
+from ops.stack.ports import free_port
 
 ELS = [name for name in os.environ if name.startswith("ELS_")]
 # One of several test processes (pytest-xdist) inherits what the first set: nothing is given to it.

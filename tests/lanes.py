@@ -20,7 +20,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from xml.etree import ElementTree
 
-from ops.stack.embedded import free_port, leashed
+from ops.stack.leash import leashed
+from ops.stack.ports import free_port
 
 ROOT = Path(__file__).parents[1]
 PAGE, RESULTS = ROOT / "docs/operations.md", ROOT / "docs/operations/lanes.json"

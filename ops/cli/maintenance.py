@@ -29,7 +29,7 @@ from ops.cli.options import (
 )
 from ops.cli.target import POSTGRES, REDIS, endpoints
 from ops.output import fail, out, print_json, print_line, print_result
-from ops.stack.supervisor import Endpoints
+from ops.stack.home import Endpoints
 
 PURGED = {  # the kinds of a purge, as people read them
     "batches": "batches",

@@ -23,7 +23,7 @@ from core.slots import Slots
 from ops.cli.target import POSTGRES, conflict, endpoints, explicit, locations
 from ops.moments import moment_of
 from ops.output import err, fail, say
-from ops.stack.supervisor import Endpoints
+from ops.stack.home import Endpoints
 from ops.wording import age
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import typer
 from ops.cli.options import AsJson, Home, read_settings, settings_to_read
 from ops.cli.target import endpoints
 from ops.output import out, print_json, say
-from ops.stack.supervisor import Endpoints, Stack
+from ops.stack.home import Endpoints
+from ops.stack.supervisor import Stack
 
 
 def run(home: Home = None, as_json: AsJson = False) -> None:

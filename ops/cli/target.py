@@ -7,7 +7,7 @@ from core.db.url import parameters
 from core.errors import BadSettings, StackError
 from core.servers.urls import SCHEMES as KNOWN
 from core.settings import Settings
-from ops.stack.supervisor import Endpoints, running
+from ops.stack.home import Endpoints, running
 
 URLS = ("database_url", "redis_url", "broker_url")
 POSTGRES, REDIS, BROKER = URLS

@@ -40,7 +40,7 @@ from ops.explain.service_causes import LOCKED, NO_SCHEMA, lock_causes, service_c
 from ops.heartbeat import LOCK_S, ask_waiting, read_heartbeat, with_asker, with_outages
 from ops.queues import UNANSWERED
 from ops.receivers import NO_RECEIVERS, Receivers, read_receivers
-from ops.stack.supervisor import Endpoints
+from ops.stack.home import Endpoints
 from ops.wording import one_line, words_of
 
 REDIS_S = 0.8  # for one answer

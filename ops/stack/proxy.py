@@ -5,7 +5,7 @@ import threading
 from collections.abc import Collection
 from random import Random
 
-from ops.stack.embedded import LOOPBACK
+from ops.stack.ports import LOOPBACK
 
 CHUNK = 65_536
 REQUESTS, REPLIES = "requests", "replies"  # the two directions

@@ -1,13 +1,10 @@
 """Run the whole service from one foreground process: servers, migrations, and the Procfile.
 
 The supervisor ends what it started, in reverse order. If it is killed, the kernel ends its children
-(`embedded.leashed`), and the reaper ends the processes that these had started.
+(`leashed`), and the reaper ends the processes that these had started.
 """
 
-import fcntl
-import json
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -15,146 +12,31 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import IO, Self, TextIO
+from typing import Self, TextIO
 
-from honcho.colour import get_colours  # type: ignore[import-untyped] # has no types
 from honcho.environ import parse_procfile  # type: ignore[import-untyped] # has no types
-from honcho.printer import Message, Printer  # type: ignore[import-untyped] # has no types
 
-from core.errors import StackError
 from core.settings import Settings
 from core.signs import health_file
-from ops.stack.embedded import (
-    LOOPBACK,
-    Postgres,
-    Server,
-    Valkey,
-    choose_port,
-    leashed,
-    make_home,
-    until,
-    write_private,
-)
+from ops.stack.child import Child
+from ops.stack.console import Console
+from ops.stack.embedded import Postgres, Valkey
+from ops.stack.home import Endpoints, Home
+from ops.stack.leash import leashed
+from ops.stack.ports import LOOPBACK
+from ops.stack.reaper import Reaper
+from ops.stack.server import Server, until
 from ops.stack.worker_health import MAX_AGE_S
 
 DRAIN_S = 2  # to read the last lines of a child; after that another process holds the pipe
 TERM_S = 15  # for processes to stop after SIGTERM, and for a running task to finish
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10  # before a restart; doubles with each failure
-STEADY_S = 30  # a run this long resets the pause
-QUICK_S, QUICK_FAILURES = 5, 3  # this many runs this short: it keeps failing
 CHECK_S = 1  # between two checks of a heartbeat
-ASLEEP_S = 10  # this long without a check: the machine slept, so heartbeats count from now
 HUNG_TERM_S = 3  # for a hung child to stop after SIGTERM
 FILES = {f"ELS_{name}_URL_FILE" for name in ("DATABASE", "REDIS", "BROKER")}  # each set below
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-# Kills the process groups on its list when its input closes, as it does when we are killed.
-REAPER = """
-import os, signal, sys, time
-for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-    signal.signal(number, signal.SIG_IGN)
-groups = set()
-for line in sys.stdin:
-    (groups.add if line[0] == "+" else groups.discard)(int(line[1:]))
-def send(number):
-    for group in list(groups):
-        try:
-            os.killpg(group, number)
-        except OSError:
-            groups.discard(group)
-deadline = time.monotonic() + float(sys.argv[1])
-send(signal.SIGTERM)
-while groups and time.monotonic() < deadline:
-    time.sleep(0.1)
-    send(0)
-send(signal.SIGKILL)
-"""
-
-
-@dataclass(frozen=True)
-class Endpoints:
-    """The URLs of a running stack, passwords included; `els env` prints them as JSON."""
-
-    database_url: str
-    redis_url: str
-    broker_url: str
-    ops_url: str
-    flower_url: str
-    pid: int
-    home: str
-
-
-def running(home: Path) -> Endpoints | None:
-    """Find the live stack of this home; None when there is none, or it is still starting.
-
-    Raises StackError when the home belongs to another user.
-    """
-    home = _absolute(home)
-    try:
-        with (home / "lock").open() as lock:
-            if _flock(lock, fcntl.LOCK_SH):
-                return None
-            pid = lock.read()
-        found = Endpoints(**json.loads((home / "stack.json").read_text()))
-        return found if str(found.pid) == pid else None  # else left by a killed run
-    except FileNotFoundError:
-        return None
-    except PermissionError as error:
-        raise StackError(f"{error}: only its owner can see the stack of {home}") from error
-
-
-@dataclass
-class Child:
-    """A supervised process: how to launch it, its current run, and when to restart it."""
-
-    name: str
-    launch: Callable[[], subprocess.Popen[bytes]]
-    log: Path
-    process: subprocess.Popen[bytes] | None = None
-    started_at: float = field(default_factory=time.monotonic)
-    restart_at: float = 0
-    pause: float = FIRST_PAUSE_S
-    quick_failures: int = 0
-    heartbeat: float | None = None  # the last one, by the file system's clock
-    heartbeat_seen_at: float = 0  # when we first saw that one, by our clock
-    checked_at: float = 0
-
-    def start(self) -> None:
-        self.process, self.started_at = self.launch(), time.monotonic()
-        self.heartbeat = None
-
-    def heartbeat_age_s(self, heartbeat: float | None, now: float) -> float:
-        """Return how long the heartbeat has not changed; 0 before the first one of this run."""
-        if heartbeat != self.heartbeat or now - self.checked_at > ASLEEP_S:
-            self.heartbeat, self.heartbeat_seen_at = heartbeat, now
-        self.checked_at = now
-        return now - self.heartbeat_seen_at if self.heartbeat is not None else 0
-
-    def record_exit(self, status: int) -> str:
-        """Schedule the restart of an exited process; return a line that says so."""
-        self.process, now = None, time.monotonic()
-        age = now - self.started_at
-        if age > STEADY_S:
-            self.pause = FIRST_PAUSE_S
-        self.quick_failures = self.quick_failures + 1 if age < QUICK_S else 0
-        self.restart_at = now + self.pause
-        how = (
-            f"exited with status {status}" if status >= 0 else f"killed by {_signal_name(-status)}"
-        )
-        line = f"{self.name}: {how}; starts again in {self.pause:g} s"
-        self.pause = min(2 * self.pause, LONGEST_PAUSE_S)
-        if self.quick_failures >= QUICK_FAILURES:
-            line += f"; it keeps failing, see {self.log}"
-        return line
-
-
-def _signal_name(number: int) -> str:
-    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
 
 
 class Stack:
@@ -178,18 +60,12 @@ class Stack:
         output: TextIO | None = None,
     ) -> None:
         self._settings = settings
-        self._echo = echo
         self._migrate = migrate
         self._check = check
         self._commands = procfile() if processes is None else processes
         self._env = env
-        self._printer = Printer(
-            output or sys.stdout, width=max(map(len, self._commands), default=0)
-        )
-        self._colours = dict(zip(self._commands, get_colours(), strict=False))
-        self._on_terminal = (output or sys.stdout).isatty()
-        self._output_lock = threading.Lock()
-        self._home = _absolute(settings.home)
+        self._console = Console(echo, output, list(self._commands))
+        self._home = Home(settings.home)
         self._undo = ExitStack()
         self._children: list[Child] = []
         self._readers: list[threading.Thread] = []
@@ -244,47 +120,26 @@ class Stack:
         given = Settings.from_env({**os.environ, **self._env})
         given.refuse_eager("a stack with workers")
         given.ops_login()  # raises where the page could not start
-        self._lock_home(undo)
+        undo.enter_context(self._home.locked())
         self._handle_signals(undo)
         settings = self._settings
         database_url = settings.database_url or self._serve(undo, Postgres, settings.postgres_port)
         redis_url = settings.redis_url or self._serve(undo, Valkey, settings.valkey_port)
         started = time.monotonic()
         self._migrate(database_url)
-        self._say(f"schema: up to date{_since(started)}")
+        self._console.say(f"schema: up to date{_since(started)}")
         self.endpoints = self._choose_endpoints(database_url, redis_url)
         self.environ = self._make_environ()
         self._report_findings()
         self._start_processes(undo)
-        undo.callback((self._home / "stack.json").unlink, missing_ok=True)
-        write_private(self._home / "stack.json", json.dumps(asdict(self.endpoints), indent=2))
+        undo.enter_context(self._home.published(self.endpoints))
 
     def _report_findings(self) -> None:
         """Report what the service needs and the servers lack."""
         names = ("database_url", "redis_url", "broker_url")
         urls = {name: getattr(self.endpoints, name) for name in names}
         for finding in self._check(self._settings.model_copy(update=urls)):
-            self._say(str(finding))
-
-    def _lock_home(self, undo: ExitStack) -> None:
-        """Make the home and hold its lock, which the kernel releases if we are killed."""
-        try:
-            make_home(self._home)
-            (self._home / "log").mkdir(mode=0o700, exist_ok=True)
-            (self._home / "lock").touch(mode=0o600)
-            lock = undo.enter_context((self._home / "lock").open("r+"))
-        except OSError as error:
-            raise StackError(f"{error}: give a folder of your own as ELS_HOME") from error
-        if not until(lambda: _flock(lock, fcntl.LOCK_EX), 1):  # `running` holds it for an instant
-            pid = lock.read()
-            raise StackError(
-                f"a stack runs on {self._home} already, process {pid}: see it with `els env`, stop "
-                f"it with Ctrl-C in its terminal or `kill {pid}`, or give another ELS_HOME"
-            )
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        (self._home / "stack.json").unlink(missing_ok=True)  # left from a run that was killed
+            self._console.say(str(finding))
 
     def _handle_signals(self, undo: ExitStack) -> None:
         for number in STOP_SIGNALS:
@@ -307,30 +162,17 @@ class Stack:
         """Start an embedded server, supervise it, and return its URL."""
         started = time.monotonic()
         port = self._choose_port(f"{kind.name}_port", port)
-        server = kind(self._home / kind.name, port, self._password(kind.name))
+        passwords = self._home.passwords(Postgres.name, Valkey.name)
+        server = kind(self._home.path / kind.name, port, passwords[kind.name])
         undo.callback(server.stop, hurry=self._stop_at_once)
         server.start()
         self._children.append(Child(kind.name, server.launch, server.log, server.process))
-        self._say(f"{kind.name}: ready on {LOOPBACK}:{port}{_since(started)}")
+        self._console.say(f"{kind.name}: ready on {LOOPBACK}:{port}{_since(started)}")
         return server.url
 
-    def _password(self, name: str) -> str:
-        """Return the password of a server; the home keeps it, as the data folder does."""
-        path = self._home / "secrets.json"
-        if not path.exists():
-            passwords = {kind.name: secrets.token_hex(24) for kind in (Postgres, Valkey)}
-            write_private(path, json.dumps(passwords))
-        return str(json.loads(path.read_text())[name])
-
     def _choose_port(self, name: str, setting: int | None) -> int:
-        """Choose the port that this home had before, where it is free and nobody gave another."""
-        path = self._home / "ports.json"
-        ports = json.loads(path.read_text()) if path.exists() else {}
         given = setting if name in self._settings.model_fields_set else None
-        port = choose_port(f"ELS_{name.upper()}", given, ports.get(name), setting)
-        if given is None and ports.get(name) != port:
-            write_private(path, json.dumps({**ports, name: port}, indent=2))
-        return port
+        return self._home.port(name, given, setting)
 
     def _choose_endpoints(self, database_url: str, redis_url: str) -> Endpoints:
         ops = self._choose_port("ops_port", self._settings.ops_port)
@@ -342,7 +184,7 @@ class Stack:
             ops_url=f"http://{_reachable(self._settings.ops_host)}:{ops}",
             flower_url=f"http://{_reachable(self._settings.flower_host)}:{flower}",
             pid=os.getpid(),
-            home=str(self._home),
+            home=str(self._home.path),
         )
 
     def _make_environ(self) -> dict[str, str]:
@@ -358,32 +200,18 @@ class Stack:
             "ELS_HOME": self.endpoints.home,
             "ELS_OPS_PORT": self.endpoints.ops_url.rpartition(":")[2],
             "ELS_FLOWER_PORT": self.endpoints.flower_url.rpartition(":")[2],
-            "ELS_LOG_FORMAT": self._settings.log_format or self._log_format(),
+            "ELS_LOG_FORMAT": self._settings.log_format
+            or ("console" if self._console.is_terminal else "json"),
         }
 
-    def _log_format(self) -> str:
-        """Choose the form of the processes' logs, which go where ours go."""
-        return "console" if self._on_terminal else "json"
-
     def _start_processes(self, undo: ExitStack) -> None:
-        self._reaper = subprocess.Popen(  # noqa: S603 - a fixed program
-            [sys.executable, "-ISc", REAPER, str(TERM_S)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,
-            text=True,
-            bufsize=1,  # a line at once
-        )
-        undo.callback(self._reaper.communicate)
+        self._reaper = undo.enter_context(Reaper.running(TERM_S))
         undo.callback(self._end_processes)
         for name in self._commands:
-            child = Child(name, partial(self._launch, name), self._log(name))
+            child = Child(name, partial(self._launch, name), self._home.log(name))
             self._children.append(child)
             child.start()
-        self._say(f"started: {', '.join(self._commands)}")
-
-    def _log(self, name: str) -> Path:
-        return self._home / "log" / f"{name}.log"
+        self._console.say(f"started: {', '.join(self._commands)}")
 
     def _launch(self, name: str) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(  # noqa: S603 - a line of our Procfile
@@ -394,33 +222,12 @@ class Stack:
             env=self.environ,
             start_new_session=True,
         )
-        self._notify_reaper(f"+{process.pid}")
-        reader = threading.Thread(target=self._copy, args=(name, process.stdout), daemon=True)
+        self._reaper.add(process.pid)
+        arguments = name, process.stdout, self._home.log(name)
+        reader = threading.Thread(target=self._console.copy, args=arguments, daemon=True)
         reader.start()
         self._readers = [*(each for each in self._readers if each.is_alive()), reader]
         return process
-
-    def _copy(self, name: str, pipe: IO[bytes]) -> None:
-        """Print and log each line of a child.
-
-        Go on after a full disk or a closed terminal: a child with a full pipe would block.
-        """
-        with pipe, self._log(name).open("ab", buffering=0) as log:
-            for line in pipe:
-                with suppress(OSError):
-                    log.write(line)
-                now = datetime.now().astimezone()
-                message = Message("line", line, now, name, self._colours[name])
-                with self._output_lock, suppress(OSError):
-                    self._printer.write(message)
-
-    def _say(self, line: str) -> None:
-        with self._output_lock, suppress(BrokenPipeError):
-            self._echo(line)
-
-    def _notify_reaper(self, line: str) -> None:
-        with suppress(BrokenPipeError):  # it was killed; the service runs without it
-            print(line, file=self._reaper.stdin)
 
     def _supervise(self, child: Child) -> None:
         if child.process is None:
@@ -428,7 +235,7 @@ class Stack:
                 child.start()
         elif (status := child.process.poll()) is not None:
             self._kill_group(child.process.pid)
-            self._say(child.record_exit(status))
+            self._console.say(child.record_exit(status))
         elif child.name in self._commands and time.monotonic() - child.checked_at >= CHECK_S:
             self._end_if_hung(child, child.process)
 
@@ -438,14 +245,14 @@ class Stack:
         heartbeat = next((at for pid, at in heartbeats if _group_of(pid) == process.pid), None)
         age_s = child.heartbeat_age_s(heartbeat, time.monotonic())
         if age_s > MAX_AGE_S:
-            self._say(f"{child.name}: hangs, no heartbeat for {age_s:.0f} s; restarting it")
+            self._console.say(f"{child.name}: hangs, no heartbeat for {age_s:.0f} s; restarting it")
             process.terminate()
             until(lambda: process.poll() is not None or self._ended.is_set(), HUNG_TERM_S)
             self._kill_group(process.pid)
 
     def _heartbeats(self) -> dict[int, float]:
         try:
-            return health_file.touched_at(self._home)
+            return health_file.touched_at(self._home.path)
         except OSError:  # a file vanished in between
             return {}
 
@@ -453,10 +260,10 @@ class Stack:
         """Kill the processes that an exited child left behind."""
         with suppress(ProcessLookupError, PermissionError):  # gone, or all zombies
             os.killpg(pid, signal.SIGKILL)
-        self._notify_reaper(f"-{pid}")
+        self._reaper.remove(pid)
 
     def _end_processes(self) -> None:
-        self._say("stopping; press Ctrl-C again to stop at once")
+        self._console.say("stopping; press Ctrl-C again to stop at once")
         processes = {
             child.name: child.process
             for child in self._children
@@ -466,7 +273,7 @@ class Stack:
             process.terminate()
         until(lambda: not _still_running(processes) or self._stop_at_once(), TERM_S)
         if late := _still_running(processes):
-            self._say(f"killed: {', '.join(late)}")
+            self._console.say(f"killed: {', '.join(late)}")
         for process in processes.values():
             self._kill_group(process.pid)
             process.wait()
@@ -493,10 +300,6 @@ def _still_running(processes: Mapping[str, subprocess.Popen[bytes]]) -> list[str
     return [name for name, process in processes.items() if process.poll() is None]
 
 
-def _absolute(home: Path) -> Path:
-    return home.expanduser().absolute()
-
-
 def _since(started: float) -> str:
     return f" ({time.monotonic() - started:.1f} s)"
 
@@ -504,11 +307,3 @@ def _since(started: float) -> str:
 def _reachable(host: str) -> str:
     """Return the address by which a browser on this host reaches a listening address."""
     return LOOPBACK if host in {"0.0.0.0", "::", ""} else host  # noqa: S104 - compared, not bound
-
-
-def _flock(lock: TextIO, kind: int) -> bool:
-    try:
-        fcntl.flock(lock, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

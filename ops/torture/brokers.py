@@ -15,7 +15,9 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from core.errors import StackError
-from ops.stack.embedded import LOOPBACK, Server, Valkey, free_port
+from ops.stack.embedded import Valkey
+from ops.stack.ports import LOOPBACK, free_port
+from ops.stack.server import Server
 from ops.torture import refusals
 
 QUEUE = "els"

@@ -13,8 +13,8 @@ import redis
 from core.crash import POINTS
 from core.errors import StackError
 from core.signs.heartbeat import read_heartbeat
-from ops.stack.embedded import until
 from ops.stack.proxy import BOTH, REPLIES, REQUESTS
+from ops.stack.server import until
 from ops.torture import refusals
 from ops.torture.brokers import Broker, Redis
 from ops.torture.stage import Stage, end

@@ -19,7 +19,8 @@ from psycopg.rows import DictRow, dict_row
 from core.db.connection import Conn
 from core.db.url import address
 from core.errors import StackError
-from ops.stack.embedded import LOOPBACK, free_port, until
+from ops.stack.ports import LOOPBACK, free_port
+from ops.stack.server import until
 
 TABLES = (  # that the service writes
     "batch_essay_trackers",

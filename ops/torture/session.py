@@ -27,8 +27,10 @@ from ops.client import Sender
 from ops.demo.play import CONSUMER
 from ops.explain.explanation import Explanation, explain
 from ops.heartbeat import heartbeat_or_none
-from ops.stack.embedded import make_home, until
-from ops.stack.supervisor import Child, Stack
+from ops.stack.child import Child
+from ops.stack.home import make_home
+from ops.stack.server import until
+from ops.stack.supervisor import Stack
 from ops.torture.brokers import QUEUE, Broker, RabbitMQ, ValkeyBroker
 from ops.torture.faults import Fault, NoTicks, chosen
 from ops.torture.load import AWAITS_STUDENTS, FINAL, RATE, Load, statuses

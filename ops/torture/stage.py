@@ -16,8 +16,9 @@ from uuid import uuid4
 from core import db
 from core.db import Conn
 from core.errors import StackError
-from ops.stack.embedded import leashed, until
+from ops.stack.leash import leashed
 from ops.stack.proxy import Proxy
+from ops.stack.server import until
 from ops.stack.supervisor import Stack
 from ops.torture.brokers import Broker, Redis
 

@@ -11,7 +11,9 @@ from pathlib import Path
 import psycopg
 from psycopg.rows import dict_row
 
-from ops.stack.embedded import Valkey, free_port, leashed
+from ops.stack.embedded import Valkey
+from ops.stack.leash import leashed
+from ops.stack.ports import free_port
 from tests.live.conftest import until
 from tests.rabbitmq.node import Node
 

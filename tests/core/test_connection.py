@@ -18,7 +18,8 @@ from core.db.url import address, parameters
 from core.errors import BadSettings
 from core.servers import redis_client
 from migrations import current, head, upgrade
-from ops.stack.embedded import Postgres, free_port
+from ops.stack.embedded import Postgres
+from ops.stack.ports import free_port
 from tests.core.swallowing import Swallowing
 from tests.factories import new_batch
 

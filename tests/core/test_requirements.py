@@ -19,7 +19,8 @@ from core.servers.requirements import check_servers
 from core.servers.rights import RIGHTS
 from core.settings import Settings
 from migrations import head
-from ops.stack.embedded import Valkey, free_port
+from ops.stack.embedded import Valkey
+from ops.stack.ports import free_port
 from tests.factories import new_batch
 from tests.ops.served import own_database
 

@@ -15,7 +15,7 @@ import psycopg
 from celery import Celery
 from psycopg.rows import tuple_row
 
-from ops.stack.embedded import leashed
+from ops.stack.leash import leashed
 from tests import factories as make
 from tests.docs.pages import ROOT
 from tests.live.conftest import until

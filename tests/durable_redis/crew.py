@@ -14,7 +14,7 @@ from celery import Celery, current_app
 from kombu import Connection
 
 import durable_redis
-from ops.stack.embedded import leashed
+from ops.stack.leash import leashed
 from tests.live.conftest import until
 
 VISIBILITY_S = 2

@@ -23,7 +23,8 @@ from core.signs.heartbeat import FRESH, SWEPT, read_heartbeat
 from core.signs.pauses import read_pauses
 from migrations import upgrade
 from ops.client import outcome_of
-from ops.stack.embedded import Postgres, Valkey, free_port
+from ops.stack.embedded import Postgres, Valkey
+from ops.stack.ports import free_port
 from tests import factories as make
 from tests.explain.cause import Told
 from tests.live.conftest import Workers, until

@@ -21,7 +21,7 @@ from core.invariants import check_batches, check_slots
 from core.settings import Settings
 from core.slots import Slots
 from ops.queues import queue_lengths
-from ops.stack.embedded import leashed
+from ops.stack.leash import leashed
 from tests.core import looks
 from tests.rabbitmq.node import MISSING, SERVER, Node, sender
 

@@ -19,7 +19,8 @@ from celery import Celery
 from kombu import Connection, Exchange, Queue
 
 from core import db
-from ops.stack.embedded import Account, free_port, leashed
+from ops.stack.leash import Account, leashed
+from ops.stack.ports import free_port
 from tests import factories as make
 from tests.live.conftest import until
 from tests.ops.conftest import fetch

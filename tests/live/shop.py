@@ -10,7 +10,7 @@ from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
-from ops.stack.embedded import leashed
+from ops.stack.leash import leashed
 from tests import factories as make
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,8 @@ import pytest
 import redis
 
 from core.signs import heartbeat
-from ops.stack.embedded import Valkey, free_port
+from ops.stack.embedded import Valkey
+from ops.stack.ports import free_port
 from tests.live.conftest import until
 
 HOUR_S = 3600

@@ -9,7 +9,8 @@ import pytest
 import redis
 
 from core.signs import beats, heartbeat
-from ops.stack.embedded import Valkey, free_port
+from ops.stack.embedded import Valkey
+from ops.stack.ports import free_port
 from tests.live.conftest import until
 
 # A lease (5 s), a turn of who stands by (1 s), and what two busy cores add.

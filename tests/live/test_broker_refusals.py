@@ -14,7 +14,8 @@ from kombu.exceptions import OperationalError
 
 from core.signs import health_file
 from durable_redis.refusals import Refusals
-from ops.stack.embedded import Valkey, free_port
+from ops.stack.embedded import Valkey
+from ops.stack.ports import free_port
 from tests import factories as make
 from tests.live.conftest import until
 

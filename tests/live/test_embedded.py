@@ -15,17 +15,11 @@ import pytest
 import redis
 
 from core.errors import StackError
-from ops.stack import embedded
-from ops.stack.embedded import (
-    POSTGRES_BIN,
-    Postgres,
-    Server,
-    Valkey,
-    choose_port,
-    free_port,
-    make_home,
-    until,
-)
+from ops.stack import accounts
+from ops.stack.embedded import POSTGRES_BIN, Postgres, Valkey
+from ops.stack.home import make_home
+from ops.stack.ports import choose_port, free_port
+from ops.stack.server import Server, until
 
 pytestmark = pytest.mark.redis_only("no broker in it")
 KINDS = [Postgres, Valkey]
@@ -276,7 +270,7 @@ def enterable(*paths: Path) -> bool:
 
 @as_root
 def test_root_without_setpriv_is_told_the_ways_out(make, tmp_path, monkeypatch):
-    monkeypatch.setattr(embedded.shutil, "which", lambda _name: None)
+    monkeypatch.setattr(accounts.shutil, "which", lambda _name: None)
     server = make(Postgres, tmp_path)
 
     with pytest.raises(StackError, match=r"ELS_HOME.*plain user.*ELS_DATABASE_URL"):

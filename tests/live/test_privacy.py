@@ -28,8 +28,8 @@ from celery import Celery
 
 from core import db
 from core.settings import Settings
-from ops.stack.embedded import leashed
-from ops.stack.supervisor import running
+from ops.stack.home import running
+from ops.stack.leash import leashed
 from ops.torture import refusals
 from tests import factories as make
 from tests.live.conftest import until

@@ -21,7 +21,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from migrations import upgrade
-from ops.stack.embedded import Valkey, free_port
+from ops.stack.embedded import Valkey
+from ops.stack.ports import free_port
 from ops.stack.proxy import Proxy
 from ops.torture import refusals
 from tests import factories as make

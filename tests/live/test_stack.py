@@ -24,8 +24,10 @@ import redis
 
 from core.errors import StackError
 from core.settings import Settings
-from ops.stack.embedded import free_port, until
-from ops.stack.supervisor import Endpoints, Stack, running
+from ops.stack.home import Endpoints, running
+from ops.stack.ports import free_port
+from ops.stack.server import until
+from ops.stack.supervisor import Stack
 
 PATIENCE_S = 20
 SUPERVISOR = """

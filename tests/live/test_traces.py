@@ -18,7 +18,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
-from ops.stack.embedded import leashed
+from ops.stack.leash import leashed
 from tests import factories as make
 from tests.live.conftest import until
 

@@ -12,7 +12,8 @@ import redis
 
 from core import db
 from migrations import upgrade
-from ops.stack.embedded import Valkey, free_port
+from ops.stack.embedded import Valkey
+from ops.stack.ports import free_port
 from tests import factories as make
 from tests.live.conftest import until
 

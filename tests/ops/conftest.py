@@ -14,8 +14,9 @@ from uuid import uuid4
 
 import pytest
 
-from ops.stack.embedded import free_port, leashed
-from ops.stack.supervisor import running
+from ops.stack.home import running
+from ops.stack.leash import leashed
+from ops.stack.ports import free_port
 from tests.live.conftest import until
 from tests.ops.served import Served, own_database, own_redis
 

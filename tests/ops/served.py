@@ -19,7 +19,7 @@ from core.settings import Settings
 from core.signs.heartbeat import note_sweep, note_worker
 from core.slots import Slots
 from migrations import upgrade
-from ops.stack.embedded import free_port
+from ops.stack.ports import free_port
 from ops.web.app import create_app
 from ops.web.server import server_of
 from tests.live.conftest import until

@@ -13,7 +13,8 @@ from core import db, metrics
 from core.rules import RULES
 from core.signs.heartbeat import note_sweep, note_worker
 from core.states import BatchStatus
-from ops.stack.embedded import Valkey, free_port
+from ops.stack.embedded import Valkey
+from ops.stack.ports import free_port
 from tests.core import story
 from tests.factories import new_batch
 from tests.live.conftest import until

@@ -11,7 +11,7 @@ import pytest
 import structlog
 from pydantic import SecretStr
 
-from ops.stack.embedded import free_port
+from ops.stack.ports import free_port
 from ops.web import limits, passwords, protocol, server
 from ops.web.guard import Hosts
 from ops.web.limits import Crowded, Places, network_of

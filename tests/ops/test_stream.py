@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from core.metrics import MINUTES
 from core.signs.sign import write_sign
 from migrations import upgrade
-from ops.stack.embedded import Postgres, Valkey, free_port
+from ops.stack.embedded import Postgres, Valkey
+from ops.stack.ports import free_port
 from ops.web.rendering import row_id
 from ops.web.stream import SECTIONS, TICK_S
 from tests import factories as make

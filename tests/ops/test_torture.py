@@ -11,7 +11,7 @@ from random import Random
 import pytest
 
 from ops.output import out
-from ops.stack.embedded import LOOPBACK
+from ops.stack.ports import LOOPBACK
 from ops.stack.proxy import BOTH, REPLIES, REQUESTS, Proxy
 from ops.torture import Session, show, torture
 from tests.ops.conftest import ROOT, els

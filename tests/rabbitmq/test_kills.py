@@ -9,7 +9,8 @@ import psutil
 import pytest
 
 from migrations import upgrade
-from ops.stack.embedded import Postgres, Valkey, free_port
+from ops.stack.embedded import Postgres, Valkey
+from ops.stack.ports import free_port
 from tests import factories as make
 from tests.live.conftest import until
 

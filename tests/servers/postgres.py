@@ -13,7 +13,8 @@ from pathlib import Path
 import psutil
 import psycopg
 
-from ops.stack.embedded import Account, free_port, leashed
+from ops.stack.leash import Account, leashed
+from ops.stack.ports import free_port
 from tests.live.conftest import until
 from tests.servers.conftest import program
 

@@ -14,7 +14,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from ops.stack.embedded import free_port, leashed
+from ops.stack.leash import leashed
+from ops.stack.ports import free_port
 from tests.live.conftest import until
 from tests.servers.conftest import program
 

@@ -21,7 +21,7 @@ from core.slots import Slots
 from ops.access import PROGRAMS, acl_line, redis_users, user
 from ops.heartbeat import heartbeat_or_none
 from ops.receivers import read_receivers
-from ops.stack.embedded import free_port
+from ops.stack.ports import free_port
 from tests import factories as make
 from tests.live.conftest import Workers, until
 from tests.servers.conftest import program

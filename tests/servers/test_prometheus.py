@@ -28,7 +28,9 @@ from core.signs.heartbeat import SWEPT, note_in_work, note_sweep, note_worker
 from core.signs.pauses import Outage, Pause, delete_pause, write_pause
 from core.slots import Slots
 from migrations import upgrade
-from ops.stack.embedded import Postgres, Valkey, free_port, leashed
+from ops.stack.embedded import Postgres, Valkey
+from ops.stack.leash import leashed
+from ops.stack.ports import free_port
 from tests import factories as make
 from tests.core import story
 from tests.live.conftest import until

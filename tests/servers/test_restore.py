@@ -11,7 +11,8 @@ import redis
 from core import db
 from core.invariants import check_batches, check_slots
 from core.slots import Slots
-from ops.stack.embedded import Valkey, free_port
+from ops.stack.embedded import Valkey
+from ops.stack.ports import free_port
 from tests import factories as make
 from tests.live.conftest import Workers, until
 from tests.ops.conftest import els

@@ -7,7 +7,8 @@ import urllib.parse
 
 import yaml
 
-from ops.stack.embedded import free_port, leashed
+from ops.stack.leash import leashed
+from ops.stack.ports import free_port
 from tests.live.conftest import until
 from tests.ops.conftest import ROOT, answering, fetch
 from tests.servers.conftest import program

@@ -27,7 +27,8 @@ from core.settings import Settings
 from core.slots import Slots
 from durable_redis.sentinel import SentinelTransport
 from ops.client import Sender
-from ops.stack.embedded import free_port, leashed
+from ops.stack.leash import leashed
+from ops.stack.ports import free_port
 from tasks.servers import set_broker
 from tests import factories
 from tests.core import looks

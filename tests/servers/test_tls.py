@@ -19,7 +19,7 @@ from core.servers.requirements import check_servers
 from core.settings import Settings
 from migrations import upgrade
 from ops.client import Sender
-from ops.stack.embedded import leashed
+from ops.stack.leash import leashed
 from ops.web.connections import Connections
 from ops.web.readiness import Readiness
 from tasks.servers import set_broker

@@ -15,7 +15,9 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from ops.stack import embedded
-from ops.stack.embedded import Postgres, free_port, leashed
+from ops.stack.embedded import Postgres
+from ops.stack.leash import leashed
+from ops.stack.ports import free_port
 from tests.live.conftest import until
 from tests.rabbitmq.node import SCRIPT
 from tests.servers.conftest import program

@@ -16,7 +16,9 @@ import redis
 
 from core import db
 from migrations import head
-from ops.stack.embedded import Postgres, Valkey, free_port, leashed
+from ops.stack.embedded import Postgres, Valkey
+from ops.stack.leash import leashed
+from ops.stack.ports import free_port
 from ops.torture.brokers import RABBITMQ_SERVER, RabbitMQ
 from tests.core.test_schema import a_database
 from tests.releases import LAST, ROOT

@@ -16,7 +16,7 @@ from core.signs import health_file, heartbeat
 from core.slots import Slots
 from migrations import head
 from ops.client import Sender
-from ops.stack.embedded import free_port
+from ops.stack.ports import free_port
 from ops.torture.load import AWAITS_STUDENTS, FINAL, Load, statuses
 from tests.releases import LAST, ROOT
 

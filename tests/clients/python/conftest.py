@@ -9,7 +9,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from els_client import Sender
-from ops.stack.embedded import Valkey, free_port
+from ops.stack.embedded import Valkey
+from ops.stack.ports import free_port
 
 
 class Broker:

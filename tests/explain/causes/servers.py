@@ -5,7 +5,8 @@ from urllib.parse import urlsplit
 
 import psycopg
 
-from ops.stack.embedded import Valkey, free_port
+from ops.stack.embedded import Valkey
+from ops.stack.ports import free_port
 from ops.torture import refusals
 from tests import factories as make
 from tests.explain.cause import cause
