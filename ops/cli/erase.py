@@ -69,12 +69,13 @@ def erase(
         in_redis = erasure.erase_redis(client, person, queues, dry_run=dry_run)
         if not dry_run:
             db.actions.record(
-                conn, by.action("erase", f"a {person.kind}", rows=dict(rows), redis=in_redis.redis)
+                conn,
+                by.action("erase", f"a {person.kind}", rows=dict(rows), redis=in_redis.entries),
             )
             note = erasure.clean_up(conn, list(rows))
     result: dict[str, Any] = {  # Any: JSON
         "rows": dict(rows),
-        "redis": in_redis.redis,
+        "redis": in_redis.entries,
         "waiting": dict(in_redis.waiting),
         "open": held,
         "dry_run": dry_run,
