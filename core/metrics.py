@@ -158,16 +158,10 @@ def published(types: Iterable[str]) -> None:
         PUBLISHED.labels(event_type).inc(number)
 
 
-def claimed(*, new: int, held: int, none: int) -> None:
-    """Count claims: of a free slot, of the one that the claimant has, and without a slot."""
-    for result, number in (("new", new), ("held", held), ("none", none)):
-        if number:
-            CLAIMS.labels(result).inc(number)
-
-
-def claims_stale(number: int) -> None:
-    """Count claims that Postgres did not confirm."""
-    CLAIMS.labels("stale").inc(number)
+def claimed(results: Iterable[str]) -> None:
+    """Count claims by result."""
+    for result, number in Tally(results).items():
+        CLAIMS.labels(result).inc(number)
 
 
 def ready(seconds: float | None) -> None:

@@ -143,9 +143,9 @@ def by_batch(batches: Iterable[str], rows: Iterable[DictRow]) -> dict[str, list[
     return grouped
 
 
-def associate(conn: Conn, batch_id: str, associations: Sequence[Row]) -> set[str]:
-    """Store the student of each essay; return those of the essay ids that the batch has."""
-    rows = conn.execute(
+def associate(conn: Conn, batch_id: str, associations: Sequence[Row]) -> None:
+    """Store the student of each essay."""
+    conn.execute(
         """
         UPDATE essay_states e
         SET student_id = a.student_id, confidence_score = a.confidence_score,
@@ -156,11 +156,9 @@ def associate(conn: Conn, batch_id: str, associations: Sequence[Row]) -> set[str
             validation_method text, validated_by text, validated_at timestamptz
         )
         WHERE e.batch_id = %s AND e.essay_id = a.essay_id
-        RETURNING e.essay_id
         """,
         [Jsonb(associations), batch_id],
     )
-    return {row["essay_id"] for row in rows}
 
 
 def students(conn: Conn, batch_id: str) -> dict[str, str | None]:
