@@ -84,7 +84,7 @@ def count(conn: Conn, days: float) -> dict[str, int]:
     """Count what a purge would delete, by kind."""
     counts = {"batches": db.retention.count_purgeable(conn, days)}
     for kind in WITHOUT_BATCH:
-        counts[kind] = db.retention.count_without_batch(conn, kind, days)
+        counts[kind] = len(db.retention.without_batch(conn, kind, days))
     return {**counts, "keys": db.retention.count_keys_without_batch(conn, days)}
 
 

@@ -227,7 +227,7 @@ def test_contents_that_nobody_registers_expire(lifecycle, conn):
         reject(lifecycle, batch_id)
         waits_since(conn, batch_id, days)
 
-    counted = db.retention.count_without_batch(conn, "pending", 7)
+    counted = len(db.retention.without_batch(conn, "pending", 7))
     there = [len(looks.waiting(conn, batch_id)) for batch_id in (old, young)]
     deleted = db.retention.purge_without_batch(conn, "pending", 7, EVERY)
 
