@@ -42,11 +42,6 @@ class Turns:
             self._turns.append(None)
         return several
 
-    def clear(self) -> None:
-        """Forget all."""
-        self._turns.clear()
-        self._plain.clear()
-
 
 class UrgentFirst:
     """Turns by urgency: the least urgent get one only where no other request waits."""
@@ -68,8 +63,3 @@ class UrgentFirst:
     def next(self) -> list[QuietRequest]:
         """Take the requests of the next turn; none where nothing waits."""
         return next((turns.next() for turns in self._turns if turns), [])
-
-    def clear(self) -> None:
-        """Forget all."""
-        for turns in self._turns:
-            turns.clear()
