@@ -75,9 +75,9 @@ class Purge:
 
     def _keys(self, after: UUID) -> UUID | None:
         with self.pool.connection() as conn:
-            page = db.retention.purge_keys(conn, self.days, after, KEYS_AT_ONCE)
-        self.done["keys"] += page.deleted
-        return page.last
+            deleted, last = db.retention.purge_keys(conn, self.days, after, KEYS_AT_ONCE)
+        self.done["keys"] += deleted
+        return last
 
 
 def count(conn: Conn, days: float) -> dict[str, int]:

@@ -12,7 +12,6 @@ from core.db import outbox
 from core.db.connection import Conn, Row, sql
 from core.events import message_refused
 
-LONGEST_NAME = 255  # of a task, in an event: senders may write any
 NEEDED = sql("needed_letters")
 
 
@@ -42,7 +41,7 @@ def add(conn: Conn, letter: DeadLetter, *, announced: bool = False) -> int:
         number, is_new = _add(conn, letter)
         if announced and is_new:
             event = message_refused(
-                number, letter.task[:LONGEST_NAME], letter.code, letter.message, _ids_of(letter)
+                number, letter.task, letter.code, letter.message, _ids_of(letter)
             )
             outbox.post_refusal(conn, event)
     return number

@@ -3,7 +3,6 @@
 Each statement is bounded, and skips what others hold, so nobody waits for a purge.
 """
 
-from dataclasses import dataclass
 from typing import Any, LiteralString
 from uuid import UUID
 
@@ -37,14 +36,6 @@ OLD_ROWS: LiteralString = (
     "SELECT r.id FROM {} r WHERE r.{} < now() - make_interval(secs => %s * 86400) AND {} LIMIT %s"
 )
 DELETE_BY_ID: LiteralString = "DELETE FROM {} WHERE id = ANY(%s)"
-
-
-@dataclass(frozen=True)
-class Keys:
-    """A page of idempotency keys: how many were deleted, and the last one; None: no more."""
-
-    deleted: int
-    last: UUID | None
 
 
 def purgeable(conn: Conn, days: float, limit: int, *, slots: int | None = None) -> list[str]:
@@ -110,10 +101,11 @@ def count_keys_without_batch(conn: Conn, days: float) -> int:
     return int((row or {})["n"])
 
 
-def purge_keys(conn: Conn, days: float, after: UUID, limit: int) -> Keys:
+def purge_keys(conn: Conn, days: float, after: UUID, limit: int) -> tuple[int, UUID | None]:
     """Delete old keys of no registered batch among the next `limit` of all keys.
 
-    Pages by key: no index has their age. The key of a content that waits stays.
+    Returns how many, and the last key of the page; None: there are no more. Pages by key: no index
+    has their age. The key of a content that waits stays.
     """
     row = conn.execute(
         """
@@ -134,4 +126,4 @@ def purge_keys(conn: Conn, days: float, after: UUID, limit: int) -> Keys:
         {"days": days, "after": after, "limit": limit},
     ).fetchone()
     assert row is not None
-    return Keys(row["n"], row["last"])
+    return row["n"], row["last"]

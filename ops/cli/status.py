@@ -10,7 +10,7 @@ from redis import RedisError
 from rich.console import Console
 from rich.table import Table
 
-from core.checks import CheckContext, Shared
+from core.checks import CheckContext
 from core.db.connection import Conn, Row
 from core.errors import StackError
 from core.rules import RULES
@@ -94,7 +94,6 @@ def _stuck(conn: Conn, settings: Settings) -> list[str]:
         conn,
         slots,
         limit=STUCK_LIMIT,
-        shared=Shared(),
         pending_alarm=settings.pending_alarm,
     )
     found = [finding for rule in RULES for finding in rule.find(context) or ()]

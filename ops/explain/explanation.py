@@ -8,7 +8,7 @@ from typing import Any
 from redis import RedisError
 
 from core import db
-from core.checks import CheckContext, Finding, Shared
+from core.checks import CheckContext, Finding
 from core.db.connection import Conn
 from core.db.sweep import Unmended
 from core.rules import RULES, Cause, Rule
@@ -85,7 +85,7 @@ def _rules_broken(
     conn: Conn, slots: Slots, batch_id: str, redis_side: Row, heartbeat: Heartbeat
 ) -> Iterator[Cause]:
     unmended = db.sweep.unmended(conn, batch_id, len(RULES))
-    context = CheckContext(conn, slots, batch_id, shared=Shared())
+    context = CheckContext(conn, slots, batch_id)
     for rule in RULES:
         if "error" in redis_side and rule.code == "slot_drift":
             continue  # it would wait for Redis once more

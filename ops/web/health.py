@@ -17,7 +17,7 @@ from kombu.exceptions import OperationalError
 from psycopg_pool import PoolTimeout
 
 from core import db
-from core.checks import CheckContext, Finding, Shared
+from core.checks import CheckContext, Finding
 from core.db.connection import Conn
 from core.db.sweep import Unmended
 from core.rules import RULES, Cause, Rule
@@ -124,7 +124,6 @@ class SnapshotCache:
                 conn,
                 self._slots,
                 limit=STUCK_LIMIT,
-                shared=Shared(),
                 pending_alarm=self._alarm,
             )
             stuck = [(rule, rule.find(context)) for rule in RULES]

@@ -9,7 +9,7 @@ import psycopg
 import redis
 
 from core import db
-from core.checks import PAGE, CheckContext, Finding, Shared
+from core.checks import PAGE, CheckContext, Finding
 from core.db.connection import Conn, Row
 from core.db.sweep import Holder
 from core.probe import probe_redis
@@ -110,7 +110,6 @@ def find_stuck(connections: Connections) -> StuckBatches:
         context = CheckContext(
             conn,
             connections.slots,
-            shared=Shared(),
             pending_alarm=connections.settings.pending_alarm,
         )
         return _stuck(conn, [(rule, rule.find(context) or []) for rule in RULES])
