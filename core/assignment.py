@@ -76,7 +76,6 @@ class Assignment:
         ]
 
     def _claim(self, messages: Sequence[Message]) -> dict[Message, list[Claim]]:
-        """Claim for all messages at once."""
         claimants: dict[str, list[str]] = {}
         for message in messages:
             claimants.setdefault(message.batch_id, []).extend(message.claimants)
@@ -233,7 +232,6 @@ class Assignment:
 
 
 def _count(claims: Iterable[Claim]) -> None:
-    """Count claims by what Redis answered."""
     metrics.claimed("new" if c.new else "held" if c.essay_id else "none" for c in claims)
 
 

@@ -65,7 +65,6 @@ def record(conn: Conn, *actions: Action) -> None:
 
 
 def newest(conn: Conn, wanted: Wanted, limit: int) -> list[DictRow]:
-    """List actions, the newest first."""
     return conn.execute(
         "SELECT id, acted_at, actor, action, target, batch_id, reason, changes"
         " FROM operator_actions"

@@ -107,7 +107,6 @@ class BatchJob:
         self._hub = hub
 
     def start(self, pool: Any) -> None:  # Any: one of Celery's pools
-        """Send the messages to the pool."""
         calls = [Call(r.task.name, r.id, r.request_dict, r.message.payload) for r in self._requests]
         with ending(*self._requests):
             pool.apply_async(

@@ -56,7 +56,6 @@ class UrgentFirst:
         return any(self._turns)
 
     def add(self, request: QuietRequest, *, plain: bool) -> None:
-        """Let a request wait."""
         rank = self._urgency.get(request.task.name, len(self._turns) - 1)
         self._turns[rank].add(request, plain=plain)
 
