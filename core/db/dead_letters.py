@@ -6,8 +6,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import LiteralString
 from uuid import UUID
 
-from psycopg.rows import DictRow
-
 from core.db import outbox
 from core.db.connection import Conn, Row, sql
 from core.events import message_refused
@@ -50,24 +48,6 @@ def add(conn: Conn, letter: DeadLetter, *, announced: bool = False) -> int:
 def among_needed(query: LiteralString) -> LiteralString:
     """Let a query read the letters that their batches still need, as `needed`."""
     return f"WITH needed AS ({NEEDED}) {query}"
-
-
-def needed(conn: Conn, batch_id: str, limit: int) -> list[DictRow]:
-    """List the letters that a batch still needs, the oldest first."""
-    query = among_needed("SELECT * FROM needed ORDER BY id LIMIT %(limit)s")
-    return conn.execute(query, {"batch": batch_id, "limit": limit}).fetchall()
-
-
-def left(conn: Conn, batch_id: str, limit: int) -> list[DictRow]:
-    """List the letters that wait although their batch no longer needs them."""
-    return conn.execute(
-        among_needed(
-            "SELECT id, task, code FROM dead_letters WHERE batch_id = %(batch)s"
-            " AND replayed_at IS NULL AND discarded_at IS NULL"
-            " AND id NOT IN (SELECT id FROM needed) ORDER BY id LIMIT %(limit)s"
-        ),
-        {"batch": batch_id, "limit": limit},
-    ).fetchall()
 
 
 def _ids_of(letter: DeadLetter) -> Row:

@@ -196,15 +196,3 @@ def _content_event_id(batch_id: str, event: str | None, submission: Submission) 
     if event is None or submission.text_storage_id is None:
         return None
     return str(outgoing_id(batch_id, event, submission.text_storage_id))
-
-
-def held_twice(conn: Conn, batch_id: str, limit: int) -> list[DictRow]:
-    """List files that hold several slots: one that was rejected and also stored, for instance."""
-    return conn.execute(
-        "SELECT file_upload_id AS name, count(*) AS slots, (array_agg(essay_id || ' ('"
-        " || coalesce(text_storage_id, CASE WHEN validation_error_code IS NULL THEN current_status"
-        "  ELSE 'rejected' END) || ')' ORDER BY essay_id))[:5] AS held"
-        " FROM essay_states WHERE batch_id = %s AND file_upload_id IS NOT NULL"
-        " GROUP BY file_upload_id HAVING count(*) > 1 ORDER BY 1 LIMIT %s",
-        [batch_id, limit],
-    ).fetchall()
