@@ -54,14 +54,6 @@ def read_heartbeat(
     return replace(seen, beats=read_beats(client, queues[-1]), asked=asked)
 
 
-def count_waiting(broker_url: str, queues: Sequence[str]) -> int | None:
-    """Count the messages that wait; None if the broker does not answer."""
-    try:
-        return ask_waiting(broker_url, queues)[0]
-    except UNANSWERED:
-        return None
-
-
 def ask_waiting(broker_url: str, queues: Sequence[str]) -> tuple[int, datetime | None]:
     """Count the messages that wait; tell when the oldest of the last queue was sent, if it shows.
 
