@@ -6,8 +6,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import redis
-from amqp.exceptions import AMQPError
-from kombu.exceptions import OperationalError
 
 from core.servers.identity import location
 from core.servers.redis_client import connect_once
@@ -18,10 +16,10 @@ from core.signs.beats import read_beats
 from core.signs.heartbeat import NO_HEARTBEAT, Asked, Heartbeat
 from core.signs.installation import Installation, Kind, detect
 from core.signs.pauses import Outage, Pause
+from ops.queues import UNANSWERED, brief_connection, queue_lengths
 from ops.redis_queues import lengths_on_redis, oldest_sent
 from ops.wording import words_of
 
-UNANSWERED = (OperationalError, AMQPError, OSError, redis.RedisError)
 BROKER_S = 0.8  # for Redis as the broker
 LOCK_S = 0.3  # for a lock that the probe meets; whoever holds it is found otherwise
 NO_RIGHT = "42501"
@@ -67,8 +65,6 @@ def ask_waiting(broker_url: str, queues: Sequence[str]) -> tuple[int, datetime |
 
 
 def _count_by_kombu(broker_url: str, queues: Sequence[str]) -> int:
-    from ops.queues import brief_connection, queue_lengths  # noqa: PLC0415 - imports Kombu
-
     with brief_connection(broker_url) as broker:
         return sum(queue_lengths(broker, queues).values())
 

@@ -1,6 +1,6 @@
 """Why a batch is not ready: its causes, its timeline, Postgres beside Redis."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -47,8 +47,13 @@ def explain(
     batch_id: str,
     heartbeat: Heartbeat,
     receivers: Receivers = NO_RECEIVERS,
+    timeline: Sequence[Row] | None = None,
 ) -> Explanation:
-    """Explain one batch, whatever its state; also one that nobody has registered or seen."""
+    """Explain one batch, whatever its state; also one that nobody has registered or seen.
+
+    `timeline`: what `db.batches.timeline` returned to a caller that has read it.
+    """
+    moments = db.batches.timeline(conn, batch_id) if timeline is None else timeline
     facts = db.batches.facts(conn, batch_id)
     redis_side = _redis_side(slots, batch_id)
     broken = list(_rules_broken(conn, slots, batch_id, redis_side, heartbeat))
@@ -74,7 +79,7 @@ def explain(
         batch_id,
         state,
         [*first, *receiver_causes(conn, batch_id, facts, receivers), *plain],
-        [(row["at"], row["what"]) for row in db.batches.timeline(conn, batch_id)],
+        [(row["at"], row["what"]) for row in moments],
         {"postgres": facts, "redis": redis_side},
         list(_disagreements(facts, redis_side)),
         notes=list(notes(conn, batch_id, facts)),

@@ -36,10 +36,12 @@ class Bar:
 
 @dataclass(frozen=True)
 class Chart:
-    """Bars of one number; `said` is all of it in a line."""
+    """Bars of one number; `said` is all of it in a line, `most` the highest bar, if any."""
 
+    name: str
     title: str
     said: str
+    most: str
     bars: Sequence[Bar]
 
 
@@ -79,7 +81,9 @@ def _chart(name: str, rows: Sequence[DictRow]) -> Chart:
         for row, value in zip(rows, values, strict=True)
     ]
     said = f"at most {_text(name, most)}" if name == "median_s" else f"{number(sum(values))} in all"
-    return Chart(TITLES[name], said if most else "none", bars)
+    if not most:
+        return Chart(name, TITLES[name], "none", "", bars)
+    return Chart(name, TITLES[name], said, _text(name, most), bars)
 
 
 def _text(name: str, value: float) -> str:

@@ -58,7 +58,8 @@ def batch(
     with connections.postgres() as conn, conn.transaction():
         conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         receivers = connections.event_queues.receivers()
-        explanation = explain(conn, connections.slots, batch_id, connections.heartbeat(), receivers)
+        heartbeat, timeline = connections.heartbeat(), db.batches.timeline(conn, batch_id)
+        explanation = explain(conn, connections.slots, batch_id, heartbeat, receivers, timeline)
         slots = queries.slots_page(conn, batch_id, after, GRID + 1)
         without_slot = queries.without_slot(conn, batch_id, LISTED)
         (row,) = rows_of(conn, summary, [batch_id])
@@ -70,7 +71,7 @@ def batch(
             "grid": {"after": after, "slot": chosen},
             "slot": _without_students(queries.slot(conn, batch_id, chosen)) if chosen else None,
             "without_slot": without_slot,
-            "timeline": with_files(db.batches.timeline(conn, batch_id), slots, without_slot),
+            "timeline": with_files(timeline, slots, without_slot),
             "events": queries.events(conn, batch_id, LISTED),
             "letters": queries.letters(
                 conn, batch_id=batch_id, task=None, every=True, limit=LISTED

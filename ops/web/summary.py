@@ -12,13 +12,11 @@ from core import db
 from core.checks import PAGE, CheckContext, Finding
 from core.db.connection import Conn, Row
 from core.db.sweep import Holder
-from core.probe import probe_redis
 from core.rules import RULES, Cause, Rule
 from core.signs.heartbeat import Heartbeat
 from ops import queries
 from ops.explain.receiver_causes import PATIENCE
 from ops.explain.service_causes import service_causes
-from ops.heartbeat import with_outages
 from ops.queues import EventQueue
 from ops.web.connections import Connections
 
@@ -88,8 +86,6 @@ def service_causes_of(connections: Connections) -> list[Cause]:
 
 def _outages(connections: Connections, heartbeat: Heartbeat) -> list[Cause]:
     error = _error_of(connections.client.ping)
-    refused = None if error or heartbeat.workers else probe_redis(connections.slots)
-    heartbeat = with_outages(heartbeat, [refused] if refused else [])
     holder = _holder(connections) if heartbeat.beat_silent else None
     return list(service_causes({"error": error} if error else {}, heartbeat, holder))
 
