@@ -55,6 +55,9 @@ class Heartbeat:
     asked: Asked = field(default_factory=Asked)
     oldest_sent: datetime | None = None  # the oldest message in the queue; None: unknown
     broker_error: str | None = None  # where the broker does not answer, if it is known
+    consumers: int | None = None  # of the queue; on Redis of the broker. None: it does not say
+    others: Mapping[str, Sequence[str]] = field(default_factory=dict)  # Celery workers that remote
+    # control has found to take from our queues: by name, those queues
 
     @property
     def silent(self) -> bool:
