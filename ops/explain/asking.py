@@ -31,11 +31,12 @@ from core.signs.pauses import Outage
 from core.slots import Slots
 from ops.explain.causes import CAUSES
 from ops.explain.clues import Clue
+from ops.explain.consumers import celery_workers, consumer_clues, waiting_clients
 from ops.explain.explanation import Explanation, explain
 from ops.explain.locks import locks, standby_awaited
 from ops.explain.message_clues import message_clues, with_messages
 from ops.explain.messages import messages_of
-from ops.explain.rabbitmq import look_around
+from ops.explain.rabbitmq import NOTHING_AROUND, Around, look_around
 from ops.explain.service_causes import LOCKED, NO_SCHEMA, lock_causes, service_causes
 from ops.heartbeat import LOCK_S, ask_waiting, read_heartbeat, with_asker, with_outages
 from ops.queues import UNANSWERED
@@ -47,7 +48,6 @@ REDIS_S = 0.8  # for one answer
 AMQP_S = 2.2  # for RabbitMQ
 AWAY_S = 0.05  # the same, of a Redis that has not answered just now
 SIGNS_S = 1.8  # for all signs of life, and the broker's counts
-ANSWER_S = 2.8  # for all of RabbitMQ
 BATCH_S = 10.0  # for Postgres, where the machine is slow: each statement has a limit of its own
 NO_RIGHT = "42501"
 T = TypeVar("T")
@@ -98,6 +98,7 @@ class Looking:
         waiting = Asked(lambda: ask_waiting(broker, queues))
         messages = Asked(self._messages)
         around = Asked(self._around)
+        others = Asked(lambda: celery_workers(broker, queues))
         receivers = Asked(lambda: read_receivers(self.settings, client, broker))
         postgres = Asked(lambda: db.connect_once(self.found.database_url, briefly=True))
         heartbeat, error = self._signs(signs)
@@ -108,7 +109,10 @@ class Looking:
             refused: Exception | None = None
         except (psycopg.Error, TimeoutError) as raised:
             conn, refused = None, raised
-        heartbeat = with_outages(heartbeat, [*self._outage(writes), *self._alarm(around)])
+        seen_around = self._seen_around(around)
+        alarms = [seen_around.alarm] if seen_around.alarm else []
+        heartbeat = with_outages(heartbeat, [*self._outage(writes), *alarms])
+        heartbeat = replace(heartbeat, consumers=seen_around.consumers, others=self._others(others))
         url, up = self.found.database_url, self.found.pid > 0
         heartbeat = with_asker(heartbeat, self.settings, url, self._identity(conn), up=up)
         if conn is None:
@@ -118,7 +122,8 @@ class Looking:
             if error:  # nobody waits for it again
                 client = connect_once(self.found.redis_url, timeout_s=AWAY_S)
             explanation = self._with_postgres(conn, Slots(client), heartbeat, seen, error)
-            return self._with_messages(explanation, messages, around)
+            clues = [*consumer_clues(heartbeat), *seen_around.clues]
+            return self._with_messages(explanation, messages, clues)
         finally:
             conn.close()
 
@@ -154,28 +159,33 @@ class Looking:
         self,
         explanation: Explanation,
         messages: Asked[list[Clue]],
-        around: Asked[tuple[list[Clue], Outage | None]],
+        around: list[Clue],
     ) -> Explanation:
         """Add to what the batch lacks where messages of it may lie."""
         try:
             found = messages.answer(self.began + BATCH_S)  # which has limits of its own
-            found = [*found, *around.answer(self.began + ANSWER_S)[0]]
         except (*UNANSWERED, TimeoutError, ValueError):
-            return explanation
-        return replace(explanation, causes=with_messages(explanation.causes, found))
+            found = []
+        return replace(explanation, causes=with_messages(explanation.causes, [*found, *around]))
 
-    def _around(self) -> tuple[list[Clue], Outage | None]:
-        """Look around in RabbitMQ."""
+    def _around(self) -> Around:
+        """Look around in the broker; of Redis, `messages_of` tells the rest."""
         if is_redis(self.found.broker_url):
-            return [], None
+            with connect_once(self.found.broker_url, timeout_s=REDIS_S) as client:
+                return replace(NOTHING_AROUND, consumers=waiting_clients(client))
         return look_around(self.found.broker_url, self.settings.queue)
 
-    def _alarm(self, around: Asked[tuple[list[Clue], Outage | None]]) -> list[Outage]:
+    def _seen_around(self, around: Asked[Around]) -> Around:
         try:
-            _, alarm = around.answer(self.began + self.broker_s)
+            return around.answer(self.began + self.broker_s)
         except (*UNANSWERED, TimeoutError):
-            return []
-        return [alarm] if alarm else []
+            return NOTHING_AROUND
+
+    def _others(self, others: Asked[dict[str, list[str]]]) -> dict[str, list[str]]:
+        try:
+            return others.answer(self.began + self.broker_s)
+        except (*UNANSWERED, TimeoutError):
+            return {}
 
     @property
     def broker_s(self) -> float:

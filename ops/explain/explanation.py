@@ -72,7 +72,7 @@ def explain(
         plain += of_events(conn, batch_id, facts, {cause.code for cause in [*broken, *plain]})
     # An outage keeps every batch waiting, so it comes first; but after a flush of Redis no
     # heartbeat is there, although everything may run.
-    flushed = heartbeat.silent and "error" not in redis_side
+    flushed = heartbeat.silent and not heartbeat.others and "error" not in redis_side
     first = [*broken, *outages] if flushed else [*outages, *broken]
     state = facts["status"] if facts else "not_registered" if broken else "unknown"
     return Explanation(

@@ -97,7 +97,8 @@ def _inside(text: str) -> tuple[Sequence[object], list[str]]:
         return [json.loads(text)], []
     except (ValueError, RecursionError):
         shown = text[:LARGEST]
-        return PACKED.findall(shown)[:MOST_PACKED], WRITTEN.findall(shown)
+        packed = [shown] if BASE64.fullmatch(shown) else PACKED.findall(shown)[:MOST_PACKED]
+        return packed, WRITTEN.findall(shown)
 
 
 def _decoded(text: str) -> bytes:
