@@ -9,6 +9,7 @@ from uuid import UUID
 from core.db import outbox
 from core.db.connection import Conn, Row, sql
 from core.events import message_refused
+from core.named_batch import ids_of
 
 NEEDED = sql("needed_letters")
 
@@ -51,23 +52,11 @@ def among_needed(query: LiteralString) -> LiteralString:
 
 
 def _ids_of(letter: DeadLetter) -> Row:
-    """Return the well-formed ids of the message."""
     try:
         body = json.loads(letter.body)
     except (ValueError, RecursionError):  # a number of a million digits, a thousand levels
         body = None
-    given = body if isinstance(body, dict) else {}
-    ids = {
-        name: given[name] for name in ("event_id", "correlation_id") if _is_uuid(given.get(name))
-    }
-    return ids | ({"batch_id": letter.batch_id} if letter.batch_id else {})
-
-
-def _is_uuid(value: object) -> bool:
-    try:
-        return isinstance(value, str) and bool(UUID(value))
-    except ValueError:
-        return False
+    return ids_of(body, letter.batch_id)
 
 
 def _add(conn: Conn, letter: DeadLetter) -> tuple[int, bool]:
