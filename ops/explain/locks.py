@@ -10,7 +10,7 @@ import psycopg
 
 from core.db.connection import Conn
 from core.signs.pauses import Outage
-from ops.queries import sql
+from ops.queries.statements import sql
 from ops.wording import number
 
 TABLES = (

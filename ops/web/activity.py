@@ -10,7 +10,7 @@ from psycopg.rows import DictRow
 
 from core import metrics
 from core.db.connection import Conn
-from ops import queries
+from ops.queries import numbers
 from ops.web.connections import Connections
 from ops.web.rendering import number
 from ops.wording import age
@@ -64,7 +64,7 @@ def _assigned(client: redis.Redis) -> dict[int, int] | None:
 def _of_span(
     conn: Conn, assigned: Mapping[int, int] | None, parts: int, part_s: int
 ) -> list[Chart]:
-    rows = queries.activity(conn, parts, part_s)
+    rows = numbers.activity(conn, parts, part_s)
     counts: Counter[int] = Counter()
     for minute, count in (assigned or {}).items():
         counts[int((minute * 60 - rows[0]["at"].timestamp()) // part_s)] += count

@@ -14,9 +14,9 @@ from core.db.connection import Conn, Row
 from core.db.sweep import Holder
 from core.rules import RULES, Cause, Rule
 from core.signs.heartbeat import Heartbeat
-from ops import queries
 from ops.explain.receiver_causes import PATIENCE
 from ops.explain.service_causes import service_causes
+from ops.queries import batches, numbers
 from ops.queues import EventQueue
 from ops.web.connections import Connections
 
@@ -71,7 +71,7 @@ def read_summary(connections: Connections, stuck: StuckBatches) -> Summary:
     outages = _outages(connections, heartbeat)
     with connections.postgres() as conn:
         return Summary(
-            counters=queries.counters(conn),
+            counters=numbers.counters(conn),
             workers=len(heartbeat.workers),
             outages=outages,
             stuck=stuck,
@@ -116,7 +116,7 @@ def _stuck(conn: Conn, found: list[tuple[Rule, list[Finding]]]) -> StuckBatches:
     return StuckBatches(
         at=datetime.now(UTC),
         violations=violations,
-        states=queries.states(conn, list(violations)),
+        states=batches.states(conn, list(violations)),
         more=any(len(those) >= PAGE for _, those in found),
     )
 
