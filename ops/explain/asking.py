@@ -6,7 +6,7 @@ is left behind: it ends with the command.
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Generic, TypeVar
@@ -38,6 +38,7 @@ from ops.explain.message_clues import message_clues, with_messages
 from ops.explain.messages import messages_of
 from ops.explain.rabbitmq import NOTHING_AROUND, Around, look_around
 from ops.explain.service_causes import LOCKED, NO_SCHEMA, lock_causes, service_causes
+from ops.explain.sign_clues import eviction_clues, sign_clues
 from ops.heartbeat import LOCK_S, ask_waiting, read_heartbeat, with_asker, with_outages
 from ops.queues import UNANSWERED
 from ops.receivers import NO_RECEIVERS, Receivers, read_receivers
@@ -122,7 +123,7 @@ class Looking:
             if error:  # nobody waits for it again
                 client = connect_once(self.found.redis_url, timeout_s=AWAY_S)
             explanation = self._with_postgres(conn, Slots(client), heartbeat, seen, error)
-            clues = [*consumer_clues(heartbeat), *seen_around.clues]
+            clues = [*self._sign_clues(heartbeat, explanation), *seen_around.clues]
             return self._with_messages(explanation, messages, clues)
         finally:
             conn.close()
@@ -168,11 +169,17 @@ class Looking:
             found = []
         return replace(explanation, causes=with_messages(explanation.causes, [*found, *around]))
 
+    def _sign_clues(self, heartbeat: Heartbeat, explanation: Explanation) -> Iterator[Clue]:
+        registered_at = explanation.sides.get("postgres", {}).get("registered_at")
+        has_queue = self.found.broker_url == self.found.redis_url
+        yield from consumer_clues(heartbeat)
+        yield from sign_clues(heartbeat, registered_at, has_queue=has_queue)
+
     def _around(self) -> Around:
         """Look around in the broker; of Redis, `messages_of` tells the rest."""
         if is_redis(self.found.broker_url):
             with connect_once(self.found.broker_url, timeout_s=REDIS_S) as client:
-                return replace(NOTHING_AROUND, consumers=waiting_clients(client))
+                return Around([*eviction_clues(client)], None, waiting_clients(client))
         return look_around(self.found.broker_url, self.settings.queue)
 
     def _seen_around(self, around: Asked[Around]) -> Around:
