@@ -506,6 +506,21 @@ def test_what_is_sent_beside_a_redis_that_refuses_is_carried_out(service, fault,
 
 
 @pytest.mark.outage
+def test_a_result_that_redis_refuses_is_waited_for(service):
+    batch = service.a_batch(1)
+    before = service.count_of("message_goes_back")
+
+    with _refusing("a replica", [service.slots]):
+        service.send("els.amend_batch", make.amendment(batch, deadline_s=7200))
+        until(lambda: not service.unanswered(), what="Postgres holds the outcome")
+        time.sleep(REFUSED_S)
+    service.send("els.amend_batch", make.amendment(batch, deadline_s=3600))
+
+    service.assert_carried_out()
+    assert service.count_of("message_goes_back") == before
+
+
+@pytest.mark.outage
 @pytest.mark.parametrize("pool", [PREFORK, SOLO, "worker --pool threads --concurrency 2"])
 def test_a_worker_that_waits_stops_when_it_is_told_and_gives_its_messages_back(others, pool):
     others.start(pool)
