@@ -362,6 +362,20 @@ def refused_at_commit(url):
 
 
 @pytest.mark.outage
+def test_a_batch_whose_row_somebody_keeps_locked_delays_no_other_for_long(service):
+    locked, other = service.a_batch(CONTENTS), service.a_batch(1)
+
+    with refusals.owner(service.url) as conn, conn.transaction():
+        row = "SELECT FROM batch_essay_trackers WHERE batch_id = %s FOR UPDATE"
+        conn.execute(row, [locked])
+        service.send_contents(locked)
+        service.send("els.assign_content", make.content(other))
+        until(lambda: service.open_slots(other) == [[]], MENDED_S, "the other one is placed")
+
+    service.assert_carried_out(locked)
+
+
+@pytest.mark.outage
 def test_sessions_that_end_when_they_are_idle_cost_nothing(service):
     batch = service.a_batch(CONTENTS)
 
