@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
 import psycopg
@@ -36,9 +36,10 @@ from ops.explain.explanation import Explanation, explain
 from ops.explain.locks import locks, standby_awaited
 from ops.explain.message_clues import message_clues, with_messages
 from ops.explain.messages import messages_of
+from ops.explain.of_one_batch import first_registered
 from ops.explain.rabbitmq import NOTHING_AROUND, Around, look_around
 from ops.explain.service_causes import LOCKED, NO_SCHEMA, lock_causes, service_causes
-from ops.explain.sign_clues import eviction_clues, sign_clues
+from ops.explain.sign_clues import A_DAY, eviction_clues, sign_clues
 from ops.heartbeat import LOCK_S, ask_waiting, read_heartbeat, with_asker, with_outages
 from ops.queues import UNANSWERED
 from ops.receivers import NO_RECEIVERS, Receivers, read_receivers
@@ -51,6 +52,7 @@ AWAY_S = 0.05  # the same, of a Redis that has not answered just now
 SIGNS_S = 1.8  # for all signs of life, and the broker's counts
 BATCH_S = 10.0  # for Postgres, where the machine is slow: each statement has a limit of its own
 NO_RIGHT = "42501"
+UNREGISTERED = {"unknown", "not_registered"}
 T = TypeVar("T")
 
 
@@ -123,7 +125,8 @@ class Looking:
             if error:  # nobody waits for it again
                 client = connect_once(self.found.redis_url, timeout_s=AWAY_S)
             explanation = self._with_postgres(conn, Slots(client), heartbeat, seen, error)
-            clues = [*self._sign_clues(heartbeat, explanation), *seen_around.clues]
+            since = self._known_since(conn, explanation)
+            clues = [*self._sign_clues(heartbeat, since), *seen_around.clues]
             return self._with_messages(explanation, messages, clues)
         finally:
             conn.close()
@@ -169,11 +172,20 @@ class Looking:
             found = []
         return replace(explanation, causes=with_messages(explanation.causes, [*found, *around]))
 
-    def _sign_clues(self, heartbeat: Heartbeat, explanation: Explanation) -> Iterator[Clue]:
-        registered_at = explanation.sides.get("postgres", {}).get("registered_at")
+    def _known_since(self, conn: Conn, explanation: Explanation) -> datetime | None:
+        """Return from when on what was dropped may concern the batch; None: nothing was there."""
+        if explanation.state not in UNREGISTERED:
+            return explanation.sides.get("postgres", {}).get("registered_at")
+        try:
+            first = Asked(lambda: first_registered(conn)).answer(self.began + BATCH_S)
+        except (psycopg.Error, TimeoutError):
+            return None
+        return max(first, datetime.now(UTC) - A_DAY) if first else None
+
+    def _sign_clues(self, heartbeat: Heartbeat, since: datetime | None) -> Iterator[Clue]:
         has_queue = self.found.broker_url == self.found.redis_url
         yield from consumer_clues(heartbeat)
-        yield from sign_clues(heartbeat, registered_at, has_queue=has_queue)
+        yield from sign_clues(heartbeat, since, has_queue=has_queue)
 
     def _around(self) -> Around:
         """Look around in the broker; of Redis, `messages_of` tells the rest."""

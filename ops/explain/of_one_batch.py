@@ -10,6 +10,12 @@ from core.db.connection import Conn
 from core.db.dead_letters import among_needed
 
 
+def first_registered(conn: Conn) -> datetime | None:
+    """Return when the first batch of all was registered; None: there is none."""
+    row = conn.execute("SELECT min(registered_at) AS at FROM batch_essay_trackers").fetchone()
+    return row["at"] if row else None
+
+
 def excess_by_reason(conn: Conn, batch_id: str, limit: int) -> list[DictRow]:
     """Count what found no slot, by reason, with the names of the first few files."""
     return conn.execute(

@@ -10,18 +10,18 @@ from ops.explain.clues import Clue
 from ops.wording import number, utc
 
 BEFORE = timedelta(minutes=1)  # a message that registers a batch may have asked for its contents
-UNREGISTERED = timedelta(days=1)  # for the messages of a batch that nobody has registered
+A_DAY = timedelta(days=1)  # for the messages of a batch that nobody has registered
 EVICTING = "allkeys"  # how policies begin that take any key
 
 
-def sign_clues(
-    heartbeat: Heartbeat, registered_at: datetime | None, *, has_queue: bool
-) -> Iterator[Clue]:
+def sign_clues(heartbeat: Heartbeat, since: datetime | None, *, has_queue: bool) -> Iterator[Clue]:
     """Tell of messages that were dropped since a batch was registered.
 
-    `has_queue`: the Redis of the signs is the broker too.
+    `since`: that moment, or of a batch that nobody has registered yesterday's. None: there was no
+    batch at all, so a Redis without keys is new. `has_queue`: the Redis of the signs is the broker
+    too.
     """
-    begin = registered_at or datetime.now(UTC) - UNREGISTERED
+    begin = since or datetime.now(UTC) - A_DAY
     for name, sign in heartbeat.signs.items():
         if sign.ignored_at and sign.ignored_at > begin - BEFORE:
             yield Clue(
@@ -29,7 +29,7 @@ def sign_clues(
                 f" ({', '.join(sign.ignored)}), which it never sends: their sender must send each"
                 " as a message of its own"
             )
-    if has_queue and heartbeat.since and heartbeat.since > begin:
+    if has_queue and since and heartbeat.since and heartbeat.since > since:
         yield Clue(
             f"the broker has lost its keys, or is another one, since {utc(heartbeat.since)}"
             " (FLUSHALL, a restart without appendonly): what waited in it then must be sent again"

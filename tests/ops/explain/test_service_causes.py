@@ -207,6 +207,10 @@ def test_what_was_lost_before_the_registration_is_no_clue():
     assert len(clues(900, has_queue=False)) == 1  # its slots come back by themselves
 
 
+def test_a_new_redis_has_lost_nothing():
+    assert list(sign_clues(seen(sign(), since=ago(5)), None, has_queue=True)) == []
+
+
 CONTAINER = [(0, 5, Kind.COMPOSE), (1, 1, Kind.COMPOSE), (1, 5, Kind.COMMAND), (4, 4, Kind.COMMAND)]
 
 
