@@ -7,6 +7,7 @@ is left behind: it ends with the command.
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Generic, TypeVar
@@ -17,11 +18,11 @@ import redis
 from core import db
 from core.db.connection import Conn
 from core.faults import sqlstate
-from core.probe import probe_postgres, probe_redis
+from core.probe import probe_postgres
 from core.rules import Cause
-from core.schema import read_standing
 from core.servers.away import away
 from core.servers.identity import identity
+from core.servers.postgres import changed_by_hand, schema_lacks
 from core.servers.redis_client import connect_once
 from core.servers.tls import describe
 from core.servers.urls import is_redis, kind_and_path
@@ -36,8 +37,23 @@ from ops.explain.locks import locks, standby_awaited
 from ops.explain.message_clues import message_clues, with_messages
 from ops.explain.messages import messages_of
 from ops.explain.rabbitmq import look_around
-from ops.explain.service_causes import LOCKED, NO_SCHEMA, lock_causes, service_causes
-from ops.heartbeat import LOCK_S, ask_waiting, read_heartbeat, with_asker, with_outages
+from ops.explain.service_causes import (
+    LOCKED,
+    lock_causes,
+    schema_missing,
+    service_causes,
+)
+from ops.heartbeat import (
+    LOCK_S,
+    NO_SCHEMA,
+    ask_waiting,
+    read_heartbeat,
+    redis_outage,
+    with_asker,
+    with_obstacle,
+    with_outages,
+    worker_elsewhere,
+)
 from ops.queues import UNANSWERED
 from ops.receivers import NO_RECEIVERS, Receivers, read_receivers
 from ops.stack.home import Endpoints
@@ -47,10 +63,11 @@ REDIS_S = 0.8  # for one answer
 AMQP_S = 2.2  # for RabbitMQ
 AWAY_S = 0.05  # the same, of a Redis that has not answered just now
 SIGNS_S = 1.8  # for all signs of life, and the broker's counts
-ANSWER_S = 2.8  # for all of RabbitMQ
+ANSWER_S = 2.8  # for the messages in the broker
 BATCH_S = 10.0  # for Postgres, where the machine is slow: each statement has a limit of its own
 NO_RIGHT = "42501"
 T = TypeVar("T")
+Around = tuple[list[Clue], Outage | None]  # where messages lie, and an alarm
 
 
 class Asked(Generic[T]):
@@ -94,9 +111,9 @@ class Looking:
         client = connect_once(self.found.redis_url, timeout_s=REDIS_S)
         broker, queues = self.found.broker_url, self.settings.queues
         signs = Asked(lambda: read_heartbeat(client, broker, queues, 0))
-        writes = Asked(lambda: probe_redis(Slots(client)))
+        writes = Asked(lambda: redis_outage(client))
+        elsewhere = Asked(lambda: worker_elsewhere(client))
         waiting = Asked(lambda: ask_waiting(broker, queues))
-        messages = Asked(self._messages)
         around = Asked(self._around)
         receivers = Asked(lambda: read_receivers(self.settings, client, broker))
         postgres = Asked(lambda: db.connect_once(self.found.database_url, briefly=True))
@@ -109,6 +126,7 @@ class Looking:
         except (psycopg.Error, TimeoutError) as raised:
             conn, refused = None, raised
         heartbeat = with_outages(heartbeat, [*self._outage(writes), *self._alarm(around)])
+        heartbeat = self._with_worker_elsewhere(heartbeat, elsewhere)
         url, up = self.found.database_url, self.found.pid > 0
         heartbeat = with_asker(heartbeat, self.settings, url, self._identity(conn), up=up)
         if conn is None:
@@ -118,7 +136,7 @@ class Looking:
             if error:  # nobody waits for it again
                 client = connect_once(self.found.redis_url, timeout_s=AWAY_S)
             explanation = self._with_postgres(conn, Slots(client), heartbeat, seen, error)
-            return self._with_messages(explanation, messages, around)
+            return self._with_messages(explanation, around)
         finally:
             conn.close()
 
@@ -141,36 +159,26 @@ class Looking:
             self.unanswered.append("broker")
             return replace(heartbeat, waiting=None, broker_error=words_of(error))
 
-    def _messages(self) -> list[Clue]:
-        """Look for messages of the batch in a Redis broker."""
+    def _around(self) -> Around:
+        """Look for messages of the batch in the broker, and for an alarm of RabbitMQ."""
         url, queue = self.found.broker_url, self.settings.queue
         if not is_redis(url):
-            return []
+            return look_around(url, queue)
         with connect_once(url, timeout_s=REDIS_S) as client:
             lying = messages_of(client, self.settings.queues, self.batch)
-        return list(message_clues(lying, queue, kind_and_path(url)))
+        return list(message_clues(lying, queue, kind_and_path(url))), None
 
-    def _with_messages(
-        self,
-        explanation: Explanation,
-        messages: Asked[list[Clue]],
-        around: Asked[tuple[list[Clue], Outage | None]],
-    ) -> Explanation:
+    def _with_messages(self, explanation: Explanation, around: Asked[Around]) -> Explanation:
         """Add to what the batch lacks where messages of it may lie."""
         try:
-            found = messages.answer(self.began + BATCH_S)  # which has limits of its own
-            found = [*found, *around.answer(self.began + ANSWER_S)[0]]
+            found, _ = around.answer(self.began + ANSWER_S)
         except (*UNANSWERED, TimeoutError, ValueError):
             return explanation
         return replace(explanation, causes=with_messages(explanation.causes, found))
 
-    def _around(self) -> tuple[list[Clue], Outage | None]:
-        """Look around in RabbitMQ."""
-        if is_redis(self.found.broker_url):
-            return [], None
-        return look_around(self.found.broker_url, self.settings.queue)
-
-    def _alarm(self, around: Asked[tuple[list[Clue], Outage | None]]) -> list[Outage]:
+    def _alarm(self, around: Asked[Around]) -> list[Outage]:
+        if is_redis(self.found.broker_url):  # which has none
+            return []
         try:
             _, alarm = around.answer(self.began + self.broker_s)
         except (*UNANSWERED, TimeoutError):
@@ -198,6 +206,18 @@ class Looking:
             return []
         return [outage] if outage and "redis" not in self.unanswered else []
 
+    def _with_worker_elsewhere(
+        self, heartbeat: Heartbeat, elsewhere: Asked[str | None]
+    ) -> Heartbeat:
+        """Where no worker gives a sign of life, say that one does so in another database."""
+        if heartbeat.workers:
+            return heartbeat
+        try:
+            found = elsewhere.answer(self.began + SIGNS_S)
+        except (redis.RedisError, TimeoutError):
+            return heartbeat
+        return replace(heartbeat, asked=replace(heartbeat.asked, worker_elsewhere=found))
+
     def _identity(self, conn: Conn | None) -> str | None:
         try:
             return Asked(lambda: identity(conn)).answer(self.began + BATCH_S) if conn else None
@@ -218,7 +238,8 @@ class Looking:
             outage = standby_awaited(conn)
             if outage is None and not locks(conn):
                 outage = probe_postgres(conn, lock_timeout_s=LOCK_S)
-            seen = with_outages(heartbeat, [outage] if outage else [])
+            seen = with_outages(heartbeat, [outage] if outage else [], tried="postgres")
+            seen = with_obstacle(seen, conn)
             return explain(conn, slots, self.batch, seen, receivers)
 
         try:
@@ -236,8 +257,11 @@ class Looking:
     ) -> Explanation:
         """Explain without the rows of the batch."""
         self.unanswered.append("postgres")
-        others = service_causes({"error": error} if error else {}, heartbeat)
-        causes = [*self._of_postgres(heartbeat, raised, conn), *others]
+        why = self._of_postgres(heartbeat, raised, conn)
+        others = [*service_causes({"error": error} if error else {}, heartbeat)]
+        since = next((each.since for each in others if _of_postgres(each)), None)
+        causes = [replace(each, since=each.since or since) for each in why]
+        causes += [each for each in others if not _of_postgres(each)]  # which is said already
         return Explanation(self.batch, "unread", causes, [], unanswered=self.unanswered)
 
     def _of_postgres(
@@ -245,9 +269,12 @@ class Looking:
     ) -> list[Cause]:
         """Say why Postgres does not let the batch be read."""
         state = sqlstate(raised)
-        words = one_line(str(raised))
+        words = _said(raised)
         if conn is not None and state in NO_SCHEMA:
-            return [_schema_missing(conn, heartbeat, words)]
+            with suppress(psycopg.Error):
+                look = Asked(lambda: schema_lacks(conn))
+                found = look.answer(self.began + BATCH_S) or changed_by_hand()
+                return [schema_missing(found, words, None, heartbeat)]
         if conn is not None and state == LOCKED:
             held = Asked(lambda: locks(conn)).answer(self.began + BATCH_S)
             if held:
@@ -261,14 +288,15 @@ class Looking:
         return [CAUSES["postgres_unreachable"].fill(error=words, step=step)]
 
 
-def _schema_missing(conn: Conn, heartbeat: Heartbeat, words: str) -> Cause:
-    step = heartbeat.asked.installation.migrate
-    try:
-        standing = read_standing(conn)
-    except psycopg.Error:
-        return CAUSES["schema_missing"].fill(error=words, step=step)
-    step = step if standing.step == "els migrate" else standing.step
-    return CAUSES["schema_missing"].fill(error=f"{standing.wrong} ({words})", step=step)
+def _of_postgres(cause: Cause) -> bool:
+    """Tell whether a process that waits for Postgres is the cause."""
+    return cause.code == "schema_missing" or cause.title.startswith("Postgres refuses")
+
+
+def _said(error: Exception) -> str:
+    """Write an error without the place in our statement that Postgres points at."""
+    primary = isinstance(error, psycopg.Error) and error.diag.message_primary
+    return one_line(primary or str(error))
 
 
 def explained(settings: Settings, found: Endpoints, batch: str) -> Explanation:

@@ -12,6 +12,7 @@ from core.checks import CheckContext, Finding, Shared
 from core.db.connection import Conn
 from core.db.sweep import Unmended
 from core.rules import RULES, Cause, Rule
+from core.servers.obstacles import hidden_rows
 from core.signs.heartbeat import Heartbeat
 from core.slots import Slots
 from core.states import OPEN
@@ -21,7 +22,7 @@ from ops.explain.locks import locks
 from ops.explain.notes import notes
 from ops.explain.promises import last_try, promise
 from ops.explain.receiver_causes import receiver_causes
-from ops.explain.service_causes import service_causes
+from ops.explain.service_causes import command, service_causes
 from ops.receivers import NO_RECEIVERS, Receivers
 
 Row = Mapping[str, Any]  # Any: a database row
@@ -49,6 +50,11 @@ def explain(
     receivers: Receivers = NO_RECEIVERS,
 ) -> Explanation:
     """Explain one batch, whatever its state; also one that nobody has registered or seen."""
+    if hidden := hidden_rows(conn):
+        step = command(hidden.step)
+        unread = CAUSES["cannot_read"].fill(error=hidden.wrong, step=step)
+        others = service_causes(_redis_side(slots, batch_id), heartbeat)
+        return Explanation(batch_id, "unread", [unread, *others], [])
     facts = db.batches.facts(conn, batch_id)
     redis_side = _redis_side(slots, batch_id)
     broken = list(_rules_broken(conn, slots, batch_id, redis_side, heartbeat))

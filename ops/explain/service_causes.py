@@ -1,24 +1,33 @@
 """What keeps every batch waiting: servers, locks, workers, beat, queues."""
 
+import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from core.db.sweep import Holder
 from core.rules import Cause
+from core.servers.finding import Finding
 from core.signs.heartbeat import FRESH, Heartbeat
 from core.signs.pauses import Outage, Pause
 from core.signs.sign import Sign
 from ops.explain.causes import CAUSES
-from ops.explain.locks import PREPARED, Lock
+from ops.explain.locks import Lock
+from ops.heartbeat import ASKER, NO_SCHEMA
 from ops.wording import utc
 
 BACKLOG = 1_000  # waiting messages that take the worker more than a second or two
 SERVERS = {"postgres": "Postgres", "redis": "Redis", "broker": "The broker"}
 SETTINGS = {"postgres": "DATABASE", "redis": "REDIS", "broker": "BROKER"}
-NO_SCHEMA = {"42P01", "42703", "3F000"}  # no such table, column, schema
-LOCKED = "55P03"
-POSTGRES = "els env  # then psql DATABASE_URL -c '{}'"
+LOCKED, MIGRATE = "55P03", "els migrate"
+TOOK_WRITES = (
+    "it has just taken a write of whoever asks, so workers go on within 10 s, unless their role or"
+    " address is another"
+)
+PSQL = "els env  # then psql DATABASE_URL"
+POSTGRES = PSQL + " -c '{}'"
 REDIS = "els env  # then redis-cli -u REDIS_URL {}"
 LOOK_AT = {  # by SQLSTATE, or by a word of Redis' answer
     "25006": POSTGRES.format("SELECT pg_is_in_recovery()"),
@@ -30,10 +39,12 @@ LOOK_AT = {  # by SQLSTATE, or by a word of Redis' answer
     "OutOfMemoryError": REDIS.format("INFO memory"),
     "ReadOnlyError": REDIS.format("ROLE"),
     "READONLY": REDIS.format("ROLE"),
+    "PAUSE,": REDIS.format("CLIENT UNPAUSE"),
     "MISCONF": REDIS.format("INFO persistence"),
     "alarm": "rabbitmq-diagnostics alarms  # on each host of ELS_BROKER_URL",
     "NOREPLICAS": REDIS.format("INFO replication"),
 }
+HIDDEN = re.compile(r'row-level security policy for table "(\w+)"')
 SILENT_SHOWN_S = 120  # after which the messages of a silent worker have been redelivered
 Row = Mapping[str, Any]  # Any: a database row
 
@@ -74,27 +85,55 @@ def lock_causes(locks: Iterable[Lock]) -> Iterator[Cause]:
     """Name each session that others wait for, since its transaction began."""
     for lock in locks:
         words = {"what": _listed(lock.what), "holder": lock, "waiting": lock.waiting}
-        yield CAUSES["lock_held"].fill(lock.since, step=_end_session(lock.pid), **words)
+        step = _end_session(lock.pid)
+        if lock.gid is not None:
+            step = f"{PSQL} -c {shlex.quote(_rollback(lock.gid))}"
+        yield CAUSES["lock_held"].fill(lock.since, step=step, **words)
+
+
+def _rollback(gid: str) -> str:
+    quoted = gid.replace("'", "''")
+    return f"ROLLBACK PREPARED '{quoted}'"
 
 
 def _end_session(pid: int | None) -> str:
-    if pid == PREPARED:
-        return POSTGRES.format("SELECT gid, prepared FROM pg_prepared_xacts")
     return POSTGRES.format(f"SELECT pg_terminate_backend({pid})")
 
 
 def refusal(outage: Outage, since: datetime | None, heartbeat: Heartbeat) -> Cause:
     """Name a server that does not take writes, by its own error."""
+    obstacle = heartbeat.asked.obstacle if outage.server == "postgres" else None
     if outage.server == "postgres" and outage.sqlstate in NO_SCHEMA:
-        step = heartbeat.asked.installation.migrate
-        return CAUSES["schema_missing"].fill(since, error=outage.error, step=step)
-    step = look_at(outage.server, outage.error, outage.sqlstate)
+        return schema_missing(obstacle, outage.error, since, heartbeat)
+    error, step = outage.error, look_at(outage.server, outage.error, outage.sqlstate)
+    if obstacle:
+        error, step = f"{obstacle.wrong} ({error})", command(obstacle.step)
     server = SERVERS[outage.server]
-    return CAUSES["server_refuses"].fill(since, server=server, error=outage.error, step=step)
+    return CAUSES["server_refuses"].fill(since, server=server, error=error, step=step)
+
+
+def schema_missing(
+    found: Finding | None, error: str, since: datetime | None, heartbeat: Heartbeat
+) -> Cause:
+    """Say what the schema lacks: a migration, or what somebody has renamed, moved or dropped."""
+    wrong, step = f"{found.wrong} ({error})" if found else error, found.step if found else MIGRATE
+    step = heartbeat.asked.installation.migrate if step == MIGRATE else command(step)
+    return CAUSES["schema_missing"].fill(since, error=wrong, step=step)
+
+
+def command(step: str) -> str:
+    """Write the step of a finding about Postgres as a command: it may be SQL, or words."""
+    if step.startswith("els "):
+        return step
+    if not step.partition(" ")[0].isupper():
+        return f"els env  # then {step}"
+    return " ".join([PSQL, *(f"-c '{each}'" for each in step.split("; "))])  # ALTER SYSTEM: alone
 
 
 def look_at(server: str, error: str, sqlstate: str | None = None) -> str:
     """Choose the command that shows more of an error of a server."""
+    if table := HIDDEN.search(error):
+        return POSTGRES.format(f"ALTER TABLE {table[1]} DISABLE ROW LEVEL SECURITY")
     for word in (sqlstate, *error.replace(":", " ").split()):
         if word in LOOK_AT:
             return LOOK_AT[word]
@@ -102,10 +141,18 @@ def look_at(server: str, error: str, sqlstate: str | None = None) -> str:
 
 
 def _refusals(pauses: Sequence[Pause], heartbeat: Heartbeat) -> Iterator[Cause]:
-    """Name each server that processes wait for, since the first of them does."""
+    """Name each server that processes wait for, since the first of them does.
+
+    What whoever asks has met just now is newer than what a process noted.
+    """
     first = {pause.outage.server: pause for pause in reversed(pauses)}
-    for pause in first.values():
-        yield refusal(pause.outage, pause.since, heartbeat)
+    own = {pause.outage.server: pause.outage for pause in pauses if pause.process == ASKER}
+    for server, pause in first.items():
+        cause = refusal(own.get(server, pause.outage), pause.since, heartbeat)
+        if server in heartbeat.asked.took_writes:
+            step = heartbeat.asked.installation.log("worker")
+            cause = replace(cause, reason=f"{cause.reason}; {TOOK_WRITES}", command=step)
+        yield cause
 
 
 def _is_locked(outage: Outage) -> bool:
@@ -126,8 +173,11 @@ def _worker_causes(heartbeat: Heartbeat) -> Iterator[Cause]:
     for name, sign in serving.items():
         if sign and sign.database and asked.database and sign.database != asked.database:
             step = asked.installation.restart("worker", sign.pid)
+            theirs = sign.database_name
+            if theirs == asked.database_name:
+                theirs = f"{theirs} too, but in another schema (search_path) or on another server"
             yield CAUSES["worker_other_database"].fill(
-                worker=name, theirs=sign.database_name, database=asked.database_name, step=step
+                worker=name, theirs=theirs, database=asked.database_name, step=step
             )
     yield from _inner_queues(heartbeat, serving)
     yield from _stalled(heartbeat, serving)
@@ -221,6 +271,10 @@ def _no_worker(heartbeat: Heartbeat) -> Cause:
         said = f"the last one, {last}, has given none since {utc(sign.at)}{_was_at(sign)}"
         step = install.restart("worker", sign.pid) if sign.held else step
     since = sign.at if sign else None
+    if there := heartbeat.asked.worker_elsewhere:
+        title = "No worker gives a sign of life in this database of Redis"
+        said = f"{said}; {there}: its ELS_REDIS_URL is another one than that of whoever asks"
+        step = "els env  # then start worker, beat and page with the same ELS_REDIS_URL"
     words = {"title": title, "last": said, "waiting": _messages(heartbeat)}
     return CAUSES["no_worker"].fill(since, step=step, **words)
 

@@ -34,7 +34,8 @@ def outage_notice(error: Exception) -> OutageNotice:
     match error:
         case _ if isinstance(error, OLD_SCHEMA):
             title = "The database is not at this version of the schema"
-            return OutageNotice(title, reason, "els migrate")
+            step = "els migrate  # if that changes nothing: curl 127.0.0.1:9095/readyz"
+            return OutageNotice(title, reason, step)
         case psycopg.errors.QueryCanceled():
             return OutageNotice("Postgres took too long to answer", reason, "els status")
         case redis.RedisError():

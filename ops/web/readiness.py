@@ -1,6 +1,6 @@
 """Is the service ready? What each server lacks, as `/readyz` shows it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import inf
 from time import monotonic
 
@@ -8,7 +8,8 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 from psycopg_pool import PoolTimeout
 
-from core.probe import probe_postgres, probe_redis
+from core.db.connection import Conn
+from core.probe import probe_postgres
 from core.servers.away import away
 from core.servers.finding import Finding, Severity
 from core.servers.postgres import check_postgres, find_in_postgres
@@ -16,6 +17,9 @@ from core.servers.redis import check_redis
 from core.servers.redis_client import connect_once
 from core.servers.urls import is_redis
 from core.signs.pauses import Outage
+from ops.explain.locks import locks
+from ops.explain.service_causes import lock_causes, look_at
+from ops.heartbeat import redis_outage
 from ops.web.connections import Connections
 from ops.web.health import UNANSWERED, paused_processes
 
@@ -61,7 +65,8 @@ class Readiness:
     def _check_postgres(self) -> list[Finding]:
         try:
             with self._connections.primary() as conn:
-                return _or_refusal(check_postgres(conn), lambda: probe_postgres(conn))
+                found = [*check_postgres(conn), *_locked(conn)]
+                return _or_refusal(found, lambda: probe_postgres(conn))
         except PoolTimeout:  # a pool says nothing of why it has no connection
             settings = self._connections.settings
             assert settings.database_url, "a page does not start without"
@@ -73,7 +78,7 @@ class Readiness:
     def _check_redis(self) -> list[Finding]:
         # A Redis that is also the broker gets the other checks as the broker.
         found = [] if self._one_redis else self._slots_redis()
-        return _or_refusal(found, lambda: probe_redis(self._connections.slots))
+        return _or_refusal(found, lambda: redis_outage(self._connections.client))
 
     def _check_broker(self) -> list[Finding]:
         if self._redis_broker:
@@ -90,12 +95,19 @@ class Readiness:
         return check_redis(self._connections.client, "redis", url)
 
 
+def _locked(conn: Conn) -> Iterator[Finding]:
+    """Name who has locked a table, or what a session of ours waits for."""
+    for cause in lock_causes(locks(conn)):
+        wrong, why = f"{cause.title}; {cause.reason}", "what the service writes waits for it"
+        yield Finding("postgres", Severity.FAULT, wrong, why, cause.command)
+
+
 def _or_refusal(found: list[Finding], probe: Callable[[], Outage | None]) -> list[Finding]:
     """Add that a server refuses writes, unless a fault already says why."""
     if any(each.severity is Severity.FAULT for each in found) or (outage := probe()) is None:
         return found
     why = "workers wait for it and resume once it takes writes again"
-    step = "check the server's disk, memory, role and rights"
+    step = look_at(outage.server, outage.error, outage.sqlstate)
     return [*found, Finding(outage.server, Severity.FAULT, outage.error, why, step)]
 
 

@@ -1,5 +1,6 @@
 """What keeps every batch waiting, told from the signs of life alone."""
 
+import shlex
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -12,6 +13,7 @@ from core.signs.pauses import Outage, Pause
 from core.signs.sign import Sign
 from ops.explain.locks import Lock
 from ops.explain.service_causes import service_causes
+from ops.heartbeat import with_outages
 
 OF_POSTGRES = {"postgres_unreachable", "cannot_read"}  # tests/explain makes them
 NAME = "worker@one"
@@ -123,8 +125,43 @@ def test_a_worker_that_serves_nobody_is_named_with_what_it_does(make, code, word
     assert "{" not in said
 
 
+def test_what_whoever_asks_has_met_is_newer_than_what_a_process_noted():
+    noted = Pause("one:8", Outage("postgres", "read-only", "25006"), ago(40))
+    refused = with_outages(seen(sign(), pauses=[noted]), [Outage("postgres", "DiskFull", "53100")])
+    taken = with_outages(seen(sign(), pauses=[noted]), [], tried="postgres")
+
+    (of_disk,), (of_past,) = causes(refused), causes(taken)
+
+    assert (of_disk.reason, of_disk.since) == ("DiskFull", noted.since)
+    assert of_past.reason.startswith("read-only; it has just taken a write of whoever asks")
+    assert "els health worker" in of_past.command
+
+
+def test_a_worker_of_another_database_of_redis_is_named():
+    asked = Asked(queue="els", worker_elsewhere="one@host gives them in database 4, and this is 0")
+
+    first, *_ = causes(replace(seen(workers=()), asked=asked))
+
+    assert first.code == "no_worker"
+    assert "in this database of Redis" in first.title
+    assert "one@host gives them in database 4" in first.reason
+    assert "ELS_REDIS_URL" in first.command
+
+
+def test_two_databases_of_one_name_are_told_apart():
+    asked = Asked(queue="els", database="a", database_name="db:5432/els")
+    theirs = sign(database="b", database_name="db:5432/els")
+
+    (cause,) = causes(replace(seen(theirs), asked=asked))
+
+    assert cause.code == "worker_other_database"
+    assert "search_path" in cause.reason
+
+
 def test_who_holds_a_lock_is_named_before_all_else():
-    held = Lock(12, ["table essay_states"], "psql", "idle in transaction", ago(50), ago(40), 3)
+    held = Lock(
+        12, None, ["table essay_states"], "psql", "idle in transaction", ago(50), ago(40), 3
+    )
 
     first, *_ = causes(seen(workers=()), locks=[held])
 
@@ -193,9 +230,9 @@ def test_the_step_fits_how_the_service_runs(installation, worker, beat):
 
 
 def test_a_prepared_transaction_has_no_session_to_end():
-    lock = Lock(0, ["rows"], None, None, None, None, 1)
+    lock = Lock(None, "bank's 7", ["rows"], None, None, None, None, 1)
 
     (cause,) = service_causes({}, seen(sign()), locks=[lock])
 
-    assert "a prepared transaction, which no session has" in cause.title
-    assert "pg_prepared_xacts" in cause.command
+    assert "the prepared transaction bank's 7, which no session has" in cause.title
+    assert shlex.split(cause.command)[-1] == "ROLLBACK PREPARED 'bank''s 7'"
