@@ -40,6 +40,7 @@ from ops.explain.rabbitmq import look_around
 from ops.explain.service_causes import (
     LOCKED,
     lock_causes,
+    look_at,
     schema_missing,
     service_causes,
 )
@@ -240,7 +241,7 @@ class Looking:
                 outage = probe_postgres(conn, lock_timeout_s=LOCK_S)
             seen = with_outages(heartbeat, [outage] if outage else [], tried="postgres")
             seen = with_obstacle(seen, conn)
-            return explain(conn, slots, self.batch, seen, receivers)
+            return explain(conn, slots, self.batch, seen, receivers, redis_error=error)
 
         try:
             explanation = Asked(look).answer(self.began + BATCH_S)
@@ -262,6 +263,8 @@ class Looking:
         since = next((each.since for each in others if _of_postgres(each)), None)
         causes = [replace(each, since=each.since or since) for each in why]
         causes += [each for each in others if not _of_postgres(each)]  # which is said already
+        # A worker of another database: that one is the right one, and this one needs no schema.
+        causes.sort(key=lambda each: each.code != "worker_other_database")
         return Explanation(self.batch, "unread", causes, [], unanswered=self.unanswered)
 
     def _of_postgres(
@@ -281,7 +284,7 @@ class Looking:
                 return [*lock_causes(held)]
         if state == NO_RIGHT:
             return [CAUSES["cannot_read"].fill(error=words)]
-        step = "els env"
+        step = look_at("postgres", words)
         if isinstance(raised, psycopg.Error) and describe(raised):
             finding = away("postgres", self.found.database_url, raised)
             words, step = f"{finding.wrong}; {finding.why}", finding.step

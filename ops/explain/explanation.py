@@ -48,15 +48,20 @@ def explain(
     batch_id: str,
     heartbeat: Heartbeat,
     receivers: Receivers = NO_RECEIVERS,
+    *,
+    redis_error: str | None = None,
 ) -> Explanation:
-    """Explain one batch, whatever its state; also one that nobody has registered or seen."""
+    """Explain one batch, whatever its state; also one that nobody has registered or seen.
+
+    `redis_error`: Redis did not answer just now, so nobody knows who gives signs of life.
+    """
+    redis_side = {"error": redis_error} if redis_error else _redis_side(slots, batch_id)
     if hidden := hidden_rows(conn):
         step = command(hidden.step)
         unread = CAUSES["cannot_read"].fill(error=hidden.wrong, step=step)
-        others = service_causes(_redis_side(slots, batch_id), heartbeat)
+        others = service_causes(redis_side, heartbeat)
         return Explanation(batch_id, "unread", [unread, *others], [])
     facts = db.batches.facts(conn, batch_id)
-    redis_side = _redis_side(slots, batch_id)
     broken = list(_rules_broken(conn, slots, batch_id, redis_side, heartbeat))
     if not facts:  # slots of a batch that is gone say nothing of Redis
         broken = [cause for cause in broken if cause.code != "slot_drift"]

@@ -15,7 +15,7 @@ from core.signs.pauses import Outage, Pause
 from core.signs.sign import Sign
 from ops.explain.causes import CAUSES
 from ops.explain.locks import Lock
-from ops.heartbeat import ASKER, NO_SCHEMA
+from ops.heartbeat import ASKER, NO_RIGHT, NO_SCHEMA
 from ops.wording import utc
 
 BACKLOG = 1_000  # waiting messages that take the worker more than a second or two
@@ -44,6 +44,27 @@ LOOK_AT = {  # by SQLSTATE, or by a word of Redis' answer
     "alarm": "rabbitmq-diagnostics alarms  # on each host of ELS_BROKER_URL",
     "NOREPLICAS": REDIS.format("INFO replication"),
 }
+# What is wrong where a server cannot be reached, by words of its error, and what a person does.
+UNREACHED = {
+    "not permitted to log in": "ALTER ROLE … LOGIN, or correct {setting}",
+    "CONNECT privilege": "GRANT CONNECT ON DATABASE … TO the role of {setting}",
+    "password": "put the new password into {setting} of every part, or prolong it (VALID UNTIL)",
+    "NOAUTH": "put its password into {setting} of every part, and start them again",
+    "pg_hba.conf": "let pg_hba.conf on its host admit this user, host and database, and reload it",
+    "connection slots": "psql DATABASE_URL, as a superuser: who has them? {sessions}",
+    "too many": "psql DATABASE_URL, as a superuser: who has them? {sessions}",
+    "max number of clients": "redis-cli: CLIENT LIST, who has them? or CONFIG SET maxclients 10000",
+    "resolve host": "correct the name of the host in {setting}, or in DNS",
+    "Name or service": "correct the name of the host in {setting}, or in DNS",
+    "does not exist": "correct {setting}: its server has no such name",
+    "refused": "start it on that host, or correct {setting}",
+    "starting up": "wait until it has recovered; its log says how far it is",
+    "not yet accepting": "wait until it has recovered; its log says how far it is",
+    "loading the dataset": "wait until it has read its file; INFO persistence says how far it is",
+}
+SESSIONS = (
+    "SELECT usename, application_name, count(*) FROM pg_stat_activity GROUP BY 1, 2 ORDER BY 3 DESC"
+)
 HIDDEN = re.compile(r'row-level security policy for table "(\w+)"')
 SILENT_SHOWN_S = 120  # after which the messages of a silent worker have been redelivered
 Row = Mapping[str, Any]  # Any: a database row
@@ -62,13 +83,17 @@ def service_causes(
     yield from lock_causes(locks)
     if "error" in redis_side:
         step = look_at("redis", str(redis_side["error"]))
-        yield CAUSES["redis_unreachable"].fill(error=redis_side["error"], step=step)
+        cause = CAUSES["redis_unreachable"].fill(error=redis_side["error"], step=step)
+        if "No permissions" in str(redis_side["error"]):  # it says nothing of the workers' user
+            title = "Redis does not let whoever asks read its keys"
+            cause = replace(cause, title=title, by_itself="nothing", command="els access redis")
+        yield cause
         return
     pauses = [pause for pause in heartbeat.pauses if not (locks and _is_locked(pause.outage))]
     yield from _refusals(pauses, heartbeat)
     if heartbeat.waiting is None:
         error = heartbeat.broker_error or "it is down, or not reachable from here"
-        yield CAUSES["broker_unreachable"].fill(error=error, step=look_at("broker", ""))
+        yield CAUSES["broker_unreachable"].fill(error=error, step=look_at("broker", error))
     # Where Redis takes no writes, nobody can give a sign of life.
     if not any(pause.outage.server == "redis" for pause in pauses):
         yield from _worker_causes(heartbeat)
@@ -131,13 +156,17 @@ def command(step: str) -> str:
 
 
 def look_at(server: str, error: str, sqlstate: str | None = None) -> str:
-    """Choose the command that shows more of an error of a server."""
+    """Choose the command that shows more of an error of a server, or ends it."""
     if table := HIDDEN.search(error):
         return POSTGRES.format(f"ALTER TABLE {table[1]} DISABLE ROW LEVEL SECURITY")
     for word in (sqlstate, *error.replace(":", " ").split()):
         if word in LOOK_AT:
             return LOOK_AT[word]
-    return "els env" if server == "postgres" else f"els env  # ELS_{SETTINGS[server]}_URL"
+    setting = f"ELS_{SETTINGS[server]}_URL"
+    for words, step in UNREACHED.items():
+        if words in error and not sqlstate:
+            return f"els env  # then {step.format(setting=setting, sessions=SESSIONS)}"
+    return "els env" if server == "postgres" else f"els env  # {setting}"
 
 
 def _refusals(pauses: Sequence[Pause], heartbeat: Heartbeat) -> Iterator[Cause]:
@@ -149,7 +178,8 @@ def _refusals(pauses: Sequence[Pause], heartbeat: Heartbeat) -> Iterator[Cause]:
     own = {pause.outage.server: pause.outage for pause in pauses if pause.process == ASKER}
     for server, pause in first.items():
         cause = refusal(own.get(server, pause.outage), pause.since, heartbeat)
-        if server in heartbeat.asked.took_writes:
+        of_a_role = pause.outage.sqlstate == NO_RIGHT  # whoever asks may have another
+        if server in heartbeat.asked.took_writes and not of_a_role:
             step = heartbeat.asked.installation.log("worker")
             cause = replace(cause, reason=f"{cause.reason}; {TOOK_WRITES}", command=step)
         yield cause
@@ -172,7 +202,8 @@ def _worker_causes(heartbeat: Heartbeat) -> Iterator[Cause]:
         yield from _none_serves(heartbeat, live, ours)
     for name, sign in serving.items():
         if sign and sign.database and asked.database and sign.database != asked.database:
-            step = asked.installation.restart("worker", sign.pid)
+            restart = asked.installation.restart("worker", sign.pid)
+            step = f"els env  # if ELS_DATABASE_URL is right here, correct the worker's: {restart}"
             theirs = sign.database_name
             if theirs == asked.database_name:
                 theirs = f"{theirs} too, but in another schema (search_path) or on another server"

@@ -47,7 +47,7 @@ FROM held h LEFT JOIN pg_stat_activity a USING (pid)
 LEFT JOIN prepared p ON p.gid = h.gid
 WHERE (h.pid > 0 OR h.gid IS NOT NULL) AND h.pid IS DISTINCT FROM pg_backend_pid()
   AND a.wait_event IS DISTINCT FROM 'SyncRep'
-  AND NOT (coalesce(a.application_name LIKE 'els%%', false) AND a.wait_event_type = 'Lock')
+  AND NOT (coalesce(a.application_name LIKE 'els%%', false) AND a.state = 'active')  -- at work
   AND coalesce(a.xact_start, p.since, '-infinity') < now() - %(patience)s
 GROUP BY h.pid, h.gid, p.since, a.application_name, a.state, a.xact_start, a.state_change
 ORDER BY cardinality(pg_blocking_pids(h.pid)) > 0 NULLS FIRST, since NULLS LAST, h.pid LIMIT 5

@@ -1,7 +1,8 @@
 """The connections of the ops page: to Postgres, its read replica if there is one, and Redis."""
 
+import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 import psycopg
@@ -19,6 +20,7 @@ from ops.heartbeat import heartbeat_or_none, with_asker
 from ops.web.receivers import EventQueues
 from ops.web.replica import Replica
 
+AGAIN_S = 1.0  # after which a server that was away is asked again
 TIMEOUT_S = 3  # a person waits for the page, so a missing server is reported soon
 
 
@@ -32,6 +34,7 @@ class Connections:
     replica: Replica | None = None
     database_url: str = ""
     _database: str | None = None  # its identity, once known
+    _failed: tuple[float, str] | None = None  # when there was no connection, and why
 
     @classmethod
     def of(cls, settings: Settings, database_url: str, redis_url: str) -> "Connections":
@@ -48,9 +51,30 @@ class Connections:
         if self.replica:
             self.replica.pool.close()
 
-    def primary(self) -> AbstractContextManager[Conn]:
-        """Lend a connection to the server that takes writes. Raises PoolTimeout."""
-        return self.pool.connection(timeout=TIMEOUT_S)
+    @contextmanager
+    def primary(self) -> Iterator[Conn]:
+        """Lend a connection to the server that takes writes. Raises PoolTimeout, with the reason.
+
+        After a failure, whoever asks within a second hears of it at once.
+        """
+        if self._failed and time.monotonic() - self._failed[0] < AGAIN_S:
+            raise PoolTimeout(self._failed[1])
+        with ExitStack() as until:
+            try:
+                conn = until.enter_context(self.pool.connection(timeout=TIMEOUT_S))
+            except PoolTimeout as error:
+                self._failed = time.monotonic(), self._reason() or str(error)
+                raise PoolTimeout(self._failed[1]) from error
+            self._failed = None
+            yield conn
+
+    def _reason(self) -> str | None:
+        """Connect once more: a pool says nothing of why it has no connection."""
+        try:
+            db.connect_once(self.database_url, briefly=True).close()
+        except psycopg.Error as error:
+            return " ".join(str(error).split())
+        return None
 
     @contextmanager
     def postgres(self) -> Iterator[Conn]:

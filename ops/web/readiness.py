@@ -1,9 +1,11 @@
 """Is the service ready? What each server lacks, as `/readyz` shows it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from math import inf
 from time import monotonic
 
+import psycopg
 from celery import Celery
 from kombu.exceptions import OperationalError
 from psycopg_pool import PoolTimeout
@@ -17,10 +19,11 @@ from core.servers.redis import check_redis
 from core.servers.redis_client import connect_once
 from core.servers.urls import is_redis
 from core.signs.pauses import Outage
+from ops.explain.held_back import held_back
 from ops.explain.locks import locks
-from ops.explain.service_causes import lock_causes, look_at
+from ops.explain.service_causes import LOCKED, lock_causes, look_at
 from ops.heartbeat import redis_outage
-from ops.web.connections import Connections
+from ops.web.connections import TIMEOUT_S, Connections
 from ops.web.health import UNANSWERED, paused_processes
 
 FRESH_S = 1.0  # an answer for metrics is kept so long, however many scrape them
@@ -64,9 +67,9 @@ class Readiness:
 
     def _check_postgres(self) -> list[Finding]:
         try:
-            with self._connections.primary() as conn:
-                found = [*check_postgres(conn), *_locked(conn)]
-                return _or_refusal(found, lambda: probe_postgres(conn))
+            with self._connections.pool.connection(timeout=TIMEOUT_S) as conn:
+                found = [*check_postgres(conn), *_held_back(conn)]
+                return _or_refusal(found, lambda: probe_postgres(conn), lambda: _locked(conn))
         except PoolTimeout:  # a pool says nothing of why it has no connection
             settings = self._connections.settings
             assert settings.database_url, "a page does not start without"
@@ -102,10 +105,25 @@ def _locked(conn: Conn) -> Iterator[Finding]:
         yield Finding("postgres", Severity.FAULT, wrong, why, cause.command)
 
 
-def _or_refusal(found: list[Finding], probe: Callable[[], Outage | None]) -> list[Finding]:
-    """Add that a server refuses writes, unless a fault already says why."""
+def _held_back(conn: Conn) -> Iterator[Finding]:
+    """Name who holds events back from the readers of all events."""
+    with suppress(psycopg.Error):  # which has a finding of its own
+        if held := held_back(conn):
+            wrong, step = held
+            why = "it may still write an event that belongs before them"
+            yield Finding("postgres", Severity.WARNING, wrong, why, step)
+
+
+def _or_refusal(
+    found: list[Finding],
+    probe: Callable[[], Outage | None],
+    locked: Callable[[], Iterable[Finding]] = list,
+) -> list[Finding]:
+    """Add that a server refuses writes, or who has locked a table, unless a fault says why."""
     if any(each.severity is Severity.FAULT for each in found) or (outage := probe()) is None:
         return found
+    if outage.sqlstate == LOCKED and (holders := [*locked()]):
+        return [*found, *holders]
     why = "workers wait for it and resume once it takes writes again"
     step = look_at(outage.server, outage.error, outage.sqlstate)
     return [*found, Finding(outage.server, Severity.FAULT, outage.error, why, step)]

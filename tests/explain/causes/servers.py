@@ -171,19 +171,19 @@ def everything_is_frozen(alone):
         yield batch
 
 
-@cause("postgres_unreachable", says=["does not exist"])
+@cause("postgres_unreachable", says=["does not exist"], step="correct ELS_DATABASE_URL")
 def the_database_does_not_exist(place):
     yield make.new_batch(), {"ELS_DATABASE_URL": f"{place.database_url}_nowhere"}
 
 
-@cause("postgres_unreachable", says=["password"])
+@cause("postgres_unreachable", says=["password"], step="new password into ELS_DATABASE_URL")
 def the_password_is_wrong(place):
     at = urlsplit(place.database_url)
     url = at._replace(netloc=f"{at.username}:wrong@{at.hostname}:{at.port}").geturl()
     yield place.insert_batch(), {"ELS_DATABASE_URL": url}
 
 
-@cause("postgres_unreachable", says=["too many connections"])
+@cause("postgres_unreachable", says=["too many connections"], step="pg_stat_activity")
 def its_role_has_too_many_connections(place):
     url = role(place, "SELECT")
     place.conn.execute(f"ALTER ROLE {urlsplit(url).username} CONNECTION LIMIT 1")
@@ -231,6 +231,22 @@ def only_the_role_of_whoever_asks_is_read_only(place):
     name = urlsplit(url).username
     place.conn.execute(f"ALTER ROLE {name} SET default_transaction_read_only = on")
     yield place.insert_batch(), {"ELS_DATABASE_URL": url}
+
+
+@cause("server_refuses", says=["it is a standby"], step="name its primary", never=["SELECT pg_"])
+def the_url_leads_to_a_standby(alone):
+    batch = alone.insert_batch()
+    alone.conn.close()
+    alone.postgres_server.stop()
+    (alone.postgres_server.data / "standby.signal").touch()
+    alone.postgres_server.start()
+    yield batch
+
+
+@cause("postgres_unreachable", says=["does not answer"], step="name of the host")
+def the_name_of_its_host_is_gone(place):
+    at = urlsplit(place.database_url)
+    yield make.new_batch(), {"ELS_DATABASE_URL": f"postgresql://els:word@gone.invalid{at.path}"}
 
 
 @cause("server_refuses", says=["Postgres refuses writes"], step="df -h")

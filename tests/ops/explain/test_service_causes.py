@@ -12,7 +12,7 @@ from core.signs.installation import Installation, Kind
 from core.signs.pauses import Outage, Pause
 from core.signs.sign import Sign
 from ops.explain.locks import Lock
-from ops.explain.service_causes import service_causes
+from ops.explain.service_causes import look_at, service_causes
 from ops.heartbeat import with_outages
 
 OF_POSTGRES = {"postgres_unreachable", "cannot_read"}  # tests/explain makes them
@@ -146,6 +146,34 @@ def test_a_worker_of_another_database_of_redis_is_named():
     assert "in this database of Redis" in first.title
     assert "one@host gives them in database 4" in first.reason
     assert "ELS_REDIS_URL" in first.command
+
+
+@pytest.mark.parametrize(
+    ("server", "error", "step"),
+    [
+        ("postgres", 'FATAL: password authentication failed for user "els"', "new password"),
+        ("postgres", "FATAL: pg_hba.conf rejects connection for host", "pg_hba.conf"),
+        ("postgres", 'FATAL: no pg_hba.conf entry for host "10.0.0.1"', "pg_hba.conf"),
+        ("postgres", "FATAL: remaining connection slots are reserved", "FROM pg_stat_activity"),
+        ("postgres", "FATAL: sorry, too many clients already", "FROM pg_stat_activity"),
+        ("postgres", "failed to resolve host 'db': Name or service not known", "in DNS"),
+        ("postgres", "port 1 failed: Connection refused", "start it"),
+        ("postgres", "FATAL: the database system is starting up", "wait"),
+        ("postgres", 'FATAL: role "els" is not permitted to log in', "LOGIN"),
+        ("redis", "invalid username-password pair or user is disabled.", "ELS_REDIS_URL"),
+        ("redis", "max number of clients reached", "CLIENT LIST"),
+        ("redis", "Redis is loading the dataset in memory", "wait"),
+        ("broker", "[Errno 111] Connection refused", "ELS_BROKER_URL"),
+    ],
+)
+def test_the_step_fits_what_keeps_a_server_from_being_reached(server, error, step):
+    assert step in look_at(server, error)
+
+
+def test_a_statement_that_is_refused_is_no_server_that_is_away():
+    said = look_at("postgres", "UndefinedFunction: function f() does not exist", "42883")
+
+    assert "ELS_DATABASE_URL" not in said
 
 
 def test_two_databases_of_one_name_are_told_apart():
