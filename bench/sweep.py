@@ -97,9 +97,9 @@ def _report(context: RepairContext, options: argparse.Namespace) -> None:
     print(f"  quiet   {_times(quiet)}")
     print(f"  mending {_times(busy)}, {mended} batches mended")
     with context.lifecycle.pool.connection() as conn:
-        checked = CheckContext(conn, context.lifecycle.slots)
         for rule in RULES:
-            print(f"    {rule.code:26} {_times([_timed(rule.check, checked) for _ in range(9)])}")
+            looks = (CheckContext(conn, context.lifecycle.slots) for _ in range(9))
+            print(f"    {rule.code:26} {_times([_timed(rule.check, look) for look in looks])}")
 
 
 def _timed(check: Callable[[CheckContext], object], context: CheckContext) -> float:

@@ -15,6 +15,7 @@ from psycopg import errors as pg
 from psycopg_pool import ConnectionPool
 
 from core import db, metrics
+from core.catalogue import ESSAY_SLOT_ASSIGNED
 from core.crash import crashpoint
 from core.db.connection import Conn, Row
 from core.errors import IdempotencyConflict, SlotsInFlight
@@ -38,10 +39,16 @@ class StaleSlots(Exception):
 class Assignment:
     """Gives submissions their slots, on one Postgres and one Redis."""
 
-    def __init__(self, pool: "ConnectionPool[Conn]", slots: Slots, *, slot_events: bool) -> None:
+    def __init__(
+        self,
+        pool: "ConnectionPool[Conn]",
+        slots: Slots,
+        opt_in_events: frozenset[str] = frozenset(),
+    ) -> None:
+        """Take the two stores, and the types of opt-in events that a route asks for."""
         self.pool = pool
         self.slots = slots
-        self.slot_events = slot_events
+        self.slot_events = ESSAY_SLOT_ASSIGNED.name in opt_in_events
 
     def assign(self, messages: Sequence[Message]) -> list[Result]:
         """Give every submission of each message its slot, or say where it is instead.
@@ -69,7 +76,6 @@ class Assignment:
         ]
 
     def _claim(self, messages: Sequence[Message]) -> dict[Message, list[Claim]]:
-        """Claim for all messages at once."""
         claimants: dict[str, list[str]] = {}
         for message in messages:
             claimants.setdefault(message.batch_id, []).extend(message.claimants)
@@ -101,7 +107,7 @@ class Assignment:
             except (StaleSlots, pg.UniqueViolation) as error:
                 if isinstance(error, pg.UniqueViolation) and not is_repeat(error):
                     raise
-                metrics.claims_stale(len(claims))
+                metrics.claimed(["stale"] * len(claims))
                 time.sleep(uniform(0, ROUND_WAIT_S * 2**round_) if round_ else 0)
                 claims = self._claim_again(message, claims)
             else:
@@ -226,16 +232,7 @@ class Assignment:
 
 
 def _count(claims: Iterable[Claim]) -> None:
-    """Count claims by what Redis answered."""
-    new = held = none = 0
-    for claim in claims:
-        if claim.new:
-            new += 1
-        elif claim.essay_id:
-            held += 1
-        else:
-            none += 1
-    metrics.claimed(new=new, held=held, none=none)
+    metrics.claimed("new" if c.new else "held" if c.essay_id else "none" for c in claims)
 
 
 def _slot_of(claims: Sequence[Claim], but: Mapping[str, object] | None = None) -> dict[str, str]:

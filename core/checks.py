@@ -72,7 +72,7 @@ class CheckContext:
     batch: str | None = None
     limit: int = PAGE
     moves_on: bool = False
-    shared: Shared | None = None
+    shared: Shared = field(default_factory=Shared)
     pending_alarm: timedelta = PENDING_ALARM
 
 
@@ -106,14 +106,13 @@ def by_accounts(code: str, detail: str, broken: Callable[[DictRow], bool]) -> Ch
         return db.sweep.page_to_count(context.conn, after, DRIFT_PAGE, COUNTED_SLOTS)
 
     def check(context: CheckContext) -> list[Finding]:
-        shared = context.shared or Shared()
-        batches = _batches(context, shared, code, COUNTED, choose)
-        if unread := [batch_id for batch_id in batches if batch_id not in shared.accounts]:
-            shared.accounts |= db.completion.accounts(context.conn, unread)
-        accounts = [shared.accounts[each] for each in batches if each in shared.accounts]
+        batches, accounts = _batches(context, code, COUNTED, choose), context.shared.accounts
+        if unread := [batch_id for batch_id in batches if batch_id not in accounts]:
+            accounts |= db.completion.accounts(context.conn, unread)
+        found = [accounts[batch_id] for batch_id in batches if batch_id in accounts]
         return [
             Finding(each["batch_id"], None, detail.format(**each))
-            for each in accounts
+            for each in found
             if each["status"] in OPEN and broken(each)
         ]
 
@@ -149,7 +148,7 @@ counter_wrong = by_accounts(
 
 def status_wrong(context: CheckContext) -> list[Finding]:
     """Find batches with a status that their events, their seal and their moments contradict."""
-    batches = _batches(context, context.shared or Shared(), "status_wrong", AUDITED, _audit_page)
+    batches = _batches(context, "status_wrong", AUDITED, _audit_page)
     if context.batch is None:
         batches += db.sweep.contradicted(context.conn, context.limit)
     return [
@@ -160,7 +159,7 @@ def status_wrong(context: CheckContext) -> list[Finding]:
 
 def event_missing(context: CheckContext) -> list[Finding]:
     """Find batches that are sealed, or ready, without the event about it."""
-    batches = _batches(context, context.shared or Shared(), "event_missing", AUDITED, _audit_page)
+    batches = _batches(context, "event_missing", AUDITED, _audit_page)
     return [
         Finding(row["batch_id"], row["since"], ", ".join(row["types"]))
         for row in db.outbox.missing_events(context.conn, batches)
@@ -215,15 +214,12 @@ def _audit_page(context: CheckContext, after: str) -> list[str]:
 
 
 def _batches(
-    context: CheckContext,
-    shared: Shared,
-    code: str,
-    cursor: str,
-    choose: Callable[[CheckContext, str], list[str]],
+    context: CheckContext, code: str, cursor: str, choose: Callable[[CheckContext, str], list[str]]
 ) -> list[str]:
     """Name the one batch; else a page, what this round repaired, and what broke the rule before."""
     if context.batch is not None:
         return [context.batch]
+    shared = context.shared
     if cursor not in shared.pages:
         shared.pages[cursor] = _next_page(context, cursor, choose)
     known = db.sweep.unmended_by(context.conn, code, KNOWN)

@@ -1,7 +1,8 @@
 """How a repeat of an event leads to what the event led to."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 from psycopg import Error
 from psycopg import errors as pg
@@ -12,6 +13,7 @@ from core.errors import IdempotencyConflict
 from core.messages import Idempotency
 from core.model import StepResult
 
+P = ParamSpec("P")
 T = TypeVar("T")
 # The constraints that another delivery of an event, or another event of its content, violates.
 REPEATS = frozenset(
@@ -35,19 +37,24 @@ def replayed(conn: Conn, idem: Idempotency) -> StepResult | None:
     stored = db.idempotency.stored_outcome(conn, idem.key)
     if stored is None:
         return None
-    if (stored.task, stored.fingerprint) != (idem.task, idem.fingerprint):
+    if (stored["task"], stored["fingerprint"]) != (idem.task, idem.fingerprint):
         raise IdempotencyConflict(
-            f"event {idem.key} was seen before with another body ({stored.task});"
+            f"event {idem.key} was seen before with another body ({stored['task']});"
             " send it with an event_id of its own"
         )
-    return StepResult(stored.outcome, full=stored.full, posted=True)
+    return StepResult(stored["outcome"], full=stored["full"], posted=True)
 
 
-def retry_on_conflict(step: Callable[[], T]) -> T:
+def retry_on_conflict(step: Callable[P, T]) -> Callable[P, T]:
     """Run a step again when another delivery of its event commits first."""
-    try:
-        return step()
-    except pg.UniqueViolation as error:
-        if not is_repeat(error):
-            raise
-        return step()
+
+    @wraps(step)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return step(*args, **kwargs)
+        except pg.UniqueViolation as error:
+            if not is_repeat(error):
+                raise
+            return step(*args, **kwargs)
+
+    return run

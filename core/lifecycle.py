@@ -10,11 +10,10 @@ from uuid import UUID, uuid5
 
 import structlog
 from psycopg import Rollback
-from psycopg_pool import ConnectionPool
 
 from core import db, metrics
 from core.assignment import Assignment
-from core.catalogue import AMEND_BATCH, BATCH_READINESS_TIMEOUT, ESSAY_SLOT_ASSIGNED
+from core.catalogue import AMEND_BATCH, BATCH_READINESS_TIMEOUT
 from core.crash import crashpoint
 from core.db.actions import By
 from core.db.completion import Bounds
@@ -31,7 +30,6 @@ from core.messages import (
 )
 from core.model import Message, StepResult, outcome
 from core.seals import Seal, Sealed, announcement, seal_of
-from core.slots import Slots
 from core.states import ACCOUNTED, BatchStatus, EssayStatus, ExcessReason, OnDeadline
 from core.tracker import Tracker
 
@@ -43,57 +41,28 @@ WHOLE_BATCH: Bounds = ("", None)
 log = structlog.get_logger(__name__)
 
 
-class Lifecycle:
+class Lifecycle(Assignment):
     """The steps of a batch, on one Postgres and one Redis."""
-
-    def __init__(
-        self,
-        pool: "ConnectionPool[Conn]",
-        slots: Slots,
-        opt_in_events: frozenset[str] = frozenset(),
-    ) -> None:
-        """Take the two stores, and the types of opt-in events that a route asks for."""
-        self.pool = pool
-        self.slots = slots
-        self.slot_events = ESSAY_SLOT_ASSIGNED.name in opt_in_events
-        self.assign = Assignment(pool, slots, slot_events=self.slot_events).assign
 
     # --- a batch is registered -----------------------------------------------------------------
 
+    @retry_on_conflict
     def register_batch(self, event: BatchEssaysRegistered, idem: Idempotency) -> StepResult:
         """Write the batch, all of its slots, and what waited for it: all or nothing.
 
         Raises RegistrationConflict when it is registered otherwise.
         """
+        batch_id = event.batch_id
         essay_ids = sorted(event.essay_ids)  # the order of slots, ranges and manifest
-        return retry_on_conflict(lambda: self._register(event, essay_ids, idem))
-
-    def _register(
-        self, event: BatchEssaysRegistered, essay_ids: list[str], idem: Idempotency
-    ) -> StepResult:
-        batch_id, digest = event.batch_id, hashlib.sha256("\n".join(essay_ids).encode()).digest()
+        row = vars(event) | {
+            "student_prompt_ref": db.jsonb(event.student_prompt_ref),
+            "metadata": db.jsonb(event.metadata),
+            "essay_ids_sha256": hashlib.sha256("\n".join(essay_ids).encode()).digest(),
+        }
         with db.transaction(self.pool) as conn:
             db.batches.hold_registration_lock(conn, batch_id)
             if done := replayed(conn, idem):
                 return done
-            row = event.model_dump(
-                include={
-                    "batch_id",
-                    "class_id",
-                    "org_id",
-                    "user_id",
-                    "course_code",
-                    "course_language",
-                }
-            )
-            row |= {
-                "correlation_id": event.correlation_id,
-                "on_deadline": event.on_deadline,
-                "deadline_s": event.deadline_s,
-                "student_prompt_ref": db.jsonb(event.student_prompt_ref),
-                "metadata": db.jsonb(event.metadata),
-                "essay_ids_sha256": digest,
-            }
             if tracker := db.batches.tracker(conn, batch_id):
                 _refuse_contradictions(conn, event, row)
                 return _already_registered(conn, tracker, idem)
@@ -272,8 +241,9 @@ class Lifecycle:
             tracker = db.batches.tracker(conn, event.batch_id)
         if tracker and tracker.full:
             self.complete(event.batch_id)
-        return retry_on_conflict(lambda: self._confirm(event, idem))
+        return self._confirm(event, idem)
 
+    @retry_on_conflict
     def _confirm(self, event: StudentAssociationsConfirmed, idem: Idempotency) -> StepResult:
         batch_id = event.batch_id
         rows = [association.model_dump(mode="json") for association in event.associations]
@@ -314,6 +284,7 @@ class Lifecycle:
         metrics.ready(seconds)
         return StepResult(value, posted=True)
 
+    @retry_on_conflict
     def amend_batch(
         self, event: BatchAmended, idem: Idempotency, by: By | None = None
     ) -> StepResult:
@@ -324,9 +295,6 @@ class Lifecycle:
         An announcement that read the batch before the change takes no effect, so a full batch is
         sealed again: `StepResult.full` says so.
         """
-        return retry_on_conflict(lambda: self._amend(event, idem, by))
-
-    def _amend(self, event: BatchAmended, idem: Idempotency, by: By | None) -> StepResult:
         batch_id = event.batch_id
         value = outcome("amended", batch_id)
         with db.transaction(self.pool) as conn:
@@ -353,10 +321,11 @@ class Lifecycle:
 
         `by`: an operator does so, whose action is recorded.
         """
-        done = retry_on_conflict(lambda: self._cancel(event, idem, by))
+        done = self._cancel(event, idem, by)
         self.slots.close([event.batch_id])
         return done
 
+    @retry_on_conflict
     def _cancel(self, event: BatchCancelled, idem: Idempotency, by: By | None) -> StepResult:
         batch_id = event.batch_id
         value = outcome("cancelled", batch_id)

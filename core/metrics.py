@@ -32,17 +32,26 @@ REGISTRY = CollectorRegistry()
 QUICK_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 30)
 PATIENT_S = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600, 3 * 24 * 3600, 7 * 24 * 3600)
 
-REGISTRATIONS = Counter(
+
+def _counter(name: str, documentation: str, label: str, values: Iterable[str] = ()) -> Counter:
+    """Make a counter, at 0 for each value from the start, so that the first one is an increase."""
+    counter = Counter(name, documentation, [label], registry=REGISTRY)
+    for value in values:
+        counter.labels(value)
+    return counter
+
+
+REGISTRATIONS = _counter(
     "els_batch_registration",
     "Registrations executed, by outcome.",
-    ["outcome"],
-    registry=REGISTRY,
+    "outcome",
+    ("registered", "already_registered", "dead_letter"),
 )
-REGISTRATION_FAILURES = Counter(
+REGISTRATION_FAILURES = _counter(
     "els_batch_registration_failures",
     "Registrations that failed, those to be tried again included, by SQLSTATE.",
-    ["sqlstate"],
-    registry=REGISTRY,
+    "sqlstate",
+    [NO_SQLSTATE],
 )
 REGISTRATION_SECONDS = Histogram(
     "els_batch_registration_seconds",
@@ -50,11 +59,11 @@ REGISTRATION_SECONDS = Histogram(
     buckets=QUICK_S,
     registry=REGISTRY,
 )
-ASSIGNMENTS = Counter(
+ASSIGNMENTS = _counter(
     "els_content_assignment",
     "Contents and rejected files, by what became of each; repeats not counted.",
-    ["outcome"],
-    registry=REGISTRY,
+    "outcome",
+    ("assigned", "failed_slot", "pending", "excess", "closed", "dead_letter"),
 )
 ASSIGNMENT_SECONDS = Histogram(
     "els_content_assignment_seconds",
@@ -68,23 +77,18 @@ READINESS_SECONDS = Histogram(
     buckets=PATIENT_S,
     registry=REGISTRY,
 )
-REPAIRS = Counter(
-    "els_sweep_repairs",
-    "What the sweep mended, by rule.",
-    ["rule"],
-    registry=REGISTRY,
-)
-PURGED = Counter(
+REPAIRS = _counter("els_sweep_repairs", "What the sweep mended, by rule.", "rule")
+PURGED = _counter(
     "els_purged",
     "What was deleted because ELS_RETENTION_DAYS had passed, by kind.",
-    ["kind"],
-    registry=REGISTRY,
+    "kind",
+    ("batches", "pending", "refusals", "letters", "actions", "keys"),
 )
-RETRIES = Counter(
+RETRIES = _counter(
     "els_retries",
     "Messages to be tried again after an error that may pass, by SQLSTATE.",
-    ["sqlstate"],
-    registry=REGISTRY,
+    "sqlstate",
+    [NO_SQLSTATE],
 )
 PAUSES = Counter(
     "els_pauses",
@@ -92,34 +96,20 @@ PAUSES = Counter(
     ["server", "sqlstate"],
     registry=REGISTRY,
 )
-PUBLISHED = Counter(
-    "els_events_published",
-    "Events that the broker took, once for all consumers of a type.",
-    ["type"],
-    registry=REGISTRY,
-)
-CLAIMS = Counter(
-    "els_claims",
-    "Claims of slots in Redis, by result.",
-    ["result"],
-    registry=REGISTRY,
-)
-
-
-for end in ("registered", "already_registered", "dead_letter"):
-    REGISTRATIONS.labels(end)  # at 0 from the start, so that the first one is an increase
-for end in ("assigned", "failed_slot", "pending", "excess", "closed", "dead_letter"):
-    ASSIGNMENTS.labels(end)
-REGISTRATION_FAILURES.labels(NO_SQLSTATE)
-RETRIES.labels(NO_SQLSTATE)
 for server in ("postgres", "redis"):
     PAUSES.labels(server, NO_SQLSTATE)
-for kind in ("batches", "pending", "refusals", "letters", "actions", "keys"):
-    PURGED.labels(kind)
-for event_type in EVENTS:
-    PUBLISHED.labels(event_type)
-for result in ("new", "held", "none", "stale"):
-    CLAIMS.labels(result)
+PUBLISHED = _counter(
+    "els_events_published",
+    "Events that the broker took, once for all consumers of a type.",
+    "type",
+    EVENTS,
+)
+CLAIMS = _counter(
+    "els_claims",
+    "Claims of slots in Redis, by result.",
+    "result",
+    ("new", "held", "none", "stale"),
+)
 
 
 def executed(task: str, outcome: str, became: Mapping[str, int], seconds: float) -> None:
@@ -158,16 +148,10 @@ def published(types: Iterable[str]) -> None:
         PUBLISHED.labels(event_type).inc(number)
 
 
-def claimed(*, new: int, held: int, none: int) -> None:
-    """Count claims: of a free slot, of the one that the claimant has, and without a slot."""
-    for result, number in (("new", new), ("held", held), ("none", none)):
-        if number:
-            CLAIMS.labels(result).inc(number)
-
-
-def claims_stale(number: int) -> None:
-    """Count claims that Postgres did not confirm."""
-    CLAIMS.labels("stale").inc(number)
+def claimed(results: Iterable[str]) -> None:
+    """Count claims by result."""
+    for result, number in Tally(results).items():
+        CLAIMS.labels(result).inc(number)
 
 
 def ready(seconds: float | None) -> None:

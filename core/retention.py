@@ -75,16 +75,16 @@ class Purge:
 
     def _keys(self, after: UUID) -> UUID | None:
         with self.pool.connection() as conn:
-            page = db.retention.purge_keys(conn, self.days, after, KEYS_AT_ONCE)
-        self.done["keys"] += page.deleted
-        return page.last
+            deleted, last = db.retention.purge_keys(conn, self.days, after, KEYS_AT_ONCE)
+        self.done["keys"] += deleted
+        return last
 
 
 def count(conn: Conn, days: float) -> dict[str, int]:
     """Count what a purge would delete, by kind."""
     counts = {"batches": db.retention.count_purgeable(conn, days)}
     for kind in WITHOUT_BATCH:
-        counts[kind] = db.retention.count_without_batch(conn, kind, days)
+        counts[kind] = len(db.retention.without_batch(conn, kind, days))
     return {**counts, "keys": db.retention.count_keys_without_batch(conn, days)}
 
 

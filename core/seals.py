@@ -1,16 +1,14 @@
 """Seals: the headers of the completion chord check the slots, its callback checks the seals."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict
+from collections.abc import Sequence
+from typing import NamedTuple, TypedDict
 
 from core.db.completion import Announcement
 from core.errors import BrokenSeal
-from core.events import completion, essays_ready, lacks_some, manifest_line, manifest_sha256
+from core.events import Row, completion, essays_ready, lacks_some, manifest_line, manifest_sha256
 from core.states import ACCOUNTED, BatchStatus, completed_status
 from core.tracker import Tracker
-
-Row = Mapping[str, Any]  # Any: a database row
 
 
 class Seal(TypedDict):

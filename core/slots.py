@@ -96,16 +96,15 @@ class Slots:
             self.client.delete(*wrong)
             log.warning("keys_of_another_type_dropped", keys=wrong)
 
-    def release(self, batch_id: str, claims: Iterable[Claim], *, still_open: bool) -> int:
-        """Take claims back; return how many still were these claimants'.
+    def release(self, batch_id: str, claims: Iterable[Claim], *, still_open: bool) -> None:
+        """Take claims back, those that still are these claimants'.
 
         `still_open` puts the slots among the free ones again; otherwise they are forgotten.
         """
         pairs = [x for claim in claims if claim.essay_id for x in (claim.claimant, claim.essay_id)]
-        if not pairs:
-            return 0
-        call: Call = (_keys(batch_id), [int(still_open), *pairs])
-        return cast(int, self._healed([batch_id], lambda: self._release(*call)))
+        if pairs:
+            call: Call = (_keys(batch_id), [int(still_open), *pairs])
+            self._healed([batch_id], lambda: self._release(*call))
 
     def seed(self, batch_id: str, open_slots: Iterable[str], *, fresh: bool = True) -> int:
         """Make exactly these slots claimable, but those claimed within `CLAIM_LEASE`.

@@ -23,9 +23,9 @@ from core.repairs import RepairContext
 from core.settings import Settings
 from core.slots import Slots
 from core.sweep import SweepResult, sweep
-from ops import queries
 from ops.client import common
-from ops.queries import Events
+from ops.queries import outbox
+from ops.queries.outbox import Events
 from tasks.delivery import deliver
 
 REPUBLISHED_AT_ONCE = 1_000  # events of one transaction
@@ -80,7 +80,7 @@ def republish(conn: Conn, meant: Events, by: By, progress: Callable[[int], objec
     total = 0
     while True:
         with conn.transaction():
-            counts = queries.republish(conn, meant, REPUBLISHED_AT_ONCE)
+            counts = outbox.republish(conn, meant, REPUBLISHED_AT_ONCE)
             if not counts:
                 return total
             of = {batch_id: f"batch {batch_id}" if batch_id else "no batch" for batch_id in counts}

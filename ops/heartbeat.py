@@ -6,8 +6,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import redis
-from amqp.exceptions import AMQPError
-from kombu.exceptions import OperationalError
 
 from core.db.connection import Conn
 from core.probe import probe_redis
@@ -20,14 +18,14 @@ from core.servers.urls import is_redis, kind_and_path
 from core.settings import Settings
 from core.signs import heartbeat as core_heartbeat
 from core.signs.beats import read_beats
-from core.signs.heartbeat import FRESH, NO_HEARTBEAT, WORKERS, Asked, Heartbeat
+from core.signs.heartbeat import NO_HEARTBEAT, Asked, Heartbeat
 from core.signs.installation import Installation, Kind, detect
-from core.signs.pauses import Outage, Pause, Server, server_time
+from core.signs.pauses import Outage, Pause, Server
 from core.slots import Slots
+from ops.queues import UNANSWERED, brief_connection, queue_lengths
 from ops.redis_queues import lengths_on_redis, oldest_sent
 from ops.wording import words_of
 
-UNANSWERED = (OperationalError, AMQPError, OSError, redis.RedisError)
 BROKER_S = 0.8  # for Redis as the broker
 LOCK_S = 0.3  # for a lock that the probe meets; whoever holds it is found otherwise
 ASKER = "this command"
@@ -63,14 +61,6 @@ def read_heartbeat(
     return replace(seen, beats=read_beats(client, queues[-1]), asked=asked)
 
 
-def count_waiting(broker_url: str, queues: Sequence[str]) -> int | None:
-    """Count the messages that wait; None if the broker does not answer."""
-    try:
-        return ask_waiting(broker_url, queues)[0]
-    except UNANSWERED:
-        return None
-
-
 def ask_waiting(broker_url: str, queues: Sequence[str]) -> tuple[int, datetime | None]:
     """Count the messages that wait; tell when the oldest of the last queue was sent, if it shows.
 
@@ -84,8 +74,6 @@ def ask_waiting(broker_url: str, queues: Sequence[str]) -> tuple[int, datetime |
 
 
 def _count_by_kombu(broker_url: str, queues: Sequence[str]) -> int:
-    from ops.queues import brief_connection, queue_lengths  # noqa: PLC0415 - imports Kombu
-
     with brief_connection(broker_url) as broker:
         return sum(queue_lengths(broker, queues).values())
 
@@ -165,24 +153,6 @@ def redis_outage(client: redis.Redis) -> Outage | None:
     except redis.RedisError:
         return outage
     return replace(outage, error=f"it answers, and holds writes back: {HOLDS_BACK}")
-
-
-def worker_elsewhere(client: redis.Redis) -> str | None:
-    """Name a worker that gives signs of life in another database of this Redis, and which one.
-
-    Raises redis.RedisError.
-    """
-    here = str(client.connection_pool.connection_kwargs.get("db") or 0)
-    for name in client.info("keyspace"):
-        database = name.removeprefix("db")
-        if database == here:
-            continue
-        with client.client() as there:  # type: ignore[no-untyped-call] # redis-py's
-            there.execute_command("SELECT", database)
-            since = server_time(there) - FRESH.total_seconds()
-            if workers := there.zrangebyscore(WORKERS, since, "+inf"):
-                return f"{workers[0]} gives them in database {database}, and this is {here}"
-    return None
 
 
 def _without_ours(heartbeat: Heartbeat) -> Heartbeat:

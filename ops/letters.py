@@ -11,9 +11,9 @@ from core import db
 from core.db.actions import By
 from core.db.connection import Conn, Row
 from core.errors import StackError
-from ops import queries
 from ops.client import Sender
-from ops.queries import Letters
+from ops.queries import dead_letters
+from ops.queries.dead_letters import Letters
 
 CHUNK = 20  # letters of one transaction: a body may have 8 MiB
 DISCARDED_AT_ONCE = 500
@@ -95,7 +95,7 @@ def replay(
                 sent = sender.send(row["task"], row["body"])
             except StackError as error:
                 return error
-            queries.mark_replayed(conn, row["id"], sent.task_id)
+            dead_letters.mark_replayed(conn, row["id"], sent.task_id)
             _record(conn, by, "replay", [row], task_id=sent.task_id)
             done.numbers.append(row["id"])
         progress(len(done.numbers))
@@ -112,7 +112,7 @@ def discard(conn: Conn, meant: Letters, by: By, progress: Progress) -> Done:
 
     def settle(rows: list[DictRow]) -> None:
         numbers = [row["id"] for row in rows]
-        queries.mark_discarded(conn, *numbers)
+        dead_letters.mark_discarded(conn, *numbers)
         _record(conn, by, "discard", rows)
         done.numbers += numbers
         progress(len(done.numbers))
@@ -143,11 +143,11 @@ def _in_chunks(
     conn: Conn, meant: Letters, size: int, act: Callable[[list[DictRow]], StackError | None]
 ) -> StackError | None:
     """Act on the letters, a chunk a transaction, until one meets an error; return that."""
-    last = max((row["last"] for row in queries.count_letters(conn, meant)), default=0)
+    last = max((row["last"] for row in dead_letters.count_letters(conn, meant)), default=0)
     after, refused = 0, None
     while after < last and refused is None:
         with conn.transaction():
-            rows = queries.lock_letters(conn, meant, after, last, size)
+            rows = dead_letters.lock_letters(conn, meant, after, last, size)
             if not rows:
                 break
             refused = act(rows)

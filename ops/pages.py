@@ -12,7 +12,8 @@ from uuid import UUID
 from psycopg.rows import DictRow
 
 from core.db.connection import Conn
-from ops.queries import FIRST, sql
+from ops.queries.batches import FIRST
+from ops.queries.statements import sql
 
 Key = tuple[str, str]  # of a batch: when it was registered, as Postgres writes it, and its id
 WINDOW = 5_000  # batches that a page looks at, at most

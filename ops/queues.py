@@ -5,15 +5,17 @@ from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 import redis
 from amqp.exceptions import AMQPError
-from kombu import Connection
 from kombu.exceptions import ChannelError, OperationalError
 
 from core.servers.urls import is_redis
+
+if TYPE_CHECKING:
+    from kombu import Connection  # its import takes longer than most answers
 
 ANSWER_S = 2  # for the broker
 UNANSWERED = (OperationalError, AMQPError, OSError, redis.RedisError)
@@ -40,7 +42,7 @@ class EventQueue:
         }
 
 
-def brief_connection(broker_url: str) -> Connection:
+def brief_connection(broker_url: str) -> "Connection":
     """Prepare a connection to the broker that does not wait for long."""
     from tasks.servers import app_on  # noqa: PLC0415 - reads the settings, which may be wrong
 
@@ -49,7 +51,7 @@ def brief_connection(broker_url: str) -> Connection:
     return app_on(broker_url).connection(connect_timeout=ANSWER_S, transport_options=options)
 
 
-def queue_lengths(broker: Connection, queues: Sequence[str]) -> dict[str, int]:
+def queue_lengths(broker: "Connection", queues: Sequence[str]) -> dict[str, int]:
     """Count the messages of each queue that no worker has taken; 0 where it is not there yet.
 
     Raises OSError or OperationalError where the broker does not answer.
@@ -57,12 +59,12 @@ def queue_lengths(broker: Connection, queues: Sequence[str]) -> dict[str, int]:
     return {queue: look(broker, queue)[0] for queue in queues}
 
 
-def event_queues(broker: Connection, types: Mapping[str, frozenset[str]]) -> list[EventQueue]:
+def event_queues(broker: "Connection", types: Mapping[str, frozenset[str]]) -> list[EventQueue]:
     """Look at the queues that events of these types are routed to. Raises as `queue_lengths`."""
     return [_event_queue(broker, name, those) for name, those in types.items()]
 
 
-def _event_queue(broker: Connection, name: str, types: frozenset[str]) -> EventQueue:
+def _event_queue(broker: "Connection", name: str, types: frozenset[str]) -> EventQueue:
     messages, consumers = look(broker, name)
     channel: Any = broker.default_channel  # Any: kombu's channels have no types
     if not hasattr(channel, "_q_for_pri"):
@@ -83,7 +85,7 @@ def _event_of(message: bytes) -> tuple[UUID | None, float | None]:
         return None, None
 
 
-def look(broker: Connection, queue: str) -> tuple[int, int]:
+def look(broker: "Connection", queue: str) -> tuple[int, int]:
     """Count the messages that wait in a queue, and its consumers as the broker knows them.
 
     Raises OSError or OperationalError where the broker does not answer.

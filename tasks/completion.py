@@ -4,7 +4,6 @@ The chord is Celery's; who announces is decided by Postgres. It may be dispatche
 or get lost: the first does nothing, the last is found by the sweep.
 """
 
-import math
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
@@ -23,7 +22,6 @@ from core.crash import crashpoint
 from core.faults import Fault, describe, fault
 from core.model import StepResult, Value
 from core.seals import Seal, Sealed
-from core.servers.urls import is_amqp
 from tasks import versions
 from tasks.app import DEATHS, app, settings
 from tasks.attempts import attempts
@@ -132,8 +130,6 @@ def again(task: AnyTask, error: Exception) -> Exception:
     Raises Reject where the broker does not take it.
     """
     wait = wait_s(task.request.retries)
-    if is_amqp(str(app.conf.broker_url)):
-        wait = math.ceil(wait)  # RabbitMQ delays by whole seconds; Celery refuses 0
     return task.retry(exc=error, countdown=wait, max_retries=sys.maxsize, throw=False)
 
 

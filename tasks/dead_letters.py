@@ -17,13 +17,13 @@ import structlog
 from kombu import Message
 from structlog.contextvars import bound_contextvars, clear_contextvars
 
-from core import db, redaction
+from core import db
 from core.catalogue import MESSAGE_REFUSED
 from core.db.dead_letters import DeadLetter
 from core.errors import NotExecuted
 from core.faults import describe, safe_message, sqlstate
 from core.messages import WIRE_LIMIT, canonical
-from core.named_batch import batch_of
+from core.named_batch import batch_of, ids_of
 from durable_redis import MALFORMED, Misshapen
 from tasks.app import app, settings
 from tasks.attempts import attempts
@@ -199,7 +199,7 @@ def as_json(body: object) -> str:
     try:
         return json.dumps(json.loads(canonical(body)), allow_nan=False)
     except (ValueError, TypeError, RecursionError):
-        return json.dumps({**_ids(body), "not_json": _repr(body)})
+        return json.dumps({**ids_of(body, batch_of(body)), "not_json": _repr(body)})
 
 
 def _printable(text: str) -> str:
@@ -246,13 +246,6 @@ def _raw(message: Message) -> dict[str, object]:
         return {**about, "base64": base64.b64encode(raw).decode()}
     beginning = base64.b64encode(raw[:BEGINNING]).decode()
     return {**about, "bytes": len(raw), "beginning_base64": beginning}
-
-
-def _ids(body: object) -> dict[str, str]:
-    """Return the ids by which people look for an event."""
-    given = body if isinstance(body, Mapping) else {}
-    named = {name: str(given.get(name)) for name in ("event_id", "correlation_id", "batch_id")}
-    return {name: text for name, text in named.items() if redaction.field(name, text) == text}
 
 
 def _repr(body: object) -> str:

@@ -85,6 +85,5 @@ def _purge(days: float) -> dict[str, int]:
 
 def _begin_tick(task: str) -> None:
     """Let beat send the next tick. If Redis does not answer, beat sends it a little later."""
-    if settings.redis_url:
-        with suppress(RedisError):
-            heartbeat.tick_begun(brief_redis(), settings.queue, task)
+    with suppress(RedisError):
+        heartbeat.tick_begun(brief_redis(), settings.queue, task)

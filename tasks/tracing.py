@@ -76,7 +76,6 @@ class Traces:
         atexit.register(self.flush)  # which a forked child does not run
 
     def disconnect(self) -> None:
-        """Trace no more."""
         for signal, receiver in self._signals:
             signal.disconnect(receiver)
         tracing.use()
@@ -243,5 +242,4 @@ class Collector(SpanExporter):
         return result
 
     def shutdown(self) -> None:
-        """Close the connection."""
         self._sender.shutdown()  # type: ignore[no-untyped-call] # theirs

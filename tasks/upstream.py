@@ -27,6 +27,7 @@ from core.catalogue import (
     REJECT_CONTENT,
     TASKS,
 )
+from core.catalogue import Task as Known
 from core.crash import crashpoint
 from core.errors import InvalidEvent, NotExecuted, Refusal
 from core.faults import Fault, describe, fault, sqlstate
@@ -109,49 +110,49 @@ def execute_batch(calls: Sequence[Call]) -> list[Value | None]:
     return values
 
 
-@app.task(bind=True, name=REGISTER_BATCH.name, typing=False)
+def _task(known: Known) -> Callable[[Callable[..., Value]], AnyTask]:
+    """Make a Celery task of one in the catalogue."""
+    together = staticmethod(execute_batch) if known.batched else None
+    return app.task(bind=True, name=known.name, typing=False, execute_batch=together)
+
+
+@_task(REGISTER_BATCH)
 def register_batch(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     """Announce a batch and the essays that it expects."""
     return execute(self, args, kwargs, resources().lifecycle.register_batch)
 
 
-@app.task(
-    bind=True, name=ASSIGN_CONTENT.name, typing=False, execute_batch=staticmethod(execute_batch)
-)
+@_task(ASSIGN_CONTENT)
 def assign_content(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     """Announce one stored text."""
     return execute(self, args, kwargs)
 
 
-@app.task(
-    bind=True, name=ASSIGN_CONTENTS.name, typing=False, execute_batch=staticmethod(execute_batch)
-)
+@_task(ASSIGN_CONTENTS)
 def assign_contents(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     """Announce the stored texts of one upload."""
     return execute(self, args, kwargs)
 
 
-@app.task(
-    bind=True, name=REJECT_CONTENT.name, typing=False, execute_batch=staticmethod(execute_batch)
-)
+@_task(REJECT_CONTENT)
 def reject_content(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     """Announce a file that failed validation."""
     return execute(self, args, kwargs)
 
 
-@app.task(bind=True, name=CONFIRM_STUDENTS.name, typing=False)
+@_task(CONFIRM_STUDENTS)
 def confirm_students(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     """Announce whose essays they are."""
     return execute(self, args, kwargs, resources().lifecycle.confirm_students)
 
 
-@app.task(bind=True, name=CANCEL_BATCH.name, typing=False)
+@_task(CANCEL_BATCH)
 def cancel_batch(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     """Give a batch up."""
     return execute(self, args, kwargs, resources().lifecycle.cancel_batch)
 
 
-@app.task(bind=True, name=AMEND_BATCH.name, typing=False)
+@_task(AMEND_BATCH)
 def amend_batch(self: AnyTask, /, *args: object, **kwargs: object) -> Value:
     """Change a batch that is not sealed yet."""
     return execute(self, args, kwargs, resources().lifecycle.amend_batch)

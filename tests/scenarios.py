@@ -445,6 +445,8 @@ def bad_bodies(batch):
         [good],
         {**{key: value for key, value in good.items() if key != "batch_id"}, "batchId": batch},
         {"batch": {"id": batch}},
+        {**good, "batch_id": float("nan")},
+        {**good, "correlation_id": good["correlation_id"].upper(), "file_size_bytes": -1},
     ]
     before = [Send(ASSIGN, body) for body in bad]
     return [*before, Send(REGISTER, registration(batch, 1)), *before, Send(ASSIGN, good)]

@@ -1,6 +1,5 @@
 """What operators did: a row an action, with who, why, when and what changed."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -66,7 +65,6 @@ def record(conn: Conn, *actions: Action) -> None:
 
 
 def newest(conn: Conn, wanted: Wanted, limit: int) -> list[DictRow]:
-    """List actions, the newest first."""
     return conn.execute(
         "SELECT id, acted_at, actor, action, target, batch_id, reason, changes"
         " FROM operator_actions"
@@ -77,13 +75,3 @@ def newest(conn: Conn, wanted: Wanted, limit: int) -> list[DictRow]:
         " ORDER BY id DESC LIMIT %(limit)s",
         {**vars(wanted), "limit": limit},
     ).fetchall()
-
-
-def of_targets(conn: Conn, targets: Sequence[str]) -> dict[str, DictRow]:
-    """Read the last action on each of these targets."""
-    rows = conn.execute(
-        "SELECT DISTINCT ON (target) target, acted_at, actor, action, reason"
-        " FROM operator_actions WHERE target = ANY(%s) ORDER BY target, id DESC",
-        [list(targets)],
-    )
-    return {row["target"]: row for row in rows}

@@ -190,13 +190,3 @@ def facts(conn: Conn, batch_id: str) -> Row:
 def timeline(conn: Conn, batch_id: str) -> list[DictRow]:
     """Read the history of a batch, in order: `at`, `what`, and the `place` of its files, if any."""
     return conn.execute(sql("timeline"), {"batch_id": batch_id}).fetchall()
-
-
-def excess_by_reason(conn: Conn, batch_id: str, limit: int) -> list[DictRow]:
-    """Count what found no slot, by reason, with the names of the first few files."""
-    return conn.execute(
-        "SELECT reason, count(*) AS files, (array_agg(coalesce(text_storage_id, file_upload_id)"
-        " ORDER BY received_at, id))[:%s] AS names"
-        " FROM excess_content WHERE batch_id = %s GROUP BY reason ORDER BY reason",
-        [limit, batch_id],
-    ).fetchall()

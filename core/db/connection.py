@@ -23,7 +23,7 @@ from psycopg_pool import ConnectionPool
 from core.crash import crashpoint
 from core.db import session
 from core.db.moments import CONTEXT
-from core.db.silence import ANSWER_S, Silence, beside
+from core.db.silence import ANSWER_S, POLL_S, Impatient, Silence, beside
 from core.db.url import address
 from core.errors import ELSError
 
@@ -34,7 +34,6 @@ Prepare = Literal["auto", "on", "off"]
 
 POOL_TIMEOUT_S = 10.0  # a pool that has no connection free for so long blames the server
 RECONNECT_S = 5.0  # then a pool stops connecting, until somebody asks again
-POLL_S = 0.1  # how often psycopg lets Ctrl-C through while it waits
 PREPARE_AFTER = 1  # executions
 OPTIONS: dict[str, Any] = {  # Any: keyword arguments of psycopg
     "autocommit": True,
@@ -225,18 +224,10 @@ class WatchedConnection(SettledConnection):
                 raise psycopg.OperationalError(f"the connection is silent: {why}")
 
 
-class BriefConnection(SettledConnection):
-    """A connection for an answer within seconds: it waits for each statement for a moment only."""
+class BriefConnection(Impatient, SettledConnection):
+    """A connection for an answer within seconds."""
 
-    answer_s: ClassVar[float] = 2
-
-    def wait(self, gen: PQGen[RV], interval: float = POLL_S, timeout: float | None = None) -> RV:
-        """Wait for the server. Raises OperationalError when it does not answer in time."""
-        try:
-            return super().wait(gen, interval, timeout or self.answer_s)
-        except _WaitTimeout:
-            self.pgconn.finish()
-            raise psycopg.OperationalError(f"no answer within {self.answer_s:g} s") from None
+    answer_s = 2
 
 
 class WatchedBriefly(WatchedConnection):

@@ -6,13 +6,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import LiteralString
 from uuid import UUID
 
-from psycopg.rows import DictRow
-
 from core.db import outbox
 from core.db.connection import Conn, Row, sql
 from core.events import message_refused
+from core.named_batch import ids_of
 
-LONGEST_NAME = 255  # of a task, in an event: senders may write any
 NEEDED = sql("needed_letters")
 
 
@@ -42,7 +40,7 @@ def add(conn: Conn, letter: DeadLetter, *, announced: bool = False) -> int:
         number, is_new = _add(conn, letter)
         if announced and is_new:
             event = message_refused(
-                number, letter.task[:LONGEST_NAME], letter.code, letter.message, _ids_of(letter)
+                number, letter.task, letter.code, letter.message, _ids_of(letter)
             )
             outbox.post_refusal(conn, event)
     return number
@@ -53,42 +51,12 @@ def among_needed(query: LiteralString) -> LiteralString:
     return f"WITH needed AS ({NEEDED}) {query}"
 
 
-def needed(conn: Conn, batch_id: str, limit: int) -> list[DictRow]:
-    """List the letters that a batch still needs, the oldest first."""
-    query = among_needed("SELECT * FROM needed ORDER BY id LIMIT %(limit)s")
-    return conn.execute(query, {"batch": batch_id, "limit": limit}).fetchall()
-
-
-def left(conn: Conn, batch_id: str, limit: int) -> list[DictRow]:
-    """List the letters that wait although their batch no longer needs them."""
-    return conn.execute(
-        among_needed(
-            "SELECT id, task, code FROM dead_letters WHERE batch_id = %(batch)s"
-            " AND replayed_at IS NULL AND discarded_at IS NULL"
-            " AND id NOT IN (SELECT id FROM needed) ORDER BY id LIMIT %(limit)s"
-        ),
-        {"batch": batch_id, "limit": limit},
-    ).fetchall()
-
-
 def _ids_of(letter: DeadLetter) -> Row:
-    """Return the well-formed ids of the message."""
     try:
         body = json.loads(letter.body)
     except (ValueError, RecursionError):  # a number of a million digits, a thousand levels
         body = None
-    given = body if isinstance(body, dict) else {}
-    ids = {
-        name: given[name] for name in ("event_id", "correlation_id") if _is_uuid(given.get(name))
-    }
-    return ids | ({"batch_id": letter.batch_id} if letter.batch_id else {})
-
-
-def _is_uuid(value: object) -> bool:
-    try:
-        return isinstance(value, str) and bool(UUID(value))
-    except ValueError:
-        return False
+    return ids_of(body, letter.batch_id)
 
 
 def _add(conn: Conn, letter: DeadLetter) -> tuple[int, bool]:

@@ -1,27 +1,17 @@
 """Idempotency keys: the outcome of each event, written with its effect."""
 
-from dataclasses import dataclass
-from typing import Any
 from uuid import UUID
 
+from psycopg.rows import DictRow
 from psycopg.types.json import Jsonb
 
 from core.db.connection import Conn, Row
 from core.messages import Idempotency
 
 
-@dataclass(frozen=True)
-class Stored:
-    """The first outcome of an event; `full`: nobody has announced its full batch yet."""
-
-    task: str
-    fingerprint: bytes
-    outcome: dict[str, Any]  # Any: JSON
-    full: bool
-
-
-def stored_outcome(conn: Conn, key: UUID) -> Stored | None:
-    row = conn.execute(
+def stored_outcome(conn: Conn, key: UUID) -> DictRow | None:
+    """Read the first outcome of an event; `full`: nobody has announced its full batch yet."""
+    return conn.execute(
         """
         SELECT k.task, k.fingerprint, k.outcome,
                coalesce(t.available_slots = 0 AND t.completed_at IS NULL
@@ -31,7 +21,6 @@ def stored_outcome(conn: Conn, key: UUID) -> Stored | None:
         """,
         [key],
     ).fetchone()
-    return Stored(**row) if row else None
 
 
 def write_key(conn: Conn, idem: Idempotency, batch_id: str, outcome: Row) -> None:

@@ -5,6 +5,8 @@ such value in one row would break every page that reads it.
 """
 
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
 
 from psycopg import DataError, adapters
 from psycopg.abc import AdaptContext, Buffer
@@ -15,15 +17,11 @@ EARLIEST = datetime.min.replace(tzinfo=UTC)
 LATEST = datetime.max.replace(tzinfo=UTC)
 
 
-def _before_time(data: Buffer) -> bool:
-    text = bytes(data)
-    return text.startswith(b"-") or text.endswith(b"BC")
-
-
 class _Reads(Loader):
-    """Reads as psycopg does; its loaders in C cannot be extended."""
+    """Reads as psycopg does, whose loaders in C cannot be extended, or takes the nearest value."""
 
     reads: str
+    nearest: tuple[object, object]  # before all that Python can hold, and after it
 
     def __init__(self, oid: int, context: AdaptContext | None = None) -> None:
         super().__init__(oid, context)
@@ -31,44 +29,32 @@ class _Reads(Loader):
         assert standard is not None, f"psycopg reads {self.reads}"
         self._standard = standard(oid, context)
 
+    def load(self, data: Buffer) -> Any:  # Any: as psycopg has it
+        try:
+            return self.read(data)
+        except (DataError, OverflowError, ValueError):
+            text = bytes(data)
+            return self.nearest[not (text.startswith(b"-") or text.endswith(b"BC"))]
+
+    def read(self, data: Buffer) -> Any:
+        return self._standard.load(data)
+
 
 class MomentLoader(_Reads):
-    """Reads a timestamptz; one that Python cannot hold becomes `EARLIEST` or `LATEST`."""
+    """Reads a timestamptz, in UTC whatever the time zone of the session."""
 
-    reads = "timestamptz"
+    reads, nearest = "timestamptz", (EARLIEST, LATEST)
 
-    def load(self, data: Buffer) -> datetime:
-        try:
-            moment: datetime = self._standard.load(data).astimezone(UTC)
-        except (DataError, OverflowError):
-            return EARLIEST if _before_time(data) else LATEST
-        return moment
+    def read(self, data: Buffer) -> Any:
+        return super().read(data).astimezone(UTC)
 
 
 class DurationLoader(_Reads):
-    """Reads an interval; one that Python cannot hold becomes the shortest or the longest."""
+    """Reads an interval."""
 
-    reads = "interval"
-
-    def load(self, data: Buffer) -> timedelta:
-        try:
-            duration: timedelta = self._standard.load(data)
-        except (DataError, OverflowError, ValueError):
-            return timedelta.min if _before_time(data) else timedelta.max
-        return duration
+    reads, nearest = "interval", (timedelta.min, timedelta.max)
 
 
-class _Context:
-    """Where a connection gets its loaders from."""
-
-    def __init__(self) -> None:
-        self.adapters = AdaptersMap(adapters)
-        self.adapters.register_loader("timestamptz", MomentLoader)
-        self.adapters.register_loader("interval", DurationLoader)
-
-    @property
-    def connection(self) -> None:
-        return
-
-
-CONTEXT = _Context()
+CONTEXT = SimpleNamespace(adapters=AdaptersMap(adapters), connection=None)  # of a connection
+CONTEXT.adapters.register_loader("timestamptz", MomentLoader)
+CONTEXT.adapters.register_loader("interval", DurationLoader)

@@ -1,7 +1,6 @@
 """The outbox: events, committed with what they announce and numbered in each batch."""
 
-from collections.abc import Collection, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Sequence
 from operator import itemgetter
 from uuid import UUID
 
@@ -42,17 +41,6 @@ def missing_events(conn: Conn, batches: Sequence[str]) -> list[DictRow]:
         """,
         [list(batches)],
     ).fetchall()
-
-
-def missing_numbers(conn: Conn, batch_id: str, limit: int) -> list[int]:
-    """List the first numbers of a batch's events that the outbox no longer has."""
-    rows = conn.execute(
-        "SELECT n FROM batch_essay_trackers t, generate_series(1, t.event_sequence) n"
-        " WHERE t.batch_id = %(batch_id)s AND NOT EXISTS (SELECT FROM event_outbox o"
-        " WHERE o.batch_id = %(batch_id)s AND o.sequence = n) ORDER BY n LIMIT %(limit)s",
-        {"batch_id": batch_id, "limit": limit},
-    )
-    return [row["n"] for row in rows]
 
 
 def post_slot_events(conn: Conn, batch_id: str) -> None:
@@ -142,34 +130,6 @@ def untake(conn: Conn, events: Sequence[Row], error: str) -> None:
         " last_error = CASE WHEN id = %(first)s THEN %(error)s END WHERE id = ANY(%(ids)s)",
         {"first": ids[0], "ids": ids, "error": error[:1000]},
     )
-
-
-def newest(
-    conn: Conn, batch_id: str, types: Collection[str], patience: timedelta
-) -> DictRow | None:
-    """Read type and moment of the batch's event that was published last, so long ago at least."""
-    return conn.execute(
-        "SELECT type, published_at FROM event_outbox"
-        " WHERE batch_id = %(batch_id)s AND type = ANY(%(types)s)"
-        " AND published_at < now() - %(patience)s::interval"
-        " ORDER BY published_at DESC, sequence DESC LIMIT 1",
-        {"batch_id": batch_id, "types": list(types), "patience": patience},
-    ).fetchone()
-
-
-def published_at(conn: Conn, event_id: UUID) -> datetime | None:
-    row = conn.execute("SELECT published_at FROM event_outbox WHERE id = %s", [event_id]).fetchone()
-    return row["published_at"] if row else None
-
-
-def published_after(conn: Conn, moment: datetime, types: Collection[str], limit: int) -> int:
-    """Count the events that were published later, up to a limit. Reads the outbox."""
-    row = conn.execute(
-        "SELECT count(*) AS n FROM (SELECT FROM event_outbox WHERE published_at > %(moment)s"
-        " AND type = ANY(%(types)s) LIMIT %(limit)s) later",
-        {"moment": moment, "types": list(types), "limit": limit},
-    ).fetchone()
-    return int((row or {})["n"])
 
 
 def batches_with_unpublished(conn: Conn, limit: int) -> list[str | None]:

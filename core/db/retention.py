@@ -3,8 +3,7 @@
 Each statement is bounded, and skips what others hold, so nobody waits for a purge.
 """
 
-from dataclasses import dataclass
-from typing import LiteralString
+from typing import Any, LiteralString
 from uuid import UUID
 
 from core.db.connection import Conn, sql
@@ -19,48 +18,24 @@ OF_A_BATCH: tuple[LiteralString, ...] = (
     "DELETE FROM batch_essay_trackers WHERE batch_id = ANY(%s)",  # slots, excess, events follow it
 )
 FIRST_KEY = UUID(int=0)
-# Rows that belong to no registered batch, and are older than `days`.
-WITHOUT_BATCH: dict[str, LiteralString] = {
-    "pending": """
-        SELECT p.id FROM batch_pending_content p
-        WHERE p.received_at < now() - make_interval(secs => %(days)s * 86400)
-          AND NOT EXISTS (SELECT FROM batch_essay_trackers t WHERE t.batch_id = p.batch_id)
-        LIMIT %(limit)s
-    """,
-    "refusals": """
-        SELECT o.id FROM event_outbox o
-        WHERE o.batch_id IS NULL
-          AND o.published_at < now() - make_interval(secs => %(days)s * 86400)
-        LIMIT %(limit)s
-    """,
-    "letters": """
-        SELECT d.id FROM dead_letters d
-        WHERE d.parked_at < now() - make_interval(secs => %(days)s * 86400)
-          AND NOT EXISTS (SELECT FROM batch_essay_trackers t WHERE t.batch_id = d.batch_id)
-        LIMIT %(limit)s
-    """,
-    "actions": """
-        SELECT a.id FROM operator_actions a
-        WHERE a.acted_at < now() - make_interval(secs => %(days)s * 86400)
-          AND a.action NOT IN ('erase', 'purge')
-          AND NOT EXISTS (SELECT FROM batch_essay_trackers t WHERE t.batch_id = a.batch_id)
-        LIMIT %(limit)s
-    """,
+OF_NO_BATCH: LiteralString = (
+    "NOT EXISTS (SELECT FROM batch_essay_trackers t WHERE t.batch_id = r.batch_id)"
+)
+# Rows that belong to no registered batch: their table, the column of their age, what else holds.
+WITHOUT_BATCH: dict[str, tuple[LiteralString, LiteralString, LiteralString]] = {
+    "pending": ("batch_pending_content", "received_at", OF_NO_BATCH),
+    "refusals": ("event_outbox", "published_at", "r.batch_id IS NULL"),
+    "letters": ("dead_letters", "parked_at", OF_NO_BATCH),
+    "actions": (
+        "operator_actions",
+        "acted_at",
+        f"r.action NOT IN ('erase', 'purge') AND {OF_NO_BATCH}",
+    ),
 }
-DELETE_BY_ID: dict[str, LiteralString] = {
-    "pending": "DELETE FROM batch_pending_content WHERE id = ANY(%s)",
-    "refusals": "DELETE FROM event_outbox WHERE id = ANY(%s)",
-    "letters": "DELETE FROM dead_letters WHERE id = ANY(%s)",
-    "actions": "DELETE FROM operator_actions WHERE id = ANY(%s)",
-}
-
-
-@dataclass(frozen=True)
-class Keys:
-    """A page of idempotency keys: how many were deleted, and the last one; None: no more."""
-
-    deleted: int
-    last: UUID | None
+OLD_ROWS: LiteralString = (
+    "SELECT r.id FROM {} r WHERE r.{} < now() - make_interval(secs => %s * 86400) AND {} LIMIT %s"
+)
+DELETE_BY_ID: LiteralString = "DELETE FROM {} WHERE id = ANY(%s)"
 
 
 def purgeable(conn: Conn, days: float, limit: int, *, slots: int | None = None) -> list[str]:
@@ -99,15 +74,18 @@ def purge(conn: Conn, batches: list[str], actor: str) -> None:
         conn.execute(delete, [batches])
 
 
-def count_without_batch(conn: Conn, kind: str, days: float) -> int:
-    return len(conn.execute(WITHOUT_BATCH[kind], {"days": days, "limit": None}).fetchall())
+def without_batch(conn: Conn, kind: str, days: float, limit: int | None = None) -> list[Any]:
+    """List the ids of rows of a kind that belong to no registered batch, and are so old."""
+    rows = conn.execute(OLD_ROWS.format(*WITHOUT_BATCH[kind]), [days, limit])
+    return [row["id"] for row in rows]
 
 
 def purge_without_batch(conn: Conn, kind: str, days: float, limit: int) -> int:
     """Delete the next rows of a kind that belong to no registered batch; return their number."""
+    table, _, _ = WITHOUT_BATCH[kind]
     with conn.transaction():
-        found = conn.execute(WITHOUT_BATCH[kind], {"days": days, "limit": limit}).fetchall()
-        return conn.execute(DELETE_BY_ID[kind], [[row["id"] for row in found]]).rowcount
+        found = without_batch(conn, kind, days, limit)
+        return conn.execute(DELETE_BY_ID.format(table), [found]).rowcount
 
 
 def count_keys_without_batch(conn: Conn, days: float) -> int:
@@ -123,10 +101,11 @@ def count_keys_without_batch(conn: Conn, days: float) -> int:
     return int((row or {})["n"])
 
 
-def purge_keys(conn: Conn, days: float, after: UUID, limit: int) -> Keys:
+def purge_keys(conn: Conn, days: float, after: UUID, limit: int) -> tuple[int, UUID | None]:
     """Delete old keys of no registered batch among the next `limit` of all keys.
 
-    Pages by key: no index has their age. The key of a content that waits stays.
+    Returns how many, and the last key of the page; None: there are no more. Pages by key: no index
+    has their age. The key of a content that waits stays.
     """
     row = conn.execute(
         """
@@ -147,4 +126,4 @@ def purge_keys(conn: Conn, days: float, after: UUID, limit: int) -> Keys:
         {"days": days, "after": after, "limit": limit},
     ).fetchone()
     assert row is not None
-    return Keys(row["n"], row["last"])
+    return row["n"], row["last"]

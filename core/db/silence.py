@@ -1,7 +1,7 @@
 """Why is a connection silent? A second connection asks the server whether it works on ours."""
 
 import time
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import psycopg
 from psycopg import Connection
@@ -11,18 +11,32 @@ from psycopg.errors import _WaitTimeout
 from psycopg.pq.abc import PGconn
 
 RV = TypeVar("RV")
-POLL_S = 0.1
+POLL_S = 0.1  # how often psycopg lets Ctrl-C through while it waits
 ANSWER_S = 3.0  # for the answer to the question
 BUSY_S = 60.0  # behind a pooler: as long as a statement may take, others may have to wait
 OVERTAKEN_S = 1.0  # with several sessions free, a pooler may serve the later one a little earlier
 WORKING = ["active", "fastpath function call"]  # states of a session that runs a statement
 
 
+class Impatient(Connection[Any]):  # Any: rows as they come
+    """A connection that waits for each answer for some seconds only."""
+
+    answer_s: ClassVar[float] = ANSWER_S
+
+    def wait(self, gen: PQGen[RV], interval: float = POLL_S, timeout: float | None = None) -> RV:
+        """Wait for the server. Raises OperationalError when it does not answer in time."""
+        try:
+            return super().wait(gen, interval, timeout or self.answer_s)
+        except _WaitTimeout:
+            self.pgconn.finish()
+            raise psycopg.OperationalError(f"no answer within {self.answer_s:g} s") from None
+
+
 def beside(pgconn: PGconn, patience_s: float) -> Connection[Any]:  # Any: rows as they come
     """Connect once more to where a connection is, for one short question."""
     own = {each.keyword.decode(): each.val.decode() for each in pgconn.info if each.val}
     own |= {"connect_timeout": str(max(2, int(patience_s)))}
-    return _Asking.connect(make_conninfo(**own), autocommit=True, prepare_threshold=None)
+    return Impatient.connect(make_conninfo(**own), autocommit=True, prepare_threshold=None)
 
 
 class Silence:
@@ -76,15 +90,3 @@ class Silence:
             return None if busy else f"the pooler has no session for {BUSY_S:.0f} s"
         self._answered = self._answered or time.monotonic()
         return None if row else "the server works on no statement that may be ours"
-
-
-class _Asking(Connection[Any]):  # Any: rows as they come
-    """A connection for one short question."""
-
-    def wait(self, gen: PQGen[RV], interval: float = POLL_S, timeout: float | None = None) -> RV:
-        """Wait for a few seconds. Raises OperationalError."""
-        try:
-            return super().wait(gen, interval, timeout or ANSWER_S)
-        except _WaitTimeout:
-            self.pgconn.finish()
-            raise psycopg.OperationalError(f"no answer within {ANSWER_S:.0f} s") from None

@@ -143,9 +143,9 @@ def by_batch(batches: Iterable[str], rows: Iterable[DictRow]) -> dict[str, list[
     return grouped
 
 
-def associate(conn: Conn, batch_id: str, associations: Sequence[Row]) -> set[str]:
-    """Store the student of each essay; return those of the essay ids that the batch has."""
-    rows = conn.execute(
+def associate(conn: Conn, batch_id: str, associations: Sequence[Row]) -> None:
+    """Store the student of each essay."""
+    conn.execute(
         """
         UPDATE essay_states e
         SET student_id = a.student_id, confidence_score = a.confidence_score,
@@ -156,11 +156,9 @@ def associate(conn: Conn, batch_id: str, associations: Sequence[Row]) -> set[str
             validation_method text, validated_by text, validated_at timestamptz
         )
         WHERE e.batch_id = %s AND e.essay_id = a.essay_id
-        RETURNING e.essay_id
         """,
         [Jsonb(associations), batch_id],
     )
-    return {row["essay_id"] for row in rows}
 
 
 def students(conn: Conn, batch_id: str) -> dict[str, str | None]:
@@ -198,15 +196,3 @@ def _content_event_id(batch_id: str, event: str | None, submission: Submission) 
     if event is None or submission.text_storage_id is None:
         return None
     return str(outgoing_id(batch_id, event, submission.text_storage_id))
-
-
-def held_twice(conn: Conn, batch_id: str, limit: int) -> list[DictRow]:
-    """List files that hold several slots: one that was rejected and also stored, for instance."""
-    return conn.execute(
-        "SELECT file_upload_id AS name, count(*) AS slots, (array_agg(essay_id || ' ('"
-        " || coalesce(text_storage_id, CASE WHEN validation_error_code IS NULL THEN current_status"
-        "  ELSE 'rejected' END) || ')' ORDER BY essay_id))[:5] AS held"
-        " FROM essay_states WHERE batch_id = %s AND file_upload_id IS NOT NULL"
-        " GROUP BY file_upload_id HAVING count(*) > 1 ORDER BY 1 LIMIT %s",
-        [batch_id, limit],
-    ).fetchall()

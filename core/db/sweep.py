@@ -132,7 +132,6 @@ def page_to_count(conn: Conn, after: str, batches: int, slots: int) -> list[str]
 
 
 def page_of_all(conn: Conn, after: str, limit: int) -> list[str]:
-    """Page through all batches, by id."""
     rows = conn.execute(
         "SELECT batch_id FROM batch_essay_trackers WHERE batch_id > %s ORDER BY batch_id LIMIT %s",
         [after, limit],

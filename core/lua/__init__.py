@@ -4,5 +4,4 @@ from pathlib import Path
 
 
 def script(name: str) -> str:
-    """Read the script of this name."""
     return (Path(__file__).parent / f"{name}.lua").read_text()

@@ -2,8 +2,7 @@
 -- KEYS  1 free slots  2 assignments  3 claims
 -- ARGV  1 "1" if the slots are open again, "0" if Postgres gave them to others
 --       then pairs: claimant, essay id
--- Returns how many claims were taken back.
-local released = 0
+-- Returns nothing.
 for i = 2, #ARGV, 2 do
   if redis.call('HGET', KEYS[2], ARGV[i]) == ARGV[i + 1] then
     redis.call('HDEL', KEYS[2], ARGV[i])
@@ -11,7 +10,5 @@ for i = 2, #ARGV, 2 do
     if ARGV[1] == '1' then
       redis.call('SADD', KEYS[1], ARGV[i + 1])
     end
-    released = released + 1
   end
 end
-return released

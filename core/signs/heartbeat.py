@@ -24,7 +24,7 @@ ROUTES = "els:routes:{queue}"  # JSON: where the workers of a queue send events
 ROUTES_TTL_S = 24 * 3600  # after the last worker
 FRESH = timedelta(seconds=15)  # a worker sends a heartbeat every 2 s
 SWEEP_LATE = timedelta(seconds=60)  # the sweep runs every few seconds
-BEAT_GONE = timedelta(seconds=15)  # for the sweep, where no beat has shown itself for so long
+BEAT_GONE = timedelta(seconds=10)  # the same without a beat, whose last tick may have run after it
 FORGOTTEN = timedelta(hours=1)
 GONE = timedelta(seconds=60)  # a worker that has stopped is dated back so far: it counts no more
 TICK = "els:tick:{queue}:{task}"  # exists: beat has sent a tick that no worker has begun
@@ -42,7 +42,6 @@ class Asked:
     installation: Installation = field(default_factory=Installation)
     inner_queues: Sequence[str] = ()  # of the steps of the service itself
     took_writes: frozenset[Server] = frozenset()  # servers that took a write of his just now
-    worker_elsewhere: str | None = None  # who gives signs of life in another database of this Redis
     obstacle: Finding | None = None  # why Postgres is read-only, where a process waits for that
 
 
@@ -59,6 +58,9 @@ class Heartbeat:
     asked: Asked = field(default_factory=Asked)
     oldest_sent: datetime | None = None  # the oldest message in the queue; None: unknown
     broker_error: str | None = None  # where the broker does not answer, if it is known
+    consumers: int | None = None  # of the queue; on Redis of the broker. None: it does not say
+    others: Mapping[str, Sequence[str]] = field(default_factory=dict)  # Celery workers that remote
+    # control has found to take from our queues: by name, those queues
 
     @property
     def silent(self) -> bool:

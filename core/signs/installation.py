@@ -100,12 +100,17 @@ def detect(home: Path, environ: Mapping[str, str] = os.environ) -> Kind:
         return Kind.ELS_RUN
     if "KUBERNETES_SERVICE_HOST" in environ:
         return Kind.KUBERNETES
-    if os.getppid() in (0, 1) and any(path.exists() for path in IN_A_CONTAINER):
+    if _is_of_the_container() and any(path.exists() for path in IN_A_CONTAINER):
         return Kind.COMPOSE
     # A terminal passes on what systemd has given to it; its process id is another one.
     if "INVOCATION_ID" in environ and _is_ours(environ.get("SYSTEMD_EXEC_PID")):
         return Kind.SYSTEMD
     return Kind.COMMAND
+
+
+def _is_of_the_container() -> bool:
+    """Tell whether a container runs this process; a shell in it has a session of its own."""
+    return os.getppid() == 0 or os.getsid(0) == 1
 
 
 def _is_ours(pid: str | None) -> bool:

@@ -12,7 +12,6 @@ import typer
 from core.errors import Refusal
 from core.retention import kept_until
 from core.states import OnDeadline
-from ops import queries
 from ops.cli.options import (
     AsJson,
     Home,
@@ -30,6 +29,7 @@ from ops.cli.target import BROKER, POSTGRES, REDIS, endpoints
 from ops.explain.asking import explained
 from ops.moments import from_now
 from ops.output import fail, print_json, print_line, print_result
+from ops.queries import batches
 from ops.reports import show_explanation
 from ops.wording import utc
 
@@ -83,7 +83,7 @@ def find(
     For the event_id of a message, show its outcome. Exit status 1 if nothing has the id.
     """
     with connection(settings_to_read(home)) as conn:
-        rows = queries.find(conn, wanted, limit)
+        rows = batches.find(conn, wanted, limit)
     if not rows:
         fail(f"nothing here has the id {wanted}", as_json)
     if as_json:

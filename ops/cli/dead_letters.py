@@ -7,7 +7,6 @@ from typing import Annotated, Any
 import typer
 
 from core.db.connection import Conn, Row
-from ops import queries
 from ops.cli.options import (
     AsJson,
     DryRun,
@@ -25,7 +24,8 @@ from ops.cli.options import (
 )
 from ops.cli.target import BROKER, POSTGRES
 from ops.output import fail, out, print_json, print_line, print_result
-from ops.queries import Letters
+from ops.queries import dead_letters
+from ops.queries.dead_letters import Letters
 from ops.reference.outcomes import CODES
 from ops.wording import age_of, one_line
 
@@ -65,7 +65,7 @@ def list_letters(
     """List dead letters that nobody has replayed or discarded, newest first."""
     moment = read_moment(since, "--since")
     with connection(settings_to_read(home)) as conn:
-        rows = queries.letters(
+        rows = dead_letters.letters(
             conn, batch_id=batch, task=task, code=code, since=moment, every=every, limit=limit
         )
     if as_json:
@@ -225,13 +225,13 @@ def _described(meant: Letters) -> str:
 
 
 def _count(conn: Conn, meant: Letters) -> int:
-    return sum(row["n"] for row in queries.count_letters(conn, meant))
+    return sum(row["n"] for row in dead_letters.count_letters(conn, meant))
 
 
 def _show_dry_run(meant: Letters, home: Path | None, word: str, as_json: bool) -> None:
     """Say how many letters of which task and code are meant."""
     with connection(settings_to_read(home)) as conn:
-        rows = queries.count_letters(conn, meant)
+        rows = dead_letters.count_letters(conn, meant)
     counts: list[dict[str, Any]] = [  # Any: JSON
         {"task": row["task"], "code": row["code"], "letters": row["n"]} for row in rows
     ]
@@ -242,7 +242,7 @@ def _show_dry_run(meant: Letters, home: Path | None, word: str, as_json: bool) -
 
 
 def _letter(conn: Conn, number: int, as_json: bool) -> Row:
-    found = queries.letter(conn, number)
+    found = dead_letters.letter(conn, number)
     if found is None:
         fail(f"there is no dead letter {number}", as_json)
     return found

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from core.db.actions import By
-from ops import queries
 from ops.cli.options import (
     AsJson,
     DryRun,
@@ -26,6 +25,7 @@ from ops.cli.options import (
 from ops.cli.target import POSTGRES
 from ops.moments import moment_of
 from ops.output import out, print_json, print_line, print_result
+from ops.queries import outbox
 from ops.wording import age_of, one_line
 
 app = typer.Typer(help="Events on their way to downstream services.", no_args_is_help=True)
@@ -35,7 +35,7 @@ app = typer.Typer(help="Events on their way to downstream services.", no_args_is
 def list_outbox(limit: Limit = 100, home: Home = None, as_json: AsJson = False) -> None:
     """List events that wait for delivery, with the last error of each."""
     with connection(settings_to_read(home)) as conn:
-        rows = queries.undelivered(conn, limit)
+        rows = outbox.undelivered(conn, limit)
     if as_json:
         print_json(rows)
         return
@@ -69,10 +69,10 @@ def republish(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--since") from error
     by = signed(who, why, required=False)
-    meant = queries.Events(moment, datetime.now(UTC), batch, event_type)
+    meant = outbox.Events(moment, datetime.now(UTC), batch, event_type)
     if dry_run:
         with connection(settings_to_read(home)) as conn:
-            count = queries.count_delivered(conn, meant)
+            count = outbox.count_delivered(conn, meant)
         line = f"{count} events would be delivered again"
     else:
         count = _republish(meant, by, home, yes, as_json)
@@ -81,7 +81,7 @@ def republish(
     print_result({**result, **({"dry_run": True} if dry_run else {})}, line, as_json)
 
 
-def _republish(meant: queries.Events, by: By, home: Path | None, yes: bool, as_json: bool) -> int:
+def _republish(meant: outbox.Events, by: By, home: Path | None, yes: bool, as_json: bool) -> int:
     from ops import acting
 
     what = f"deliver the events since {meant.since:%Y-%m-%d %H:%M:%S} UTC again"
@@ -89,5 +89,5 @@ def _republish(meant: queries.Events, by: By, home: Path | None, yes: bool, as_j
     with connection(settings) as conn:
         row = conn.execute("SELECT now() AS now").fetchone()
         meant = replace(meant, until=(row or {})["now"])  # by the clock that wrote the deliveries
-        total = queries.count_delivered(conn, meant)
+        total = outbox.count_delivered(conn, meant)
         return acting.republish(conn, meant, by, progress(total, "events queued"))

@@ -10,7 +10,7 @@ from redis import RedisError
 from rich.console import Console
 from rich.table import Table
 
-from core.checks import CheckContext, Shared
+from core.checks import CheckContext
 from core.db.connection import Conn, Row
 from core.errors import StackError
 from core.rules import RULES
@@ -19,10 +19,10 @@ from core.settings import Settings
 from core.signs.beats import read_beats
 from core.slots import Slots
 from core.states import BatchStatus
-from ops import queries
 from ops.cli.options import AsJson, Home, connection, no_blank, settings_to_read
 from ops.cli.target import POSTGRES, REDIS, endpoints
 from ops.output import Terminal, fail, out, print_json, print_line
+from ops.queries import batches
 from ops.wording import age
 
 WIDEST = 1_000  # columns that a table could ask for
@@ -51,9 +51,9 @@ def status(
     settings = settings_to_read(home)
     with connection(settings) as conn:
         among = _stuck(conn, settings) if stuck else None
-        wanted = queries.Wanted(batch, state, user, among)
-        rows = queries.statuses(conn, wanted, limit)
-        more = queries.count_batches(conn, wanted) - len(rows) if len(rows) == limit else 0
+        wanted = batches.Wanted(batch, state, user, among)
+        rows = batches.statuses(conn, wanted, limit)
+        more = batches.count_batches(conn, wanted) - len(rows) if len(rows) == limit else 0
     if batch and not rows:
         fail(f"batch {batch} is not registered, and nothing waits for it", as_json)
     if as_json:
@@ -94,7 +94,6 @@ def _stuck(conn: Conn, settings: Settings) -> list[str]:
         conn,
         slots,
         limit=STUCK_LIMIT,
-        shared=Shared(),
         pending_alarm=settings.pending_alarm,
     )
     found = [finding for rule in RULES for finding in rule.find(context) or ()]

@@ -30,10 +30,11 @@ from core.servers.redis_client import connect
 from core.settings import Settings
 from core.slots import Slots
 from migrations import upgrade
-from ops import client, queries
+from ops import client
 from ops.client import Event, Sender, common
 from ops.demo.report import DemoReport, Message
 from ops.demo.upload import ESSAYS, File, checked, read_folder
+from ops.queries.batches import Wanted, statuses
 from ops.reference.schemas import event_faults
 from ops.stack.supervisor import Stack, procfile
 
@@ -217,7 +218,7 @@ class Demo:
         self.messages.append(Message(what, self.sender.send(task, event)))
 
     def _status(self, batch: Batch) -> dict[str, Any]:  # Any: a database row
-        rows = queries.statuses(self.conn, queries.Wanted(batch.batch_id), 1)
+        rows = statuses(self.conn, Wanted(batch.batch_id), 1)
         return rows[0] if rows else {}
 
     def _is_final(self, batch: Batch) -> bool:

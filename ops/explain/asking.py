@@ -31,12 +31,12 @@ from core.signs.heartbeat import NO_HEARTBEAT, Heartbeat
 from core.signs.pauses import Outage
 from core.slots import Slots
 from ops.explain.causes import CAUSES
-from ops.explain.clues import Clue
+from ops.explain.consumers import celery_workers, consumer_clues, waiting_clients
 from ops.explain.explanation import Explanation, explain
 from ops.explain.locks import locks, standby_awaited
 from ops.explain.message_clues import message_clues, with_messages
 from ops.explain.messages import messages_of
-from ops.explain.rabbitmq import look_around
+from ops.explain.rabbitmq import NOTHING_AROUND, Around, look_around
 from ops.explain.service_causes import (
     LOCKED,
     lock_causes,
@@ -53,7 +53,6 @@ from ops.heartbeat import (
     with_asker,
     with_obstacle,
     with_outages,
-    worker_elsewhere,
 )
 from ops.queues import UNANSWERED
 from ops.receivers import NO_RECEIVERS, Receivers, read_receivers
@@ -64,11 +63,10 @@ REDIS_S = 0.8  # for one answer
 AMQP_S = 2.2  # for RabbitMQ
 AWAY_S = 0.05  # the same, of a Redis that has not answered just now
 SIGNS_S = 1.8  # for all signs of life, and the broker's counts
-ANSWER_S = 2.8  # for the messages in the broker
+ANSWER_S = 2.8  # for all of RabbitMQ
 BATCH_S = 10.0  # for Postgres, where the machine is slow: each statement has a limit of its own
 NO_RIGHT = "42501"
 T = TypeVar("T")
-Around = tuple[list[Clue], Outage | None]  # where messages lie, and an alarm
 
 
 class Asked(Generic[T]):
@@ -113,9 +111,9 @@ class Looking:
         broker, queues = self.found.broker_url, self.settings.queues
         signs = Asked(lambda: read_heartbeat(client, broker, queues, 0))
         writes = Asked(lambda: redis_outage(client))
-        elsewhere = Asked(lambda: worker_elsewhere(client))
         waiting = Asked(lambda: ask_waiting(broker, queues))
         around = Asked(self._around)
+        others = Asked(lambda: celery_workers(broker, queues))
         receivers = Asked(lambda: read_receivers(self.settings, client, broker))
         postgres = Asked(lambda: db.connect_once(self.found.database_url, briefly=True))
         heartbeat, error = self._signs(signs)
@@ -126,8 +124,10 @@ class Looking:
             refused: Exception | None = None
         except (psycopg.Error, TimeoutError) as raised:
             conn, refused = None, raised
-        heartbeat = with_outages(heartbeat, [*self._outage(writes), *self._alarm(around)])
-        heartbeat = self._with_worker_elsewhere(heartbeat, elsewhere)
+        seen_around = self._seen_around(around, self.broker_s)
+        alarms = [seen_around.alarm] if seen_around.alarm else []
+        heartbeat = with_outages(heartbeat, [*self._outage(writes), *alarms])
+        heartbeat = replace(heartbeat, consumers=seen_around.consumers, others=self._others(others))
         url, up = self.found.database_url, self.found.pid > 0
         heartbeat = with_asker(heartbeat, self.settings, url, self._identity(conn), up=up)
         if conn is None:
@@ -137,7 +137,12 @@ class Looking:
             if error:  # nobody waits for it again
                 client = connect_once(self.found.redis_url, timeout_s=AWAY_S)
             explanation = self._with_postgres(conn, Slots(client), heartbeat, seen, error)
-            return self._with_messages(explanation, around)
+            until = (
+                BATCH_S if is_redis(broker) else ANSWER_S
+            )  # a search in Redis has its own limits
+            clues = self._seen_around(around, until).clues
+            clues = [*clues, *consumer_clues(heartbeat)]
+            return replace(explanation, causes=with_messages(explanation.causes, clues))
         finally:
             conn.close()
 
@@ -161,30 +166,27 @@ class Looking:
             return replace(heartbeat, waiting=None, broker_error=words_of(error))
 
     def _around(self) -> Around:
-        """Look for messages of the batch in the broker, and for an alarm of RabbitMQ."""
+        """Look around in the broker, in Redis for messages of the batch."""
         url, queue = self.found.broker_url, self.settings.queue
         if not is_redis(url):
             return look_around(url, queue)
         with connect_once(url, timeout_s=REDIS_S) as client:
+            consumers = waiting_clients(client)
             lying = messages_of(client, self.settings.queues, self.batch)
-        return list(message_clues(lying, queue, kind_and_path(url))), None
+        clues = list(message_clues(lying, queue, kind_and_path(url)))
+        return replace(NOTHING_AROUND, clues=clues, consumers=consumers)
 
-    def _with_messages(self, explanation: Explanation, around: Asked[Around]) -> Explanation:
-        """Add to what the batch lacks where messages of it may lie."""
+    def _seen_around(self, around: Asked[Around], until_s: float) -> Around:
         try:
-            found, _ = around.answer(self.began + ANSWER_S)
+            return around.answer(self.began + until_s)
         except (*UNANSWERED, TimeoutError, ValueError):
-            return explanation
-        return replace(explanation, causes=with_messages(explanation.causes, found))
+            return NOTHING_AROUND
 
-    def _alarm(self, around: Asked[Around]) -> list[Outage]:
-        if is_redis(self.found.broker_url):  # which has none
-            return []
+    def _others(self, others: Asked[dict[str, list[str]]]) -> dict[str, list[str]]:
         try:
-            _, alarm = around.answer(self.began + self.broker_s)
+            return others.answer(self.began + self.broker_s)
         except (*UNANSWERED, TimeoutError):
-            return []
-        return [alarm] if alarm else []
+            return {}
 
     @property
     def broker_s(self) -> float:
@@ -206,18 +208,6 @@ class Looking:
         except (*UNANSWERED, TimeoutError):
             return []
         return [outage] if outage and "redis" not in self.unanswered else []
-
-    def _with_worker_elsewhere(
-        self, heartbeat: Heartbeat, elsewhere: Asked[str | None]
-    ) -> Heartbeat:
-        """Where no worker gives a sign of life, say that one does so in another database."""
-        if heartbeat.workers:
-            return heartbeat
-        try:
-            found = elsewhere.answer(self.began + SIGNS_S)
-        except (redis.RedisError, TimeoutError):
-            return heartbeat
-        return replace(heartbeat, asked=replace(heartbeat.asked, worker_elsewhere=found))
 
     def _identity(self, conn: Conn | None) -> str | None:
         try:

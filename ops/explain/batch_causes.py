@@ -5,12 +5,11 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from core import db
 from core.catalogue import CANCEL_BATCH
 from core.db.connection import Conn
 from core.rules import Cause
 from core.states import OPEN, BatchStatus, OnDeadline
-from ops.explain import clues
+from ops.explain import clues, of_one_batch
 from ops.explain.causes import CAUSES
 from ops.explain.clues import Clue, with_clues
 from ops.wording import number, utc
@@ -59,7 +58,7 @@ def with_evidence(conn: Conn, cause: Cause, batch_id: str) -> Cause:
     if cause.code == "pending_not_registered":
         return with_clues(cause, clues.of_unregistered(conn, batch_id))
     if cause.code == "dead_letter_waiting":
-        rows = db.dead_letters.needed(conn, batch_id, LETTERS)
+        rows = of_one_batch.needed_letters(conn, batch_id, LETTERS)
         said = [f"{row['id']} ({row['task']}, {row['code']}): {row['message']}" for row in rows]
         if any(row["task"] == CANCEL_BATCH.name for row in rows):
             said.append("who replays a cancellation cancels the batch, whatever has come since")
@@ -70,7 +69,7 @@ def with_evidence(conn: Conn, cause: Cause, batch_id: str) -> Cause:
 def of_events(conn: Conn, batch_id: str, facts: Row, named: set[str]) -> Iterator[Cause]:
     """Name events that left no trace of their delivery; `named` has the codes named before."""
     if facts["events"] < facts["events_written"] and "event_missing" not in named:
-        numbers = db.outbox.missing_numbers(conn, batch_id, MISSING)
+        numbers = of_one_batch.missing_numbers(conn, batch_id, MISSING)
         yield CAUSES["event_deleted"].fill(
             batch=batch_id,
             gone=number(facts["events_written"] - facts["events"], "event"),

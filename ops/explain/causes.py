@@ -76,6 +76,20 @@ PLAIN = [
         "els worker",
     ),
     Cause(
+        "foreign_consumer",
+        "Another program takes messages of the queue {queue} ({worker})",
+        "that Celery worker is none of this service, and drops or keeps what it takes",
+        "nothing: what it dropped is lost, so its sender must send it again",
+        "els env",
+    ),
+    Cause(
+        "worker_other_redis",
+        "A worker takes messages of the queue {queue}, and gives no sign of life here ({worker})",
+        "its ELS_REDIS_URL is another one, or it belongs to another installation",
+        "nothing: what it executes is stored in the database that it knows",
+        "els env",
+    ),
+    Cause(
         "worker_other_database",
         "A worker works on another database than this one",
         "{worker} works on {theirs}, and this is {database}",

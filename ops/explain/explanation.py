@@ -1,6 +1,6 @@
 """Why a batch is not ready: its causes, its timeline, Postgres beside Redis."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 from redis import RedisError
 
 from core import db
-from core.checks import CheckContext, Finding, Shared
+from core.checks import CheckContext, Finding
 from core.db.connection import Conn
 from core.db.sweep import Unmended
 from core.rules import RULES, Cause, Rule
@@ -48,12 +48,14 @@ def explain(
     batch_id: str,
     heartbeat: Heartbeat,
     receivers: Receivers = NO_RECEIVERS,
+    timeline: Sequence[Row] | None = None,
     *,
     redis_error: str | None = None,
 ) -> Explanation:
     """Explain one batch, whatever its state; also one that nobody has registered or seen.
 
-    `redis_error`: Redis did not answer just now, so nobody knows who gives signs of life.
+    `timeline`: what `db.batches.timeline` returned to a caller that has read it. `redis_error`:
+    Redis did not answer just now, so nobody knows who gives signs of life.
     """
     redis_side = {"error": redis_error} if redis_error else _redis_side(slots, batch_id)
     if hidden := hidden_rows(conn):
@@ -61,6 +63,7 @@ def explain(
         unread = CAUSES["cannot_read"].fill(error=hidden.wrong, step=step)
         others = service_causes(redis_side, heartbeat)
         return Explanation(batch_id, "unread", [unread, *others], [])
+    moments = db.batches.timeline(conn, batch_id) if timeline is None else timeline
     facts = db.batches.facts(conn, batch_id)
     broken = list(_rules_broken(conn, slots, batch_id, redis_side, heartbeat))
     if not facts:  # slots of a batch that is gone say nothing of Redis
@@ -78,14 +81,14 @@ def explain(
         plain += of_events(conn, batch_id, facts, {cause.code for cause in [*broken, *plain]})
     # An outage keeps every batch waiting, so it comes first; but after a flush of Redis no
     # heartbeat is there, although everything may run.
-    flushed = heartbeat.silent and "error" not in redis_side
+    flushed = heartbeat.silent and not heartbeat.others and "error" not in redis_side
     first = [*broken, *outages] if flushed else [*outages, *broken]
     state = facts["status"] if facts else "not_registered" if broken else "unknown"
     return Explanation(
         batch_id,
         state,
         [*first, *receiver_causes(conn, batch_id, facts, receivers), *plain],
-        [(row["at"], row["what"]) for row in db.batches.timeline(conn, batch_id)],
+        [(row["at"], row["what"]) for row in moments],
         {"postgres": facts, "redis": redis_side},
         list(_disagreements(facts, redis_side)),
         notes=list(notes(conn, batch_id, facts)),
@@ -96,7 +99,7 @@ def _rules_broken(
     conn: Conn, slots: Slots, batch_id: str, redis_side: Row, heartbeat: Heartbeat
 ) -> Iterator[Cause]:
     unmended = db.sweep.unmended(conn, batch_id, len(RULES))
-    context = CheckContext(conn, slots, batch_id, shared=Shared())
+    context = CheckContext(conn, slots, batch_id)
     for rule in RULES:
         if "error" in redis_side and rule.code == "slot_drift":
             continue  # it would wait for Redis once more

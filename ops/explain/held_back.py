@@ -5,7 +5,7 @@ from datetime import timedelta
 from psycopg.rows import DictRow
 
 from core.db.connection import Conn
-from ops.queries import sql
+from ops.queries.statements import sql
 from ops.wording import number, utc
 
 PATIENCE = timedelta(seconds=30)  # no transaction of ours takes so long

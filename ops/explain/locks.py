@@ -11,7 +11,7 @@ import psycopg
 from core.db.connection import Conn
 from core.servers.rights import OF_MESSAGES
 from core.signs.pauses import Outage
-from ops.queries import sql
+from ops.queries.statements import sql
 from ops.wording import number
 
 PATIENCE = timedelta(seconds=1)  # a transaction of ours takes milliseconds

@@ -15,7 +15,7 @@ from psycopg.rows import DictRow
 from core.catalogue import ASSIGN_CONTENT
 from core.db.connection import Conn
 from ops.explain.lookalikes import LEAST_PART, fold
-from ops.queries import sql
+from ops.queries.statements import sql
 
 NEWEST = 50_000  # batches whose ids are compared one by one
 LETTERS = 2_000  # newest dead letters that wait

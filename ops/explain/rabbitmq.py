@@ -2,43 +2,87 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from amqp import Message
 from kombu import Connection
+from kombu.transport.native_delayed_delivery import MAX_LEVEL, level_name
 
+from core.servers.urls import kind_and_path
 from core.signs.pauses import Outage
 from ops.explain.clues import Clue
-from ops.queues import UNANSWERED, brief_connection, look
+from ops.queues import UNANSWERED, brief_connection, look, queue_lengths
 from ops.wording import number
 
 DEFAULT = "celery"  # where a message goes whose sender names no queue
+DEFAULT_VHOST = "/"  # where it goes whose sender names no virtual host
 NOBODY = "els.nobody"  # a queue that is not there: what is sent to it is dropped
 ALARM_S = 0.3  # for RabbitMQ to say that it blocks senders
+LONG = 10  # level of delay: 2**10 s, longer than any of ours
+LOOK = "rabbitmqctl list_queues name messages consumers  # on a host of ELS_BROKER_URL"
 
 
-def look_around(broker_url: str, queue: str) -> tuple[list[Clue], Outage | None]:
-    """Tell of messages that nobody takes, by queue, and of an alarm. Raises one of UNANSWERED.
+@dataclass(frozen=True)
+class Around:
+    """What was seen in the broker. RabbitMQ does not show whose messages wait there."""
 
-    RabbitMQ does not show whose messages they are.
-    """
+    clues: list[Clue]
+    alarm: Outage | None
+    consumers: int | None  # as in a heartbeat
+
+
+NOTHING_AROUND = Around([], None, None)
+
+
+def look_around(broker_url: str, queue: str) -> Around:
+    """Tell of messages that nobody takes, by queue, and of an alarm. Raises one of UNANSWERED."""
     broker = brief_connection(broker_url)
     try:
         found = {name: look(broker, name) for name in (queue, DEFAULT)}
-        return list(_clues(found, queue)), _alarm(broker)
+        clues = [*_clues(found, queue), *_delayed(broker), *_in_default_vhost(broker_url, queue)]
+        return Around(clues, _alarm(broker), found[queue][1])
     finally:
         broker.collect()  # a blocked connection does not answer when it is closed
 
 
 def _clues(found: dict[str, tuple[int, int]], queue: str) -> Iterator[Clue]:
-    messages, consumers = found.pop(queue)
-    if messages and not consumers:
-        yield Clue(f"{_wait(messages)} in the queue {queue}, and no worker has it open")
     for name, (messages, consumers) in found.items():
-        if messages and not consumers:
+        if messages and not consumers and name == queue:
+            yield Clue(f"{_wait(messages)} in the queue {queue}, and no worker has it open")
+        elif messages and not consumers:
             yield Clue(
                 f"{_wait(messages)} in the queue {name}, which nobody takes from, and workers take"
                 f" from {queue}: RabbitMQ does not show whose they are",
-                "rabbitmqctl list_queues name messages consumers  # on a host of ELS_BROKER_URL",
+                LOOK,
+            )
+
+
+def _delayed(broker: Connection) -> Iterator[Clue]:
+    """Tell of messages that wait for a moment which their senders gave."""
+    levels = [level_name(level) for level in range(MAX_LEVEL, LONG - 1, -1)]
+    if waiting := sum(queue_lengths(broker, levels).values()):
+        yield Clue(
+            f"RabbitMQ holds {number(waiting, 'message')} for over {2**LONG // 60} minutes, because"
+            " the sender gave a moment (`eta`, or `countdown` in seconds); it does not show whose"
+        )
+
+
+def _in_default_vhost(broker_url: str, queue: str) -> Iterator[Clue]:
+    """Tell of messages in a queue of the same name, in the virtual host of a careless sender."""
+    ours = kind_and_path(broker_url).partition("/")[2] or DEFAULT_VHOST
+    if ours == DEFAULT_VHOST or ";" in broker_url:
+        return
+    with (
+        suppress(*UNANSWERED),  # nobody may look there, so no sender of ours sends there
+        brief_connection(urlsplit(broker_url)._replace(path="//").geturl()) as broker,
+    ):
+        messages, consumers = look(broker, queue)
+        if messages and not consumers:
+            yield Clue(
+                f"{_wait(messages)} in the queue {queue} of the virtual host /, which nobody takes"
+                f" from, and workers take from that of {ours}",
+                LOOK,
             )
 
 

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
-from core import db
 from core.catalogue import BATCH_ESSAYS_READY
 from core.db.connection import Conn
 from core.rules import Cause
 from core.states import BatchStatus
+from ops.explain import of_one_batch
 from ops.explain.causes import CAUSES
 from ops.queues import EventQueue
 from ops.receivers import Receivers
@@ -23,7 +23,7 @@ def receiver_causes(conn: Conn, batch_id: str, facts: Row, receivers: Receivers)
     Costs nothing while no event waits.
     """
     for queue in receivers.queues:
-        newest = queue.messages and db.outbox.newest(conn, batch_id, queue.types, PATIENCE)
+        newest = queue.messages and of_one_batch.newest_event(conn, batch_id, queue.types, PATIENCE)
         if newest and _waits(conn, queue, newest):
             yield CAUSES["event_not_taken"].fill(
                 newest["published_at"],
@@ -40,9 +40,9 @@ def receiver_causes(conn: Conn, batch_id: str, facts: Row, receivers: Receivers)
 
 def _waits(conn: Conn, queue: EventQueue, event: Row) -> bool:
     """Tell whether an event is still in its queue, which receivers take in its order."""
-    if queue.oldest and (head := db.outbox.published_at(conn, queue.oldest)):
+    if queue.oldest and (head := of_one_batch.published_at(conn, queue.oldest)):
         return bool(event["published_at"] >= head)
-    after = db.outbox.published_after(conn, event["published_at"], queue.types, queue.messages)
+    after = of_one_batch.published_after(conn, event["published_at"], queue.types, queue.messages)
     return after < queue.messages
 
 

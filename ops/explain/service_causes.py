@@ -16,11 +16,12 @@ from core.signs.sign import Sign
 from ops.explain.causes import CAUSES
 from ops.explain.locks import Lock
 from ops.heartbeat import ASKER, NO_RIGHT, NO_SCHEMA
-from ops.wording import utc
+from ops.wording import number, utc
 
 BACKLOG = 1_000  # waiting messages that take the worker more than a second or two
 SERVERS = {"postgres": "Postgres", "redis": "Redis", "broker": "The broker"}
 SETTINGS = {"postgres": "DATABASE", "redis": "REDIS", "broker": "BROKER"}
+TOO_SLOW = "57014"  # our own limit for a statement
 LOCKED, MIGRATE = "55P03", "els migrate"
 TOOK_WRITES = (
     "it has just taken a write of whoever asks, so workers go on within 10 s, unless their role or"
@@ -29,11 +30,19 @@ TOOK_WRITES = (
 PSQL = "els env  # then psql DATABASE_URL"
 POSTGRES = PSQL + " -c '{}'"
 REDIS = "els env  # then redis-cli -u REDIS_URL {}"
+COMPARE = "els env  # ELS_REDIS_URL and ELS_DATABASE_URL of the worker must be these"
 LOOK_AT = {  # by SQLSTATE, or by a word of Redis' answer
     "25006": POSTGRES.format("SELECT pg_is_in_recovery()"),
     "42501": "els migrate --roles",
     "standby": POSTGRES.format("SELECT application_name, state FROM pg_stat_replication"),
     "53100": "els env  # then, on the host of DATABASE_URL: df -h",
+    "57014": POSTGRES.format(
+        "SELECT pid, application_name, wait_event, now() - query_start, query FROM pg_stat_activity"
+        " WHERE state <> $$idle$$ ORDER BY query_start"
+    ),
+    "P0001": POSTGRES.format(
+        "SELECT tgrelid::regclass, tgname FROM pg_trigger WHERE NOT tgisinternal"
+    ),
     "53300": POSTGRES.format("SHOW max_connections"),
     "OOM": REDIS.format("INFO memory"),
     "OutOfMemoryError": REDIS.format("INFO memory"),
@@ -134,7 +143,15 @@ def refusal(outage: Outage, since: datetime | None, heartbeat: Heartbeat) -> Cau
     if obstacle:
         error, step = f"{obstacle.wrong} ({error})", command(obstacle.step)
     server = SERVERS[outage.server]
-    return CAUSES["server_refuses"].fill(since, server=server, error=error, step=step)
+    cause = CAUSES["server_refuses"].fill(since, server=server, error=error, step=step)
+    if outage.sqlstate != TOO_SLOW:  # only whoever asks waits so briefly
+        return cause
+    return replace(
+        cause,
+        title="Postgres takes over a second for a write",
+        reason=f"its disk is slow, others keep it busy, or a trigger takes its time ({error})",
+        by_itself="workers go on slowly, and try again what takes longer than a minute",
+    )
 
 
 def schema_missing(
@@ -196,9 +213,11 @@ def _worker_causes(heartbeat: Heartbeat) -> Iterator[Cause]:
     """Name why no worker executes messages, or which one does not."""
     asked, live = heartbeat.asked, _live(heartbeat)
     ours = {name: sign for name, sign in live.items() if not _wrong(sign, asked.queue, "queues")}
-    serving = {name: sign for name, sign in ours.items() if not _of_other_broker(sign, heartbeat)}
+    serving = serving_workers(heartbeat)
     yield from _waiting_to_start(heartbeat)
-    if not serving:
+    others = [*_others(heartbeat)]
+    yield from others
+    if not serving and not any(cause.code == "worker_other_redis" for cause in others):
         yield from _none_serves(heartbeat, live, ours)
     for name, sign in serving.items():
         if sign and sign.database and asked.database and sign.database != asked.database:
@@ -214,6 +233,16 @@ def _worker_causes(heartbeat: Heartbeat) -> Iterator[Cause]:
     yield from _stalled(heartbeat, serving)
     if serving:
         yield from _silent(heartbeat)
+
+
+def serving_workers(heartbeat: Heartbeat) -> dict[str, Sign | None]:
+    """Return the workers that give signs of life, and take messages of this queue and broker."""
+    return {
+        name: sign
+        for name, sign in _live(heartbeat).items()
+        if not _wrong(sign, heartbeat.asked.queue, "queues")
+        and not _of_other_broker(sign, heartbeat)
+    }
 
 
 def _live(heartbeat: Heartbeat) -> dict[str, Sign | None]:
@@ -246,6 +275,20 @@ def _waiting_to_start(heartbeat: Heartbeat) -> Iterator[Cause]:
                 said["step"] = heartbeat.asked.installation.migrate
             words = {**said, "worker": name, "waiting": _messages(heartbeat)}
             yield CAUSES["worker_waits"].fill(sign.waits_since, **words)
+
+
+def _others(heartbeat: Heartbeat) -> Iterator[Cause]:
+    """Name the Celery workers that take our messages, and give no sign of life here."""
+    for name, queues in heartbeat.others.items():
+        if name in heartbeat.signs or name in heartbeat.workers:
+            continue
+        words = {"worker": name, "queue": _listed(queues)}
+        if set(queues) & set(heartbeat.asked.inner_queues):  # nobody else knows these
+            yield CAUSES["worker_other_redis"].fill(None, step=COMPARE, **words)
+            continue
+        control = f"control -d {shlex.quote(name)} cancel_consumer {queues[0]}"
+        step = f"els env  # then celery -b BROKER_URL {control}"
+        yield CAUSES["foreign_consumer"].fill(None, step=step, **words)
 
 
 def _none_serves(
@@ -301,11 +344,13 @@ def _no_worker(heartbeat: Heartbeat) -> Cause:
         title = "No worker gives a sign of life"
         said = f"the last one, {last}, has given none since {utc(sign.at)}{_was_at(sign)}"
         step = install.restart("worker", sign.pid) if sign.held else step
+    if heartbeat.consumers:
+        title, step = "No worker gives a sign of life", COMPARE
+        said += (
+            f"; {number(heartbeat.consumers, 'consumer waits', 'consumers wait')} for messages of"
+            " the broker: another program, or a worker with another ELS_REDIS_URL"
+        )
     since = sign.at if sign else None
-    if there := heartbeat.asked.worker_elsewhere:
-        title = "No worker gives a sign of life in this database of Redis"
-        said = f"{said}; {there}: its ELS_REDIS_URL is another one than that of whoever asks"
-        step = "els env  # then start worker, beat and page with the same ELS_REDIS_URL"
     words = {"title": title, "last": said, "waiting": _messages(heartbeat)}
     return CAUSES["no_worker"].fill(since, step=step, **words)
 

@@ -130,6 +130,8 @@ def _type(field: Schema, definitions: Schemas) -> str:
 def _size(found: Schema) -> str:
     """Write the limits of a number, of a text's length or of a list's."""
     match [found[n] for n in LEAST if n in found], [found[n] for n in MOST if n in found]:
+        case [least], [most] if least == most:
+            return f", always {_spaced(least)}"
         case [least], [most]:
             return f", {_spaced(least)} to {_spaced(most)}"
         case [least], []:

@@ -1,10 +1,8 @@
--- Chooses the newest batches that fit; without another filter also those that contents only wait for.
+-- Chooses the newest batches that fit, which the program asks for in the place of `true`; without
+-- another filter also those that contents only wait for.
 SELECT batch_id FROM (
     (SELECT batch_id, registered_at AS since FROM batch_essay_trackers
-     WHERE (%(batch_id)s::text IS NULL OR batch_id = %(batch_id)s)
-       AND (%(state)s::text IS NULL OR status = %(state)s)
-       AND (%(user)s::text IS NULL OR user_id = %(user)s)
-       AND (%(among)s::text[] IS NULL OR batch_id = ANY(%(among)s))
+     WHERE true
      ORDER BY since DESC LIMIT %(limit)s)
     UNION ALL
     (SELECT p.batch_id, min(p.received_at) AS since FROM batch_pending_content p

@@ -26,11 +26,11 @@ from ops.acting import Acting
 from ops.client import Sender
 from ops.web.acts import ACTIONS
 from ops.web.acts.plan import Action, Fields, Plan, Refused, Seen, Tools
-from ops.web.addresses import text_of
+from ops.web.addresses import address, text_of
 from ops.web.connections import Connections
 from ops.web.forms import BadForm, read_form, refuse_foreign
 from ops.web.outages import outage_notice
-from ops.web.rendering import Render
+from ops.web.rendering import Render, batch_url
 from ops.web.stream import Stream
 from ops.web.tokens import Signer
 from ops.wording import words_of
@@ -38,6 +38,9 @@ from ops.wording import words_of
 AWAY = (psycopg.Error, redis.RedisError, OSError, StackError, AMQPError, OperationalError)
 # Without this a browser sends `Origin: null` with the form, by the header of all other pages.
 HEADERS = {"Referrer-Policy": "same-origin"}
+NOT_SIGNED = ("reason", "signature")  # fields of a form that a person, or nobody, fills
+ASKING = ("amend", "republish")  # begin with a form that asks what is missing
+LISTS = {"replay": "/dead-letters", "discard": "/dead-letters", "republish": "/outbox"}
 
 log = structlog.get_logger(__name__)
 
@@ -59,16 +62,20 @@ class Actions:
         name = request.path_params["name"]
         if name not in ACTIONS:
             raise HTTPException(404)
-        if request.method != "POST":
-            params = request.query_params
-            given = {each: text_of(params, each) for each in params if params[each]}
-            return await run_in_threadpool(self._confirm, name, given)
+        fields: Fields = {}
         try:
+            if request.method != "POST":
+                params = request.query_params
+                fields = {each: text_of(params, each) for each in params if params[each]}
+                return await run_in_threadpool(self._confirm, name, fields)
             refuse_foreign(request.headers)
-            form = await read_form(request)
-            return await run_in_threadpool(self._execute, name, form)
+            fields = await read_form(request)
+            return await run_in_threadpool(self._execute, name, fields)
         except (BadForm, Refused) as error:
-            log.warning("action_refused", action=name, actor=self.signer.user, status=error.status)
+            error.back = _back(name, fields, error)
+            if request.method == "POST":
+                actor = self.signer.user
+                log.warning("action_refused", action=name, actor=actor, status=error.status)
             raise
 
     def _confirm(self, name: str, given: Fields) -> Response:
@@ -85,7 +92,7 @@ class Actions:
         return HTMLResponse(html, headers=HEADERS)
 
     def _execute(self, name: str, form: Mapping[str, str]) -> Response:
-        given = {each: value for each, value in form.items() if each not in ("reason", "signature")}
+        given = {each: value for each, value in form.items() if each not in NOT_SIGNED}
         if not self.signer.verify(form.get("signature", ""), [name, given]):
             raise BadForm(403, "this page did not write it, or more than an hour ago")
         action = ACTIONS[name]
@@ -120,18 +127,33 @@ class Actions:
         with Sender(broker_url, settings.queue) as sender:
             yield Tools(Acting(routed, connections.pool, connections.slots, sender.app), sender)
 
-    def _with_notice(self, address: str, line: str) -> str:
+    def _with_notice(self, page: str, line: str) -> str:
         """Add to an address what was done, signed: nobody else can make the page say so."""
         notice = urlencode({"done": line, "signed": self.signer.sign(["done", line])})
-        return f"{address}{'&' if '?' in address else '?'}{notice}"
+        return f"{page}{'&' if '?' in page else '?'}{notice}"
 
 
 def refusal_page(render: Render, error: BadForm | Refused) -> Response:
     """Say why the page does not act, and the next step."""
     if isinstance(error, BadForm):
         step = "open the page again, and confirm there"
-        error = Refused(error.status, "This form is not accepted", error.reason, step)
+        title = "This form is not accepted"
+        error = Refused(error.status, title, error.reason, step, error.back)
     return HTMLResponse(render("refused.html", refused=error), error.status)
+
+
+def _back(name: str, fields: Fields, error: BadForm | Refused) -> str:
+    """Return where a refused action goes on: at its form again, else at what it was to change."""
+    given = {each: value for each, value in fields.items() if each not in NOT_SIGNED}
+    if isinstance(error, BadForm) or ("signature" in fields and error.status in (400, 503)):
+        return address(f"/act/{name}", given) if fields else "/"
+    if error.status == 400 and name in ASKING:
+        return address(f"/act/{name}", {each: given.get(each) for each in ("batch", "type")})
+    if "batch" in given:
+        return batch_url(given["batch"])
+    if "number" in given and error.status == 409:
+        return f"/dead-letters/{given['number']}"
+    return LISTS.get(name, "/")
 
 
 def notice_of(request: Request, signer: Signer | None) -> str | None:

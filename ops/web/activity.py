@@ -10,7 +10,7 @@ from psycopg.rows import DictRow
 
 from core import metrics
 from core.db.connection import Conn
-from ops import queries
+from ops.queries import numbers
 from ops.web.connections import Connections
 from ops.web.rendering import number
 from ops.wording import age
@@ -36,10 +36,12 @@ class Bar:
 
 @dataclass(frozen=True)
 class Chart:
-    """Bars of one number; `said` is all of it in a line."""
+    """Bars of one number; `said` is all of it in a line, `most` the highest bar, if any."""
 
+    name: str
     title: str
     said: str
+    most: str
     bars: Sequence[Bar]
 
 
@@ -62,7 +64,7 @@ def _assigned(client: redis.Redis) -> dict[int, int] | None:
 def _of_span(
     conn: Conn, assigned: Mapping[int, int] | None, parts: int, part_s: int
 ) -> list[Chart]:
-    rows = queries.activity(conn, parts, part_s)
+    rows = numbers.activity(conn, parts, part_s)
     counts: Counter[int] = Counter()
     for minute, count in (assigned or {}).items():
         counts[int((minute * 60 - rows[0]["at"].timestamp()) // part_s)] += count
@@ -79,7 +81,9 @@ def _chart(name: str, rows: Sequence[DictRow]) -> Chart:
         for row, value in zip(rows, values, strict=True)
     ]
     said = f"at most {_text(name, most)}" if name == "median_s" else f"{number(sum(values))} in all"
-    return Chart(TITLES[name], said if most else "none", bars)
+    if not most:
+        return Chart(name, TITLES[name], "none", "", bars)
+    return Chart(name, TITLES[name], said, _text(name, most), bars)
 
 
 def _text(name: str, value: float) -> str:

@@ -38,6 +38,7 @@ from ops.web.tokens import Signer
 from ops.web.views import Views
 from tasks.servers import app_on
 
+LISTS = ("/dead-letters", "/outbox")  # pages with a filter of their own
 FOR_PROGRAMS = ("/readyz", "/health/", "/metrics")  # answer in JSON or text, errors too
 
 
@@ -89,7 +90,8 @@ def create_app(settings: Settings) -> Starlette:
         if request.url.path.startswith(FOR_PROGRAMS):
             body = {"status": "unavailable" if status == 503 else "error", **context}
             return JSONResponse(body, status, headers=headers)
-        html = render("error.html", status=status, **context)
+        back = request.url.path if request.url.path in LISTS else "/"
+        html = render("error.html", status=status, back=back, **context)
         return HTMLResponse(html, status, headers=headers)
 
     async def on_refused(request: Request, error: Exception) -> Response:
@@ -137,6 +139,7 @@ def _problem(status: int, texts: Mapping[str, str], headers: Mapping[str, str]) 
     kind = {404: "unknown-address", 405: "method-not-allowed", 503: "unavailable"}.get(status)
     detail = "; ".join(filter(None, (texts["reason"], texts.get("step"))))
     if status == 404:
+        texts = {"title": "There is no such address"}
         detail = "/v1/openapi.json lists every address"
     return problem_response(status, kind or "refused", detail, texts["title"], headers)
 

@@ -10,8 +10,10 @@ from core.db.connection import Conn
 from core.retention import kept_until
 from core.rules import RULES
 from core.settings import Settings
-from ops import queries
 from ops.explain.explanation import explain
+from ops.queries import batches
+from ops.queries.dead_letters import LETTERS, NEWEST, letter, letters
+from ops.queries.outbox import EVENTS, OLDEST, events, undelivered
 from ops.sorting import Sort
 from ops.web.addresses import BadAddress, Headings, Span, address, sort_of, text_of
 from ops.web.connections import Connections
@@ -31,7 +33,7 @@ def rows_of(conn: Conn, summary: Summary, ids: list[str]) -> list[Context]:
     """Read the rows of a page, each with the rules that it violates."""
     return [
         {**row, "violations": summary.stuck.violations.get(row["batch_id"], [])}
-        for row in queries.board(conn, ids)
+        for row in batches.board(conn, ids)
     ]
 
 
@@ -58,9 +60,10 @@ def batch(
     with connections.postgres() as conn, conn.transaction():
         conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         receivers = connections.event_queues.receivers()
-        explanation = explain(conn, connections.slots, batch_id, connections.heartbeat(), receivers)
-        slots = queries.slots_page(conn, batch_id, after, GRID + 1)
-        without_slot = queries.without_slot(conn, batch_id, LISTED)
+        heartbeat, timeline = connections.heartbeat(), db.batches.timeline(conn, batch_id)
+        explanation = explain(conn, connections.slots, batch_id, heartbeat, receivers, timeline)
+        slots = batches.slots_page(conn, batch_id, after, GRID + 1)
+        without_slot = batches.without_slot(conn, batch_id, LISTED)
         (row,) = rows_of(conn, summary, [batch_id])
         return {
             "explanation": explanation,
@@ -68,13 +71,11 @@ def batch(
             "slots": slots[:GRID],
             "slots_after": slots[GRID - 1]["essay_id"] if len(slots) > GRID else None,
             "grid": {"after": after, "slot": chosen},
-            "slot": _without_students(queries.slot(conn, batch_id, chosen)) if chosen else None,
+            "slot": _without_students(batches.slot(conn, batch_id, chosen)) if chosen else None,
             "without_slot": without_slot,
-            "timeline": with_files(db.batches.timeline(conn, batch_id), slots, without_slot),
-            "events": queries.events(conn, batch_id, LISTED),
-            "letters": queries.letters(
-                conn, batch_id=batch_id, task=None, every=True, limit=LISTED
-            ),
+            "timeline": with_files(timeline, slots, without_slot),
+            "events": events(conn, batch_id, LISTED),
+            "letters": letters(conn, batch_id=batch_id, task=None, every=True, limit=LISTED),
             "rules": {rule.code for rule in RULES},
             "kept_until": kept_until(
                 explanation.sides["postgres"], connections.settings.retention_days
@@ -90,9 +91,9 @@ def _without_students(slot: Mapping[str, Any] | None) -> Context | None:
 def dead_letters(connections: Connections, params: Mapping[str, str]) -> Context:
     """Read a page of dead letters, the newest first unless somebody sorts them."""
     chosen, span = _chosen(params, "batch", "task", "code", "all"), Span.of(params).checked()
-    sort, after = sort_of(params, queries.LETTERS.keys), _number(text_of(params, "after"))
+    sort, after = sort_of(params, LETTERS.keys), _number(text_of(params, "after"))
     with connections.postgres() as conn:
-        found = queries.letters(
+        found = letters(
             conn,
             batch_id=chosen["batch"] or None,
             task=chosen["task"] or None,
@@ -100,11 +101,11 @@ def dead_letters(connections: Connections, params: Mapping[str, str]) -> Context
             every=bool(chosen["all"]),
             since=span.since,
             until=span.until,
-            sort=sort or queries.NEWEST,
+            sort=sort or NEWEST,
             after=after,
             limit=LISTED + 1,
         )
-    headings = Headings(sort or queries.NEWEST, "/dead-letters", chosen, queries.LETTERS.keys)
+    headings = Headings(sort or NEWEST, "/dead-letters", chosen, LETTERS.keys)
     return {
         "letters": found[:LISTED],
         "flower": flower_url(connections.settings),
@@ -115,7 +116,7 @@ def dead_letters(connections: Connections, params: Mapping[str, str]) -> Context
 def dead_letter(connections: Connections, number: str) -> Context | None:
     """Read one dead letter with its body; None: there is none of this number."""
     with connections.postgres() as conn:
-        found = queries.letter(conn, _number(number) or 0)
+        found = letter(conn, _number(number) or 0)
     if found is None:
         return None
     written = json.dumps(found["body"], indent=2, ensure_ascii=False)
@@ -131,9 +132,9 @@ def dead_letter(connections: Connections, number: str) -> Context | None:
 def outbox(connections: Connections, params: Mapping[str, str]) -> Context:
     """Read a page of the events that wait, the oldest first unless somebody sorts them."""
     chosen, span = _chosen(params, "batch", "type", "failing"), Span.of(params).checked()
-    sort, after = sort_of(params, queries.EVENTS.keys), _uuid(text_of(params, "after"))
+    sort, after = sort_of(params, EVENTS.keys), _uuid(text_of(params, "after"))
     with connections.postgres() as conn:
-        found = queries.undelivered(
+        found = undelivered(
             conn,
             LISTED + 1,
             batch_id=chosen["batch"] or None,
@@ -141,10 +142,10 @@ def outbox(connections: Connections, params: Mapping[str, str]) -> Context:
             failing=bool(chosen["failing"]),
             since=span.since,
             until=span.until,
-            sort=sort or queries.OLDEST,
+            sort=sort or OLDEST,
             after=after,
         )
-    headings = Headings(sort or queries.OLDEST, "/outbox", chosen, queries.EVENTS.keys)
+    headings = Headings(sort or OLDEST, "/outbox", chosen, EVENTS.keys)
     return {"events": found[:LISTED], **_listing(headings, sort, chosen, span, found, after)}
 
 

@@ -14,9 +14,9 @@ from core.db.connection import Conn
 from core.servers.identity import identity
 from core.servers.redis_client import connect_once
 from core.settings import Settings
-from core.signs.heartbeat import Heartbeat
+from core.signs.heartbeat import NO_HEARTBEAT, Heartbeat
 from core.slots import Slots
-from ops.heartbeat import heartbeat_or_none, with_asker
+from ops.heartbeat import heartbeat_or_none, redis_outage, with_asker, with_outages
 from ops.web.receivers import EventQueues
 from ops.web.replica import Replica
 
@@ -90,8 +90,11 @@ class Connections:
             yield (conn, self.replica) if conn else (stack.enter_context(self.primary()), None)
 
     def heartbeat(self) -> Heartbeat:
+        """Read the signs of life, and whether Redis refuses to write."""
         broker_url = self.settings.broker_url or self.settings.redis_url or ""
         seen = heartbeat_or_none(self.client, broker_url, self.settings.queues)
+        if seen is not NO_HEARTBEAT and (refused := redis_outage(self.client)):
+            seen = with_outages(seen, [refused])
         return with_asker(seen, self.settings, self.database_url, self._identity())
 
     def _identity(self) -> str | None:

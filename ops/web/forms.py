@@ -15,10 +15,11 @@ TYPE = "application/x-www-form-urlencoded"
 
 @dataclass(eq=False)
 class BadForm(Exception):
-    """A form that no page of ours sends."""
+    """A form that no page of ours sends, or not any more; `back` leads to a new one."""
 
     status: int
     reason: str
+    back: str = "/"
 
 
 def refuse_foreign(headers: Headers) -> None:

@@ -109,7 +109,11 @@ class Guard:
         except Crowded:
             wait = {**CLOSING, "Retry-After": "5"}
             return Refusal(429, "too many requests wait for a password", wait)
-        return Refusal(401, "a password is needed", {"WWW-Authenticate": 'Basic realm="els"'})
+        return Refusal(
+            401,
+            "the user and password of ELS_OPS_AUTH are needed",
+            {"WWW-Authenticate": 'Basic realm="els"'},
+        )
 
 
 class Hosts:

@@ -17,7 +17,7 @@ from kombu.exceptions import OperationalError
 from psycopg_pool import PoolTimeout
 
 from core import db
-from core.checks import CheckContext, Finding, Shared
+from core.checks import CheckContext, Finding
 from core.db.connection import Conn
 from core.db.sweep import Unmended
 from core.rules import RULES, Cause, Rule
@@ -25,7 +25,7 @@ from core.signs.beats import read_beats
 from core.signs.pauses import Pause, read_pauses
 from core.slots import Slots
 from core.states import BatchStatus, ClassType
-from ops import queries
+from ops.queries import numbers
 
 STUCK_LIMIT = 100  # batches listed per rule
 FRESH_S = 1.0  # a snapshot is kept at least this long
@@ -44,7 +44,7 @@ class Snapshot:
     letters: dict[str, int]
     stuck: list[tuple[Rule, list[Finding] | None]]
     pauses: list[Pause]
-    pending: queries.Pending
+    pending: numbers.Pending
     unmended: dict[tuple[str, str], Unmended] = field(default_factory=dict)
     service: list[Cause] = field(default_factory=list)  # what keeps every batch waiting
 
@@ -126,19 +126,18 @@ class SnapshotCache:
                 conn,
                 self._slots,
                 limit=STUCK_LIMIT,
-                shared=Shared(),
                 pending_alarm=self._alarm,
             )
             stuck = [(rule, rule.find(context)) for rule in RULES]
             unmended = db.sweep.unmended(conn, None, STUCK_LIMIT * len(RULES))
             pauses = paused_processes(self._slots.client)
             return Snapshot(
-                queries.counts(conn),
-                queries.gauges(conn),
-                queries.letters_by_code(conn),
+                numbers.counts(conn),
+                numbers.gauges(conn),
+                numbers.letters_by_code(conn),
                 stuck,
                 pauses,
-                queries.pending(conn),
+                numbers.pending(conn),
                 unmended,
                 service,
             )

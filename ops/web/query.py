@@ -6,7 +6,7 @@ from datetime import datetime
 
 from core.db.connection import Conn
 from core.states import OPEN
-from ops import queries
+from ops.queries import batches
 from ops.sorting import Sort
 from ops.web.addresses import BadAddress, Headings, Span, address, as_given, sort_of, text_of
 from ops.web.rendering import NOT_REGISTERED, STATES
@@ -41,7 +41,7 @@ class Query:
             text_of(params, "state"),
             as_given(params, "q"),
             text_of(params, "after"),
-            sort_of(params, queries.BATCHES.keys),
+            sort_of(params, batches.BATCHES.keys),
             text_of(params, "from"),
             text_of(params, "to"),
         )
@@ -64,7 +64,7 @@ class Query:
         return int(self.after) if self.after.isascii() and self.after.isdigit() else 0
 
     @property
-    def cursor(self) -> queries.Cursor | None:
+    def cursor(self) -> batches.Cursor | None:
         """The last batch before this page; None among the stuck ones."""
         since, separator, batch_id = self.after.partition("~")
         if not separator:
@@ -92,7 +92,7 @@ class Query:
 
     def headings(self) -> Headings:
         hidden = set() if self.state in WITH_DEADLINE else {"deadline"}
-        return Headings(self.order, "/", self.params, queries.BATCHES.keys.keys() - hidden)
+        return Headings(self.order, "/", self.params, batches.BATCHES.keys.keys() - hidden)
 
     def address(self, path: str = "/") -> str:
         return address(path, {**self.params, "sort": self.sort, "after": self.after})
@@ -117,7 +117,7 @@ def page_of(conn: Conn, summary: Summary, query: Query) -> tuple[list[str], Quer
         return _sorted(conn, summary, query, query.order)
     if query.search:
         status = query.state or None
-        return _cut(queries.search(conn, query.search, status, query.cursor, PAGE + 1), query, [])
+        return _cut(batches.search(conn, query.search, status, query.cursor, PAGE + 1), query, [])
     stuck = [
         batch_id
         for batch_id in summary.stuck.violations
@@ -131,16 +131,16 @@ def page_of(conn: Conn, summary: Summary, query: Query) -> tuple[list[str], Quer
     return _cut(_not_stuck(conn, query, stuck, PAGE + 1 - len(first)), query, first)
 
 
-def _not_stuck(conn: Conn, query: Query, stuck: list[str], limit: int) -> list[queries.Cursor]:
+def _not_stuck(conn: Conn, query: Query, stuck: list[str], limit: int) -> list[batches.Cursor]:
     if query.state == NOT_REGISTERED:
         after = query.cursor[1] if query.cursor else ""
-        found = queries.waited_for(conn, after, limit + len(stuck))
+        found = batches.waited_for(conn, after, limit + len(stuck))
         return [("infinity", batch_id) for batch_id in found if batch_id not in stuck][:limit]
-    return queries.newest(conn, query.state or None, stuck, query.cursor, limit)
+    return batches.newest(conn, query.state or None, stuck, query.cursor, limit)
 
 
 def _cut(
-    found: list[queries.Cursor], query: Query, first: list[str]
+    found: list[batches.Cursor], query: Query, first: list[str]
 ) -> tuple[list[str], Query | None]:
     """Fill a page; a batch more than it holds means that there is a next one."""
     room = PAGE - len(first)
@@ -155,7 +155,7 @@ def _sorted(
     conn: Conn, summary: Summary, query: Query, order: Sort
 ) -> tuple[list[str], Query | None]:
     span, known = query.span, query.state not in ("", STUCK)
-    ids = queries.sorted_batches(
+    ids = batches.sorted_batches(
         conn,
         order,
         among=_among(conn, summary, query),
@@ -171,10 +171,10 @@ def _sorted(
 def _among(conn: Conn, summary: Summary, query: Query) -> list[str] | None:
     """List the batches that a page chooses from; None: all that are registered."""
     if query.search:
-        found = queries.search(conn, query.search, query.state or None, None, SORTED)
+        found = batches.search(conn, query.search, query.state or None, None, SORTED)
         return [batch_id for _, batch_id in found]
     if query.state == STUCK:
         return list(summary.stuck.violations)
     if query.state == NOT_REGISTERED:
-        return queries.waited_for(conn, "", SORTED)
+        return batches.waited_for(conn, "", SORTED)
     return None

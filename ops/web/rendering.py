@@ -56,7 +56,14 @@ def renderer(*, acts: bool = False) -> Render:
         acts=acts,
     )
     environment.filters.update(
-        ago=ago, utc=utc, span=span, number=number, batch_url=batch_url, points=points
+        age=age,
+        sentence=sentence,
+        ago=ago,
+        utc=utc,
+        span=span,
+        number=number,
+        batch_url=batch_url,
+        points=points,
     )
 
     def render(name: str, **context: Any) -> str:  # Any: whatever the template shows
@@ -83,6 +90,11 @@ def _moment(at: datetime, form: str, text: str) -> Markup:
     return Markup(  # noqa: S704 - as above
         f'<time datetime="{at.isoformat()}" title="{utc(at)}" data-{form}>{text}</time>'
     )
+
+
+def sentence(text: str) -> str:
+    """Begin a text with a capital, and leave the full stop to the page; change no other letter."""
+    return text[:1].upper() + text[1:].rstrip(".")
 
 
 def number(count: int) -> str:

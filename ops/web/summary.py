@@ -9,17 +9,17 @@ import psycopg
 import redis
 
 from core import db
-from core.checks import PAGE, CheckContext, Finding, Shared
+from core.checks import PAGE, CheckContext, Finding
 from core.db.connection import Conn, Row
 from core.rules import RULES, Cause, Rule
 from core.servers.obstacles import hidden_rows
 from core.signs.heartbeat import Heartbeat
-from ops import queries
 from ops.explain.causes import CAUSES
 from ops.explain.locks import locks, standby_awaited
 from ops.explain.receiver_causes import PATIENCE
 from ops.explain.service_causes import command, service_causes
-from ops.heartbeat import redis_outage, with_obstacle, with_outages
+from ops.heartbeat import with_obstacle, with_outages
+from ops.queries import batches, numbers
 from ops.queues import EventQueue
 from ops.web.connections import Connections
 
@@ -74,7 +74,7 @@ def read_summary(connections: Connections, stuck: StuckBatches) -> Summary:
     outages = _outages(connections, heartbeat)
     with connections.postgres() as conn:
         return Summary(
-            counters=queries.counters(conn),
+            counters=numbers.counters(conn),
             workers=len(heartbeat.workers),
             outages=outages,
             stuck=stuck,
@@ -89,8 +89,6 @@ def service_causes_of(connections: Connections) -> list[Cause]:
 
 def _outages(connections: Connections, heartbeat: Heartbeat) -> list[Cause]:
     error = _error_of(connections.client.ping)
-    refused = None if error else redis_outage(connections.client)
-    heartbeat = with_outages(heartbeat, [refused] if refused else [])
     holder, held = None, []
     with suppress(psycopg.Error), connections.primary() as conn:  # it has its own error
         if hidden := hidden_rows(conn):
@@ -110,7 +108,6 @@ def find_stuck(connections: Connections) -> StuckBatches:
         context = CheckContext(
             conn,
             connections.slots,
-            shared=Shared(),
             pending_alarm=connections.settings.pending_alarm,
         )
         return _stuck(conn, [(rule, rule.find(context) or []) for rule in RULES])
@@ -121,7 +118,7 @@ def _stuck(conn: Conn, found: list[tuple[Rule, list[Finding]]]) -> StuckBatches:
     return StuckBatches(
         at=datetime.now(UTC),
         violations=violations,
-        states=queries.states(conn, list(violations)),
+        states=batches.states(conn, list(violations)),
         more=any(len(those) >= PAGE for _, those in found),
     )
 

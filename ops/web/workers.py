@@ -30,6 +30,8 @@ def workers(connections: Connections) -> dict[str, Any]:  # Any: what a template
         "beats": heartbeat.beats,
         "swept_at": heartbeat.swept_at,
         "queues": _lengths(connections),
+        "upstream": connections.settings.queue,
+        "oldest_sent": heartbeat.oldest_sent,
         "receivers": connections.event_queues.receivers().queues,
     }
 

@@ -282,14 +282,10 @@ def _log_difference(kind: str, name: str, refusal: str) -> None:
 
 
 class Connection(Waits, pyamqp.Connection):
-    """Kombu's connection with the channel above."""
-
     Channel = Channel
 
 
 class Transport(pyamqp.Transport):
-    """Kombu's transport with the channel above."""
-
     Connection = Connection
 
 

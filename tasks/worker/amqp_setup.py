@@ -70,7 +70,6 @@ class Queues(bootsteps.StartStopStep):
             Thread(target=warn_without_policy, args=(app, queue), daemon=True).start()
 
     def stop(self, worker: Any) -> None:  # Any: as above
-        """Consume dropped messages no more."""
         dropped, self._dropped = self._dropped, None
         if dropped and worker.connection:
             try:

@@ -8,8 +8,7 @@ alone, so a message that kills its process takes others with it only once.
 What is urgent gets a process before the contents that this worker holds.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -19,12 +18,11 @@ from celery import signals
 from celery.app.task import Context
 from celery.app.trace import fast_trace_task, trace_task_ret
 from celery.exceptions import TaskRevokedError
-from celery.worker.state import task_ready
 
 from core.crash import crashpoint
 from core.faults import describe
 from tasks.app import AT_ONCE, BYTES_AT_ONCE, CONTROL, INTERNAL, QUICK, app, settings
-from tasks.worker.request import QuietRequest
+from tasks.worker.request import QuietRequest, ending
 from tasks.worker.turns import UrgentFirst
 
 URGENCY = {task: rank for rank, tasks in enumerate((CONTROL, INTERNAL)) for task in tasks}
@@ -69,7 +67,7 @@ class Batcher:
 
     def forget(self) -> None:
         """Drop what waits: the connection is lost, the broker delivers it again."""
-        self._waiting.clear()
+        self._waiting = UrgentFirst(URGENCY, AT_ONCE, BYTES_AT_ONCE)
 
     def _ask(self) -> None:
         if self._waiting:
@@ -109,7 +107,6 @@ class BatchJob:
         self._hub = hub
 
     def start(self, pool: Any) -> None:  # Any: one of Celery's pools
-        """Send the messages to the pool."""
         calls = [Call(r.task.name, r.id, r.request_dict, r.message.payload) for r in self._requests]
         with ending(*self._requests):
             pool.apply_async(
@@ -154,28 +151,6 @@ class BatchJob:
             else:
                 request.give_back()
         log.error("job_failed", messages=len(self._requests), error=describe(info.exception))
-
-
-@contextmanager
-def ending(*requests: QuietRequest) -> Iterator[None]:
-    """Leave none of these messages in work, whatever Celery raises when it ends one.
-
-    Celery raises where Redis records no result of a step of the chord; a pool without processes
-    lets it into the event loop. A message left in work would be renewed for ever, and its batch
-    stuck. So it goes back to the broker; a step of the chord is left to the sweep.
-    """
-    try:
-        yield
-    except TaskRevokedError:
-        raise
-    except Exception:
-        log.exception("task_not_ended", tasks=[request.id for request in requests])
-        for request in requests:
-            if request.name in request.upstream:
-                request.give_back()
-            else:
-                task_ready(request)
-                request.acknowledge()
 
 
 def run_batch(calls: Sequence[Call]) -> list[Any]:  # Any: of Celery's tracer

@@ -54,7 +54,6 @@ class Tick(beat.ScheduleEntry):
         return monotonic()
 
     def is_due(self) -> schedstate:
-        """Tell whether the task is due, and in how many seconds to ask again."""
         every = self.schedule.seconds
         left = self.last_run_at + every - monotonic()
         return schedstate(True, every) if left <= 0 else schedstate(False, left)

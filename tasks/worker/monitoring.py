@@ -60,7 +60,6 @@ class Receiver(EventReceiver):
     names: ClassVar[frozenset[str]] = frozenset()  # of tasks of others that are shown
 
     def event_from_message(self, body: Any, *args: Any, **kwargs: Any) -> Any:  # Any: Celery's
-        """Read an event."""
         kind, event = super().event_from_message(body, *args, **kwargs)
         if kind.startswith(TASK) and not event.pop(CONCEALED, False):
             event.update((name, HIDDEN) for name in event.keys() - PLAIN if event[name])

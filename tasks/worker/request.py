@@ -5,7 +5,8 @@ sender set a time limit that kills our processes. Here a message of an upstream 
 broker only when its task has succeeded or a dead letter is written; otherwise it goes back.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -13,10 +14,9 @@ from typing import Any
 import structlog
 from billiard.einfo import ExceptionWithTraceback  # type: ignore[attr-defined] # not in its types
 from billiard.exceptions import Terminated, WorkerLostError
-from celery.exceptions import Ignore, InvalidTaskError, Reject, Retry
+from celery.exceptions import Ignore, InvalidTaskError, Reject, Retry, TaskRevokedError
 from celery.worker.request import Request
 from celery.worker.state import task_ready
-from redis import RedisError
 
 from core.errors import ELSError, NotExecuted
 from core.faults import describe
@@ -93,11 +93,8 @@ class QuietRequest(Request):
             log.error("message_goes_back", task=self.name, task_id=self.id, error=describe(error))
             self.give_back()
             return
-        try:
+        with ending(self):
             super().on_failure(exc_info, send_failed_event, return_ok)
-        except RedisError:  # it takes no result of a step of the chord; the sweep comes after
-            log.exception("failure_not_recorded", task=self.name, task_id=self.id)
-            self.reject()
 
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002 - as Celery calls it
         """Send monitors the name of an error alone: its text may quote a row."""
@@ -134,3 +131,25 @@ class QuietRequest(Request):
             self.give_back()
         else:
             acknowledge()
+
+
+@contextmanager
+def ending(*requests: QuietRequest) -> Iterator[None]:
+    """Leave none of these messages in work, whatever Celery raises when it ends one.
+
+    Celery raises where Redis records no result of a step of the chord; a pool without processes
+    lets it into the event loop. A message left in work would be renewed for ever, and its batch
+    stuck. So it goes back to the broker; a step of the chord is left to the sweep.
+    """
+    try:
+        yield
+    except TaskRevokedError:
+        raise
+    except Exception:
+        log.exception("task_not_ended", tasks=[request.id for request in requests])
+        for request in requests:
+            if request.name in request.upstream:
+                request.give_back()
+            else:
+                task_ready(request)
+                request.acknowledge()

@@ -42,11 +42,6 @@ class Turns:
             self._turns.append(None)
         return several
 
-    def clear(self) -> None:
-        """Forget all."""
-        self._turns.clear()
-        self._plain.clear()
-
 
 class UrgentFirst:
     """Turns by urgency: the least urgent get one only where no other request waits."""
@@ -61,15 +56,9 @@ class UrgentFirst:
         return any(self._turns)
 
     def add(self, request: QuietRequest, *, plain: bool) -> None:
-        """Let a request wait."""
         rank = self._urgency.get(request.task.name, len(self._turns) - 1)
         self._turns[rank].add(request, plain=plain)
 
     def next(self) -> list[QuietRequest]:
         """Take the requests of the next turn; none where nothing waits."""
         return next((turns.next() for turns in self._turns if turns), [])
-
-    def clear(self) -> None:
-        """Forget all."""
-        for turns in self._turns:
-            turns.clear()

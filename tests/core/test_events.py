@@ -134,13 +134,41 @@ def test_a_refusal_is_written_in_words_for_senders(task, value):
     [
         (float("nan"), "NaN or Infinity"),
         (float("-inf"), "NaN or Infinity"),
-        ({1, 2}, "a type that JSON does not have"),
+        ({1, 2}, "a value of a type that JSON does not have"),
         ("\ud800", "half of a surrogate pair"),
+        ("\0", "a NUL character"),
     ],
-    ids=str,
+    ids=["NaN", "-Infinity", "a set", "half a pair", "NUL"],
 )
-def test_what_json_cannot_hold_is_refused_in_words(value, reason):
-    assert reason in refused(REGISTER, EXAMPLES[REGISTER] | {"metadata": {"a": value}})
+def test_what_cannot_be_kept_is_refused_in_words_that_name_the_field(value, reason):
+    bad = EXAMPLES[REGISTER] | {"student_prompt_ref": {}, "metadata": {"a": [value]}}
+
+    assert refused(REGISTER, bad).startswith(f"{REGISTER}: metadata: must not hold {reason}")
+
+
+def test_a_field_that_is_none_of_ours_is_not_named_where_json_cannot_hold_it():
+    assert "Åsa" not in refused(REGISTER, EXAMPLES[REGISTER] | {"Åsa": float("nan")})
+
+
+@pytest.mark.parametrize(
+    ("timestamp", "reason"),
+    [
+        ("2026-01-31T23:59:60Z", "must not be in a leap second: write 59 in place of 60"),
+        ("2026-01-31T08:00:00", "must be in UTC, written with Z or +00:00"),
+        ("2026-02-30T08:00:00Z", "must be an RFC 3339 timestamp, such as 2026-01-31T08:00:00Z"),
+        ("2026-01-31T24:00:00Z", "must be an RFC 3339 timestamp, such as 2026-01-31T08:00:00Z"),
+    ],
+)
+def test_a_moment_that_cannot_be_read_is_refused_in_words_for_senders(timestamp, reason):
+    told = refused(REGISTER, EXAMPLES[REGISTER] | {"timestamp": timestamp})
+
+    assert told == f"{REGISTER}: timestamp: {reason}"
+
+
+def test_another_version_is_refused_with_the_one_that_is_read():
+    told = refused(REGISTER, EXAMPLES[REGISTER] | {"schema_version": 2})
+
+    assert told == f"{REGISTER}: schema_version: must be 1"
 
 
 @pytest.mark.parametrize("task", EXAMPLES)

@@ -53,6 +53,7 @@ SHAPES = {
     "cut": {"beginning_base64": packed(as_json({**EVENT, "more": "x" * 90})[:99]), "bytes": 9},
     "base64 of base64": {"base64": packed(packed(as_json(EVENT)))},
     "base64 of base64 of broken JSON": {"base64": packed(packed(as_json([[], EVENT])[:-2]))},
+    "base64 of base64 of Python": {"base64": packed(packed(repr([[], {"event": EVENT}, {}])))},
     "cut base64": {"base64": packed(as_json(EVENT))[:-3]},
     "UTF-16": {"base64": packed(as_json(EVENT).encode("utf-16"))},
     "a byte order mark": {"base64": packed(as_json(EVENT).encode("utf-8-sig"))},

@@ -11,7 +11,7 @@ from core.errors import InvalidEvent, WrongBatchState
 from core.lifecycle import Lifecycle
 from core.messages import BULK_LIMIT, parse
 from core.slots import Claim, Slots
-from ops import queries
+from ops.queries import batches
 from tests.core import looks
 from tests.core.story import assign, confirm, register, reject, texts, upload
 from tests.factories import (
@@ -245,7 +245,7 @@ def test_any_name_and_any_key_makes_the_whole_way(pool, valkey, names, keys):
         told = [association(essay_id, student)]
         take(lifecycle, CONFIRM, confirmation(batch_id, told, names["class_id"]))
         ready = looks.events(conn, batch_id, "BatchEssaysReady")[0]["data"]
-        found = queries.search(conn, names["user_id"], None, None, 1_000)
+        found = batches.search(conn, names["user_id"], None, None, 1_000)
 
     assert [row[name] for name in KEPT] == [text, file, raw]
     assert {name: ready[name] for name in names} == names
@@ -308,7 +308,7 @@ def test_a_rejected_file_of_before_the_upgrade_keeps_its_slot(lifecycle, slots, 
 
 
 def searched(conn, words):
-    return [batch_id for _, batch_id in queries.search(conn, words, None, None, 1_000)]
+    return [batch_id for _, batch_id in batches.search(conn, words, None, None, 1_000)]
 
 
 @table(NAMES)
@@ -356,7 +356,7 @@ def test_a_search_for_a_user_reads_the_index(conn):
 
     with conn.transaction():
         conn.execute("SET LOCAL enable_seqscan = off")
-        plan = conn.execute("EXPLAIN " + queries.SEARCH, {**wanted, **place}).fetchall()
+        plan = conn.execute("EXPLAIN " + batches.SEARCH, {**wanted, **place}).fetchall()
 
     lines = "\n".join(line["QUERY PLAN"] for line in plan)
     assert "Index Cond: ((user_id ~>=~ 'lärare'::text) AND (user_id ~<~ 'lärare" in lines
@@ -370,7 +370,7 @@ def test_find_finds_a_storage_key_and_nothing_else(lifecycle, conn, value):
     assign(lifecycle, batch_id, value, file_upload_id="file-x")
 
     found = [
-        row for row in queries.find(conn, value, 1_000) if row["batch_id"] in (batch_id, other)
+        row for row in batches.find(conn, value, 1_000) if row["batch_id"] in (batch_id, other)
     ]
 
     assert [(row["place"], row["batch_id"], row["content"]) for row in found] == [
@@ -392,7 +392,7 @@ def test_find_finds_a_name_in_a_dead_letter_and_in_a_batch(
         [task_id, json.dumps(body, ensure_ascii=ascii_)],
     )
 
-    found = queries.find(conn, value, 100_000)
+    found = batches.find(conn, value, 100_000)
 
     assert ("batch", batch_id, "of this class") in [
         (row["place"], row["batch_id"], row["name"]) for row in found

@@ -8,7 +8,7 @@ from core.outbox import relay
 from core.repairs import RepairContext
 from core.retention import Purge
 from core.sweep import sweep
-from ops import queries
+from ops.queries import dead_letters
 from tests.core import looks
 from tests.core.story import assign, cancel, confirm, fill, register, reject
 from tests.factories import essay_ids, new_batch
@@ -150,7 +150,7 @@ def test_a_batch_with_a_waiting_dead_letter_stays(story, conn):
     assert batch_id not in purgeable(conn)
 
 
-@pytest.mark.parametrize("handled", [queries.mark_replayed, queries.mark_discarded])
+@pytest.mark.parametrize("handled", [dead_letters.mark_replayed, dead_letters.mark_discarded])
 def test_a_handled_dead_letter_keeps_nothing(story, conn, handled):
     batch_id = story.end("ready")
     handled(conn, story.park(batch_id))
@@ -170,7 +170,7 @@ def test_a_purged_batch_leaves_nothing_behind(story, conn, slots):
     sweep(RepairContext(story.lifecycle, lambda event: None), batch_id)
     assign(story.lifecycle, batch_id, "one-too-many")
     relay(story.lifecycle.pool, [batch_id], lambda event: None)
-    queries.mark_discarded(conn, story.park(batch_id))
+    dead_letters.mark_discarded(conn, story.park(batch_id))
     db.actions.record(conn, db.actions.By("anna", "why").action("cancel", "batch", batch_id))
     story.age(batch_id, 10)
     before = counts(conn, batch_id)
@@ -227,7 +227,7 @@ def test_contents_that_nobody_registers_expire(lifecycle, conn):
         reject(lifecycle, batch_id)
         waits_since(conn, batch_id, days)
 
-    counted = db.retention.count_without_batch(conn, "pending", 7)
+    counted = len(db.retention.without_batch(conn, "pending", 7))
     there = [len(looks.waiting(conn, batch_id)) for batch_id in (old, young)]
     deleted = db.retention.purge_without_batch(conn, "pending", 7, EVERY)
 

@@ -598,9 +598,9 @@ def test_the_count_goes_on_where_it_ended_and_begins_anew(
     batches = sorted(new_batch() for _ in range(5))
     for batch_id in batches:
         break_counter_wrong(lifecycle, conn, batch_id)
-    look = CheckContext(conn, slots, moves_on=True)
+    looks_on = (CheckContext(conn, slots, moves_on=True) for _ in range(5))
 
-    rounds = [[finding.batch_id for finding in counter_wrong(look)] for _ in range(5)]
+    rounds = [[finding.batch_id for finding in counter_wrong(look)] for look in looks_on]
 
     assert rounds == [batches[:2], batches[2:4], batches[4:], [], batches[:2]]
 

@@ -16,11 +16,12 @@ ELSEWHERE = {
     ("clients/node/README.md", "// A "): "tests/clients/node/test_readme.py compares the examples",
     ("clients/python/README.md", "$ pip wheel"): "tests/clients/python/test_wheel.py installs it",
     ("clients/python/README.md", "from els_client"): "tests/clients/python/test_readme.py runs it",
-    (WITH_NODE, "(cd clients/node"): "scripts/clients-node makes the package",
+    (WITH_NODE, "(cd ~/els/clients/node"): "scripts/clients-node makes the package",
     (WITH_NODE, "export BROKER_URL"): BY_NODE,
     (WITH_NODE, "// A "): "tests/clients/node/test_readme.py compares the examples",
     (WITH_NODE, "QUEUE=nlp"): BY_NODE,
     (WITH_NODE, "cat > messages.jsonl"): BY_NODE,
+    (WITH_NODE, "psql"): "tests/clients/proofs.py asks the same table",
     ("docs/acting.md", "$ els dead-letters"): "tests/ops/test_actions.py runs such commands",
     ("docs/acting.md", "$ els cancel"): "tests/ops/test_actions.py runs such commands",
     ("docs/access.md", "els access redis"): "tests/servers/test_forbidden.py loads such a file",
@@ -41,7 +42,7 @@ ELSEWHERE = {
     ("docs/tls.md", "ELS_TLS_CA="): "tests/servers/test_tls.py has such settings, and the files",
     ("docs/upgrades.md", "the migration waits"): "tests/core/test_migrations.py has its words",
     ("docs/tutorial/first-batch.md", "make env"): "it makes the environment of this test",
-    ("durable_redis/README.md", "$ pip install"): "tests/durable_redis/test_wheel.py installs it",
+    ("durable_redis/README.md", "$ pip wheel"): "tests/durable_redis/test_wheel.py installs it",
     ("durable_redis/README.md", "$ python -m durable_redis.proof"): "it takes some minutes",
 }
 

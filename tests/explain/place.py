@@ -97,6 +97,37 @@ class Place:
         worker = self.worker()
         return worker, self.beat()
 
+    @contextmanager
+    def another_program(self):
+        """Run another program's Celery worker, which takes from the same queue of the broker."""
+        name = f"celery@legacy-{self.queue}"
+        command = [
+            "-m",
+            "celery",
+            "-A",
+            "tests.explain.legacy",
+            "worker",
+            "--pool",
+            "solo",
+            "-l",
+            "INFO",
+        ]
+        with (self.folder / "legacy.log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, *command, "-Q", self.queue, "-n", name],
+                env={**os.environ, "LEGACY_BROKER": self.settings["ELS_BROKER_URL"]},
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        try:
+            said = self.folder / "legacy.log"
+            until(lambda: b" ready." in said.read_bytes(), WAIT_S, "the other program runs")
+            yield name
+        finally:
+            self.end(process)
+
     def signs(self):
         return read_heartbeat(self.valkey, 0)
 

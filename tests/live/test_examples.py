@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from ops import queries
+from ops.queries import outbox
 from ops.stack.proxy import Proxy
 from tests.live.conftest import until
 from tests.live.shop import STOCK, Shop, ready_batch
@@ -196,8 +196,8 @@ def test_what_stock_celery_loses_on_redis_comes_again(workers, shop, conn):
     )
     for batch in batches:
         now = datetime.now(UTC)
-        meant = queries.Events(now - timedelta(hours=1), now, batch)
-        queries.republish(conn, meant, limit=1_000)
+        meant = outbox.Events(now - timedelta(hours=1), now, batch)
+        outbox.republish(conn, meant, limit=1_000)
     shop.receive()
 
     has_each_effect_once(shop, conn, batches)

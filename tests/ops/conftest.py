@@ -10,7 +10,6 @@ import urllib.error
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 
@@ -18,7 +17,7 @@ from ops.stack.home import running
 from ops.stack.leash import leashed
 from ops.stack.ports import free_port
 from tests.live.conftest import until
-from tests.ops.served import Served, own_database, own_redis
+from tests.ops.served import page_of_its_own
 
 ROOT = Path(__file__).parents[2]
 
@@ -91,9 +90,7 @@ def without_colour(text):
 @pytest.fixture(scope="module")
 def served(database_url):
     """The ops page on servers that only this file fills."""
-    redis_url = own_redis(os.environ["ELS_REDIS_URL"])
-    name = f"board_{uuid4().hex[:8]}"
-    with own_database(database_url, name) as url, Served(url, redis_url) as page:
+    with page_of_its_own(database_url) as page:
         page.client.flushdb()
         page.lives()
         yield page

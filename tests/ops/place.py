@@ -13,8 +13,8 @@ from core.db.actions import Wanted
 from core.db.dead_letters import DeadLetter
 from core.lifecycle import Lifecycle
 from core.slots import Slots
-from ops import queries
 from ops.cli.main import app
+from ops.queries import dead_letters
 from tests import factories as make
 from tests.ops.served import own_database, own_redis
 
@@ -42,7 +42,7 @@ class Place:
 
     def letter(self, number):
         with self.pool.connection() as conn:
-            return queries.letter(conn, number)
+            return dead_letters.letter(conn, number)
 
     def sent(self):
         """The messages that wait in the queue, without their envelope."""

@@ -1,5 +1,6 @@
 """The ops page on a database and a Redis of its own, in this process, and how to read it."""
 
+import os
 import re
 import threading
 import urllib.error
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from html import unescape
+from uuid import uuid4
 
 import psycopg
 import redis
@@ -112,6 +114,15 @@ def next_event(answer):
         name, _, value = line.partition(": ")
         if name in ("id", "event", "data"):
             event[name] = event[name] + "\n" + value if name in event else value
+
+
+@contextmanager
+def page_of_its_own(database_url):
+    """Serve the page on a database that nobody else fills."""
+    redis_url = own_redis(os.environ["ELS_REDIS_URL"])
+    name = f"page_{uuid4().hex[:8]}"
+    with own_database(database_url, name) as url, Served(url, redis_url) as served:
+        yield served
 
 
 def own_redis(url):

@@ -7,7 +7,9 @@ import pytest
 from core import db
 from core.db.dead_letters import DeadLetter
 from core.outbox import relay
-from ops import letters, queries
+from ops import letters
+from ops.queries.dead_letters import Letters
+from ops.queries.dead_letters import letters as listed
 from tests import factories as make
 from tests.core import looks, story
 from tests.ops.place import a_place
@@ -83,7 +85,7 @@ def test_what_is_refused_changes_nothing_and_leaves_no_letter(place, ended, code
     assert json.loads(refused.stdout)[0]["code"] == code
     assert place.actions() == []
     with place.pool.connection() as conn:
-        assert queries.letters(conn, batch_id=None, task=None, every=True, limit=9) == []
+        assert listed(conn, batch_id=None, task=None, every=True, limit=9) == []
 
 
 @pytest.mark.parametrize(
@@ -268,7 +270,12 @@ def test_what_was_sent_before_the_broker_fails_stays_noted(place):
             return type("Sent", (), {"task_id": f"again-{self.sent}"})
 
     with place.pool.connection() as conn:
-        given = queries.Letters(), db.actions.By("anna", "x"), letters.Pace(None), lambda done: None
+        given = (
+            Letters(),
+            db.actions.By("anna", "x"),
+            letters.Pace(None),
+            lambda done: None,
+        )
         with pytest.raises(letters.StackError):
             letters.replay(conn, Failing(), *given)
 

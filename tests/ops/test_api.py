@@ -300,6 +300,19 @@ def test_what_has_not_changed_is_not_sent_again(served, batch_id, path):
     assert (other.status, other.headers["etag"]) == (200, etag)
 
 
+def test_another_check_of_the_rules_alone_is_no_change(served, batch_id):
+    story.register(served.lifecycle, batch_id, 2, user_id=batch_id)
+    path = f"/v1/batches?user_id={batch_id}"
+    etag, before = served.get(path).headers["etag"], answer_of(served, path)
+    served.stream.stuck = None  # so the next request checks them
+
+    after = answer_of(served, path)
+    same = served.get(path, If_None_Match=etag)
+
+    assert before["rules_checked_at"] < after["rules_checked_at"]
+    assert (same.status, same.headers["etag"]) == (304, etag)
+
+
 def test_a_change_has_another_etag(served, batch_id):
     story.register(served.lifecycle, batch_id, 2)
     etag = served.get(f"/v1/batches/{batch_id}").headers["etag"]
@@ -385,6 +398,25 @@ def test_a_wrong_parameter_is_named(served, path, parameter):
 
     assert problem["status"] == 422
     assert [each["parameter"] for each in problem["errors"]] == [parameter]
+
+
+@pytest.mark.parametrize(
+    ("path", "rule"),
+    [
+        ("/v1/batches?limit=0", "must be greater than or equal to 1"),
+        ("/v1/batches?user_id=%00", "must not hold control characters"),
+        ("/v1/batches?state=open", "must be 'awaiting_content_validation', "),
+        ("/v1/batches?limit=%C2%B2", "must be a whole number, written in digits"),
+        ("/v1/batches?after=", "must have at least 1 character"),
+        ("/v1/batches/%E2%82%AC", "must be 1 to 64 characters, each a letter"),
+        ("/v1/batches/b/essays?after=", "must be 1 to 64 characters, each a letter"),
+        ("/v1/messages/b", "must be a UUID"),
+    ],
+)
+def test_the_rule_that_a_parameter_breaks_is_said_in_words(served, path, rule):
+    (error,) = problem_of(served.get(path))["errors"]
+
+    assert error["message"].startswith(rule)
 
 
 @pytest.mark.parametrize("path", ["/v1", "/v1/", "/v1/nothing", "/v1/batches/b/nothing"])

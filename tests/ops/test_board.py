@@ -1,7 +1,6 @@
 """The pages over HTTP, as a browser without JavaScript sees them."""
 
 import json
-import os
 import re
 import time
 from datetime import UTC, datetime
@@ -19,7 +18,7 @@ from ops.explain.explanation import explain
 from tests import factories as make
 from tests.core import story
 from tests.live.conftest import until
-from tests.ops.served import Served, own_database, own_redis
+from tests.ops.served import page_of_its_own
 
 SCRIPT = "<script>alert('odd')</script>"
 
@@ -169,35 +168,44 @@ def troubled(served):
     return served.stream.stuck.violations if served.stream.stuck else ()
 
 
-def test_the_pages_hold_every_batch_once_and_those_in_trouble_first(database_url):
-    redis_url = own_redis(os.environ["ELS_REDIS_URL"])
-    name = f"pages_{uuid4().hex[:8]}"
-    with own_database(database_url, name) as url, Served(url, redis_url) as served:
-        change(
-            served,
-            "INSERT INTO batch_essay_trackers (batch_id, status, user_id, course_code,"
-            " correlation_id, expected_count, available_slots, essay_ids_sha256, on_deadline,"
-            " registered_at, deadline_at, closed_at, closed_reason)"
-            " SELECT 'b-' || n, 'cancelled', 'u', 'c', gen_random_uuid(), 1, 0, 'x', 'fail',"
-            " now() - make_interval(mins => n / 2), now(), now(), 'x'"
-            " FROM generate_series(1, 180) n",
-        )
-        change(
-            served,
-            "INSERT INTO dead_letters (task, task_id, batch_id, body, code, message)"
-            " SELECT 't', n::text, 'b-' || n, '{}', 'C', 'm' FROM generate_series(61, 120) n",
-        )
-        until(lambda: len(troubled(served)) == 60, what="the rules were asked")
-        seen, path = [], "/?state=cancelled"
-        while path:
-            answer = served.get(path)
-            seen += answer.batches
-            path = answer.following
+def write_batches(served, count):
+    """Write b-001 and so on, which were cancelled: two in each hour, the newest first."""
+    change(
+        served,
+        "INSERT INTO batch_essay_trackers (batch_id, status, user_id, course_code,"
+        " correlation_id, expected_count, available_slots, essay_ids_sha256, on_deadline,"
+        " registered_at, deadline_at, closed_at, closed_reason)"
+        " SELECT 'b-' || lpad(n::text, 3, '0'), 'cancelled', 'u', 'c', gen_random_uuid(), 1, 0,"
+        " 'x', 'fail', now() - make_interval(hours => n / 2),"
+        " now() + make_interval(hours => 1 + n * 37 %% 60), now(), 'x'"
+        " FROM generate_series(1, %s) n",
+        count,
+    )
 
-    worst = {f"b-{n}" for n in range(61, 121)}
+
+def write_letters(served, first, last):
+    """Write a dead letter for each of these batches, which makes it stuck."""
+    change(
+        served,
+        "INSERT INTO dead_letters (task, task_id, batch_id, body, code, message)"
+        " SELECT 't', batch_id, batch_id, '{}', 'C', 'm' FROM batch_essay_trackers"
+        " WHERE batch_id BETWEEN %s AND %s",
+        first,
+        last,
+    )
+
+
+def test_the_pages_hold_every_batch_once_and_those_in_trouble_first(database_url):
+    with page_of_its_own(database_url) as served:
+        write_batches(served, 180)
+        write_letters(served, "b-061", "b-120")
+        until(lambda: len(troubled(served)) == 60, what="the rules were asked")
+        seen = all_batches(served, "/?state=cancelled")
+
+    worst = {f"b-{n:03}" for n in range(61, 121)}
     assert set(seen[:60]) == worst
     assert seen[60:] == sorted(
-        ({f"b-{n}" for n in range(1, 181)} - worst),
+        ({f"b-{n:03}" for n in range(1, 181)} - worst),
         key=lambda b: (-(int(b[2:]) // 2), b),
         reverse=True,
     )
@@ -206,20 +214,13 @@ def test_the_pages_hold_every_batch_once_and_those_in_trouble_first(database_url
 @pytest.fixture(scope="module")
 def many(database_url):
     """A page with 130 batches, of which 20 are stuck and 10 nobody has registered."""
-    redis_url = own_redis(os.environ["ELS_REDIS_URL"])
-    name = f"sorted_{uuid4().hex[:8]}"
-    with own_database(database_url, name) as url, Served(url, redis_url) as served:
+    with page_of_its_own(database_url) as served:
+        write_batches(served, 120)
         change(
             served,
-            "INSERT INTO batch_essay_trackers (batch_id, status, user_id, course_code,"
-            " correlation_id, expected_count, available_slots, essay_ids_sha256, on_deadline,"
-            " registered_at, deadline_at, closed_at, closed_reason)"
-            " SELECT 'b-' || lpad(n::text, 3, '0'), CASE WHEN n %% 2 = 0 THEN"
-            " 'awaiting_content_validation' ELSE 'cancelled' END, 'u', 'c', gen_random_uuid(), 1,"
-            " 1 - n %% 2, 'x', 'fail', now() - make_interval(hours => n / 2),"
-            " now() + make_interval(hours => 1 + n * 37 %% 60),"
-            " CASE WHEN n %% 2 = 1 THEN now() END,"
-            " CASE WHEN n %% 2 = 1 THEN 'x' END FROM generate_series(1, 120) n",
+            "UPDATE batch_essay_trackers SET status = 'awaiting_content_validation',"
+            " available_slots = 1, closed_at = NULL, closed_reason = NULL"
+            " WHERE right(batch_id, 1)::int %% 2 = 0",
         )
         change(
             served,
@@ -227,18 +228,20 @@ def many(database_url):
             " CASE WHEN closed_at IS NULL THEN 'awaiting_content' ELSE 'cancelled' END"
             " FROM batch_essay_trackers",
         )
-        change(
-            served,
-            "INSERT INTO dead_letters (task, task_id, batch_id, body, code, message) SELECT 't',"
-            " batch_id, batch_id, '{}', 'C', 'm' FROM batch_essay_trackers"
-            " WHERE batch_id > 'b-100'",
-        )
+        write_letters(served, "b-101", "b-120")
         for n in range(10):
             story.assign(served.lifecycle, f"early-{n}")
         now = datetime.now(UTC)
         until(lambda: served.stream.find_stuck().at > now, what="the rules were checked")
         assert len(troubled(served)) >= 20
         yield served
+
+
+def test_a_list_goes_on_behind_a_batch_whose_state_has_changed(many):
+    path = "/?state=awaiting_content_validation&sort=state"
+    everything = all_batches(many, path)
+
+    assert many.get(f"{path}&after=b-061").batches == everything[everything.index("b-060") + 1 :]
 
 
 def all_batches(served, path):

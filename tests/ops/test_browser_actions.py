@@ -6,6 +6,7 @@ import pytest
 from axe_playwright_python.base import AXE_FILE_PATH
 from pydantic import SecretStr
 
+from core.outbox import relay
 from tests import factories as make
 from tests.core import story
 from tests.ops.place import a_place
@@ -34,12 +35,16 @@ def visit(browser, page):  # noqa: F811
     complaints, contexts = [], []
     user, _, password = LOGIN.partition(":")
 
+    def complain(said):
+        if "409 (Conflict)" not in said.text:  # somebody else was faster
+            complaints.append(said.text)
+
     def look(path, viewport=DESK, **options):
         login = {"username": user, "password": password}
         context = browser.new_context(viewport=viewport, http_credentials=login, **options)
         contexts.append(context)
         opened = context.new_page()
-        opened.on("console", lambda said: complaints.append(said.text))
+        opened.on("console", complain)
         opened.on("pageerror", lambda error: complaints.append(str(error)))
         opened.on("dialog", lambda dialog: complaints.append(dialog.message))
         opened.goto(page.url + path)
@@ -123,6 +128,42 @@ def test_a_letter_is_discarded_and_sent_again_by_clicking(place, visit, keep, sc
 
     assert (discarded, place.letter(number)["state"]) == ("discarded", "replayed")
     assert [each["action"] for each in place.actions()[:2]] == ["replay", "discard"]
+
+
+@scripts
+def test_a_batch_is_mended_and_its_events_delivered_again_by_clicking(place, page, visit, scripts):
+    batch = make.new_batch()
+    story.fill(place.lifecycle, batch, 1)
+    opened = visit(f"/batches/{batch}", java_script_enabled=scripts)
+
+    opened.get_by_role("link", name="Reconcile").click()
+    opened.get_by_role("button", name="Run the sweep").click()
+    opened.get_by_text("The sweep ran: it found 1, mended 1, and left 0.").wait_for()
+    relay(place.pool, [batch], lambda event: None)
+    opened.goto(f"{page.url}/batches/{batch}")
+    opened.get_by_role("link", name="Deliver its events again").click()
+    opened.get_by_text("2 events: the relay delivers them again.").wait_for()
+    opened.get_by_role("button", name="Deliver again").click()
+    opened.get_by_text("2 events queued").wait_for()
+
+    done = [each["action"] for each in place.actions(batch_id=batch)]
+    assert done == ["republish", "reconcile"]
+
+
+@scripts
+def test_whoever_comes_second_is_led_to_what_the_first_has_done(place, batch, visit, scripts):
+    first, second = (visit(f"/act/cancel?batch={batch}", java_script_enabled=scripts) for _ in "ab")
+    for opened in (first, second):
+        opened.get_by_label("Reason").fill("sent twice")
+
+    first.get_by_role("button", name="Cancel the batch").click()
+    first.get_by_text("This batch was cancelled.").wait_for()
+    second.get_by_role("button", name="Cancel the batch").click()
+    second.get_by_text(f"Batch {batch} is cancelled.").wait_for()
+    second.get_by_role("link", name="Go there").click()
+
+    second.get_by_text("cancelled by anna: sent twice").wait_for()
+    assert len(place.actions(batch_id=batch)) == 1
 
 
 def test_a_form_of_another_site_is_refused_whatever_the_browser_knows(place, page, batch, visit):

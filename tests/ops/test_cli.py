@@ -99,10 +99,11 @@ def test_status_shows_no_more_batches_than_its_limit(service, several):
 
 def test_status_counts_the_contents_of_a_cancelled_batch(service):
     batch = make.new_batch()
-    service.els(
-        *("submit", "-", "--wait"),
-        stdin=lines([make.registration(batch, 3), make.content(batch), make.cancellation(batch)]),
-    )
+    for messages in (
+        [make.registration(batch, 3), make.content(batch)],
+        [make.cancellation(batch)],
+    ):
+        service.els("submit", "-", "--wait", stdin=lines(messages))
 
     [row] = json.loads(service.els("status", batch, "--json").stdout)
 

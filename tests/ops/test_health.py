@@ -21,7 +21,7 @@ from tests.core import story
 from tests.factories import new_batch
 from tests.live.conftest import until
 from tests.ops.conftest import answering, fetch
-from tests.ops.served import own_database
+from tests.ops.served import Served, own_database
 
 NOBODY = "127.0.0.1:9"  # the discard port: connections are refused
 NO_POSTGRES = {"ELS_DATABASE_URL": f"postgresql://els:secret-word@{NOBODY}/els"}
@@ -154,6 +154,21 @@ def test_what_a_server_lacks_is_listed_with_the_next_step(
     assert setting in finding["step"]
     assert finding["why"]
     assert (ready["broker"] == "ok") == ready["ready"] == (status == 200)
+
+
+def test_a_redis_that_refuses_writes_is_named_and_not_its_silent_workers(database_url, broker):
+    redis_url, client = broker
+    name, batch = f"refused_{new_batch().replace('-', '_')}", new_batch()
+    with own_database(database_url, name) as url, Served(url, redis_url) as served:
+        story.register(served.lifecycle, batch, 2)
+        client.flushall()  # the signs of life too: no worker can give one
+        client.config_set("min-replicas-to-write", 1)
+        shown, told = served.get(f"/batches/{batch}"), served.get(f"/v1/batches/{batch}")
+
+    assert "Redis refuses writes" in shown.words
+    codes = [cause["code"] for cause in json.loads(told.text)["causes"]]
+    assert "server_refuses" in codes
+    assert "no_worker" not in codes
 
 
 def test_a_read_only_database_is_not_ready(database_url, conn):

@@ -16,9 +16,9 @@ from core import db
 from core.db.dead_letters import DeadLetter
 from core.outbox import relay
 from core.signs.heartbeat import read_heartbeat
-from ops import queries
 from ops.cli.main import app
 from ops.client import Sender, outcomes
+from ops.queries import dead_letters
 from tests import factories as make
 from tests.core import looks, story
 from tests.live.conftest import until
@@ -274,8 +274,8 @@ def test_a_dead_letter_is_listed_shown_and_replayed_once_its_cause_is_mended(ser
     assert books.execute("SELECT 1 FROM idempotency_keys WHERE key = %s", key).rowcount == 1
     until(lambda: not redis.Redis.from_url(service.env["broker_url"]).llen("els"))
     assert looks.types(books, batch).count("BatchEssaysReady") == 1
-    assert queries.letters(books, batch_id=batch, task=None, every=False, limit=9) == []
-    assert len(queries.letters(books, batch_id=batch, task=None, every=True, limit=9)) == 1
+    assert dead_letters.letters(books, batch_id=batch, task=None, every=False, limit=9) == []
+    assert len(dead_letters.letters(books, batch_id=batch, task=None, every=True, limit=9)) == 1
 
 
 def test_a_dead_letter_that_needs_nothing_is_discarded(service, tell):
@@ -319,7 +319,7 @@ def test_of_several_numbers_none_is_done_when_one_is_wrong(
 
     untouched = wrong == "no number" or command == "replay"
     assert told.exit_code == (1 if untouched else 0)
-    row = queries.letter(conn, letter)
+    row = dead_letters.letter(conn, letter)
     assert (row["replayed_at"] or row["discarded_at"]) is None or not untouched
     assert slots.client.llen("els") == 0
 

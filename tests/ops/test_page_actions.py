@@ -419,6 +419,13 @@ def test_a_form_that_was_open_for_too_long_is_opened_again(place, anna, monkeypa
 
     assert refused.status == 403
     assert place.actions() == []
+    again = anna.get(onward(refused))
+    assert anna.post("cancel", {**again.hidden, "reason": "x"}).status == 303
+
+
+def onward(refused):
+    """The address that a refusal leads on to."""
+    return unescape(re.search(r'class="error".*?<a href="([^"]*)"', refused.text, re.S)[1])
 
 
 @pytest.mark.parametrize("reason", ["", "  ", "x" * 1025], ids=["none", "blank", "too long"])
@@ -434,6 +441,7 @@ def test_a_reason_is_required_as_for_the_commands(place, anna, name, reason):
     assert refused.status == 400
     assert "reason" in refused.words
     assert place.actions() == []
+    assert anna.get(onward(refused)).hidden.keys() == asked.hidden.keys()
 
 
 @pytest.mark.parametrize(
@@ -472,6 +480,7 @@ def test_what_cannot_be_done_is_a_plain_page(place, anna, address, status):
     assert refused.status == status, refused.words
     assert "<h1>" in refused.text
     assert "signature" not in refused.text
+    assert anna.get(onward(refused)).status == (404 if "batch=nobody" in address else 200)
 
 
 def test_what_changed_since_the_confirmation_is_refused(place, anna):
@@ -487,6 +496,7 @@ def test_what_changed_since_the_confirmation_is_refused(place, anna):
     ]
 
     assert [each.status for each in refused] == [409, 409]
+    assert [onward(each) for each in refused] == [f"/batches/{batch}", f"/dead-letters/{number}"]
     assert len(place.actions()) == 2
     assert [task for task, _ in place.sent()] == ["els.cancel_batch"]
 
@@ -546,6 +556,7 @@ def test_a_server_that_is_away_is_named_with_the_next_step(place, page, anna, mo
     assert refused.status == 503
     assert "The broker did not take it" in refused.words
     assert "els actions list" in refused.words
+    assert onward(refused) == f"/act/replay?number={number}"
     assert place.letter(number)["state"] == "waiting"
 
 

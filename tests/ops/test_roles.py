@@ -12,7 +12,7 @@ from core.probe import probe_postgres
 from core.servers.postgres import missing_for_work
 from migrations import upgrade
 from migrations.roles import Names, RolesRefused, write_roles
-from ops import queries
+from ops.queries import batches, dead_letters, numbers
 from tests.factories import new_batch
 from tests.ops.conftest import els
 from tests.ops.served import own_database
@@ -55,9 +55,9 @@ def test_workers_have_all_that_they_need(made):
 
 def test_the_reader_reads_everything_that_the_pages_show(made):
     with db.connect_once(made.read) as conn:
-        assert queries.counters(conn)["open"] == 0
-        assert len(queries.board(conn, ["none"])) == 1
-        assert queries.letters(conn, batch_id=None, task=None, every=True, limit=1) == []
+        assert numbers.counters(conn)["open"] == 0
+        assert len(batches.board(conn, ["none"])) == 1
+        assert dead_letters.letters(conn, batch_id=None, task=None, every=True, limit=1) == []
 
 
 FORBIDDEN = {

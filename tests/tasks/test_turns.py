@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tasks.worker.batching import URGENCY
+from tasks.worker.batching import URGENCY, Batcher
 from tasks.worker.turns import UrgentFirst
 
 ASSIGN, REGISTER, SEAL, ANNOUNCE, SWEEP = (
@@ -68,11 +68,12 @@ def test_those_that_share_a_turn_are_small_together_and_one_may_have_any_size(wa
     assert turns() == [[0, 1], [2], [3], [4]]
 
 
-def test_what_is_forgotten_gets_no_turn(waiting, turns):
-    waiting.add(request(ASSIGN, "content"), plain=True)
-    waiting.add(request(SWEEP, "sweep"), plain=False)
+def test_what_is_forgotten_gets_no_turn(hub):
+    asked = []
+    batcher = Batcher(hub, asked.append)
+    batcher.add(request(SWEEP, "sweep"))
 
-    waiting.clear()
+    batcher.forget()
+    next(hub.create_loop())
 
-    assert not waiting
-    assert turns() == []
+    assert asked == []

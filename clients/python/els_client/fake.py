@@ -8,7 +8,7 @@ the microsecond, where the service needs some seconds; and nothing is slow, away
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -37,12 +37,12 @@ from els_client._service.events import (
 )
 from els_client._service.messages import Idempotency, canonical, parse
 from els_client._service.model import Message as Submitted
-from els_client._service.named_batch import batch_of
+from els_client._service.named_batch import batch_of, ids_of
 from els_client.upstream import Json, Outcome, Sent, Upstream, checked, refuse_deep
 
 Received = dict[str, Any]  # Any: a CloudEvent, JSON
 BEGINNING = datetime(2026, 1, 1, tzinfo=UTC)
-NO_CORRELATION = UUID(int=0)
+NO_CORRELATION = "00000000-0000-0000-0000-000000000000"
 FIRST_LETTER = 1_001  # not to be taken for the sequence of an event
 
 
@@ -160,7 +160,7 @@ class FakeELS:
     def _refuse(self, task: str, task_id: str, event: object, error: Refusal) -> Outcome:
         """Keep a message as a dead letter; a delivery again is the same one."""
         body = _json(event)
-        ids = _ids_of(body)
+        ids = ids_of(event, batch_of(event))
         key = (task_id, task, json.dumps(body, sort_keys=True))
         if key not in self._letters:
             number = self._letters[key] = len(self._letters) + FIRST_LETTER
@@ -190,7 +190,7 @@ class FakeELS:
                 correlation: object = batch.registration.correlation_id
             else:
                 number = event.data["dead_letter"]
-                correlation = event.data.get("correlation_id", NO_CORRELATION)
+                correlation = UUID(event.data.get("correlation_id", NO_CORRELATION))
             row = {
                 "id": outgoing_id(batch_id or NO_BATCH, event.type, event.generation),
                 "type": event.type,
@@ -234,19 +234,4 @@ def _json(event: object) -> Any:  # Any: JSON
     try:
         return json.loads(canonical(event))
     except (ValueError, TypeError, RecursionError):
-        return {**_ids_of(event), "not_json": repr(event)}
-
-
-def _ids_of(body: object) -> dict[str, Any]:  # Any: JSON
-    """Return the well-formed ids of a message."""
-    given: Mapping[str, Any] = body if isinstance(body, dict) else {}
-    ids = {name: given[name] for name in ("event_id", "correlation_id") if _is_uuid(given, name)}
-    batch_id = batch_of(body)
-    return ids | ({"batch_id": batch_id} if batch_id else {})
-
-
-def _is_uuid(given: Mapping[str, Any], name: str) -> bool:
-    try:
-        return isinstance(given.get(name), str) and bool(UUID(given[name]))
-    except ValueError:
-        return False
+        return {**ids_of(event, batch_of(event)), "not_json": repr(event)}

@@ -7,9 +7,5 @@ INSERT INTO batch_pending_content (
 SELECT %(batch_id)s, CASE WHEN a.validation_error_code IS NULL THEN 'content' ELSE 'failure' END,
        a.file_upload_id, a.text_storage_id, a.original_file_name, a.raw_file_storage_id,
        a.file_size_bytes, a.content_md5_hash, a.validation_error_code, a.validation_error_detail
-FROM jsonb_to_recordset(%(submissions)s) AS a (
-    text_storage_id text, file_upload_id text, original_file_name text, raw_file_storage_id text,
-    file_size_bytes bigint, content_md5_hash text, validation_error_code text,
-    validation_error_detail jsonb
-)
+FROM jsonb_populate_recordset(NULL::essay_states, %(submissions)s) a
 ON CONFLICT DO NOTHING

@@ -3,15 +3,9 @@
 -- Writes each down with its reason and, for a content that found a batch full, the event.
 -- No row: the batch has open slots after all, or is not registered.
 WITH submission AS MATERIALIZED (
-    SELECT a.*
-    FROM ROWS FROM (jsonb_to_recordset(%(submissions)s) AS (
-        text_storage_id text, file_upload_id text, original_file_name text,
-        raw_file_storage_id text, file_size_bytes bigint, content_md5_hash text,
-        validation_error_code text, validation_error_detail jsonb, event_id uuid
-    )) WITH ORDINALITY AS a (
-        text_storage_id, file_upload_id, original_file_name, raw_file_storage_id, file_size_bytes,
-        content_md5_hash, validation_error_code, validation_error_detail, event_id, position
-    )
+    SELECT a.*, (given.fields ->> 'event_id')::uuid AS event_id, given.position
+    FROM jsonb_array_elements(%(submissions)s) WITH ORDINALITY AS given (fields, position),
+         jsonb_populate_record(NULL::essay_states, given.fields) a
 ), tracker AS (
     UPDATE batch_essay_trackers t
     SET event_sequence = t.event_sequence + (SELECT count(event_id) FROM submission)

@@ -10,14 +10,9 @@ SELECT batch_id, full_at AS since, NULL AS detail FROM batch_essay_trackers
 WHERE full_at IS NOT NULL AND completed_at IS NULL AND closed_at IS NULL
 
 -- rule: pending_though_registered
-WITH waiting AS MATERIALIZED (
-    SELECT batch_id, min(received_at) AS since, count(*) || ' waiting' AS detail
-    FROM batch_pending_content
-    WHERE %(batch)s::text IS NULL OR batch_id = %(batch)s
-    GROUP BY batch_id
-)
-SELECT * FROM waiting w
-WHERE (SELECT true FROM batch_essay_trackers t WHERE t.batch_id = w.batch_id)
+SELECT batch_id, min(received_at) AS since, count(*) || ' waiting' AS detail
+FROM batch_pending_content p GROUP BY batch_id
+HAVING (SELECT true FROM batch_essay_trackers t WHERE t.batch_id = p.batch_id)
 
 -- rule: deadline_passed
 -- A full batch is announced by the rule before this one, unless its slots are wrong.
@@ -51,12 +46,7 @@ SELECT batch_id, min(parked_at) AS since, string_agg(DISTINCT code, ', ') AS det
 FROM needed GROUP BY batch_id
 
 -- rule: pending_not_registered
-WITH waiting AS MATERIALIZED (
-    SELECT batch_id, min(received_at) AS since, count(*) || ' waiting' AS detail
-    FROM batch_pending_content
-    WHERE %(batch)s::text IS NULL OR batch_id = %(batch)s
-    GROUP BY batch_id
-)
-SELECT * FROM waiting w
-WHERE (%(batch)s::text IS NOT NULL OR since < now() - %(patience)s::interval)
-  AND (SELECT true FROM batch_essay_trackers t WHERE t.batch_id = w.batch_id) IS NULL
+SELECT batch_id, min(received_at) AS since, count(*) || ' waiting' AS detail
+FROM batch_pending_content p GROUP BY batch_id
+HAVING (%(batch)s::text IS NOT NULL OR min(received_at) < now() - %(patience)s::interval)
+   AND (SELECT true FROM batch_essay_trackers t WHERE t.batch_id = p.batch_id) IS NULL

@@ -9,8 +9,8 @@ from core import db
 from core.db.actions import By
 from core.db.connection import Conn, Row
 from core.states import BatchStatus, OnDeadline
-from ops import queries
 from ops.moments import from_now
+from ops.queries import batches
 from ops.web.acts.plan import Fields, Plan, Refused, Seen, Tools, wrong
 from ops.web.rendering import NOT_REGISTERED, STATES, batch_url
 from ops.wording import age, number, utc
@@ -114,7 +114,7 @@ def reconcile(tools: Tools, given: Fields, by: By) -> str:
 
 def _batch(conn: Conn, given: Fields) -> Row:
     batch_id = given.get("batch", "")
-    (row,) = queries.board(conn, [batch_id])
+    (row,) = batches.board(conn, [batch_id])
     if row["status"] == NOT_REGISTERED:
         raise Refused(
             404,

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 from core.db.actions import By
 from core.db.connection import Conn, Row
-from ops import letters, queries
+from ops import letters
 from ops.letters import Done, Pace
-from ops.queries import Letters
+from ops.queries.dead_letters import Letters, count_letters, letter
 from ops.web.acts.plan import Fields, Plan, Refused, Seen, Tools, silently, wrong
 from ops.web.addresses import Span, address
 from ops.wording import number, utc
@@ -84,7 +84,7 @@ def _plan_of_one(verb: str, row: Row, will: list[str], button: str) -> Plan:
 
 def _letter(conn: Conn, given: Fields) -> Row:
     """Read a letter that nobody has sent again."""
-    row = queries.letter(conn, _number(given["number"]))
+    row = letter(conn, _number(given["number"]))
     if row is None:
         title = f"There is no dead letter {given['number']}"
         raise Refused(404, title, "it may have been purged", "look at the list")
@@ -101,7 +101,7 @@ def _letter(conn: Conn, given: Fields) -> Row:
 def _meant(conn: Conn, given: Fields, command: str) -> tuple[Letters, int, list[str]]:
     """Say which letters a filter means, those of now and none that come later, and how many."""
     meant = _chosen(given)
-    kinds = queries.count_letters(conn, meant)
+    kinds = count_letters(conn, meant)
     total = sum(row["n"] for row in kinds)
     if not total:
         title = "No dead letter waits that matches the filter"

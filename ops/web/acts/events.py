@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 
 from core.db.actions import By
 from core.db.connection import Conn
-from ops import acting, queries
+from ops import acting
 from ops.moments import moment_of
-from ops.queries import Events
+from ops.queries.outbox import Events, count_delivered
 from ops.web.acts.plan import Fields, Plan, Refused, Seen, Tools, silently, wrong
 from ops.web.rendering import batch_url
 from ops.wording import number, utc
@@ -25,7 +25,7 @@ def plan_republish(seen: Seen, given: Fields) -> Plan:
     if not since and not batch_id:
         return Plan(title, back, fields, asks="republish", shown={"type": event_type})
     meant = _events(seen.conn, given)
-    total = queries.count_delivered(seen.conn, meant)
+    total = count_delivered(seen.conn, meant)
     if not total:
         where = "no event that was delivered matches"
         raise Refused(404, "There is nothing to deliver again", where, "go back and change it")

@@ -14,12 +14,13 @@ Fields = Mapping[str, str]  # of a form or an address
 
 @dataclass(eq=False)
 class Refused(Exception):
-    """The page does not act; `step` says what a person can do."""
+    """The page does not act; `step` says what a person can do, `back` is where."""
 
     status: int
     title: str
     reason: str
     step: str
+    back: str = "/"
 
 
 @dataclass(frozen=True)

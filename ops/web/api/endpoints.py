@@ -4,8 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel
-
 from ops.web.api import models, parameters
 from ops.web.api.problems import PREFIX
 from ops.web.api.reader import Reader
@@ -19,8 +17,8 @@ class Endpoint:
     name: str
     summary: str
     takes: type[parameters.Parameters]
-    answers: type[BaseModel]
-    read: Callable[[Reader, Any], BaseModel]  # Any: an instance of `takes`
+    answers: type[models.Answer]
+    read: Callable[[Reader, Any], models.Answer]  # Any: an instance of `takes`
     unknown: str | None = None  # what a 404 is about
 
 

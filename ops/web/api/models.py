@@ -1,6 +1,6 @@
 """What the read API answers. A reader should accept fields that it does not know."""
 
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
 from pydantic import (
@@ -16,6 +16,9 @@ from core.states import ClassType
 
 class Answer(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    PASSING: ClassVar[set[str]] = set()
+    """Fields whose change alone makes no other answer: its ETag leaves them out."""
 
 
 class Broken(Answer):
@@ -87,6 +90,8 @@ class Batch(Answer):
 
 class Batches(Answer):
     """A page of batches, the newest first."""
+
+    PASSING = {"rules_checked_at"}
 
     items: list[Batch]
     """The batches. With a filter a page may have few, or none, although `next` is there."""

@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 from starlette.responses import Response
 
+from core.messages import PYDANTIC, RULES
+
 PREFIX = "/v1"
 MEDIA_TYPE = "application/problem+json"
 TYPES = "urn:essay-lifecycle-service:problem:"
@@ -101,10 +103,17 @@ def wrong_parameters(error: ValidationError) -> ProblemFound:
 
 def _wrong(error: ErrorDetails) -> WrongParameter:
     name = ".".join(map(str, error["loc"])) or "parameters"
-    unknown = error["type"] == "extra_forbidden"
+    return WrongParameter(parameter=name[:64], message=_rule(error))
+
+
+def _rule(error: ErrorDetails) -> str:
+    match error["type"]:
+        case "extra_forbidden":
+            return "there is no such parameter"
+        case "uuid_parsing":  # pydantic quotes a character of it
+            return "must be a UUID"
     said = error["msg"].removeprefix("Value error, ")
-    message = "there is no such parameter" if unknown else said
-    return WrongParameter(parameter=name[:64], message=message)
+    return PYDANTIC.sub("must", RULES.get(error.get("ctx", {}).get("pattern", ""), said))
 
 
 def problem_response(

@@ -7,8 +7,9 @@ from core.db.connection import Conn
 from core.events import cloud_event
 from core.rules import Cause
 from core.states import ClassType
-from ops import pages, queries
+from ops import pages
 from ops.explain.explanation import explain
+from ops.queries.batches import board
 from ops.web.api import models
 from ops.web.api.cursors import MOMENT, read_cursor, write_cursor
 from ops.web.api.parameters import (
@@ -46,7 +47,7 @@ class Reader:
         stuck = self.stream.find_stuck()
         ids, following = self._page_of(wanted, [*stuck.violations])
         return models.Batches(
-            items=[_batch(row, stuck) for row in queries.board(self.conn, ids)],
+            items=[_batch(row, stuck) for row in board(self.conn, ids)],
             next=write_cursor(*following) if following else None,
             rules_checked_at=stuck.at,
             more_stuck=stuck.more,
@@ -74,7 +75,7 @@ class Reader:
         with self.conn.transaction():
             self.conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             explanation = explain(self.conn, connections.slots, batch_id, heartbeat, receivers)
-            [row] = queries.board(self.conn, [batch_id])
+            [row] = board(self.conn, [batch_id])
         if explanation.state == "unknown":
             raise not_found("batch", FIND, [_possible(each) for each in explanation.causes])
         return models.BatchExplained(

@@ -35,7 +35,11 @@ def _answering(
                 found = endpoint.read(Reader(conn, stream), wanted)
         except psycopg.DataError as error:  # what looks like a cursor, with no such moment
             raise invalid([WrongParameter(parameter="after", message="is unknown")]) from error
-        return _with_etag(request, found.model_dump_json(), _lag(replica))
+        body, lag = found.model_dump_json(), _lag(replica)
+        if not found.PASSING:
+            return _with_etag(request, body, lag)
+        lasting = found.model_dump_json(exclude=found.PASSING)
+        return _with_etag(request, body, lag, f"W/{_etag(lasting)}")
 
     return answer
 
@@ -65,16 +69,22 @@ def _lag(replica: Replica | None) -> Mapping[str, str]:
     return {LAG: "unknown" if lag is None else f"{lag:.1f}"}
 
 
-def _with_etag(request: Request, body: str, headers: Mapping[str, str]) -> Response:
+def _with_etag(
+    request: Request, body: str, headers: Mapping[str, str], etag: str | None = None
+) -> Response:
     """Answer with a body, or 304 to a client that has it."""
-    etag = f'"{sha256(body.encode()).hexdigest()[:32]}"'
+    etag = etag or _etag(body)
     kept = {**headers, "ETag": etag, "Cache-Control": "private, no-cache"}
     if _has(request.headers.get("if-none-match", ""), etag):
         return Response(status_code=304, headers=kept)
     return Response(body, headers=kept, media_type="application/json")
 
 
+def _etag(body: str) -> str:
+    return f'"{sha256(body.encode()).hexdigest()[:32]}"'
+
+
 def _has(known: str, etag: str) -> bool:
-    """Tell whether an If-None-Match names an ETag, or every one; a weak one counts too."""
-    named = [each.strip().removeprefix("W/") for each in known.split(",")]
-    return etag in named or named == ["*"]
+    """Tell whether an If-None-Match names an ETag, or every one; weak ones count too."""
+    named = [each.strip().rpartition("W/")[2] for each in known.split(",")]
+    return etag.removeprefix("W/") in named or named == ["*"]

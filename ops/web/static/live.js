@@ -55,7 +55,8 @@
     for (const beside of document.querySelectorAll(".local")) {
       const at = new Date(beside.dataset.at);
       beside.hidden = at.getTimezoneOffset() === 0;
-      const text = `${local.format(at)} here`;
+      const [day, time] = local.format(at).split(" ");
+      const text = ` · ${at.toISOString().startsWith(day) ? time : `${day} ${time}`} here`;
       if (!beside.hidden && beside.textContent !== text) beside.textContent = text;
     }
   };

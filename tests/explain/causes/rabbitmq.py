@@ -1,9 +1,13 @@
 """What is wrong with RabbitMQ, or lies there."""
 
+from contextlib import contextmanager
+
 from kombu import Queue
+from kombu.transport.native_delayed_delivery import level_name
 
 from tests import factories as make
 from tests.explain.cause import cause
+from tests.explain.causes.workers import giving_no_sign
 from tests.live.conftest import until
 from tests.rabbitmq.node import sender
 
@@ -33,6 +37,82 @@ def no_worker_takes_its_content(rabbitmq):
     app = sender(rabbitmq.node.url)
     app.send_task("els.assign_content", kwargs={"event": event}, queue=rabbitmq.queue)
     yield batch
+
+
+@cause("foreign_consumer", says=["(celery@legacy-"], never=["2 consumers"], step="cancel_consumer")
+def another_program_takes_its_messages(rabbitmq):
+    rabbitmq.run()
+    batch = rabbitmq.register()
+    with rabbitmq.another_program():
+        yield batch
+
+
+@contextmanager
+def consuming(rabbitmq):
+    """Take from the queue, as a script that is no Celery worker."""
+    with rabbitmq.node.connection() as connection:
+        queue = Queue(rabbitmq.queue, channel=connection.default_channel)
+        queue.consume(no_ack=False)
+        yield
+
+
+@cause(
+    WAITING,
+    says=["2 consumers take from the queue els-", "1 worker of this service gives a sign of life"],
+    never=["no dead letter"],
+    step="rabbitmqctl list_consumers",
+)
+def a_script_takes_its_messages(rabbitmq):
+    rabbitmq.run()
+    batch = rabbitmq.register()
+    with consuming(rabbitmq):
+        yield batch
+
+
+@cause(
+    "no_worker",
+    among=2,
+    says=["gives a sign of life", "1 consumer waits for messages of", "another ELS_REDIS"],
+    step="ELS_REDIS_URL",
+)
+def its_worker_uses_another_redis(rabbitmq):
+    with giving_no_sign(rabbitmq) as batch:
+        yield batch
+
+
+@cause(
+    WAITING,
+    says=["RabbitMQ holds 1 message for over 17 minutes", "`countdown` in seconds"],
+    never=["no dead letter"],
+)
+def its_content_waits_for_a_countdown_in_milliseconds(rabbitmq):
+    rabbitmq.run()
+    batch = rabbitmq.register()
+    sender(rabbitmq.node.url).send_task(
+        "els.assign_content",
+        kwargs={"event": make.content(batch)},
+        queue=rabbitmq.queue,
+        countdown=60_000,
+    )
+    yield batch
+    with rabbitmq.node.connection() as connection:
+        for level in range(28):
+            connection.default_channel.queue_purge(level_name(level))
+
+
+@cause(
+    "no_worker",
+    says=["1 message waits in the queue els-", "of the virtual host /, which nobody takes from"],
+    never=["no dead letter"],
+)
+def its_sender_names_no_virtual_host(rabbitmq):
+    rabbitmq.node.ctl("add_vhost", "school")
+    rabbitmq.node.ctl("set_permissions", "-p", "school", "guest", ".*", ".*", ".*")
+    batch = rabbitmq.insert_batch()
+    app = sender(rabbitmq.node.url)
+    event = make.content(batch)
+    app.send_task("els.assign_content", kwargs={"event": event}, queue=rabbitmq.queue)
+    yield batch, {"ELS_BROKER_URL": f"{rabbitmq.node.url.rstrip('/')}/school"}
 
 
 @cause(

@@ -6,8 +6,6 @@ from urllib.parse import urlsplit
 
 import psycopg
 
-from core.servers.redis_client import connect_once
-from core.signs.heartbeat import WORKERS
 from core.signs.pauses import PAUSES
 from ops.stack.embedded import Valkey
 from ops.stack.ports import free_port
@@ -89,16 +87,6 @@ def redis_refuses_and_has_a_note_of_a_process_that_was_killed(place):
     place.valkey.hset(PAUSES, "killed:1", json.dumps(note))
     with refusals.without_replicas(place.valkey):
         yield batch
-
-
-@cause("no_worker", says=["in this database of Redis", "database 4, and this is 0"])
-def its_worker_has_another_database_of_redis(place):
-    at = urlsplit(place.valkey_server.url)
-    own = connect_once(at._replace(path="/4").geturl())
-    place.start_worker(ELS_REDIS_URL=at._replace(path="/4").geturl())
-    until(lambda: own.exists(WORKERS), WAIT_S, "it gives signs of life there")
-    own.close()
-    yield place.insert_batch()
 
 
 # --- the broker ----------------------------------------------------------------------------------
@@ -247,6 +235,35 @@ def the_url_leads_to_a_standby(alone):
 def the_name_of_its_host_is_gone(place):
     at = urlsplit(place.database_url)
     yield make.new_batch(), {"ELS_DATABASE_URL": f"postgresql://els:word@gone.invalid{at.path}"}
+
+
+@cause(
+    "server_refuses",
+    says=["Postgres takes over a second for a write", "its disk is slow"],
+    never=["refuses writes"],
+    step="FROM pg_stat_activity",
+)
+def postgres_is_slow_to_write(place):
+    batch = place.insert_batch()
+    place.conn.execute(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$BEGIN PERFORM pg_sleep(5); RETURN NEW; END$$"
+    )
+    place.conn.execute("CREATE TRIGGER slow BEFORE INSERT ON essay_states EXECUTE FUNCTION slow()")
+    yield batch
+
+
+@cause("server_refuses", says=["frozen by an audit"], step="FROM pg_trigger")
+def a_trigger_of_others_refuses_writes(place):
+    batch = place.insert_batch()
+    place.conn.execute(
+        "CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$BEGIN RAISE EXCEPTION 'frozen by an audit'; END$$"
+    )
+    place.conn.execute(
+        "CREATE TRIGGER audit BEFORE INSERT ON event_outbox EXECUTE FUNCTION audit()"
+    )
+    yield batch
 
 
 @cause("server_refuses", says=["Postgres refuses writes"], step="df -h")

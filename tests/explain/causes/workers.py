@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import contextmanager
 from urllib.parse import quote, urlsplit
 
 import psutil
@@ -9,6 +10,7 @@ import psycopg
 
 from core.signs.sign import STALLED_AFTER
 from migrations import upgrade
+from ops.explain.consumers import waiting_clients
 from tests import factories as make
 from tests.explain.cause import cause
 from tests.explain.place import WAIT_S, copied
@@ -128,6 +130,51 @@ def remote_control_has_cancelled_its_queue(place):
     until(lambda: place.queue not in place.signs().signs[name].queues, WAIT_S, "it is cancelled")
     place.start_beat()
     yield place.insert_batch()
+
+
+@cause(
+    "foreign_consumer",
+    says=["Another program takes messages of the queue els-", "(celery@legacy-"],
+    never=GONE,
+    step="cancel_consumer els-",
+)
+def another_program_takes_its_messages(place):
+    place.run()
+    batch = place.register()
+    with place.another_program():
+        yield batch
+
+
+@contextmanager
+def giving_no_sign(place, **settings):
+    """Run a worker whose Redis is another database; give a batch of which it assigned a content."""
+    other = urlsplit(place.valkey_server.url)._replace(path="/4").geturl()
+    place.start_worker(ELS_REDIS_URL=other, **{"ELS_REMOTE_CONTROL": "", **settings})
+    batch = place.insert_batch()
+    place.send_content(batch)
+    query = "SELECT key FROM idempotency_keys WHERE batch_id = %s AND task = %s"
+    done = [batch, "els.assign_content"]
+    until(lambda: place.conn.execute(query, done).fetchone(), WAIT_S, "the content is assigned")
+    if not place.workers.on_rabbitmq:
+        until(lambda: waiting_clients(place.valkey), WAIT_S, "it has waited for a while")
+    yield batch
+
+
+@cause(
+    "no_worker",
+    among=2,
+    says=["gives a sign of life", "1 consumer waits for messages of", "another ELS_REDIS"],
+    step="ELS_REDIS_URL",
+)
+def it_uses_another_redis(place):
+    with giving_no_sign(place) as batch:
+        yield batch
+
+
+@cause("worker_other_redis", says=["@test)", "its ELS_REDIS_URL is another one"], never=GONE[:1])
+def it_uses_another_redis_and_listens_to_remote_control(place):
+    with giving_no_sign(place, ELS_REMOTE_CONTROL="true") as batch:
+        yield batch
 
 
 @cause("worker_other_broker", says=["redis/0", "redis/1"], never=GONE[:1])

@@ -26,10 +26,10 @@ from core.signs.heartbeat import (
 from core.signs.pauses import Outage, Pause
 from core.slots import CLAIM_LEASE, Slots
 from core.sweep import sweep
-from ops import queries
 from ops.explain.causes import CAUSES, PLAIN
 from ops.explain.explanation import explain
 from ops.explain.service_causes import BACKLOG
+from ops.queries import dead_letters, outbox
 from ops.receivers import NO_RECEIVERS, Receivers
 from tests.core import looks
 from tests.core.story import assign, cancel, fill, register, reject, texts, upload
@@ -228,8 +228,8 @@ def a_ready_batch_has_a_dead_letter(s):
 
 def a_handled_dead_letter_is_no_reason(s):
     s.register()
-    queries.mark_replayed(s.conn, s.park("VALIDATION_ERROR"))
-    queries.mark_discarded(s.conn, s.park("RETRIES_EXHAUSTED"))
+    dead_letters.mark_replayed(s.conn, s.park("VALIDATION_ERROR"))
+    dead_letters.mark_discarded(s.conn, s.park("RETRIES_EXHAUSTED"))
 
 
 def nobody_has_registered_it(s):
@@ -492,7 +492,7 @@ def test_every_code_is_made_by_some_cause():
     named = {code for _, codes in SCENES for code in codes}
     named |= {"being_sealed", "sweep_lock_held", "lock_held"}  # each has a test of its own
     named |= {code for _, code, _ in test_service_causes.SEEN} | test_service_causes.OF_POSTGRES
-    named |= {"event_deleted", "event_under_way"}
+    named |= {"event_deleted", "event_under_way", "foreign_consumer", "worker_other_redis"}
 
     assert named == CAUSES.keys()
     assert len(CAUSES) == len(RULES) + len(PLAIN)
@@ -546,7 +546,7 @@ def test_a_republished_event_was_tried(scene):
     scene.set("created_at = created_at - interval '1 minute'", "event_outbox")
 
     an_hour_ago, now = datetime.now(UTC) - timedelta(hours=1), datetime.now(UTC)
-    queries.republish(scene.conn, queries.Events(an_hour_ago, now, scene.batch_id), 9)
+    outbox.republish(scene.conn, outbox.Events(an_hour_ago, now, scene.batch_id), 9)
 
     assert "to be delivered again" in first(scene).title
 
@@ -708,8 +708,8 @@ def test_the_timeline_tells_the_whole_story_in_order(scene):
     scene.set("created_at = created_at - interval '50 seconds'", "event_outbox")
     scene.sweep()
     letter, other = scene.park("WRONG_BATCH_STATE"), scene.park("UNKNOWN_ESSAY")
-    queries.mark_replayed(scene.conn, letter)
-    queries.mark_discarded(scene.conn, other)
+    dead_letters.mark_replayed(scene.conn, letter)
+    dead_letters.mark_discarded(scene.conn, other)
     cancel(scene.lifecycle, scene.batch_id, "enough")
 
     told = scene.explain().timeline

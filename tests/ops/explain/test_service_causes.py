@@ -1,16 +1,19 @@
 """What keeps every batch waiting, told from the signs of life alone."""
 
+import os
 import shlex
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from core.signs import installation as how
 from core.signs.beats import Beats
 from core.signs.heartbeat import Asked, Heartbeat
 from core.signs.installation import Installation, Kind
 from core.signs.pauses import Outage, Pause
 from core.signs.sign import Sign
+from ops.explain.consumers import consumer_clues
 from ops.explain.locks import Lock
 from ops.explain.service_causes import look_at, service_causes
 from ops.heartbeat import with_outages
@@ -137,17 +140,6 @@ def test_what_whoever_asks_has_met_is_newer_than_what_a_process_noted():
     assert "els health worker" in of_past.command
 
 
-def test_a_worker_of_another_database_of_redis_is_named():
-    asked = Asked(queue="els", worker_elsewhere="one@host gives them in database 4, and this is 0")
-
-    first, *_ = causes(replace(seen(workers=()), asked=asked))
-
-    assert first.code == "no_worker"
-    assert "in this database of Redis" in first.title
-    assert "one@host gives them in database 4" in first.reason
-    assert "ELS_REDIS_URL" in first.command
-
-
 @pytest.mark.parametrize(
     ("server", "error", "step"),
     [
@@ -219,13 +211,49 @@ def test_where_redis_refuses_writes_nobody_is_said_to_be_gone():
 
 
 def test_where_a_beat_is_gone_the_sweep_is_known_to_be_silent_sooner():
-    heartbeat = replace(seen(sign()), swept_at=ago(20))
+    heartbeat = replace(seen(sign()), swept_at=ago(12))  # its last tick ran late
 
     assert codes(heartbeat) == []
     assert codes(replace(heartbeat, beats=Beats())) == []
     [cause] = causes(replace(heartbeat, beats=Beats(gone=True)))
     assert cause.code == "beat_silent"
     assert cause.title.startswith("No beat is running")
+
+
+def test_a_worker_of_remote_control_that_gives_a_sign_is_no_other():
+    heartbeat = replace(seen(sign()), others={NAME: ["els"], "celery@mail": ["els"]})
+
+    [cause] = causes(heartbeat)
+
+    assert cause.code == "foreign_consumer"
+    assert "(celery@mail)" in cause.title
+    assert cause.command.endswith("control -d celery@mail cancel_consumer els")
+
+
+def test_more_consumers_than_workers_are_a_clue_on_rabbitmq_alone():
+    one = sign(broker="amqp//")
+    on_redis = replace(seen(sign()), consumers=2)
+    on_rabbitmq = replace(seen(one), consumers=2, asked=Asked("els", broker="amqp//"))
+
+    assert list(consumer_clues(on_redis)) == []
+    assert list(consumer_clues(replace(on_rabbitmq, consumers=1))) == []
+    assert list(consumer_clues(replace(on_rabbitmq, others={"celery@mail": ["els"]}))) == []
+    [clue] = consumer_clues(on_rabbitmq)
+    assert clue.text.startswith("2 consumers take from the queue els, and 1 worker of this service")
+
+
+CONTAINER = [(0, 5, Kind.COMPOSE), (1, 1, Kind.COMPOSE), (1, 5, Kind.COMMAND), (4, 4, Kind.COMMAND)]
+
+
+@pytest.mark.parametrize(("parent", "session", "kind"), CONTAINER)
+def test_what_a_person_starts_in_a_container_is_no_part_of_compose(
+    monkeypatch, tmp_path, parent, session, kind
+):
+    monkeypatch.setattr(how, "IN_A_CONTAINER", [tmp_path])
+    monkeypatch.setattr(os, "getppid", lambda: parent)
+    monkeypatch.setattr(os, "getsid", lambda _: session)
+
+    assert how.detect(tmp_path, {}) is kind
 
 
 STEPS = [

@@ -38,7 +38,9 @@ BULK_LIMIT = 8 * KIB * KIB
 # Of a message's body on the wire: `\u00e9` takes three times as long as é, and blanks add to it.
 WIRE_LIMIT = 3 * BULK_LIMIT + KIB * KIB
 BIGINT_MAX = 2**63 - 1
-RFC3339 = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}")
+RFC3339 = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:(\d{2})")
+# As a JSON Schema says it: most validators do not look at `format`.
+MOMENT = "^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-5][0-9]([.][0-9]+)?([Zz]|[+-]00:00)$"
 NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # Postgres stores no NUL in text or jsonb
 IDENTIFIER = r"^[A-Za-z0-9_-]{1,64}$"
 NAME = r"^[^\x00-\x1f\x7f-\x9f]*$"  # no control characters; read alike by every regex engine
@@ -54,9 +56,21 @@ RULES = {  # the rule of each pattern, in words for senders
 }
 
 
+NOT_RFC3339 = "must be an RFC 3339 timestamp, such as 2026-01-31T08:00:00Z"
+NOT_UTC = "must be in UTC, written with Z or +00:00"
+RULES_OF_KINDS = {  # in place of what pydantic says of these kinds of faults
+    "missing": "is missing",
+    "uuid_parsing": "must be a UUID",  # pydantic quotes a character of it
+    "uuid_type": "must be a UUID",
+    "datetime_parsing": NOT_RFC3339,
+    "datetime_from_date_parsing": NOT_RFC3339,
+    "timezone_aware": NOT_UTC,
+}
+
+
 def _utc(moment: datetime) -> datetime:
     if moment.utcoffset() != timedelta(0):
-        raise ValueError("must be in UTC, written with Z or +00:00")
+        raise ValueError(NOT_UTC)
     return moment
 
 
@@ -69,9 +83,18 @@ StorageKey = Annotated[str, Field(min_length=1, max_length=NAME_LENGTH, pattern=
 
 
 def _rfc3339(value: object) -> object:
-    if not isinstance(value, str) or not RFC3339.match(value):  # digits would be read as seconds
-        raise ValueError("must be an RFC 3339 timestamp, such as 2026-01-31T08:00:00Z")
+    written = RFC3339.match(value) if isinstance(value, str) else None
+    if written is None:  # digits alone would be read as seconds
+        raise ValueError(NOT_RFC3339)
+    if written[1] == "60":
+        raise ValueError("must not be in a leap second: write 59 in place of 60")
     return value
+
+
+def _version(number: int) -> int:
+    if number != 1:
+        raise ValueError("must be 1")
+    return number
 
 
 def _or_null(schema: dict[str, JsonValue]) -> None:
@@ -84,7 +107,7 @@ Timestamp = Annotated[
     Strict(False),  # of its text
     BeforeValidator(_rfc3339),
     AfterValidator(_utc),
-    Field(json_schema_extra={"pattern": r"([Zz]|[+-]00:00)$"}),
+    Field(json_schema_extra={"pattern": MOMENT}),
 ]
 FileName = Annotated[str, Field(min_length=1, max_length=1024)]
 Seconds = Annotated[float, Field(gt=0, le=10 * 366 * 86_400)]
@@ -120,7 +143,9 @@ class Event(Wire):
     """Every outgoing event of the batch carries the one of its registration."""
     timestamp: Timestamp
     """When the sender wrote the event; a repeat may have another one."""
-    schema_version: Annotated[int, Field(ge=1, le=1)]  # a Literal would accept `true`
+    schema_version: Annotated[  # a Literal would accept `true`
+        int, AfterValidator(_version), Field(json_schema_extra={"minimum": 1, "maximum": 1})
+    ]
     """The version of these fields."""
     batch_id: Identifier
     """The batch."""
@@ -310,6 +335,7 @@ def _plain(value: object) -> str:
     raise TypeError(f"{type(value).__name__} is no JSON value")
 
 
+NO_JSON = (ValueError, TypeError, RecursionError)  # from `canonical`, and from half a character
 CANONICAL = json.JSONEncoder(  # made once: making it takes longer than writing a small body
     sort_keys=True,
     separators=(",", ":"),
@@ -343,12 +369,8 @@ def parse(model: type[E], task: str, raw: object, limit: int) -> tuple[E, Idempo
         stamp = canonical({key: raw[key] for key in raw if key == "timestamp"})
         text = "{" + ",".join(filter(None, (compared[1:-1], stamp[1:-1]))) + "}"
         body = text.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidEvent(
-            f"{task}: the event holds half of a surrogate pair, which is no character"
-        ) from error
-    except (ValueError, TypeError, RecursionError) as error:
-        raise InvalidEvent(f"{task}: {_no_json(error)}") from error
+    except NO_JSON as error:
+        raise InvalidEvent(f"{task}: {_no_json(raw, error)}") from error
     if len(body) > limit:
         raise InvalidEvent(f"{task}: the event has {len(body)} bytes; at most {limit} are allowed")
     try:
@@ -356,17 +378,31 @@ def parse(model: type[E], task: str, raw: object, limit: int) -> tuple[E, Idempo
     except ValidationError as error:
         raise InvalidEvent(f"{task}: {_first_faults(error)}") from error
     if "\\u0000" in text and NUL.search(text):  # `in` is a hundred times as fast
-        raise InvalidEvent(f"{task}: the event holds a NUL character, which no text may")
+        named = next(name for name in raw if NUL.search(canonical({name: raw[name]})))
+        raise InvalidEvent(f"{task}: {named}: must not hold a NUL character")
     return event, Idempotency(event.event_id, task, hashlib.sha256(compared.encode()).digest())
 
 
-def _no_json(error: Exception) -> str:
+def _no_json(raw: Mapping[str, Any], error: Exception) -> str:  # Any: no JSON
+    """Name the first field that JSON cannot hold, and say why."""
+    for name, value in raw.items():
+        try:
+            canonical({name: value}).encode()
+        except NO_JSON as its_own:
+            ours = name in _fields() or (isinstance(name, str) and FIELD.fullmatch(name))
+            return f"{name if ours else 'event'}: {_why_no_json(its_own)}"
+    return f"event: {_why_no_json(error)}"
+
+
+def _why_no_json(error: Exception) -> str:
     match error:
         case RecursionError():
-            return "the event is nested too deeply"
+            return "is nested too deeply"
+        case UnicodeEncodeError():
+            return "must not hold half of a surrogate pair, which is no character"
         case ValueError() if "Circular" not in str(error):
-            return "the event holds NaN or Infinity, which JSON does not have"
-    return "the event holds a value of a type that JSON does not have"
+            return "must not hold NaN or Infinity, which JSON does not have"
+    return "must not hold a value of a type that JSON does not have"
 
 
 def _first_faults(error: ValidationError, most: int = 5) -> str:
@@ -393,10 +429,8 @@ def _rule(fault: ErrorDetails) -> str:
             near = get_close_matches(str(fault["loc"][-1]), _fields(), 1)
             is_meant = f"; is {near[0]} meant?" if near and near[0] != fault["loc"][-1] else ""
             return _unknown(fault) + is_meant
-        case "uuid_parsing" | "uuid_type":  # pydantic quotes a character of it
-            return "must be a UUID"
-        case "missing":
-            return "is missing"
+        case kind if kind in RULES_OF_KINDS:
+            return RULES_OF_KINDS[kind]
         case "value_error":
             return str(fault["ctx"]["error"])
     rule = RULES.get(fault.get("ctx", {}).get("pattern", ""), fault["msg"])

@@ -90,12 +90,17 @@ class Message:
         return outcome(self.submissions[0].outcome(location), self.batch_id, **slot)
 
     def result(
-        self, locations: Mapping[str, Location], repeats: Collection[str] = (), **after: Any
+        self,
+        locations: Mapping[str, Location],
+        repeats: Collection[str] = (),
+        *,
+        full: bool = False,
+        posted: bool = False,
+        slots: int | None = None,
     ) -> "StepResult":
         """Say what became of each submission; one that is not located is pending.
 
-        `repeats` had their place before, so they do not count again; `after` is what follows the
-        commit.
+        `repeats` had their place before, so they do not count again.
         """
         places = [locations.get(each.claimant, Location()) for each in self.submissions]
         became = Counter(
@@ -103,7 +108,7 @@ class Message:
             for each, place in zip(self.submissions, places, strict=True)
             if each.claimant not in repeats
         )
-        return StepResult(self.value(places[0]), became=became, **after)
+        return StepResult(self.value(places[0]), full, posted, became, slots)
 
 
 @dataclass(frozen=True)

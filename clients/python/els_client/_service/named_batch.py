@@ -1,5 +1,5 @@
 # `make reference` copies this module from core/named_batch.py; change that one.
-"""Which batch a message names that has another shape than it should.
+"""Which batch and which ids a message names that has another shape than it should.
 
 A sender may spell the field in another way, put it elsewhere, or send a body that nobody can
 decode. The message becomes a dead letter all the same, and belongs to its batch.
@@ -11,6 +11,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from uuid import UUID
 
 from els_client._service.messages import IDENTIFIER
 
@@ -50,6 +51,14 @@ def batch_ids(body: object) -> list[str]:
     named = list(_named(body))
     strong = [value for is_weak, value in named if not is_weak]
     return list(dict.fromkeys(strong or [value for _, value in named]))
+
+
+def ids_of(body: object, batch_id: str | None) -> dict[str, str]:
+    """Return the well-formed ids by which people look for a message: of the event, of its batch."""
+    given = body if isinstance(body, Mapping) else {}
+    named = {name: given.get(name) for name in ("event_id", "correlation_id")}
+    ids = {name: str(value) for name, value in named.items() if _is_uuid(value)}
+    return ids | ({"batch_id": batch_id} if batch_id else {})
 
 
 def _named(body: object) -> Iterator[Named]:
@@ -97,7 +106,8 @@ def _inside(text: str) -> tuple[Sequence[object], list[str]]:
         return [json.loads(text)], []
     except (ValueError, RecursionError):
         shown = text[:LARGEST]
-        return PACKED.findall(shown)[:MOST_PACKED], WRITTEN.findall(shown)
+        packed = [shown] if BASE64.fullmatch(shown) else PACKED.findall(shown)[:MOST_PACKED]
+        return packed, WRITTEN.findall(shown)
 
 
 def _decoded(text: str) -> bytes:
@@ -126,6 +136,13 @@ def _text_of(raw: bytes) -> str:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError:
         return raw.decode("latin-1")
+
+
+def _is_uuid(given: object) -> bool:
+    try:
+        return isinstance(given, UUID) or (isinstance(given, str) and bool(UUID(given)))
+    except ValueError:
+        return False
 
 
 def _is_id(given: object) -> bool:

@@ -1,0 +1,65 @@
+"""Who else takes messages of our queues: Celery workers that answer, and consumers by number."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import cast
+
+import redis
+
+from core.signs.heartbeat import Heartbeat
+from ops.explain.clues import Clue
+from ops.explain.service_causes import serving_workers
+from ops.wording import number
+from tasks.servers import app_on
+
+REPLIES_S = 0.7  # for all workers of the broker
+ASKING_S = 3  # for an explanation
+TRACKING = "t"  # flag of a client which Redis tells that a list has changed
+
+
+def celery_workers(broker_url: str, queues: Sequence[str]) -> dict[str, list[str]]:
+    """List the workers that take from one of these queues, as far as they listen to remote control.
+
+    Ours do so only with ELS_REMOTE_CONTROL. Raises one of UNANSWERED.
+    """
+    inspect = app_on(broker_url).control.inspect(timeout=REPLIES_S)
+    replies = cast("Mapping[str, object] | None", inspect.active_queues()) or {}
+    found = {name: _among(reply, queues) for name, reply in replies.items()}
+    return {name: taken for name, taken in found.items() if taken}
+
+
+def waiting_clients(client: redis.Redis) -> int | None:
+    """Count the clients of a Redis broker that have waited for messages as our workers do.
+
+    Whoever explains waits for answers in that way too. None: our role may not ask. Raises
+    redis.RedisError.
+    """
+    here = str(client.connection_pool.connection_kwargs.get("db") or 0)
+    try:
+        clients = client.client_list()
+    except redis.ResponseError:
+        return None
+    return sum(
+        each["db"] == here and TRACKING in each["flags"] and int(each["age"]) >= ASKING_S
+        for each in clients
+    )
+
+
+def _among(reply: object, queues: Sequence[str]) -> list[str]:
+    queues_of = reply if isinstance(reply, list) else []
+    named = {each.get("name") for each in queues_of if isinstance(each, dict)}
+    return [queue for queue in queues if queue in named]
+
+
+def consumer_clues(heartbeat: Heartbeat) -> Iterator[Clue]:
+    """Tell of more consumers of the queue than workers that are known."""
+    if not (heartbeat.asked.broker or "").startswith("amqp"):
+        return  # Redis does not know what its clients wait for
+    workers, consumers = serving_workers(heartbeat), heartbeat.consumers or 0
+    if workers and consumers > len({*workers, *heartbeat.others}):
+        takes = number(consumers, "consumer takes", "consumers take")
+        gives = number(len(workers), "worker of this service gives", "workers of this service give")
+        yield Clue(
+            f"{takes} from the queue {heartbeat.asked.queue}, and {gives} a sign of life: another"
+            " program may take its messages",
+            "rabbitmqctl list_consumers  # on a host of ELS_BROKER_URL",
+        )
