@@ -182,9 +182,7 @@ class BatchEssaysRegistered(Event):
 
     @model_validator(mode="before")
     @classmethod
-    def _null_is_absent(cls, given: Any) -> Any:  # Any: JSON
-        if not isinstance(given, dict):
-            return given
+    def _null_is_absent(cls, given: dict[str, Any]) -> dict[str, Any]:  # Any: JSON
         return {
             name: value
             for name, value in given.items()

@@ -68,7 +68,7 @@ def check(given: object, own_queues: Sequence[str]) -> None:
             )
         for number, route in enumerate(routes, 1):
             _check_route(f"route {number} of {event_type}", route, own_queues)
-        if len({_pair(route) for route in routes}) < len(routes):
+        if len({(route["task"], route["queue"]) for route in routes}) < len(routes):
             raise ValueError(f"{event_type} has the same route twice; delete one of the two")
 
 
@@ -84,8 +84,6 @@ def _check_type(event_type: str) -> None:
 
 
 def _check_route(which: str, route: object, own_queues: Sequence[str]) -> None:
-    if isinstance(route, Route):
-        route = route.model_dump()
     if not isinstance(route, Mapping):
         raise ValueError(  # noqa: TRY004 - as above
             f"{which} must be an object with a task and a queue: {EXAMPLE}"
@@ -120,11 +118,6 @@ def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:  # Any: JSON
 
 def _of_a_type(event_type: str) -> str:
     return f'"{event_type}": {EXAMPLE}'
-
-
-def _pair(route: Any) -> tuple[str, str]:  # Any: a Route, or checked JSON
-    given = route.model_dump() if isinstance(route, Route) else route
-    return given["task"], given["queue"]
 
 
 def _bare(name: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 
 from kombu.transport.redis import Channel
 
+from core.servers.urls import kind_and_path
 from core.settings import Settings
 from tasks.worker.amqp_dropped import dead_name
 
@@ -46,6 +47,7 @@ TAKE = (
 )
 # The page asks whether Redis takes writes, by slots of a batch that cannot be.
 PROBE = "(+set +eval +exists +sadd +spop +hset +zadd +zrem +expire +del ~batch:{els.*)"
+MONITOR = "(+llen +del ~celeryev.*)"  # the queue of a monitor's own, empty on Redis
 PAUSES = "(+hdel ~els:pauses)"  # it forgets those of killed processes
 
 
@@ -81,8 +83,10 @@ def redis_users(settings: Settings) -> dict[str, list[str]]:
         "~celery-task-meta-*",
         "~celery-taskset-meta-*",
     ]
-    monitors = ["&/*.celeryev*"]
-    control = ["~*.pidbox*", "&/*.pidbox*", "~*.reply.*"] if settings.remote_control else []
+    monitors, fanout = ["&/*.celeryev*"], f"&/{_database(settings)}."
+    control = ["~*.pidbox*", "~*.reply.*", "~celeryev.*", "&/*.pidbox*"]
+    control += [f"{fanout}celery.pidbox", f"{fanout}celeryev/worker.*"]
+    control = control if settings.remote_control else []
     channels = [*monitors, "&celery-task-meta-*"]
     broker = ["~_kombu.*", "~unacked*"]
     rules = {
@@ -102,6 +106,8 @@ def redis_users(settings: Settings) -> dict[str, list[str]]:
             *_lists([*settings.queues, *events]),
             *_bindings(["celeryev"]),
             *monitors,
+            f"{fanout}celeryev/*",  # who subscribes to a pattern needs a rule with just that
+            MONITOR,
         ],
         "receiver": [
             *TAKE,
@@ -114,6 +120,12 @@ def redis_users(settings: Settings) -> dict[str, list[str]]:
         rules["ops"] = rules["worker"]  # the page does what the commands do that change something
     begin = ("reset", "on", "-@all")
     return {user(settings, name): [*begin, *rules[name]] for name in PROGRAMS}
+
+
+def _database(settings: Settings) -> str:
+    """Return the number of the broker's database, which is part of the names of its channels."""
+    kind, _, number = kind_and_path(settings.broker_url or settings.redis_url or "").partition("/")
+    return number if kind == "redis" else "0"
 
 
 def _lists(queues: Iterable[str]) -> list[str]:
@@ -169,10 +181,16 @@ def rabbitmq_users(settings: Settings) -> dict[str, Permissions]:
 
 
 def rabbitmq_lines(settings: Settings) -> Iterator[str]:
-    """Write the users as commands; `add_user` reads the password from its input."""
+    """Write the users as commands for the virtual host of the broker's URL, or for `/`.
+
+    `add_user` reads the password from its input.
+    """
+    kind, _, path = kind_and_path(settings.broker_url or "").partition("/")
+    where = path if kind == "amqp" else "/"
     for name, given in rabbitmq_users(settings).items():
         yield f"rabbitmqctl add_user {name}"
-        yield f"rabbitmqctl set_permissions -p / {name} {' '.join(map(shlex.quote, given))}"
+        words = ["-p", where, name, *given]
+        yield f"rabbitmqctl set_permissions {' '.join(map(shlex.quote, words))}"
 
 
 def _all(names: Iterable[str]) -> Permissions:

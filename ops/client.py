@@ -123,7 +123,11 @@ def read_events(text: str) -> Iterator[tuple[str, Event]]:
         if not isinstance(entry, dict):
             raise ValueError(f"entry {number} is not a JSON object")  # noqa: TRY004 - of the file
         if entry.keys() == {"task", "event"}:
-            yield str(entry["task"]), entry["event"]
+            if not isinstance(entry["task"], str) or not isinstance(entry["event"], dict):
+                raise ValueError(
+                    f"entry {number}: its task must be a text, and its event an object"
+                )
+            yield entry["task"], entry["event"]
             continue
         task = next((task.name for task in TASKS.values() if entry.keys() & task.known_by), None)
         if task is None:

@@ -78,6 +78,7 @@ app.conf.update(
     worker_soft_shutdown_timeout=SOFT_SHUTDOWN_S,
     worker_enable_remote_control=settings.remote_control,
     worker_send_task_events=True,  # what Flower shows
+    event_queue_expires=None,  # Redis needs no queue for it, and Flower's user may run no script
     worker_hijack_root_logger=False,
     broker_connection_retry_on_startup=True,
     broker_channel_error_retry=True,  # a broker that refuses what a worker needs does not end it
@@ -105,6 +106,7 @@ if is_amqp(str(app.conf.broker_url)):
         task_queues=[amqp.queue(name, delays=name == settings.queue) for name in settings.queues],
         task_create_missing_queue_type="quorum",  # those of events
         worker_prefetch_multiplier=PUSHED,
+        event_queue_expires=60.0,  # seconds, as Celery has it
         broker_transport_options=amqp.OPTIONS,
         broker_heartbeat=amqp.HEARTBEAT_S,
     )

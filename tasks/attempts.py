@@ -1,6 +1,6 @@
 """Attempts at a step: while a server refuses they go on; an error of the message ends them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from random import uniform
 
 import structlog
@@ -9,6 +9,7 @@ from celery.exceptions import Reject
 from core.attempt import Attempt
 from core.faults import Fault, fault, sqlstate
 from tasks.outages import wait_until_well
+from tasks.resources import resources
 from tasks.worker.waiting import sleep
 
 TRIES = 5  # of what fails while all servers are well
@@ -17,7 +18,9 @@ log = structlog.get_logger(__name__)
 
 
 def attempts(
-    tries: int = TRIES, failed: Callable[[Exception], None] = lambda _: None
+    tries: int = TRIES,
+    failed: Callable[[Exception], None] = lambda _: None,
+    raised_at_once: Collection[Fault] = (Fault.MESSAGE, Fault.CONTENTION),
 ) -> Iterator[Attempt]:
     """Attempt a step until it succeeds; wait in place while a server refuses.
 
@@ -25,9 +28,9 @@ def attempts(
             with attempt:
                 step()
 
-    `failed` gets each error that another attempt follows. Raises the error of the message or of
-    contention at once, any other after so many tries while all servers are well; and Reject where
-    the worker stops.
+    `failed` gets each error that another attempt follows. Raises an error of the faults named in
+    `raised_at_once` at once, any other after so many tries while all servers are well; and Reject
+    where the worker stops.
     """
     tried = 0
     while True:
@@ -37,7 +40,7 @@ def attempts(
         if error is None:
             return
         kind = fault(error)
-        if kind in {Fault.MESSAGE, Fault.CONTENTION} or isinstance(error, Reject):
+        if kind in raised_at_once or isinstance(error, Reject):
             raise error
         waited = kind is Fault.ENVIRONMENT and wait_until_well(error)
         tried += not waited
@@ -47,3 +50,5 @@ def attempts(
         if not waited:
             log.warning("tried_again", error=type(error).__name__, sqlstate=sqlstate(error))
             sleep(FIRST_WAIT_S * WAIT_FACTOR ** (tried - 1) * uniform(0.5, 1))
+        if kind is Fault.ENVIRONMENT:
+            resources().pool.drain()  # what it connected before this wait may have ended since

@@ -13,6 +13,7 @@ from amqp.exceptions import AMQPError
 from celery import Signature, Task, chord
 from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
+from psycopg import Error as PostgresError
 from redis import RedisError
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
@@ -42,7 +43,8 @@ log = structlog.get_logger(__name__)
 def after_commit(results: Collection[StepResult]) -> None:
     """Dispatch the completion of the batches that are full, and relay the events of all.
 
-    A broker that does not answer fails nothing: the sweep and the relay of beat come after.
+    A server that refuses fails nothing, as the messages are carried out: the sweep and the relay of
+    beat come after.
     """
     crashpoint("committed")
     batches = {result.value["batch_id"]: result.slots for result in results if result.full}
@@ -52,7 +54,7 @@ def after_commit(results: Collection[StepResult]) -> None:
             dispatch_completion(batches)
         if posted:
             outbox.relay(resources().pool, posted, send_event)
-    except (OperationalError, AMQPError, RedisError):
+    except (OperationalError, AMQPError, RedisError, PostgresError):
         log.warning("left_to_the_sweep", batches=[*batches, *posted], exc_info=True)
 
 

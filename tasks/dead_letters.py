@@ -70,7 +70,7 @@ def keep(letter: DeadLetter) -> int:
 
     Raises the error of Postgres if its cause is the letter, and Reject if the worker stops.
     """
-    for attempt in attempts():
+    for attempt in attempts(raised_at_once=()):
         with attempt, resources().pool.connection() as conn:
             number = db.dead_letters.add(conn, letter, announced=_announced())
     log.error(

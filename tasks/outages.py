@@ -47,6 +47,7 @@ def run_tick(step: Callable[[], T], otherwise: T) -> T:
             raise
         log.warning("left_to_the_next_tick", error=type(error).__name__, sqlstate=sqlstate(error))
         wait_until_well(error)
+        resources().pool.drain()
         return otherwise
 
 
@@ -58,7 +59,6 @@ def wait_until_well(error: Exception) -> bool:
     size = PROBE_BYTES if (sqlstate(error) or "").startswith(NO_ROOM) else 0
     outage = find_outage(size)
     if outage is None:
-        resources().pool.drain()  # its connections may have ended with the last restart
         return False
     if settings.eager:
         raise Reject(StackError(f"{outage.server} refuses writes: {outage.error}")) from error
@@ -77,7 +77,6 @@ def wait_until_well(error: Exception) -> bool:
     finally:
         with suppress(RedisError):
             pauses.delete_pause(brief_redis(), pause.process)
-    resources().pool.drain()
     waited = datetime.now(UTC) - pause.since
     log.warning("resumed", server=pause.outage.server, paused_s=round(waited.total_seconds(), 1))
     return True

@@ -11,20 +11,19 @@ from redis.connection import URL_QUERY_ARGUMENT_PARSERS
 
 import durable_redis
 from core.servers.redis_client import ASKED_ONCE
-from core.servers.urls import completed, for_ssl, is_amqp, pieces, query_of, sentinels
+from core.servers.urls import (
+    LIMITS,
+    completed,
+    for_ssl,
+    is_amqp,
+    pieces,
+    query_of,
+    sentinels,
+)
 from tasks.worker import amqp
 
+SOCKET_URLS = ("unix://", "redis+socket://")
 REPLICAS = 1  # that have a message of ours before it counts as sent, where there are Sentinels
-# What the URL of a Redis may set, by the names of Kombu's transport options.
-LIMITS = (
-    "socket_timeout",
-    "socket_connect_timeout",
-    "socket_keepalive",
-    "health_check_interval",
-    "max_connections",
-    "retry_on_timeout",
-    "client_name",
-)
 
 
 def set_broker(app: Celery, url: str) -> None:
@@ -63,7 +62,7 @@ def set_results(app: Celery, url: str) -> None:
         conf.result_backend_transport_options = _of_sentinels(url)
     else:
         conf.result_backend = _socket(url)
-    if url.startswith(("unix://", "redis+socket://")):
+    if url.startswith(SOCKET_URLS):
         conf.redis_socket_keepalive = False  # which a socket does not know
     if tls := for_ssl(query):
         conf.redis_backend_use_ssl = tls
@@ -82,13 +81,12 @@ def _value(name: str, text: str) -> object:
 
 
 def _bare(url: str) -> str:
-    """Drop the parameters: Kombu takes those for arguments; the database goes into the path."""
-    if url.startswith(("unix://", "redis+socket://")):
-        return _socket(url)
+    """Drop the parameters, which Kombu takes for arguments; a socket keeps its database."""
     base, _, _ = url.partition("?")
-    if (db := query_of(pieces(url)[0]).get("db")) and not is_amqp(url):
-        return pieces(base)[0]._replace(path=f"/{db}").geturl()
-    return base
+    if not url.startswith(SOCKET_URLS):
+        return base
+    database = query_of(pieces(url)[0]).get("db")
+    return _socket(f"{base}?db={database}" if database else base)
 
 
 def _socket(url: str) -> str:

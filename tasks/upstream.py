@@ -33,6 +33,7 @@ from core.errors import InvalidEvent, NotExecuted, Refusal
 from core.faults import Fault, describe, fault, sqlstate
 from core.messages import FIELD, Event, Idempotency, parse
 from core.model import Message, StepResult, Value
+from tasks import locks
 from tasks.app import DEATHS, app, settings
 from tasks.attempts import attempts
 from tasks.completion import after_commit, again
@@ -70,7 +71,7 @@ def execute(
         event, idem = _parse(task.name, args, kwargs)
         bind_contextvars(batch_id=event.batch_id, correlation_id=str(event.correlation_id))
         for attempt in attempts(failed=partial(_count_retry, task)):
-            with attempt, deaths.marked(task.request):
+            with attempt, deaths.marked(task.request), locks.noted(event.batch_id):
                 if step is None:
                     [assigned] = resources().lifecycle.assign([Message.of(event, idem)])
                     result = _raise_or_return(assigned)
@@ -92,7 +93,11 @@ def execute_batch(calls: Sequence[Call]) -> list[Value | None]:
     """
     clear_contextvars()
     started = time.monotonic()
-    parsed = {n: each for n, call in enumerate(calls) if (each := _parse_or_none(call))}
+    parsed = {
+        n: each
+        for n, call in enumerate(calls)
+        if (each := _parse_or_none(call)) and not locks.may_be_locked(each[0].batch_id)
+    }
     values: list[Value | None] = [None] * len(calls)
     try:
         for attempt in attempts(tries=2):
@@ -100,7 +105,8 @@ def execute_batch(calls: Sequence[Call]) -> list[Value | None]:
                 messages = [Message.of(event, idem) for event, idem in parsed.values()]
                 results = resources().lifecycle.assign(messages)
                 after_commit([each for each in results if isinstance(each, StepResult)])
-    except Exception:  # whatever it is, each task meets it again, and deals with it
+    except Exception as error:  # whatever it is, each task meets it again, and deals with it
+        locks.note(error, {event.batch_id for event, _ in parsed.values()})
         log.warning("left_to_each_task", messages=len(calls), exc_info=True)
         return values
     for (n, (event, _)), result in zip(parsed.items(), results, strict=True):

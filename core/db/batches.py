@@ -58,6 +58,13 @@ def trackers(conn: Conn, batches: Sequence[str], *, lock: bool = False) -> dict[
     }
 
 
+def look_for_lock(conn: Conn, batch_id: str) -> None:
+    """Raise LockNotAvailable if somebody keeps the row of a batch locked."""
+    with conn.transaction():
+        conn.execute("SELECT set_config('lock_timeout', '100ms', true)")
+        trackers(conn, [batch_id], lock=True)
+
+
 def register(conn: Conn, batch: Row, essay_ids: Sequence[str]) -> tuple[int, int, list[Submission]]:
     """Write tracker and slots, and give the first slots to what waited.
 

@@ -5,7 +5,7 @@ A URL then holds all that a connection needs, so it is enough to pass it on, to 
 
 import re
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
@@ -25,7 +25,22 @@ SECURE = ("rediss", "amqps")
 SENTINEL_PORT = 26379
 MASTER = "master_name"  # as Kombu and Celery call the primary's name
 OF_SENTINELS = ("sentinel_username", "sentinel_password")
-ONE_AT_A_TIME = ("redis", "rediss", "unix", "redis+socket")
+SOCKETS = ("unix", "redis+socket")
+ONE_AT_A_TIME = ("redis", "rediss", *SOCKETS)
+NUMBER, WHOLE, ANYTHING = r"\d+(\.\d+)?", r"\d+", r".*"
+# What the URL of one Redis may set beside login, database and TLS, as redis-py and Kombu call it.
+LIMITS = {
+    "socket_timeout": NUMBER,
+    "socket_connect_timeout": NUMBER,
+    "socket_keepalive": ANYTHING,
+    "health_check_interval": WHOLE,
+    "max_connections": WHOLE,
+    "retry_on_timeout": ANYTHING,
+    "client_name": ANYTHING,
+    "protocol": "[23]",
+}
+PLACES = ("username", "password", "db", "virtual_host")  # which have a place of their own as well
+ESCAPE = "in a password write @ / : # ? % as %40 %2F %3A %23 %3F %25"
 CLUSTER = ("redis+cluster", "rediss+cluster", "redis-cluster", "rediscluster", "cluster")
 POSTGRES = re.compile(r"(postgres(?:ql)?(?:\+\w+)?)://(?:[^@/]*@)?([^/?]*)[^?]*(?:\?(.*))?", re.S)
 
@@ -44,7 +59,7 @@ def complete(name: str, url: str, tls: TLS, primary: str | None = None) -> str:
             "it names several servers: give one, or Sentinels (sentinel://…;sentinel://…),"
             " or a cluster of RabbitMQ (amqp://…;amqp://…)"
         )
-    done = ";".join(_with_tls(each, tls) for each in written)
+    done = ";".join(_with_tls(_one_redis(each), tls) for each in written)
     return done.replace("pyamqp://", "amqp://") if done.startswith("pyamqp://") else done
 
 
@@ -74,8 +89,61 @@ def _checked(name: str, url: str) -> SplitResult:
     try:
         _ = parts.port
     except ValueError:
-        raise ValueError("its port is not a number") from None
+        raise ValueError(f"its port is not a number; {ESCAPE}") from None
     return parts
+
+
+def _one_redis(url: str) -> str:
+    """Write the URL of a Redis so that redis-py, Kombu and Celery find the same in it.
+
+    Login and database may be parameters, as redis-py reads them: its database wins over that of the
+    path, its login does not. Kombu would drop them. Other URLs stay.
+    """
+    parts, given = urlsplit(url), query_of(urlsplit(url))
+    if parts.scheme not in ONE_AT_A_TIME:
+        return url
+    is_socket, path = parts.scheme in SOCKETS, parts.path
+    more = {name: value for name, value in given.items() if name not in PLACES}
+    _check_redis(parts, more, is_socket=is_socket)
+    database = (
+        given.get("db") or given.get("virtual_host") or ("" if is_socket else path.strip("/"))
+    )
+    if not re.fullmatch(r"\d{0,9}", database):
+        raise ValueError("its database is a number, such as /0")
+    if database and is_socket:
+        more = {"db": database, **more}
+    elif database:
+        path = f"/{database}"
+    query = urlencode(more, safe="/", quote_via=quote)
+    return f"{parts.scheme}://{_place(parts, given)}{path}" + (f"?{query}" if query else "")
+
+
+def _place(parts: SplitResult, given: Mapping[str, str]) -> str:
+    """Write login, host and port."""
+    login, _, host = parts.netloc.rpartition("@")
+    user, password = login.partition(":")[::2]
+    user = user or quote(given.get("username", ""), safe="")
+    password = password or quote(given.get("password", ""), safe="")
+    return f"{user}:{password}@{host}" if password else f"{user}@{host}" if user else host
+
+
+def _check_redis(parts: SplitResult, given: Mapping[str, str], *, is_socket: bool) -> None:
+    if parts.fragment:
+        raise ValueError(f"it has a #; {ESCAPE}")
+    if is_socket and parts.netloc.rpartition("@")[2]:
+        raise ValueError("a socket is a path and no host, such as unix:///run/redis.sock")
+    for name in (each for each in given if not each.startswith("ssl_")):
+        if name not in LIMITS:
+            raise ValueError(_no_parameter(name, [*PLACES, *LIMITS], parts.query))
+        if not re.fullmatch(LIMITS[name], given[name]):
+            raise ValueError(f"its {name} cannot be {given[name]}")
+
+
+def _no_parameter(name: str, known: Iterable[str], query: str) -> str:
+    """Say so, without the name where a password may be cut off in there."""
+    if "@" in query:
+        return f"after its ? stands no parameter; {ESCAPE}"
+    return f"there is no parameter {name}; there are {', '.join(known)}"
 
 
 def query_of(parts: SplitResult) -> dict[str, str]:
@@ -181,9 +249,7 @@ def _complete_sentinels(written: Sequence[str], tls: TLS, primary: str | None) -
 def _of_sentinels(query: dict[str, str], tls: TLS, primary: str | None) -> dict[str, str]:
     known = {MASTER, *OF_SENTINELS}
     if unknown := sorted(n for n in query if n not in known and not n.startswith("ssl_")):
-        raise ValueError(
-            f"there is no parameter {unknown[0]}; there are {', '.join(sorted(known))}"
-        )
+        raise ValueError(_no_parameter(unknown[0], sorted(known), urlencode(query, safe="@")))
     if not (query.get(MASTER) or primary):
         raise ValueError(
             f"name the primary that the Sentinels watch: ELS_REDIS_MASTER, or ?{MASTER}=…"
@@ -217,8 +283,7 @@ def for_redis_py(url: str) -> str:
     """Write the URL of one Redis as redis-py reads it: a socket has another scheme there."""
     if not url.startswith("redis+socket://"):
         return url
-    base, _, query = url.removeprefix("redis+socket").partition("?")
-    return f"unix{base}?{query.replace('virtual_host=', 'db=')}".removesuffix("?")
+    return _one_redis(url).replace("redis+socket", "unix", 1)
 
 
 def for_ssl(parameters: Mapping[str, str]) -> dict[str, Any]:  # Any: strings, a flag, bool

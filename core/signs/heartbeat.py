@@ -19,6 +19,7 @@ from core.signs.sign import Sign, read_signs
 
 WORKERS = "els:workers"  # sorted set: worker -> time of its last heartbeat, s
 IN_WORK = "els:in_work:{worker}"  # JSON: messages that it holds, when it began the oldest (or null)
+SINCE = "els:since"  # time since when Redis keeps its keys, s
 SWEPT = "els:swept_at"  # time of the last sweep, s
 ROUTES = "els:routes:{queue}"  # JSON: where the workers of a queue send events
 ROUTES_TTL_S = 24 * 3600  # after the last worker
@@ -59,6 +60,7 @@ class Heartbeat:
     oldest_sent: datetime | None = None  # the oldest message in the queue; None: unknown
     broker_error: str | None = None  # where the broker does not answer, if it is known
     consumers: int | None = None  # of the queue; on Redis of the broker. None: it does not say
+    since: datetime | None = None  # when the first sign came to this Redis, since it was empty
     others: Mapping[str, Sequence[str]] = field(default_factory=dict)  # Celery workers that remote
     # control has found to take from our queues: by name, those queues
 
@@ -86,6 +88,7 @@ def note_worker(client: Redis, name: str) -> None:
     """Note that a worker is alive; forget those that are long gone."""
     now = server_time(client)
     client.zadd(WORKERS, {name: now})
+    client.set(SINCE, now, nx=True)
     client.zremrangebyscore(WORKERS, 0, now - FORGOTTEN.total_seconds())
 
 
@@ -145,8 +148,10 @@ def read_heartbeat(client: Redis, waiting: int | None) -> Heartbeat:
     """
     now, fresh_s = server_time(client), FRESH.total_seconds()
     workers = cast("list[str]", client.zrangebyscore(WORKERS, now - fresh_s, now + fresh_s))
-    last = cast("str | None", client.get(SWEPT))
-    swept_at = datetime.now(UTC) - timedelta(seconds=now - float(last)) if last else None
+    swept_at, since = (
+        datetime.now(UTC) - timedelta(seconds=now - float(at)) if at else None
+        for at in cast("list[str | None]", client.mget(SWEPT, SINCE))
+    )
     everybody = cast("list[str]", client.zrange(WORKERS, 0, -1))
     signs = read_signs(client, everybody, now)
-    return Heartbeat(workers, swept_at, waiting, read_pauses(client), signs=signs)
+    return Heartbeat(workers, swept_at, waiting, read_pauses(client), signs=signs, since=since)

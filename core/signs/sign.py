@@ -6,7 +6,7 @@ how it ran. Workers of older releases give none: then nothing is known of them.
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
@@ -39,6 +39,10 @@ class Sign:
     began_at: datetime | None = None
     progress_at: datetime | None = None  # a process began or ended a message, or nothing was held
     stopped: bool = False  # in order
+    cancelled: tuple[str, ...] = ()  # queues that remote control has taken from it
+    limited: Mapping[str, str] = field(default_factory=dict)  # tasks, each with its rate limit
+    ignored: tuple[str, ...] = ()  # what a message asked of Celery beside its task, lately
+    ignored_at: datetime | None = None
     waits: Mapping[str, str] | None = None  # to start: what is `wrong`, `why`, and the `step`
     waits_since: datetime | None = None
 
@@ -53,8 +57,9 @@ class Sign:
         return None
 
 
-MOMENTS = ("at", "began_at", "progress_at", "waits_since")
-NAMES = {field.name for field in fields(Sign)}
+MOMENTS = ("at", "began_at", "progress_at", "waits_since", "ignored_at")
+LISTS = ("queues", "cancelled", "ignored")
+NAMES = {each.name for each in fields(Sign)}
 
 
 def write_sign(client: Redis, worker: str, sign: Mapping[str, Any]) -> None:  # Any: JSON
@@ -86,5 +91,5 @@ def _sign(said: dict[str, Any], now: float, here: datetime) -> Sign:  # Any: JSO
     }
     kind = known.get("installation")
     installation = Kind(kind) if kind in set(Kind) else Kind.COMMAND
-    queues = tuple(known.get("queues", ()))
-    return Sign(**{**known, **moments, "installation": installation, "queues": queues})
+    lists = {name: tuple(known[name]) for name in LISTS if name in known}
+    return Sign(**{**known, **moments, **lists, "installation": installation})

@@ -107,6 +107,8 @@ def main() -> NoReturn:
     except redis.RedisError as error:
         _fail_by_tls("redis", error, as_json)
         fail(f"Redis does not answer: {error}; is the server of ELS_REDIS_URL up?", as_json)
+    except OSError as error:  # a disk that is full, a home that is no folder
+        fail(str(error), as_json=False)
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from core import db, logs, retention
+from core import db, retention
 from core.db.actions import By
 from core.retention import Purge
 from core.servers.redis_client import connect
@@ -64,7 +64,6 @@ def reconcile(
         settings, found = confirm_change(
             home, "reconcile", yes=yes, as_json=as_json, repeatable=True
         )
-    logs.configure(settings)
     results = _sweep(settings, found, batch, by, as_json)
     if as_json:
         print_json([asdict(each) for each in results])

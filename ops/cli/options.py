@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from core import db
+from core import db, logs
 from core.db.actions import LONGEST_REASON, By
 from core.db.connection import Conn
 from core.messages import NAME_LENGTH
@@ -48,11 +48,13 @@ Limit = Annotated[int, typer.Option(min=1, max=10_000, help="Show at most this m
 
 
 def read_settings(home: Path | None) -> Settings:
-    """Read the settings; `--home` wins over `ELS_HOME`."""
+    """Read the settings; `--home` wins over `ELS_HOME`. What a command logs goes to stderr."""
     environ = dict(os.environ)
     if home is not None:
         environ["ELS_HOME"] = str(home)
-    return Settings.from_env(environ)
+    settings = Settings.from_env(environ)
+    logs.configure(settings)
+    return settings
 
 
 def settings_to_read(home: Path | None) -> Settings:

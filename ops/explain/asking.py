@@ -6,7 +6,7 @@ is left behind: it ends with the command.
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -31,6 +31,7 @@ from core.signs.heartbeat import NO_HEARTBEAT, Heartbeat
 from core.signs.pauses import Outage
 from core.slots import Slots
 from ops.explain.causes import CAUSES
+from ops.explain.clues import Clue
 from ops.explain.consumers import celery_workers, consumer_clues, waiting_clients
 from ops.explain.explanation import Explanation, explain
 from ops.explain.locks import locks, standby_awaited
@@ -44,6 +45,7 @@ from ops.explain.service_causes import (
     schema_missing,
     service_causes,
 )
+from ops.explain.sign_clues import eviction_clues, sign_clues
 from ops.heartbeat import (
     LOCK_S,
     NO_SCHEMA,
@@ -137,11 +139,9 @@ class Looking:
             if error:  # nobody waits for it again
                 client = connect_once(self.found.redis_url, timeout_s=AWAY_S)
             explanation = self._with_postgres(conn, Slots(client), heartbeat, seen, error)
-            until = (
-                BATCH_S if is_redis(broker) else ANSWER_S
-            )  # a search in Redis has its own limits
-            clues = self._seen_around(around, until).clues
-            clues = [*clues, *consumer_clues(heartbeat)]
+            until_s = BATCH_S if is_redis(broker) else ANSWER_S  # Redis: each search has a limit
+            lying = self._seen_around(around, until_s).clues
+            clues = [*lying, *self._sign_clues(heartbeat, explanation)]
             return replace(explanation, causes=with_messages(explanation.causes, clues))
         finally:
             conn.close()
@@ -171,16 +171,22 @@ class Looking:
         if not is_redis(url):
             return look_around(url, queue)
         with connect_once(url, timeout_s=REDIS_S) as client:
-            consumers = waiting_clients(client)
+            evictions, consumers = [*eviction_clues(client)], waiting_clients(client)
             lying = messages_of(client, self.settings.queues, self.batch)
-        clues = list(message_clues(lying, queue, kind_and_path(url)))
-        return replace(NOTHING_AROUND, clues=clues, consumers=consumers)
+        clues = [*message_clues(lying, queue, kind_and_path(url)), *evictions]
+        return Around(clues, None, consumers)
 
     def _seen_around(self, around: Asked[Around], until_s: float) -> Around:
         try:
             return around.answer(self.began + until_s)
         except (*UNANSWERED, TimeoutError, ValueError):
             return NOTHING_AROUND
+
+    def _sign_clues(self, heartbeat: Heartbeat, explanation: Explanation) -> Iterator[Clue]:
+        registered_at = explanation.sides.get("postgres", {}).get("registered_at")
+        has_queue = self.found.broker_url == self.found.redis_url
+        yield from consumer_clues(heartbeat)
+        yield from sign_clues(heartbeat, registered_at, has_queue=has_queue)
 
     def _others(self, others: Asked[dict[str, list[str]]]) -> dict[str, list[str]]:
         try:

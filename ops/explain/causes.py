@@ -104,6 +104,13 @@ PLAIN = [
         "els migrate",
     ),
     Cause(
+        "worker_limited",
+        "Remote control limits what the worker {worker} executes ({limits})",
+        "it holds what comes faster than that",
+        "it executes those messages at that rate",
+        "els worker",
+    ),
+    Cause(
         "worker_stalled",
         "A process of the worker {worker} does not move",
         "{doing}; the worker holds {held} messages",

@@ -8,6 +8,7 @@ import redis
 from core.signs.heartbeat import Heartbeat
 from ops.explain.clues import Clue
 from ops.explain.service_causes import serving_workers
+from ops.queues import brief_connection
 from ops.wording import number
 from tasks.servers import app_on
 
@@ -21,8 +22,13 @@ def celery_workers(broker_url: str, queues: Sequence[str]) -> dict[str, list[str
 
     Ours do so only with ELS_REMOTE_CONTROL. Raises one of UNANSWERED.
     """
-    inspect = app_on(broker_url).control.inspect(timeout=REPLIES_S)
-    replies = cast("Mapping[str, object] | None", inspect.active_queues()) or {}
+    broker = brief_connection(broker_url)
+    try:
+        broker.connect()  # which tries no more than twice
+        inspect = app_on(broker_url).control.inspect(timeout=REPLIES_S, connection=broker)
+        replies = cast("Mapping[str, object] | None", inspect.active_queues()) or {}
+    finally:
+        broker.collect()  # a blocked connection does not answer when it is closed
     found = {name: _among(reply, queues) for name, reply in replies.items()}
     return {name: taken for name, taken in found.items() if taken}
 

@@ -230,6 +230,7 @@ def _worker_causes(heartbeat: Heartbeat) -> Iterator[Cause]:
                 worker=name, theirs=theirs, database=asked.database_name, step=step
             )
     yield from _inner_queues(heartbeat, serving)
+    yield from _limited(heartbeat, serving)
     yield from _stalled(heartbeat, serving)
     if serving:
         yield from _silent(heartbeat)
@@ -306,9 +307,11 @@ def _none_serves(
         name, sign = next(iter(live.items()))
         queues = _listed(sign.queues if sign else ())
         words = {"queue": asked.queue, "worker": name, "queues": queues, "waiting": waiting}
-        yield CAUSES["worker_other_queue"].fill(
-            None, step=asked.installation.serve(asked.queue or "els"), **words
-        )
+        step = asked.installation.serve(asked.queue or "els")
+        if sign and asked.queue in sign.cancelled:
+            words["waiting"] = f", as remote control has cancelled this one{waiting}"
+            step = asked.installation.restart("worker", sign.pid)
+        yield CAUSES["worker_other_queue"].fill(None, step=step, **words)
     elif not any(sign.waits and _is_fresh(sign) for sign in heartbeat.signs.values()):
         yield _no_worker(heartbeat)
 
@@ -355,12 +358,21 @@ def _no_worker(heartbeat: Heartbeat) -> Cause:
     return CAUSES["no_worker"].fill(since, step=step, **words)
 
 
+def _limited(heartbeat: Heartbeat, serving: Mapping[str, Sign | None]) -> Iterator[Cause]:
+    """Name workers whose tasks somebody has slowed down."""
+    for name, sign in serving.items():
+        if sign and sign.limited:
+            limits = ", ".join(f"{task}: {limit}" for task, limit in sign.limited.items())
+            step = heartbeat.asked.installation.restart("worker", sign.pid)
+            yield CAUSES["worker_limited"].fill(None, step=step, worker=name, limits=limits)
+
+
 def _stalled(heartbeat: Heartbeat, serving: Mapping[str, Sign | None]) -> Iterator[Cause]:
     """Name workers with a process that hangs, unless it waits for a server and says so."""
     paused = {pause.process.rpartition(":")[0] for pause in heartbeat.pauses}
     for name, sign in serving.items():
         since = sign.stalled_since if sign else None
-        if sign is None or since is None or sign.host in paused:
+        if sign is None or since is None or sign.host in paused or sign.limited:
             continue
         doing = "no process takes the next message"
         if sign.began_at == since:

@@ -38,8 +38,8 @@ def environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str
     result = {k: v for k, v in environ.items() if k != "FLOWER_UNAUTHENTICATED_API"}
     if settings.flower_auth:
         password = settings.flower_auth.get_secret_value()
-        if "," in password:
-            raise BadSettings("ELS_FLOWER_AUTH: Flower allows no comma in a password")
+        if "," in password or not password.isascii():
+            raise BadSettings("ELS_FLOWER_AUTH: Flower allows only ASCII in it, and no comma")
         result["FLOWER_BASIC_AUTH"] = password
     elif login := settings.flower_oauth:
         result |= {

@@ -33,7 +33,7 @@ def send(worker: str) -> None:
     global _worker, _sent_at
     _worker, _sent_at = (os.getpid(), worker), time.monotonic()
     if _has_lost_a_queue():
-        _send_sign(worker)
+        _send_sign(worker, cancelled=sorted(_cancelled))
         return
     with suppress(OSError):  # nobody can write to this home: the health check finds no file
         health_file.touch(settings.home, worker)

@@ -59,6 +59,11 @@ class Receiver(EventReceiver):
     app: Any  # Celery's own: of this program
     names: ClassVar[frozenset[str]] = frozenset()  # of tasks of others that are shown
 
+    def wakeup_workers(self, channel: Any = None) -> None:  # Any: Kombu's, untyped
+        """Ask the workers to say that they are there, where they listen."""
+        if self.app.conf.worker_enable_remote_control:
+            super().wakeup_workers(channel=channel)
+
     def event_from_message(self, body: Any, *args: Any, **kwargs: Any) -> Any:  # Any: Celery's
         kind, event = super().event_from_message(body, *args, **kwargs)
         if kind.startswith(TASK) and not event.pop(CONCEALED, False):

@@ -2,10 +2,15 @@
 
 from typing import Any
 
+import structlog
 from celery import _state
 from celery.backends import redis as stock
+from redis import RedisError
 
-from core.faults import safe_message
+from core.faults import describe, safe_message
+from tasks.attempts import attempts
+
+log = structlog.get_logger(__name__)
 
 
 class Backend(stock.RedisBackend):
@@ -20,6 +25,19 @@ class Backend(stock.RedisBackend):
         if _state.task_join_will_block():  # type: ignore[attr-defined] # absent from its types
             return result
         return super().add_pending_result(result, *args, **kwargs)
+
+    def mark_as_done(self, task_id: Any, *args: Any, **more: Any) -> None:  # Any: likewise
+        """Record that a task has succeeded; wait while Redis refuses.
+
+        Postgres holds the outcome, so a result that Redis alone refuses keeps no message; and the
+        sweep completes what waits for a step of a chord.
+        """
+        try:
+            for attempt in attempts(tries=2):
+                with attempt:
+                    super().mark_as_done(task_id, *args, **more)
+        except RedisError as error:
+            log.warning("result_not_stored", task_id=task_id, error=describe(error))
 
     def prepare_exception(self, exc: Any, serializer: Any = None) -> Any:  # Any: likewise
         """Describe an error to whoever asked: its own text may quote a message or a row."""

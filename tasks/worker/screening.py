@@ -6,6 +6,7 @@ queue could write to all, with the rights of a worker. Here a message from outsi
 and a message of our own tasks only what `app.conf.links` names.
 """
 
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -39,6 +40,7 @@ OPTIONS = frozenset({"task_id", "argsrepr", "kwargsrepr", "link_error", "root_id
 
 Json = dict[str, Any]  # Any: JSON
 log = structlog.get_logger(__name__)
+ignored: tuple[list[str], float] | None = None  # further tasks that a message asked for, and when
 
 
 class Screen:
@@ -53,6 +55,7 @@ class Screen:
 
         Raises one of MALFORMED, or DecodeError.
         """
+        global ignored  # noqa: PLW0603 - of the process
         is_checked = getattr(message, "is_checked", False)  # by the Redis transport
         if not is_checked or "task" not in message.headers:
             check_headers(message.headers)
@@ -71,7 +74,9 @@ class Screen:
         message.delivery_info = _plain_ones(message.delivery_info, INFO)
         if embed and (any(embed.values()) or not embed.keys() <= PARTS):
             kept = {} if outside else _links(self._app, embed)
-            dropped += [part for part in PARTS if embed.get(part) and part not in kept]
+            if more := sorted(part for part in PARTS if embed.get(part) and part not in kept):
+                ignored = more, time.monotonic()
+            dropped += more
             if kept != embed:
                 message._decoded_cache = [args, kwargs, kept]
                 message.body = dumps(message.payload).encode()

@@ -14,6 +14,7 @@ from core.servers.identity import identity_of, location
 from core.servers.urls import kind_and_path
 from core.signs.installation import detect
 from tasks.app import app, settings
+from tasks.worker import screening
 
 _last: tuple[object, float] | None = None  # what had moved, and when that was seen first
 
@@ -33,7 +34,17 @@ def sign(now: float) -> dict[str, Any]:  # Any: JSON
         "queues": sorted(app.amqp.queues.consume_from),
         "held": len(state.reserved_requests),
         "progress_at": now - _still_for_s(),
+        "limited": {task.name: task.rate_limit for task in app.tasks.values() if task.rate_limit},
+        **_ignored(now),
     }
+
+
+def _ignored(now: float) -> dict[str, Any]:  # Any: JSON
+    """Tell what a message asked for last that no worker does."""
+    if screening.ignored is None:
+        return {}
+    parts, at = screening.ignored
+    return {"ignored": parts, "ignored_at": now - (time.monotonic() - at)}
 
 
 def _still_for_s() -> float:

@@ -11,6 +11,7 @@ import redis
 import structlog
 from celery import Celery
 
+from core import logs
 from core.errors import BadSettings, ELSError
 from core.servers.finding import Finding, Severity
 from core.servers.postgres import wait_for_schema
@@ -29,6 +30,7 @@ def start(app: Celery, settings: Settings, sender: Any, **_: object) -> None:  #
     """Prepare a worker of this app to work, or exit. Receives Celery's signal `worker_init`."""
     if sender.app is not app:
         return
+    logs.configure(settings)  # Celery asks for that after this signal
     refuse_eager(settings, "a worker")
     if not (settings.database_url and settings.redis_url):
         raise SystemExit(

@@ -61,6 +61,23 @@ def test_the_probe_writes_to_every_table_of_the_messages(conn, table):
     assert "the server refuses" in outage.error
 
 
+def test_what_would_be_refused_at_a_commit_refuses_the_probe(conn):
+    conn.execute(
+        "CREATE OR REPLACE FUNCTION pg_temp.refuse() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$BEGIN RAISE EXCEPTION 'the server refuses' USING ERRCODE = '53100'; END$$"
+    )
+    conn.execute(
+        "CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON idempotency_keys"
+        " DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION pg_temp.refuse()"
+    )
+    try:
+        outage = probe_postgres(conn)
+    finally:
+        conn.execute("DROP TRIGGER refuse ON idempotency_keys")
+
+    assert outage.sqlstate == "53100"
+
+
 def test_a_read_only_server_refuses_the_probe(database_url):
     with psycopg.connect(database_url, row_factory=psycopg.rows.dict_row, autocommit=True) as other:
         other.execute("SET default_transaction_read_only = on")

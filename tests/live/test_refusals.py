@@ -170,10 +170,16 @@ class Service:
         ended = [process for process in self.workers.processes if process.poll() is not None]
         assert ended == [], self.last_words()
 
+    def count_of(self, line):
+        """Count the lines of this event that the workers have logged."""
+        return sum(log.read_text(errors="replace").count(line) for log in self.logs())
+
+    def logs(self):
+        return [self.folder / f"{n}.log" for n in range(len(self.workers.processes))]
+
     def last_words(self):
         """Show the end of what each worker wrote."""
-        logs = [self.folder / f"{n}.log" for n in range(len(self.workers.processes))]
-        return "\n".join(log.read_text(errors="replace")[-3000:] for log in logs)
+        return "\n".join(log.read_text(errors="replace")[-3000:] for log in self.logs())
 
 
 @contextmanager
@@ -315,6 +321,61 @@ def test_statements_that_somebody_cancels_are_tried_again(service):
 
 
 @pytest.mark.outage
+def test_sessions_that_somebody_ends_again_and_again_cost_nothing(service):
+    """For longer than a message is tried that no outage explains."""
+    batch = service.a_batch(CONTENTS)
+
+    for n in range(CONTENTS):
+        service.send_contents(batch, n, n + 1)
+        for _ in range(3):
+            refusals.end_sessions(service.url)
+            time.sleep(0.08)
+
+    service.assert_carried_out(batch)
+
+
+@pytest.mark.outage
+def test_what_is_refused_at_the_commit_is_carried_out(service):
+    batch = service.a_batch(CONTENTS)
+
+    with refused_at_commit(service.url):
+        service.send_contents(batch)
+        time.sleep(3 * REFUSED_S)
+
+    service.assert_carried_out(batch)
+
+
+@contextmanager
+def refused_at_commit(url):
+    """Raise 53100 at the end of each transaction that has written a key."""
+    with refusals.owner(url) as conn:
+        conn.execute(refusals.REFUSE)
+        conn.execute(
+            "CREATE CONSTRAINT TRIGGER late AFTER INSERT ON idempotency_keys DEFERRABLE"
+            " INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION torture_refuses('53100')"
+        )
+    try:
+        yield
+    finally:
+        with refusals.owner(url) as conn:
+            conn.execute("DROP TRIGGER late ON idempotency_keys")
+
+
+@pytest.mark.outage
+def test_a_batch_whose_row_somebody_keeps_locked_delays_no_other_for_long(service):
+    locked, other = service.a_batch(CONTENTS), service.a_batch(1)
+
+    with refusals.owner(service.url) as conn, conn.transaction():
+        row = "SELECT FROM batch_essay_trackers WHERE batch_id = %s FOR UPDATE"
+        conn.execute(row, [locked])
+        service.send_contents(locked)
+        service.send("els.assign_content", make.content(other))
+        until(lambda: service.open_slots(other) == [[]], MENDED_S, "the other one is placed")
+
+    service.assert_carried_out(locked)
+
+
+@pytest.mark.outage
 def test_sessions_that_end_when_they_are_idle_cost_nothing(service):
     batch = service.a_batch(CONTENTS)
 
@@ -405,17 +466,20 @@ def test_one_odd_message_becomes_a_dead_letter_while_the_others_go_on(service):
     assert len(service.unanswered()) == 1
 
 
-def test_a_message_whose_dead_letter_cannot_be_written_stays_with_the_broker(service):
+@pytest.mark.parametrize("sqlstate", ["53100", "40001"])
+def test_a_message_whose_dead_letter_cannot_be_written_stays_with_the_broker(service, sqlstate):
     batch = service.a_batch(1)
     bad = make.content(batch, file_size_bytes=-1)
+    before = service.count_of("message_goes_back")
 
-    with refusals.raising(service.url, "53100", ["dead_letters"]):
+    with refusals.raising(service.url, sqlstate, ["dead_letters"]):
         service.send("els.assign_content", bad)
         service.send("els.assign_content", {**make.content(batch), "surprise": True})
         time.sleep(REFUSED_S)
     until(lambda: len(service.letters()) == 2, MENDED_S, "both are kept as dead letters")
 
     assert {code for code, *_ in service.letters()} == {"VALIDATION_ERROR"}
+    assert service.count_of("message_goes_back") - before <= 2, "no storm of deliveries"
     service.sent.clear()
     service.send_contents(batch, 0, 1)
     service.assert_carried_out(batch)
@@ -453,6 +517,21 @@ def test_what_is_sent_beside_a_redis_that_refuses_is_carried_out(service, fault,
     service.send_contents(batch, meanwhile)
 
     service.assert_carried_out(batch)
+
+
+@pytest.mark.outage
+def test_a_result_that_redis_refuses_is_waited_for(service):
+    batch = service.a_batch(1)
+    before = service.count_of("message_goes_back")
+
+    with _refusing("a replica", [service.slots]):
+        service.send("els.amend_batch", make.amendment(batch, deadline_s=7200))
+        until(lambda: not service.unanswered(), what="Postgres holds the outcome")
+        time.sleep(REFUSED_S)
+    service.send("els.amend_batch", make.amendment(batch, deadline_s=3600))
+
+    service.assert_carried_out()
+    assert service.count_of("message_goes_back") == before
 
 
 @pytest.mark.outage

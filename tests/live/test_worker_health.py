@@ -139,6 +139,7 @@ def test_a_worker_waits_for_its_schema_and_then_goes_on_by_itself(
         command=f"worker --pool {kind}",
         ELS_HOME=str(health.home),
         ELS_DATABASE_URL=unmigrated,
+        ELS_LOG_FORMAT="json",
     )
     log = workers.logs / "0.log"
     until(lambda: "worker_waits_to_start" in log.read_text(), 60, "it says that it waits")
@@ -152,8 +153,8 @@ def test_a_worker_waits_for_its_schema_and_then_goes_on_by_itself(
 
     assert waiting == 1
     assert value["outcome"] == "registered"
-    assert log.read_text().count("worker_waits_to_start") == 1
-    assert "els migrate" in log.read_text()
+    [said] = [line for line in log.read_text().splitlines() if "worker_waits_to_start" in line]
+    assert "els migrate" in json.loads(said)["step"]
     assert process.poll() is None
 
 

@@ -773,6 +773,14 @@ def test_a_body_that_only_json_holds_breaks_no_page(served):
     assert served.get(f"/dead-letters/{number}").status == 200
 
 
+def test_a_batch_that_waits_no_more_shows_no_deadline(served):
+    ready, waits = announced(served, make.new_batch()), make.new_batch()
+    story.register(served.lifecycle, waits, 2)
+
+    assert "Deadline" not in served.get(f"/batches/{ready}").words
+    assert "Deadline" in served.get(f"/batches/{waits}").words
+
+
 def test_a_batch_names_what_has_no_slot(served):
     full, early = make.new_batch(), make.new_batch()
     story.fill(served.lifecycle, full, 1)

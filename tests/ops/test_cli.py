@@ -251,6 +251,26 @@ def test_an_error_says_what_to_do(tmp_path, arguments, status, said):
     assert "Traceback" not in told.stderr
 
 
+def test_a_home_that_is_no_folder_is_named(tmp_path):
+    (tmp_path / "home").touch()
+
+    told = els("status", home=tmp_path / "home")
+
+    assert told.returncode == 1
+    assert told.stderr.startswith(f"els: [Errno 20] Not a directory: '{tmp_path / 'home'}")
+    assert "Traceback" not in told.stderr
+
+
+@pytest.mark.parametrize(
+    "entry", [{"task": "els.cancel_batch", "event": 5}, {"task": 5, "event": {}}]
+)
+def test_what_is_no_message_is_not_submitted(tmp_path, entry):
+    told = els("submit", "-", "--wait", home=tmp_path, stdin=lines([make.content("b"), entry]))
+
+    assert told.returncode == 1
+    assert "entry 2: its task must be a text, and its event an object" in told.stderr
+
+
 def test_the_page_says_that_its_port_is_taken(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

@@ -1,5 +1,6 @@
 """Who may do what on RabbitMQ: each program does its work, and is refused all else."""
 
+import json
 from contextlib import closing
 from uuid import uuid4
 
@@ -10,9 +11,12 @@ from celery import Celery
 from kombu import Connection, Exchange, Queue
 
 from core.settings import Settings
-from ops.access import rabbitmq_users, user
+from ops.access import rabbitmq_lines, rabbitmq_users, user
 from tests import factories as make
 from tests.live.conftest import until
+from tests.ops.conftest import els
+from tests.ops.test_flower import ask
+from tests.ops.test_flower import serve as flower
 from tests.rabbitmq.node import STOCK
 
 
@@ -72,6 +76,43 @@ def test_with_its_rights_each_program_does_its_work(
     until(lambda: valkey.exists("els:swept_at"), 60, "beat ticks, and the sweep runs")
     refused = [line for line in running.log().splitlines() if "ACCESS_REFUSED" in line]
     assert refused == []
+
+
+def test_with_its_rights_flower_shows_the_tasks_of_workers(running, sender, access, node):
+    batch, own = make.new_batch(), {"ELS_QUEUE": running.queue, "ELS_REMOTE_CONTROL": ""}
+    with flower(ELS_BROKER_URL=access("flower"), ELS_FLOWER_AUTH="flower:sesame", **own) as found:
+        until(lambda: "celeryev." in node.ctl("list_queues", "name"), 60, "Flower listens")
+        sender.send_task(
+            "els.register_batch",
+            kwargs={"event": make.registration(batch, 2)},
+            queue=running.queue,
+            ignore_result=True,
+        )
+
+        until(lambda: batch in ask(f"{found[0]}/api/tasks")[2], 60, "Flower shows the task")
+
+
+def test_with_its_rights_a_sender_submits_a_file(running, access, outcome_of, node):
+    event = make.registration(make.new_batch(), 1)
+    message = json.dumps({"task": "els.register_batch", "event": event})
+    urls = {"ELS_BROKER_URL": access("sender"), "ELS_QUEUE": running.queue}
+    until(lambda: f"{running.queue}\t" in node.ctl("list_queues", "name", "messages"), 60, "els")
+
+    told = els("submit", "-", "--json", stdin=message, **urls)
+
+    assert told.returncode == 0, told.stderr
+    assert json.loads(told.stdout)
+    until(lambda: outcome_of(event), 60, "it is carried out")
+
+
+@pytest.mark.parametrize(
+    ("url", "where"),
+    [(None, "/"), ("amqp://h", "/"), ("amqp://h//", "/"), ("amqp://h/els%2Fmine", "els/mine")],
+)
+def test_the_rights_are_those_in_the_virtual_host_of_the_url(url, where):
+    lines = [*rabbitmq_lines(Settings(broker_url=url))]
+
+    assert {line.split()[3] for line in lines if "set_permissions" in line} == {where}
 
 
 def publish(exchange, key):

@@ -24,6 +24,8 @@ from ops.receivers import read_receivers
 from ops.stack.ports import free_port
 from tests import factories as make
 from tests.live.conftest import Workers, until
+from tests.ops.test_flower import ask
+from tests.ops.test_flower import serve as flower
 from tests.servers.conftest import program
 
 ADMIN = "admin-password"
@@ -60,13 +62,20 @@ class Guarded:
         return redis.Redis.from_url(self.url(name), decode_responses=True)
 
     def refused(self):
-        """List what was refused, but for what a client says of itself."""
+        """List what was refused, without what a client says of itself, and what Flower asks of
+        workers, which listen to nobody."""
         entries = self.admin.acl_log()
         return {
             (each["username"], each["reason"], each["object"])
             for each in entries
             if each["object"] != "client|setinfo"
+            and not (each["username"] == "els-flower" and "pidbox" in each["object"])
         }
+
+    def allow(self, settings):
+        """Give the programs the rights that they have with these settings."""
+        for name, rules in redis_users(settings).items():
+            self.admin.execute_command("ACL", "SETUSER", name, *rules, f">{name}")
 
     def stop(self):
         self.admin.close()
@@ -152,6 +161,37 @@ def test_with_its_rights_the_page_sees_all(fresh, running):
     assert heartbeat.waiting is not None
     assert [*heartbeat.signs] == ["w@test"]
     assert [queue.name for queue in receivers.queues] == [Settings().events_queue]
+    assert fresh.refused() == set()
+
+
+def test_with_its_rights_flower_shows_the_tasks_of_workers(fresh, running, sender):
+    batch = make.new_batch()
+    login, url = {"ELS_FLOWER_AUTH": "flower:sesame"}, fresh.url("flower")
+    with flower(ELS_REDIS_URL=url, ELS_BROKER_URL=url, **login) as (page, _):
+        until(fresh.admin.pubsub_numpat, 60, "Flower listens")
+        sender.send_task(
+            "els.register_batch",
+            kwargs={"event": make.registration(batch, 2)},
+            queue="els",
+            ignore_result=True,
+        )
+
+        until(lambda: batch in ask(f"{page}/api/tasks")[2], 60, "Flower shows the task")
+    assert fresh.refused() == set()
+
+
+def test_with_its_rights_a_worker_that_may_be_steered_is_steered(fresh, running):
+    steered = Settings(remote_control=True, broker_url=fresh.url("worker").replace("/0", "/2"))
+    fresh.allow(steered)
+    urls = {"ELS_REDIS_URL": steered.broker_url, "ELS_REMOTE_CONTROL": "true"}
+    try:
+        running.start("-n", "steered@test", command="worker --pool solo", **urls)
+        with closing(Celery("operator", broker=steered.broker_url)) as app:
+            replies = until(lambda: app.control.ping(timeout=2, limit=1), 60, "it answers")
+    finally:
+        fresh.allow(Settings())
+
+    assert replies == [{"steered@test": {"ok": "pong"}}]
     assert fresh.refused() == set()
 
 

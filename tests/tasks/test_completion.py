@@ -1,5 +1,7 @@
 """The completion chord: what is full at once is sealed by one, and each batch is announced once."""
 
+from contextlib import contextmanager
+
 import psycopg
 import pytest
 from celery.result import denied_join_result
@@ -13,7 +15,7 @@ from tasks.delivery import redacted_kwargs
 from tasks.worker.batching import run_batch
 from tests.core import looks
 from tests.core.story import fill, register, texts
-from tests.factories import content, contents, new_batch, registration
+from tests.factories import cancellation, content, contents, new_batch, registration
 from tests.tasks.conftest import call
 
 REGISTER, UPLOAD = "els.register_batch", "els.assign_contents"
@@ -120,6 +122,36 @@ def test_a_task_waits_for_no_result_of_the_chord_that_it_dispatches(
         dispatch_completion({batch_id: 2})
 
     assert app.backend.result_consumer.subscribed_to == set()
+
+
+@pytest.mark.parametrize("state", ["58030", "40001"])
+def test_what_follows_a_commit_gives_no_message_up(send, conn, batch_id, dead_letters, state):
+    send(REGISTER, registration(batch_id, 2))
+
+    with never_published(conn, batch_id, state):
+        value = send("els.cancel_batch", cancellation(batch_id), task_id=batch_id)
+
+    assert value["outcome"] == "cancelled"
+    assert dead_letters(batch_id) == []
+    app.tasks["els.relay"].apply().get()
+    assert [e["published_at"] is None for e in looks.events(conn, batch_id)] == [False]
+
+
+@contextmanager
+def never_published(conn, batch_id, state):
+    """Let the server refuse to mark events of this batch as published."""
+    conn.execute(
+        "CREATE OR REPLACE FUNCTION pg_temp.refuse() RETURNS trigger LANGUAGE plpgsql AS"
+        f" $$BEGIN RAISE EXCEPTION 'the server refuses' USING ERRCODE = '{state}'; END$$"
+    )
+    conn.execute(
+        "CREATE TRIGGER refuse BEFORE UPDATE ON event_outbox FOR EACH ROW"
+        f" WHEN (NEW.batch_id = '{batch_id}') EXECUTE FUNCTION pg_temp.refuse()"
+    )
+    try:
+        yield
+    finally:
+        conn.execute("DROP TRIGGER refuse ON event_outbox")
 
 
 def test_somebody_outside_of_a_task_may_wait_for_a_result(batch_id):

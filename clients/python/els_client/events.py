@@ -82,18 +82,21 @@ def read_event(event: Mapping[str, Any]) -> Received:  # Any: JSON
 
 def verify_manifest(
     body: BatchContentProvisioningCompleted | BatchEssaysReady,
-    essays: Iterable[Essay] | None = None,
+    essays: Iterable[Essay | Mapping[str, Any]] | None = None,  # Any: JSON
 ) -> None:
     """Check that the essays of an event are those that the service sealed, all and unchanged.
 
-    `essays`: read from elsewhere, for an event with `essays_ref` in place of its list. Raises
-    ManifestMismatch, and EssaysLeftOut where they are needed and not given.
+    `essays`: read elsewhere, such as from the service's `/v1`, for an event with `essays_ref` in
+    place of its list. Raises ManifestMismatch, and EssaysLeftOut where they are needed and not
+    given.
     """
     if essays is None:
         essays = body.ready_essays if isinstance(body, BatchEssaysReady) else body.essays
     if essays is None:
         raise EssaysLeftOut(f"batch {body.batch_id}: the event is too large to carry its essays")
-    found = manifest_sha256(essay.model_dump() for essay in essays)
+    found = manifest_sha256(
+        essay.model_dump() if isinstance(essay, Essay) else essay for essay in essays
+    )
     if found != body.manifest_sha256:
         raise ManifestMismatch(
             f"batch {body.batch_id}: the manifest of these essays is {found}, and that of the"

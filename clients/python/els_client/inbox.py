@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from inspect import iscoroutinefunction
 from typing import Any, Protocol
 
 COLUMNS = ("id", "type", "batch_id", "sequence", "received_at")
@@ -157,8 +158,16 @@ def refuse_autocommit(connection: Any) -> None:  # Any: a connection of a driver
         raise NoTransaction("begin a transaction, make your effect in it, and commit both")
 
 
+def refuse_async(connection: object) -> None:
+    """Raise TypeError for a connection to be awaited: not awaited, it would call nothing new."""
+    if iscoroutinefunction(getattr(connection, "commit", None)):
+        kind = type(connection).__name__
+        raise TypeError(f"{kind} is asynchronous: give the inbox a connection that is not")
+
+
 def _run(connection: Any, statement: str, *values: object) -> tuple[int, list[Any]]:
     """Execute a statement written with `?`; return the number of rows, and the rows of a query."""
+    refuse_async(connection)
     cursor: Cursor = connection.cursor()
     try:
         cursor.execute(statement.replace("?", _mark(connection)), values)
@@ -170,9 +179,11 @@ def _run(connection: Any, statement: str, *values: object) -> tuple[int, list[An
 
 def _mark(connection: object) -> str:
     """Return how the driver of a connection writes a value's place."""
-    driver = sys.modules[type(connection).__module__.partition(".")[0]]
-    style = getattr(driver, "paramstyle", "qmark")
-    return "?" if style == "qmark" else "%s"
+    for kind in type(connection).__mro__:  # it may be a class of yours that inherits the driver's
+        driver = sys.modules.get(kind.__module__.partition(".")[0])
+        if style := getattr(driver, "paramstyle", None):
+            return "?" if style == "qmark" else "%s"
+    return "?"
 
 
 def _first(row: Any) -> Any:  # Any: a tuple, or a mapping where the connection makes such rows

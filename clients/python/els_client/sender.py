@@ -9,12 +9,12 @@ from typing import Any, Self
 
 from amqp.exceptions import AMQPError
 from celery import Celery
-from celery.states import READY_STATES, SUCCESS
+from celery.states import PENDING, READY_STATES, SUCCESS
 from kombu import Exchange, Queue
 from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 
-from els_client.errors import BrokerAway, TaskFailed
+from els_client.errors import BrokerAway, SpoolUnusable, TaskFailed
 from els_client.spool import Spool, Spooled
 from els_client.upstream import Message, Outcome, Sent, Upstream, checked
 
@@ -62,7 +62,7 @@ class Sender(Upstream):
 
         `results`: the URL of the service's Redis, or True for the result backend of your app; each
         message then asks for its result, which `Sent.outcome` waits for. Raises SpoolUnusable,
-        and ValueError for a URL of another kind.
+        and ValueError for a URL of another kind, or True where the app has no result backend.
         """
         self._broker, self._queue, self._results = broker, queue, results
         self._spool = Spool(Path(spool).absolute(), spool_messages, spool_bytes) if spool else None
@@ -134,6 +134,8 @@ class Sender(Upstream):
             if isinstance(self._results, str)
             else self._app
         )
+        if self._results is True and not self._app.conf.result_backend:
+            raise ValueError("there is no result backend: give `results` the service's Redis")
         amqp = str(self._app.conf.broker_url).startswith(("amqp", "pyamqp"))
         self._target = Queue(  # as the workers declare it
             self._queue,
@@ -196,7 +198,8 @@ class Sender(Upstream):
         deadline = time.monotonic() + timeout_s
         while (meta := self._result(message.task_id))["status"] not in READY_STATES:
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{message.task}: no outcome within {timeout_s} s")
+                why = f": {meta['why']}" if "why" in meta else ""
+                raise TimeoutError(f"{message.task}: no outcome within {timeout_s} s{why}")
             time.sleep(POLL_S)
         if meta["status"] != SUCCESS:
             raise TaskFailed(f"{message.task}: {meta['result']}; the service keeps the message")
@@ -207,7 +210,7 @@ class Sender(Upstream):
         try:
             found: dict[str, Any] = self._reader.backend.get_task_meta(task_id)
         except AWAY as error:
-            return {"status": f"unknown: {error}"}
+            return {"status": PENDING, "why": f"the result backend does not answer: {error}"}
         return found
 
     # --- the spool ----------------------------------------------------------------------------
@@ -219,10 +222,18 @@ class Sender(Upstream):
 
     def _keep_draining(self) -> None:
         wait_s = FIRST_WAIT_S
-        while not self._drain():
+        while not self._drained():
             if self._stop.wait(wait_s):
                 return
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+
+    def _drained(self) -> bool:
+        """Do so where nobody hears an error: of a disk that is full, or somebody locks the file."""
+        try:
+            return self._drain()
+        except SpoolUnusable as error:
+            self._last_error = str(error)
+            return False
 
     def _drain(self) -> bool:
         """Send what waits, in order, until the broker refuses; tell whether nothing is left."""

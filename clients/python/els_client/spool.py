@@ -184,8 +184,11 @@ class Spool:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")  # a commit is on the disk
             db.executescript(SCHEMA)
+            db.execute(f"SELECT number, {COLUMNS}, spooled_at FROM messages LIMIT 0")  # noqa: S608
         except (OSError, sqlite3.Error) as error:
-            raise SpoolUnusable(f"{self.path}: {error}") from error
+            raise SpoolUnusable(
+                f"{self.path}: {error}; give another file, or move this one away"
+            ) from error
         return db
 
 

@@ -6,26 +6,29 @@ from typing import Any
 
 from sqlalchemy import Column, Connection, Index, Integer, MetaData, String, Table, select
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, scoped_session
 
-from els_client.inbox import missing, moment, refuse_autocommit, row
+from els_client.inbox import missing, moment, refuse_async, refuse_autocommit, row
 
-Bound = Connection | Session
+Bound = Connection | Session | scoped_session[Session]
 
 
 class SQLAlchemyInbox:
     """As `els_client.inbox.Inbox`, in a table of your `MetaData`, so that Alembic finds it."""
 
     def __init__(self, metadata: MetaData, table: str = "els_inbox") -> None:
+        """Take the name of the table, with its schema if it is not that of your `MetaData`."""
+        schema, _, name = table.rpartition(".")
         self.table = Table(
-            table,
+            name,
             metadata,
             Column("id", String(36), primary_key=True),
             Column("type", String(255), nullable=False),
             Column("batch_id", String(64), nullable=False),
             Column("sequence", Integer),
             Column("received_at", String(32), nullable=False),
-            Index(f"{table}_batch", "batch_id", "sequence"),
+            Index(f"{table.replace('.', '_')}_batch", "batch_id", "sequence"),
+            schema=schema or metadata.schema,
         )
 
     def create_table(self, bound: Bound) -> None:
@@ -77,4 +80,5 @@ class SQLAlchemyInbox:
 
 
 def _connection(bound: Bound) -> Connection:
-    return bound.connection() if isinstance(bound, Session) else bound
+    refuse_async(bound)
+    return bound if isinstance(bound, Connection) else bound.connection()

@@ -119,8 +119,8 @@ class Upstream(ABC):
         event_id: UUID | str | None = None,
     ) -> Sent:
         """Announce a batch and the essays that it expects. With `class_id` it is a regular one."""
-        if isinstance(essay_ids, str):
-            raise TypeError("essay_ids must be a list of ids, not one text")
+        if isinstance(essay_ids, str) or not isinstance(essay_ids, Sequence):
+            raise TypeError(f"essay_ids must be a list of ids, not {type(essay_ids).__name__}")
         fields = {
             "essay_ids": list(essay_ids),
             "expected_essay_count": len(essay_ids),

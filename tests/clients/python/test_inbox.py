@@ -1,5 +1,6 @@
 """An effect is made once: the id of its event is written in the same transaction."""
 
+import asyncio
 import sqlite3
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -9,6 +10,7 @@ import psycopg
 import pytest
 import sqlalchemy
 from psycopg.rows import dict_row
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from els_client.fake import FakeELS
 from els_client.inbox import Inbox, NoTransaction
@@ -202,6 +204,52 @@ def test_sqlalchemy_that_commits_by_itself_is_refused(database, events):
         inbox.create_table(connection)
         with pytest.raises(NoTransaction):
             inbox.is_new(connection, events[0])
+
+
+# --- other connections ----------------------------------------------------------------------------
+
+
+def test_a_connection_that_is_awaited_is_refused(database, events):
+    url = database.replace("postgresql://", "postgresql+psycopg://")
+    inbox, alike = Inbox(), SQLAlchemyInbox(sqlalchemy.MetaData())
+
+    async def receive():
+        async with await psycopg.AsyncConnection.connect(database) as connection:
+            with pytest.raises(TypeError, match="AsyncConnection is asynchronous"):
+                inbox.is_new(connection, events[0])
+        engine = create_async_engine(url, poolclass=sqlalchemy.NullPool)
+        async with AsyncSession(engine) as session:
+            with pytest.raises(TypeError, match="AsyncSession is asynchronous"):
+                alike.is_new(session, events[0])
+            await session.run_sync(alike.create_table)
+            return [await session.run_sync(alike.is_new, event) for event in events[:1] * 2]
+
+    assert asyncio.run(receive()) == [True, False]
+
+
+def test_it_takes_a_connection_of_a_class_that_inherits_the_drivers(database, events):
+    class Traced(psycopg.Connection):
+        pass
+
+    inbox = Inbox()
+    with Traced.connect(database) as connection:
+        inbox.create_table(connection)
+        assert [inbox.is_new(connection, event) for event in events[:1] * 2] == [True, False]
+
+
+def test_it_takes_a_scoped_session_and_the_schema_of_a_table(database, events):
+    inbox = SQLAlchemyInbox(sqlalchemy.MetaData(), "receiver.els_inbox")
+    with psycopg.connect(database) as connection:
+        connection.execute("CREATE SCHEMA receiver")
+        Inbox("receiver.els_inbox").create_table(connection)
+    url = database.replace("postgresql://", "postgresql+psycopg://")
+    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
+    session = sqlalchemy.orm.scoped_session(sqlalchemy.orm.sessionmaker(engine))
+
+    assert [inbox.is_new(session, event) for event in events[:1] * 2] == [True, False]
+
+    session.remove()
+    assert inbox.table.name == "els_inbox"
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a;drop", "a.b.c", "å", 'a"'])

@@ -1,6 +1,7 @@
 """A sender loses nothing while the broker is away, and keeps the order."""
 
 import os
+import sqlite3
 import subprocess
 import sys
 from contextlib import closing
@@ -138,9 +139,12 @@ def test_a_url_of_no_broker_is_refused(url):
         Sender(url)
 
 
-def test_a_text_is_no_list_of_essays(sender):
-    with pytest.raises(TypeError, match="a list of ids"):
-        sender.register_batch("batch", "efg", course_code="c", user_id="u")
+@pytest.mark.parametrize(
+    "ids", ["efg", {"e", "f"}, iter(["e"]), None], ids=["text", "set", "iterator", "none"]
+)
+def test_essays_are_a_list_whose_order_is_always_the_same(sender, ids):
+    with pytest.raises(TypeError, match=f"a list of ids, not {type(ids).__name__}"):
+        sender.register_batch("batch", ids, course_code="c", user_id="u")
 
 
 def test_a_task_that_is_not_there_is_named(sender):
@@ -151,6 +155,20 @@ def test_a_task_that_is_not_there_is_named(sender):
 def test_an_outcome_cannot_be_waited_for_unless_results_are_asked_for(sender):
     with pytest.raises(ValueError, match="results"):
         CALLS["els.cancel_batch"](sender).outcome()
+
+
+def test_results_need_a_backend(broker):
+    with pytest.raises(ValueError, match="no result backend"):
+        Sender(broker.url, results=True)
+
+
+def test_a_result_backend_that_refuses_says_why_there_is_no_outcome(broker):
+    results = broker.url.replace("test-password", "wrong")
+    with Sender(broker.url, results=results) as sender:
+        sent = CALLS["els.cancel_batch"](sender)
+
+        with pytest.raises(TimeoutError, match=r"no outcome within 0\.1 s: .* username-password"):
+            sent.outcome(timeout_s=0.1)
 
 
 # --- the broker is away ---------------------------------------------------------------------------
@@ -239,6 +257,32 @@ def test_a_spool_that_is_none_is_refused(tmp_path, broker):
     for path in (tmp_path / "file", tmp_path / "file" / "below", tmp_path):
         with pytest.raises(SpoolUnusable, match=str(path)):
             Sender(broker.url, spool=path)
+
+
+def test_a_file_of_another_program_is_no_spool(tmp_path, broker):
+    with closing(sqlite3.connect(tmp_path / "other")) as other, other:
+        other.execute("CREATE TABLE messages (text)")
+
+    with pytest.raises(SpoolUnusable, match="move this one away"):
+        Sender(broker.url, spool=tmp_path / "other")
+
+
+def test_a_spool_that_refuses_for_a_while_goes_on_by_itself(broker, spool, monkeypatch):
+    monkeypatch.setattr("els_client.spool.BUSY_S", 0.05)
+    broker.stop()
+    with (
+        Sender(broker.url, spool=spool) as sender,
+        closing(sqlite3.connect(spool, isolation_level=None)) as other,
+    ):
+        cancel(sender, 1)
+        other.execute("BEGIN IMMEDIATE")
+        until(lambda: "locked" in (sender.spooled().last_error or ""))
+        broker.start()
+
+        other.execute("ROLLBACK")
+
+        until(lambda: sender.spooled().messages == 0)
+    assert reasons(broker.events()) == ["1"]
 
 
 def test_only_its_owner_reads_a_spool(sender, spool):

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 import redis
 from celery import Celery
 
+from core.signs.heartbeat import SINCE
 from core.signs.sign import STALLED_AFTER
 from tests import factories as make
 from tests.explain.cause import cause
@@ -101,6 +102,50 @@ def its_content_lies_in_another_database(running):
 def its_content_lies_in_the_queue_of_the_receivers(running):
     yield missing(running, queue=f"{running.queue}.events")
     forgotten(running, f"{running.queue}.events")
+
+
+@cause(
+    WAITING,
+    says=["for further tasks at 20", "(chain), which it never sends"],
+    never=NEVER,
+)
+def its_content_was_the_next_link_of_a_chain(place):
+    place.run()
+    batch = make.new_batch()
+    app = place.workers.upstream
+    first = app.signature("els.register_batch", kwargs={"event": make.registration(batch, 1)})
+    then = app.signature("els.assign_content", kwargs={"event": make.content(batch)})
+    (first.set(queue=place.queue) | then.set(queue=place.queue, immutable=True)).apply_async()
+    query = "SELECT batch_id FROM batch_essay_trackers WHERE batch_id = %s"
+    until(lambda: place.conn.execute(query, [batch]).fetchone(), WAIT_S, "it is registered")
+    until(lambda: any(s.ignored for s in place.signs().signs.values()), WAIT_S, "it says so")
+    yield batch
+
+
+@cause(WAITING, says=["the broker has lost its keys", "must be sent again"], never=NEVER)
+def somebody_has_flushed_the_broker(place):
+    place.run()
+    batch = place.register()
+    first = place.valkey.get(SINCE)
+    place.valkey.flushall()
+    until(lambda: place.valkey.get(SINCE) not in (None, first), WAIT_S, "a worker gives a sign")
+    free = f"batch:{{{batch}}}:available_slots"
+    until(lambda: place.valkey.scard(free), WAIT_S, "the sweep has rebuilt the slots")
+    yield batch
+
+
+@cause(WAITING, says=["the broker has dropped", "maxmemory-policy is allkeys-lru"], never=NEVER)
+def the_broker_has_no_memory_and_drops_keys(place):
+    place.run()
+    batch = place.register()
+    limit = place.valkey.info("memory")["used_memory"] + 3_000_000
+    place.valkey.config_set("maxmemory-policy", "allkeys-lru")
+    place.valkey.config_set("maxmemory", limit)
+    for number in range(6):
+        place.valkey.set(f"other:{number}", "x" * 1_000_000)
+    until(lambda: place.valkey.info("stats")["evicted_keys"], WAIT_S, "it drops keys")
+    place.valkey.config_set("maxmemory", 0)
+    yield batch
 
 
 @cause(

@@ -121,7 +121,7 @@ def whoever_asks_means_another_queue(running):
     yield running.register(), {"ELS_QUEUE": "mine"}
 
 
-@cause("worker_other_queue", never=GONE[:1])
+@cause("worker_other_queue", says=["remote control has cancelled"], never=GONE[:1], step="kill")
 def remote_control_has_cancelled_its_queue(place):
     place.worker()
     place.workers.ready(1)
@@ -143,6 +143,18 @@ def another_program_takes_its_messages(place):
     batch = place.register()
     with place.another_program():
         yield batch
+
+
+@cause("worker_limited", says=["(els.assign_content: 1/h)"], never=GONE, step="kill -KILL")
+def remote_control_limits_its_tasks(place):
+    place.run()
+    batch = place.register(3)
+    place.workers.ready(1)
+    place.workers.upstream.control.rate_limit("els.assign_content", "1/h", reply=True)
+    for number in range(3):
+        place.send_content(batch, f"text-{number}")
+    until(lambda: any(s.limited for s in place.signs().signs.values()), WAIT_S, "it says so")
+    yield batch
 
 
 @contextmanager

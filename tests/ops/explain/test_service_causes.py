@@ -16,6 +16,7 @@ from core.signs.sign import Sign
 from ops.explain.consumers import consumer_clues
 from ops.explain.locks import Lock
 from ops.explain.service_causes import look_at, service_causes
+from ops.explain.sign_clues import sign_clues
 from ops.heartbeat import with_outages
 
 OF_POSTGRES = {"postgres_unreachable", "cannot_read"}  # tests/explain makes them
@@ -240,6 +241,24 @@ def test_more_consumers_than_workers_are_a_clue_on_rabbitmq_alone():
     assert list(consumer_clues(replace(on_rabbitmq, others={"celery@mail": ["els"]}))) == []
     [clue] = consumer_clues(on_rabbitmq)
     assert clue.text.startswith("2 consumers take from the queue els, and 1 worker of this service")
+
+
+def test_a_worker_that_is_slowed_down_does_not_hang():
+    held = sign(held=3, progress_at=ago(40), limited={"els.assign_content": "1/h"})
+
+    assert codes(seen(held)) == ["worker_limited"]
+
+
+def test_what_was_lost_before_the_registration_is_no_clue():
+    ignored = sign(ignored=("chain",), ignored_at=ago(600))
+    heartbeat = seen(ignored, since=ago(600))
+
+    def clues(registered, **more):
+        return list(sign_clues(heartbeat, ago(registered), **{"has_queue": True, **more}))
+
+    assert clues(300) == []
+    assert len(clues(900)) == 2
+    assert len(clues(900, has_queue=False)) == 1  # its slots come back by themselves
 
 
 CONTAINER = [(0, 5, Kind.COMPOSE), (1, 1, Kind.COMPOSE), (1, 5, Kind.COMMAND), (4, 4, Kind.COMMAND)]

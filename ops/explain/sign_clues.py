@@ -1,0 +1,48 @@
+"""What workers, and the Redis that has their signs, show of messages that never became outcomes."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import redis
+
+from core.signs.heartbeat import Heartbeat
+from ops.explain.clues import Clue
+from ops.wording import number, utc
+
+BEFORE = timedelta(minutes=1)  # a message that registers a batch may have asked for its contents
+UNREGISTERED = timedelta(days=1)  # for the messages of a batch that nobody has registered
+EVICTING = "allkeys"  # how policies begin that take any key
+
+
+def sign_clues(
+    heartbeat: Heartbeat, registered_at: datetime | None, *, has_queue: bool
+) -> Iterator[Clue]:
+    """Tell of messages that were dropped since a batch was registered.
+
+    `has_queue`: the Redis of the signs is the broker too.
+    """
+    begin = registered_at or datetime.now(UTC) - UNREGISTERED
+    for name, sign in heartbeat.signs.items():
+        if sign.ignored_at and sign.ignored_at > begin - BEFORE:
+            yield Clue(
+                f"a message asked the worker {name} for further tasks at {utc(sign.ignored_at)}"
+                f" ({', '.join(sign.ignored)}), which it never sends: their sender must send each"
+                " as a message of its own"
+            )
+    if has_queue and heartbeat.since and heartbeat.since > begin:
+        yield Clue(
+            f"the broker has lost its keys, or is another one, since {utc(heartbeat.since)}"
+            " (FLUSHALL, a restart without appendonly): what waited in it then must be sent again"
+        )
+
+
+def eviction_clues(client: redis.Redis) -> Iterator[Clue]:
+    """Tell whether a Redis broker has dropped keys for want of memory. Raises redis.RedisError."""
+    said = client.info()
+    policy, evicted = str(said.get("maxmemory_policy")), int(said.get("evicted_keys", 0))
+    if evicted and policy.startswith(EVICTING):
+        yield Clue(
+            f"the broker has dropped {number(evicted, 'key')} for want of memory, as its"
+            f" maxmemory-policy is {policy}: a queue with its messages may be among them",
+            "els env  # then redis-cli -u BROKER_URL CONFIG SET maxmemory-policy noeviction",
+        )

@@ -1,0 +1,50 @@
+"""Batches whose rows somebody else keeps locked, as a person in an open transaction does.
+
+A statement waits 10 s for a lock. If each message of such a batch did, they would take all
+processes from the other batches. So a process that has waited once looks first, for a while.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from time import monotonic
+
+from psycopg.errors import LockNotAvailable, QueryCanceled
+
+from core import db
+from tasks.resources import resources
+
+REMEMBERED_S = 60.0
+WAITED_FOR_LONG = (LockNotAvailable, QueryCanceled)
+
+_until: dict[str, float] = {}  # by batch, on the monotonic clock
+
+
+def may_be_locked(batch_id: str) -> bool:
+    """Tell whether a message has waited for this batch for long, a moment ago."""
+    return bool(_until) and _until.get(batch_id, 0) > monotonic()
+
+
+def note(error: Exception, batches: Iterable[str]) -> None:
+    """Remember these batches if the error is that a lock was waited for too long."""
+    if isinstance(error, WAITED_FOR_LONG):
+        now = monotonic()
+        for batch_id in [known for known, until in _until.items() if until < now]:
+            _until.pop(batch_id, None)
+        _until.update(dict.fromkeys(batches, now + REMEMBERED_S))
+
+
+@contextmanager
+def noted(batch_id: str) -> Iterator[None]:
+    """Take a step for a batch that is not locked, or that nobody has waited for.
+
+    Raises LockNotAvailable at once where it is still locked.
+    """
+    try:
+        if may_be_locked(batch_id):
+            with resources().pool.connection() as conn:
+                db.batches.look_for_lock(conn, batch_id)
+            _until.pop(batch_id, None)
+        yield
+    except WAITED_FOR_LONG as error:
+        note(error, [batch_id])
+        raise
