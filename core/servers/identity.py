@@ -5,7 +5,7 @@ from hashlib import sha256
 import psycopg
 
 from core.db.connection import Conn, connect_once
-from core.db.url import parameters
+from core.db.url import address, parameters
 from core.errors import BadSettings
 
 
@@ -36,10 +36,12 @@ def identity_of(url: str) -> str | None:
 
 
 def location(url: str) -> str:
-    """Name host, port and database of a URL for people, without user and password."""
+    """Name host, port, database and search path of a URL for people; no user, no password."""
     try:
-        given = parameters(url)
+        given, path = parameters(url), address(url).settings.get("search_path")
     except BadSettings:
         return "unknown"
     host = given.get("host") or given.get("hostaddr") or given.get("service") or "local"
-    return f"{host}:{given.get('port') or 5432}/{given.get('dbname') or given.get('user') or ''}"
+    name = given.get("dbname") or given.get("user") or ""
+    schema = f" (search_path {path})" if path else ""
+    return f"{host}:{given.get('port') or 5432}/{name}{schema}"

@@ -11,15 +11,18 @@ from core.errors import ELSError
 from core.schema import State, read_standing
 from core.servers.away import away
 from core.servers.finding import Finding, Severity, since, skew
+from core.servers.obstacles import absent, fault, hidden_rows, read_only
 from core.servers.rights import RIGHTS
 
 OLDEST_POSTGRES = 130_000  # the oldest that the project of Postgres supported lately
 ASK_EVERY_S, BEAT_EVERY_S = 3.0, 1.0  # while a worker waits for its schema
+NO_TABLE = """
+    SELECT name FROM unnest(%s::text[]) AS needed (name)
+    WHERE to_regclass(name) IS NULL ORDER BY name
+"""
 NO_RIGHT = """
-    SELECT name, verb, to_regclass(name) IS NULL AS absent
-    FROM unnest(%(names)s::text[], %(verbs)s::text[]) AS needed (name, verb)
+    SELECT name, verb FROM unnest(%(names)s::text[], %(verbs)s::text[]) AS needed (name, verb)
     WHERE CASE
-        WHEN to_regclass(name) IS NULL THEN true
         WHEN verb = 'DELETE' THEN NOT has_table_privilege(to_regclass(name), verb)
         ELSE NOT has_any_column_privilege(to_regclass(name), verb)
     END
@@ -52,24 +55,20 @@ def check_postgres(conn: Conn) -> list[Finding]:
 
 def missing_for_work(conn: Conn) -> Finding | None:
     """Find what keeps this connection from any work. Raises psycopg.Error."""
-    return _read_only(conn) or _schema(conn) or _rights(conn)
+    return read_only(conn) or schema_lacks(conn) or _rights(conn) or hidden_rows(conn)
 
 
-def _read_only(conn: Conn) -> Finding | None:
-    row = conn.execute(
-        "SELECT pg_is_in_recovery() AS standby,"
-        " current_setting('transaction_read_only')::boolean AS read_only"
-    ).fetchone()
-    assert row is not None
-    if not row["standby"] and not row["read_only"]:
-        return None
-    wrong = "it is a standby" if row["standby"] else "its transactions are read-only"
-    step = (
-        "name the primary in ELS_DATABASE_URL, or every host and target_session_attrs=read-write"
-        if row["standby"]
-        else "find out who set default_transaction_read_only: a full disk, an upgrade, a person"
-    )
-    return Finding("postgres", Severity.FAULT, wrong, "no worker can write an outcome", step)
+def schema_lacks(conn: Conn) -> Finding | None:
+    """Find a schema, or tables of it, that this code cannot work on. Raises psycopg.Error."""
+    found = _schema(conn)
+    tables = conn.execute(NO_TABLE, [list(RIGHTS)]).fetchall()
+    return found or (absent(conn, [row["name"] for row in tables]) if tables else None)
+
+
+def changed_by_hand() -> Finding:
+    """Say what is wrong where a statement misses something, and every table is there."""
+    wrong = "every table is there, so somebody has changed one by hand"
+    return fault(wrong, "compare them with those that `els migrate` makes in an empty database")
 
 
 def _schema(conn: Conn) -> Finding | None:
@@ -77,7 +76,7 @@ def _schema(conn: Conn) -> Finding | None:
         found = read_standing(conn)
     except psycopg.errors.InsufficientPrivilege:
         return _no_rights(["SELECT ON alembic_version"], conn)
-    return None if found.usable else _unusable(found.wrong, found.step)
+    return None if found.usable else fault(found.wrong, found.step)
 
 
 def _other_schema(conn: Conn) -> Iterator[Finding]:
@@ -88,18 +87,10 @@ def _other_schema(conn: Conn) -> Iterator[Finding]:
         yield Finding("postgres", Severity.WARNING, found.wrong, why, found.step)
 
 
-def _unusable(wrong: str, step: str = "els migrate") -> Finding:
-    why = "workers can carry nothing out"
-    return Finding("postgres", Severity.FAULT, wrong, why, step)
-
-
 def _rights(conn: Conn) -> Finding | None:
     needed = [(name, verb) for name, verbs in RIGHTS.items() for verb in verbs]
     names, verbs = zip(*needed, strict=True)
     rows = conn.execute(NO_RIGHT, {"names": list(names), "verbs": list(verbs)}).fetchall()
-    if absent := sorted({row["name"] for row in rows if row["absent"]}):
-        named = ", ".join(absent)
-        return _unusable(f"there is no table {named}, or the role may not enter its schema")
     return _no_rights([f"{row['verb']} ON {row['name']}" for row in rows], conn) if rows else None
 
 

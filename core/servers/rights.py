@@ -15,6 +15,8 @@ RIGHTS: Mapping[str, tuple[str, ...]] = {
     "operator_actions": ("SELECT", "INSERT"),
     "purged_batches": ("SELECT", "INSERT", "UPDATE"),
 }
+OF_OPERATORS = {"operator_actions", "purged_batches"}  # no message waits for a write to these
+OF_MESSAGES = tuple(name for name in RIGHTS if name not in OF_OPERATORS)
 # What workers need besides, where ELS_RETENTION_DAYS lets them delete.
 RIGHTS_TO_PURGE: Mapping[str, tuple[str, ...]] = {
     name: (*verbs, *({"UPDATE", "DELETE"} - {*verbs}))

@@ -11,9 +11,10 @@ from typing import cast
 
 from redis import Redis, RedisError
 
+from core.servers.finding import Finding
 from core.signs.beats import NO_BEATS, Beats
 from core.signs.installation import Installation
-from core.signs.pauses import Pause, read_pauses, server_time
+from core.signs.pauses import Pause, Server, read_pauses, server_time
 from core.signs.sign import Sign, read_signs
 
 WORKERS = "els:workers"  # sorted set: worker -> time of its last heartbeat, s
@@ -41,6 +42,8 @@ class Asked:
     broker: str | None = None
     installation: Installation = field(default_factory=Installation)
     inner_queues: Sequence[str] = ()  # of the steps of the service itself
+    took_writes: frozenset[Server] = frozenset()  # servers that took a write of his just now
+    obstacle: Finding | None = None  # why Postgres is read-only, where a process waits for that
 
 
 @dataclass(frozen=True)

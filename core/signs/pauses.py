@@ -5,11 +5,12 @@ A process renews its note at each probe, every 10 s at most; a note of over 30 s
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Literal, cast
 
-from redis import Redis
+from redis import Redis, RedisError
 
 from core.faults import clean, sqlstate
 
@@ -68,8 +69,9 @@ def read_pauses(client: Redis) -> list[Pause]:
         if now - row["at"] <= FRESH_S:
             outage = Outage(row["server"], row["error"], row.get("sqlstate"))
             pauses.append(Pause(process, outage, datetime.fromtimestamp(row["since"], UTC)))
-        else:
-            client.hdel(PAUSES, process)  # killed: a process that resumes deletes its own
+        else:  # killed: a process that resumes deletes its own
+            with suppress(RedisError):  # who reads must also read a Redis that takes no writes
+                client.hdel(PAUSES, process)
     return sorted(pauses, key=lambda pause: pause.since)
 
 

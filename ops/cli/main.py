@@ -93,8 +93,9 @@ def main() -> NoReturn:
         app(prog_name="els")
     except ELSError as error:
         fail(str(error), as_json)
-    except psycopg.errors.UndefinedTable:
-        fail("the database has no schema yet; run `els migrate`", as_json)
+    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
+        step = "run `els migrate`; if that changes nothing, `els explain BATCH` says what is wrong"
+        fail(f"the database has no schema for this release: {_reason(error)}; {step}", as_json)
     except psycopg.errors.InvalidSchemaName as error:
         fail(f"{_reason(error)}; create the schema that the URL's search_path names", as_json)
     except psycopg.Error as error:

@@ -7,6 +7,7 @@ is left behind: it ends with the command.
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Generic, TypeVar
@@ -17,11 +18,11 @@ import redis
 from core import db
 from core.db.connection import Conn
 from core.faults import sqlstate
-from core.probe import probe_postgres, probe_redis
+from core.probe import probe_postgres
 from core.rules import Cause
-from core.schema import read_standing
 from core.servers.away import away
 from core.servers.identity import identity
+from core.servers.postgres import changed_by_hand, schema_lacks
 from core.servers.redis_client import connect_once
 from core.servers.tls import describe
 from core.servers.urls import is_redis, kind_and_path
@@ -38,9 +39,24 @@ from ops.explain.message_clues import message_clues, with_messages
 from ops.explain.messages import messages_of
 from ops.explain.of_one_batch import first_registered
 from ops.explain.rabbitmq import NOTHING_AROUND, Around, look_around
-from ops.explain.service_causes import LOCKED, NO_SCHEMA, lock_causes, service_causes
+from ops.explain.service_causes import (
+    LOCKED,
+    lock_causes,
+    look_at,
+    schema_missing,
+    service_causes,
+)
 from ops.explain.sign_clues import A_DAY, eviction_clues, sign_clues
-from ops.heartbeat import LOCK_S, ask_waiting, read_heartbeat, with_asker, with_outages
+from ops.heartbeat import (
+    LOCK_S,
+    NO_SCHEMA,
+    ask_waiting,
+    read_heartbeat,
+    redis_outage,
+    with_asker,
+    with_obstacle,
+    with_outages,
+)
 from ops.queues import UNANSWERED
 from ops.receivers import NO_RECEIVERS, Receivers, read_receivers
 from ops.stack.home import Endpoints
@@ -50,6 +66,7 @@ REDIS_S = 0.8  # for one answer
 AMQP_S = 2.2  # for RabbitMQ
 AWAY_S = 0.05  # the same, of a Redis that has not answered just now
 SIGNS_S = 1.8  # for all signs of life, and the broker's counts
+ANSWER_S = 2.8  # for all of RabbitMQ
 BATCH_S = 10.0  # for Postgres, where the machine is slow: each statement has a limit of its own
 NO_RIGHT = "42501"
 UNREGISTERED = {"unknown", "not_registered"}
@@ -97,9 +114,8 @@ class Looking:
         client = connect_once(self.found.redis_url, timeout_s=REDIS_S)
         broker, queues = self.found.broker_url, self.settings.queues
         signs = Asked(lambda: read_heartbeat(client, broker, queues, 0))
-        writes = Asked(lambda: probe_redis(Slots(client)))
+        writes = Asked(lambda: redis_outage(client))
         waiting = Asked(lambda: ask_waiting(broker, queues))
-        messages = Asked(self._messages)
         around = Asked(self._around)
         others = Asked(lambda: celery_workers(broker, queues))
         receivers = Asked(lambda: read_receivers(self.settings, client, broker))
@@ -112,7 +128,7 @@ class Looking:
             refused: Exception | None = None
         except (psycopg.Error, TimeoutError) as raised:
             conn, refused = None, raised
-        seen_around = self._seen_around(around)
+        seen_around = self._seen_around(around, self.broker_s)
         alarms = [seen_around.alarm] if seen_around.alarm else []
         heartbeat = with_outages(heartbeat, [*self._outage(writes), *alarms])
         heartbeat = replace(heartbeat, consumers=seen_around.consumers, others=self._others(others))
@@ -125,9 +141,11 @@ class Looking:
             if error:  # nobody waits for it again
                 client = connect_once(self.found.redis_url, timeout_s=AWAY_S)
             explanation = self._with_postgres(conn, Slots(client), heartbeat, seen, error)
+            until_s = BATCH_S if is_redis(broker) else ANSWER_S  # Redis: each search has a limit
+            lying = self._seen_around(around, until_s).clues
             since = self._known_since(conn, explanation)
-            clues = [*self._sign_clues(heartbeat, since), *seen_around.clues]
-            return self._with_messages(explanation, messages, clues)
+            clues = [*lying, *self._sign_clues(heartbeat, since)]
+            return replace(explanation, causes=with_messages(explanation.causes, clues))
         finally:
             conn.close()
 
@@ -150,27 +168,22 @@ class Looking:
             self.unanswered.append("broker")
             return replace(heartbeat, waiting=None, broker_error=words_of(error))
 
-    def _messages(self) -> list[Clue]:
-        """Look for messages of the batch in a Redis broker."""
+    def _around(self) -> Around:
+        """Look around in the broker, in Redis for messages of the batch."""
         url, queue = self.found.broker_url, self.settings.queue
         if not is_redis(url):
-            return []
+            return look_around(url, queue)
         with connect_once(url, timeout_s=REDIS_S) as client:
+            evictions, consumers = [*eviction_clues(client)], waiting_clients(client)
             lying = messages_of(client, self.settings.queues, self.batch)
-        return list(message_clues(lying, queue, kind_and_path(url)))
+        clues = [*message_clues(lying, queue, kind_and_path(url)), *evictions]
+        return Around(clues, None, consumers)
 
-    def _with_messages(
-        self,
-        explanation: Explanation,
-        messages: Asked[list[Clue]],
-        around: list[Clue],
-    ) -> Explanation:
-        """Add to what the batch lacks where messages of it may lie."""
+    def _seen_around(self, around: Asked[Around], until_s: float) -> Around:
         try:
-            found = messages.answer(self.began + BATCH_S)  # which has limits of its own
+            return around.answer(self.began + until_s)
         except (*UNANSWERED, TimeoutError, ValueError):
-            found = []
-        return replace(explanation, causes=with_messages(explanation.causes, [*found, *around]))
+            return NOTHING_AROUND
 
     def _known_since(self, conn: Conn, explanation: Explanation) -> datetime | None:
         """Return from when on what was dropped may concern the batch; None: nothing was there."""
@@ -186,19 +199,6 @@ class Looking:
         has_queue = self.found.broker_url == self.found.redis_url
         yield from consumer_clues(heartbeat)
         yield from sign_clues(heartbeat, since, has_queue=has_queue)
-
-    def _around(self) -> Around:
-        """Look around in the broker; of Redis, `messages_of` tells the rest."""
-        if is_redis(self.found.broker_url):
-            with connect_once(self.found.broker_url, timeout_s=REDIS_S) as client:
-                return Around([*eviction_clues(client)], None, waiting_clients(client))
-        return look_around(self.found.broker_url, self.settings.queue)
-
-    def _seen_around(self, around: Asked[Around]) -> Around:
-        try:
-            return around.answer(self.began + self.broker_s)
-        except (*UNANSWERED, TimeoutError):
-            return NOTHING_AROUND
 
     def _others(self, others: Asked[dict[str, list[str]]]) -> dict[str, list[str]]:
         try:
@@ -247,8 +247,9 @@ class Looking:
             outage = standby_awaited(conn)
             if outage is None and not locks(conn):
                 outage = probe_postgres(conn, lock_timeout_s=LOCK_S)
-            seen = with_outages(heartbeat, [outage] if outage else [])
-            return explain(conn, slots, self.batch, seen, receivers)
+            seen = with_outages(heartbeat, [outage] if outage else [], tried="postgres")
+            seen = with_obstacle(seen, conn)
+            return explain(conn, slots, self.batch, seen, receivers, redis_error=error)
 
         try:
             explanation = Asked(look).answer(self.began + BATCH_S)
@@ -265,8 +266,13 @@ class Looking:
     ) -> Explanation:
         """Explain without the rows of the batch."""
         self.unanswered.append("postgres")
-        others = service_causes({"error": error} if error else {}, heartbeat)
-        causes = [*self._of_postgres(heartbeat, raised, conn), *others]
+        why = self._of_postgres(heartbeat, raised, conn)
+        others = [*service_causes({"error": error} if error else {}, heartbeat)]
+        since = next((each.since for each in others if _of_postgres(each)), None)
+        causes = [replace(each, since=each.since or since) for each in why]
+        causes += [each for each in others if not _of_postgres(each)]  # which is said already
+        # A worker of another database: that one is the right one, and this one needs no schema.
+        causes.sort(key=lambda each: each.code != "worker_other_database")
         return Explanation(self.batch, "unread", causes, [], unanswered=self.unanswered)
 
     def _of_postgres(
@@ -274,30 +280,34 @@ class Looking:
     ) -> list[Cause]:
         """Say why Postgres does not let the batch be read."""
         state = sqlstate(raised)
-        words = one_line(str(raised))
+        words = _said(raised)
         if conn is not None and state in NO_SCHEMA:
-            return [_schema_missing(conn, heartbeat, words)]
+            with suppress(psycopg.Error):
+                look = Asked(lambda: schema_lacks(conn))
+                found = look.answer(self.began + BATCH_S) or changed_by_hand()
+                return [schema_missing(found, words, None, heartbeat)]
         if conn is not None and state == LOCKED:
             held = Asked(lambda: locks(conn)).answer(self.began + BATCH_S)
             if held:
                 return [*lock_causes(held)]
         if state == NO_RIGHT:
             return [CAUSES["cannot_read"].fill(error=words)]
-        step = "els env"
+        step = look_at("postgres", words)
         if isinstance(raised, psycopg.Error) and describe(raised):
             finding = away("postgres", self.found.database_url, raised)
             words, step = f"{finding.wrong}; {finding.why}", finding.step
         return [CAUSES["postgres_unreachable"].fill(error=words, step=step)]
 
 
-def _schema_missing(conn: Conn, heartbeat: Heartbeat, words: str) -> Cause:
-    step = heartbeat.asked.installation.migrate
-    try:
-        standing = read_standing(conn)
-    except psycopg.Error:
-        return CAUSES["schema_missing"].fill(error=words, step=step)
-    step = step if standing.step == "els migrate" else standing.step
-    return CAUSES["schema_missing"].fill(error=f"{standing.wrong} ({words})", step=step)
+def _of_postgres(cause: Cause) -> bool:
+    """Tell whether a process that waits for Postgres is the cause."""
+    return cause.code == "schema_missing" or cause.title.startswith("Postgres refuses")
+
+
+def _said(error: Exception) -> str:
+    """Write an error without the place in our statement that Postgres points at."""
+    primary = isinstance(error, psycopg.Error) and error.diag.message_primary
+    return one_line(primary or str(error))
 
 
 def explained(settings: Settings, found: Endpoints, batch: str) -> Explanation:

@@ -75,9 +75,10 @@ def of_unknown(conn: Conn, batch_id: str, in_redis: int = 0) -> list[Clue]:
     if not found and in_redis:
         text = (
             f"Redis still has {number(in_redis, 'slot')} of it, so somebody deleted its rows by"
-            " hand, or restored an older backup of Postgres"
+            " hand, or restored an older backup of Postgres: its senders must send everything again"
         )
-        found.append(Clue(text, title="The batch was registered, but its rows are gone"))
+        gone = "The batch was registered, but its rows are gone"
+        found.append(Clue(text, "els submit FILE", gone))
     return found
 
 
@@ -229,6 +230,12 @@ def _named_elsewhere(conn: Conn, batch_id: str) -> Iterator[Clue]:
 
 def _answered(conn: Conn, batch_id: str) -> Iterator[Clue]:
     """Tell of contents that were carried out, and left no slot less open."""
+    if lost := queries.answered_pending(conn, batch_id):
+        yield Clue(
+            f"{number(lost, 'message')} came before the registration, and left neither a slot nor a"
+            " pending content: its text came twice, or somebody deleted it by hand; a repeat of"
+            " its event changes nothing, so send it under a new event_id"
+        )
     for row in queries.answered_twice(conn, batch_id)[:SHOWN]:
         essay, at = row["essay_id"], utc(row["since"])
         if row["text_storage_id"] is None:

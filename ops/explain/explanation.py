@@ -12,6 +12,7 @@ from core.checks import CheckContext, Finding
 from core.db.connection import Conn
 from core.db.sweep import Unmended
 from core.rules import RULES, Cause, Rule
+from core.servers.obstacles import hidden_rows
 from core.signs.heartbeat import Heartbeat
 from core.slots import Slots
 from core.states import OPEN
@@ -21,7 +22,7 @@ from ops.explain.locks import locks
 from ops.explain.notes import notes
 from ops.explain.promises import last_try, promise
 from ops.explain.receiver_causes import receiver_causes
-from ops.explain.service_causes import service_causes
+from ops.explain.service_causes import command, service_causes
 from ops.receivers import NO_RECEIVERS, Receivers
 
 Row = Mapping[str, Any]  # Any: a database row
@@ -48,14 +49,22 @@ def explain(
     heartbeat: Heartbeat,
     receivers: Receivers = NO_RECEIVERS,
     timeline: Sequence[Row] | None = None,
+    *,
+    redis_error: str | None = None,
 ) -> Explanation:
     """Explain one batch, whatever its state; also one that nobody has registered or seen.
 
-    `timeline`: what `db.batches.timeline` returned to a caller that has read it.
+    `timeline`: what `db.batches.timeline` returned to a caller that has read it. `redis_error`:
+    Redis did not answer just now, so nobody knows who gives signs of life.
     """
+    redis_side = {"error": redis_error} if redis_error else _redis_side(slots, batch_id)
+    if hidden := hidden_rows(conn):
+        step = command(hidden.step)
+        unread = CAUSES["cannot_read"].fill(error=hidden.wrong, step=step)
+        others = service_causes(redis_side, heartbeat)
+        return Explanation(batch_id, "unread", [unread, *others], [])
     moments = db.batches.timeline(conn, batch_id) if timeline is None else timeline
     facts = db.batches.facts(conn, batch_id)
-    redis_side = _redis_side(slots, batch_id)
     broken = list(_rules_broken(conn, slots, batch_id, redis_side, heartbeat))
     if not facts:  # slots of a batch that is gone say nothing of Redis
         broken = [cause for cause in broken if cause.code != "slot_drift"]

@@ -9,35 +9,24 @@ from typing import LiteralString
 import psycopg
 
 from core.db.connection import Conn
+from core.servers.rights import OF_MESSAGES
 from core.signs.pauses import Outage
 from ops.queries.statements import sql
 from ops.wording import number
 
-TABLES = (
-    "batch_essay_trackers",
-    "essay_states",
-    "batch_pending_content",
-    "excess_content",
-    "idempotency_keys",
-    "event_outbox",
-    "dead_letters",
-    "repairs",
-    "unmended",
-)
 PATIENCE = timedelta(seconds=1)  # a transaction of ours takes milliseconds
 # A row's `xmax` names the transaction that has locked or changed it, and `pg_locks` who that is.
 OF_ROWS: LiteralString = """
     UNION
-    SELECT l.pid, 'rows of the batch in ' || r.name
+    SELECT l.pid, l.gid, 'rows of the batch in ' || r.name
     FROM (SELECT DISTINCT xmax AS holder, 'batch_essay_trackers' AS name
           FROM batch_essay_trackers WHERE batch_id = %(batch)s AND xmax <> 0
           UNION
           SELECT DISTINCT xmax, 'essay_states' FROM essay_states
           WHERE batch_id = %(batch)s AND xmax <> 0) r
-    JOIN pg_locks l ON l.locktype = 'transactionid' AND l.granted AND l.transactionid = r.holder
+    JOIN here l ON l.locktype = 'transactionid' AND l.granted AND l.transactionid = r.holder
 """
 LOCKS = sql("locks")
-PREPARED = 0  # what Postgres says instead of a process id
 UNREADABLE = (
     psycopg.errors.LockNotAvailable,
     psycopg.errors.QueryCanceled,
@@ -47,9 +36,10 @@ UNREADABLE = (
 
 @dataclass(frozen=True)
 class Lock:
-    """A session and what it has locked. None: our role may not see this, or nobody is there."""
+    """A session, or a prepared transaction, and what it has locked. None: we may not see it."""
 
-    pid: int | None
+    pid: int | None  # None: a prepared transaction, which no session has
+    gid: str | None  # of a prepared transaction
     what: Sequence[str]
     application_name: str | None
     state: str | None
@@ -58,8 +48,8 @@ class Lock:
     waiting: int  # sessions that wait for it
 
     def __str__(self) -> str:
-        if self.pid == PREPARED:
-            return "a prepared transaction, which no session has"
+        if self.gid is not None:
+            return f"the prepared transaction {self.gid}, which no session has"
         name = self.application_name or "without a name"
         state = self.state or "state unknown"
         if self.state and self.state_change and self.state.startswith("idle"):
@@ -72,7 +62,7 @@ def locks(conn: Conn, batch_id: str | None = None) -> list[Lock]:
 
     A locked table cannot be read for the rows of the batch: then its holder alone is found.
     """
-    values = {"tables": list(TABLES), "batch": batch_id, "patience": PATIENCE}
+    values = {"tables": list(OF_MESSAGES), "batch": batch_id, "patience": PATIENCE}
     if batch_id is not None:
         with suppress(*UNREADABLE):
             return _read(conn, LOCKS.replace("/* rows */", OF_ROWS), values)

@@ -6,6 +6,7 @@ from typing import Any
 from core.db.connection import Conn
 from core.states import ExcessReason
 from ops.explain import of_one_batch
+from ops.explain.held_back import held_back
 from ops.wording import number
 
 SHOWN = 5  # of a list
@@ -18,7 +19,7 @@ Row = Mapping[str, Any]  # Any: a database row
 
 
 def notes(conn: Conn, batch_id: str, facts: Row) -> Iterator[str]:
-    """Tell of excess contents, files that hold several slots, and letters no longer needed."""
+    """Tell of excess contents, files that hold several slots, letters, and events held back."""
     if facts.get("excess"):
         for row in of_one_batch.excess_by_reason(conn, batch_id, SHOWN):
             files = number(row["files"], "file")
@@ -31,6 +32,9 @@ def notes(conn: Conn, batch_id: str, facts: Row) -> Iterator[str]:
             f"dead letter {row['id']} ({row['task']}, {row['code']}) waits, and the batch no longer"
             f" needs it: els dead-letters discard {row['id']}"
         )
+    if facts and (held := held_back(conn, batch_id)):
+        said, step = held
+        yield f"{said}, to end it, in psql: {step}"
 
 
 def _listed(names: list[str], count: int) -> str:

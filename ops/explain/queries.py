@@ -183,6 +183,24 @@ def answered_twice(conn: Conn, batch_id: str) -> list[DictRow]:
     ).fetchall()
 
 
+def answered_pending(conn: Conn, batch_id: str) -> int:
+    """Count the contents answered with `pending` for which a registered batch has nothing now."""
+    row = conn.execute(
+        """
+        SELECT count(*) FILTER (WHERE outcome ->> 'outcome' = 'pending')
+             - (SELECT count(*) FROM essay_states e WHERE batch_id = %(batch)s
+                AND text_storage_id IS NOT NULL AND NOT EXISTS (
+                    SELECT FROM idempotency_keys k WHERE k.batch_id = %(batch)s
+                    AND k.outcome ->> 'essay_id' = e.essay_id))
+             - (SELECT count(*) FROM batch_pending_content WHERE batch_id = %(batch)s)
+             - (SELECT count(*) FROM excess_content WHERE batch_id = %(batch)s) AS lost
+        FROM idempotency_keys WHERE batch_id = %(batch)s AND task = %(task)s
+        """,
+        {"batch": batch_id, "task": ASSIGN_CONTENT.name},
+    ).fetchone()
+    return max(0, int((row or {"lost": 0})["lost"]))
+
+
 def named_elsewhere(conn: Conn, batch_id: str) -> list[DictRow]:
     """Count the contents of other batches whose file or storage ids name this one: where, number.
 

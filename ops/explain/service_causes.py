@@ -1,25 +1,34 @@
 """What keeps every batch waiting: servers, locks, workers, beat, queues."""
 
+import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from core.db.sweep import Holder
 from core.rules import Cause
+from core.servers.finding import Finding
 from core.signs.heartbeat import FRESH, Heartbeat
 from core.signs.pauses import Outage, Pause
 from core.signs.sign import Sign
 from ops.explain.causes import CAUSES
-from ops.explain.locks import PREPARED, Lock
+from ops.explain.locks import Lock
+from ops.heartbeat import ASKER, NO_RIGHT, NO_SCHEMA
 from ops.wording import number, utc
 
 BACKLOG = 1_000  # waiting messages that take the worker more than a second or two
 SERVERS = {"postgres": "Postgres", "redis": "Redis", "broker": "The broker"}
 SETTINGS = {"postgres": "DATABASE", "redis": "REDIS", "broker": "BROKER"}
-NO_SCHEMA = {"42P01", "42703", "3F000"}  # no such table, column, schema
-LOCKED = "55P03"
-POSTGRES = "els env  # then psql DATABASE_URL -c '{}'"
+TOO_SLOW = "57014"  # our own limit for a statement
+LOCKED, MIGRATE = "55P03", "els migrate"
+TOOK_WRITES = (
+    "it has just taken a write of whoever asks, so workers go on within 10 s, unless their role or"
+    " address is another"
+)
+PSQL = "els env  # then psql DATABASE_URL"
+POSTGRES = PSQL + " -c '{}'"
 REDIS = "els env  # then redis-cli -u REDIS_URL {}"
 COMPARE = "els env  # ELS_REDIS_URL and ELS_DATABASE_URL of the worker must be these"
 LOOK_AT = {  # by SQLSTATE, or by a word of Redis' answer
@@ -27,15 +36,45 @@ LOOK_AT = {  # by SQLSTATE, or by a word of Redis' answer
     "42501": "els migrate --roles",
     "standby": POSTGRES.format("SELECT application_name, state FROM pg_stat_replication"),
     "53100": "els env  # then, on the host of DATABASE_URL: df -h",
+    "57014": POSTGRES.format(
+        "SELECT pid, application_name, wait_event, now() - query_start, query FROM pg_stat_activity"
+        " WHERE state <> $$idle$$ ORDER BY query_start"
+    ),
+    "P0001": POSTGRES.format(
+        "SELECT tgrelid::regclass, tgname FROM pg_trigger WHERE NOT tgisinternal"
+    ),
     "53300": POSTGRES.format("SHOW max_connections"),
     "OOM": REDIS.format("INFO memory"),
     "OutOfMemoryError": REDIS.format("INFO memory"),
     "ReadOnlyError": REDIS.format("ROLE"),
     "READONLY": REDIS.format("ROLE"),
+    "PAUSE,": REDIS.format("CLIENT UNPAUSE"),
     "MISCONF": REDIS.format("INFO persistence"),
     "alarm": "rabbitmq-diagnostics alarms  # on each host of ELS_BROKER_URL",
     "NOREPLICAS": REDIS.format("INFO replication"),
 }
+# What is wrong where a server cannot be reached, by words of its error, and what a person does.
+UNREACHED = {
+    "not permitted to log in": "ALTER ROLE … LOGIN, or correct {setting}",
+    "CONNECT privilege": "GRANT CONNECT ON DATABASE … TO the role of {setting}",
+    "password": "put the new password into {setting} of every part, or prolong it (VALID UNTIL)",
+    "NOAUTH": "put its password into {setting} of every part, and start them again",
+    "pg_hba.conf": "let pg_hba.conf on its host admit this user, host and database, and reload it",
+    "connection slots": "psql DATABASE_URL, as a superuser: who has them? {sessions}",
+    "too many": "psql DATABASE_URL, as a superuser: who has them? {sessions}",
+    "max number of clients": "redis-cli: CLIENT LIST, who has them? or CONFIG SET maxclients 10000",
+    "resolve host": "correct the name of the host in {setting}, or in DNS",
+    "Name or service": "correct the name of the host in {setting}, or in DNS",
+    "does not exist": "correct {setting}: its server has no such name",
+    "refused": "start it on that host, or correct {setting}",
+    "starting up": "wait until it has recovered; its log says how far it is",
+    "not yet accepting": "wait until it has recovered; its log says how far it is",
+    "loading the dataset": "wait until it has read its file; INFO persistence says how far it is",
+}
+SESSIONS = (
+    "SELECT usename, application_name, count(*) FROM pg_stat_activity GROUP BY 1, 2 ORDER BY 3 DESC"
+)
+HIDDEN = re.compile(r'row-level security policy for table "(\w+)"')
 SILENT_SHOWN_S = 120  # after which the messages of a silent worker have been redelivered
 Row = Mapping[str, Any]  # Any: a database row
 
@@ -53,13 +92,17 @@ def service_causes(
     yield from lock_causes(locks)
     if "error" in redis_side:
         step = look_at("redis", str(redis_side["error"]))
-        yield CAUSES["redis_unreachable"].fill(error=redis_side["error"], step=step)
+        cause = CAUSES["redis_unreachable"].fill(error=redis_side["error"], step=step)
+        if "No permissions" in str(redis_side["error"]):  # it says nothing of the workers' user
+            title = "Redis does not let whoever asks read its keys"
+            cause = replace(cause, title=title, by_itself="nothing", command="els access redis")
+        yield cause
         return
     pauses = [pause for pause in heartbeat.pauses if not (locks and _is_locked(pause.outage))]
     yield from _refusals(pauses, heartbeat)
     if heartbeat.waiting is None:
         error = heartbeat.broker_error or "it is down, or not reachable from here"
-        yield CAUSES["broker_unreachable"].fill(error=error, step=look_at("broker", ""))
+        yield CAUSES["broker_unreachable"].fill(error=error, step=look_at("broker", error))
     # Where Redis takes no writes, nobody can give a sign of life.
     if not any(pause.outage.server == "redis" for pause in pauses):
         yield from _worker_causes(heartbeat)
@@ -76,38 +119,87 @@ def lock_causes(locks: Iterable[Lock]) -> Iterator[Cause]:
     """Name each session that others wait for, since its transaction began."""
     for lock in locks:
         words = {"what": _listed(lock.what), "holder": lock, "waiting": lock.waiting}
-        yield CAUSES["lock_held"].fill(lock.since, step=_end_session(lock.pid), **words)
+        step = _end_session(lock.pid)
+        if lock.gid is not None:
+            step = f"{PSQL} -c {shlex.quote(_rollback(lock.gid))}"
+        yield CAUSES["lock_held"].fill(lock.since, step=step, **words)
+
+
+def _rollback(gid: str) -> str:
+    quoted = gid.replace("'", "''")
+    return f"ROLLBACK PREPARED '{quoted}'"
 
 
 def _end_session(pid: int | None) -> str:
-    if pid == PREPARED:
-        return POSTGRES.format("SELECT gid, prepared FROM pg_prepared_xacts")
     return POSTGRES.format(f"SELECT pg_terminate_backend({pid})")
 
 
 def refusal(outage: Outage, since: datetime | None, heartbeat: Heartbeat) -> Cause:
     """Name a server that does not take writes, by its own error."""
+    obstacle = heartbeat.asked.obstacle if outage.server == "postgres" else None
     if outage.server == "postgres" and outage.sqlstate in NO_SCHEMA:
-        step = heartbeat.asked.installation.migrate
-        return CAUSES["schema_missing"].fill(since, error=outage.error, step=step)
-    step = look_at(outage.server, outage.error, outage.sqlstate)
+        return schema_missing(obstacle, outage.error, since, heartbeat)
+    error, step = outage.error, look_at(outage.server, outage.error, outage.sqlstate)
+    if obstacle:
+        error, step = f"{obstacle.wrong} ({error})", command(obstacle.step)
     server = SERVERS[outage.server]
-    return CAUSES["server_refuses"].fill(since, server=server, error=outage.error, step=step)
+    cause = CAUSES["server_refuses"].fill(since, server=server, error=error, step=step)
+    if outage.sqlstate != TOO_SLOW:  # only whoever asks waits so briefly
+        return cause
+    return replace(
+        cause,
+        title="Postgres takes over a second for a write",
+        reason=f"its disk is slow, others keep it busy, or a trigger takes its time ({error})",
+        by_itself="workers go on slowly, and try again what takes longer than a minute",
+    )
+
+
+def schema_missing(
+    found: Finding | None, error: str, since: datetime | None, heartbeat: Heartbeat
+) -> Cause:
+    """Say what the schema lacks: a migration, or what somebody has renamed, moved or dropped."""
+    wrong, step = f"{found.wrong} ({error})" if found else error, found.step if found else MIGRATE
+    step = heartbeat.asked.installation.migrate if step == MIGRATE else command(step)
+    return CAUSES["schema_missing"].fill(since, error=wrong, step=step)
+
+
+def command(step: str) -> str:
+    """Write the step of a finding about Postgres as a command: it may be SQL, or words."""
+    if step.startswith("els "):
+        return step
+    if not step.partition(" ")[0].isupper():
+        return f"els env  # then {step}"
+    return " ".join([PSQL, *(f"-c '{each}'" for each in step.split("; "))])  # ALTER SYSTEM: alone
 
 
 def look_at(server: str, error: str, sqlstate: str | None = None) -> str:
-    """Choose the command that shows more of an error of a server."""
+    """Choose the command that shows more of an error of a server, or ends it."""
+    if table := HIDDEN.search(error):
+        return POSTGRES.format(f"ALTER TABLE {table[1]} DISABLE ROW LEVEL SECURITY")
     for word in (sqlstate, *error.replace(":", " ").split()):
         if word in LOOK_AT:
             return LOOK_AT[word]
-    return "els env" if server == "postgres" else f"els env  # ELS_{SETTINGS[server]}_URL"
+    setting = f"ELS_{SETTINGS[server]}_URL"
+    for words, step in UNREACHED.items():
+        if words in error and not sqlstate:
+            return f"els env  # then {step.format(setting=setting, sessions=SESSIONS)}"
+    return "els env" if server == "postgres" else f"els env  # {setting}"
 
 
 def _refusals(pauses: Sequence[Pause], heartbeat: Heartbeat) -> Iterator[Cause]:
-    """Name each server that processes wait for, since the first of them does."""
+    """Name each server that processes wait for, since the first of them does.
+
+    What whoever asks has met just now is newer than what a process noted.
+    """
     first = {pause.outage.server: pause for pause in reversed(pauses)}
-    for pause in first.values():
-        yield refusal(pause.outage, pause.since, heartbeat)
+    own = {pause.outage.server: pause.outage for pause in pauses if pause.process == ASKER}
+    for server, pause in first.items():
+        cause = refusal(own.get(server, pause.outage), pause.since, heartbeat)
+        of_a_role = pause.outage.sqlstate == NO_RIGHT  # whoever asks may have another
+        if server in heartbeat.asked.took_writes and not of_a_role:
+            step = heartbeat.asked.installation.log("worker")
+            cause = replace(cause, reason=f"{cause.reason}; {TOOK_WRITES}", command=step)
+        yield cause
 
 
 def _is_locked(outage: Outage) -> bool:
@@ -129,9 +221,13 @@ def _worker_causes(heartbeat: Heartbeat) -> Iterator[Cause]:
         yield from _none_serves(heartbeat, live, ours)
     for name, sign in serving.items():
         if sign and sign.database and asked.database and sign.database != asked.database:
-            step = asked.installation.restart("worker", sign.pid)
+            restart = asked.installation.restart("worker", sign.pid)
+            step = f"els env  # if ELS_DATABASE_URL is right here, correct the worker's: {restart}"
+            theirs = sign.database_name
+            if theirs == asked.database_name:
+                theirs = f"{theirs} too, but in another schema (search_path) or on another server"
             yield CAUSES["worker_other_database"].fill(
-                worker=name, theirs=sign.database_name, database=asked.database_name, step=step
+                worker=name, theirs=theirs, database=asked.database_name, step=step
             )
     yield from _inner_queues(heartbeat, serving)
     yield from _limited(heartbeat, serving)

@@ -19,19 +19,10 @@ from psycopg.rows import DictRow, dict_row
 from core.db.connection import Conn
 from core.db.url import address
 from core.errors import StackError
+from core.servers.rights import OF_MESSAGES
 from ops.stack.ports import LOOPBACK, free_port
 from ops.stack.server import until
 
-TABLES = (  # that the service writes
-    "batch_essay_trackers",
-    "essay_states",
-    "batch_pending_content",
-    "excess_content",
-    "idempotency_keys",
-    "event_outbox",
-    "dead_letters",
-    "repairs",
-)
 # What an owner sets for itself: writes pass while others are read-only, and no lock is waited for
 # so long that everybody waits behind it.
 OWNER = "-c default_transaction_read_only=off -c idle_session_timeout=0 -c lock_timeout=2s"
@@ -145,7 +136,7 @@ def idle_sessions_ended(url: str) -> Iterator[None]:
 
 @contextmanager
 def raising(
-    url: str, sqlstate: str, tables: Sequence[str] = TABLES, batch_id: str | None = None
+    url: str, sqlstate: str, tables: Sequence[str] = OF_MESSAGES, batch_id: str | None = None
 ) -> Iterator[None]:
     """Raise this SQLSTATE for each write into these tables, or for rows of one batch only."""
     each = sql.SQL("STATEMENT") if batch_id is None else sql.SQL("ROW WHEN (NEW.batch_id = {})")

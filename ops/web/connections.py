@@ -1,7 +1,8 @@
 """The connections of the ops page: to Postgres, its read replica if there is one, and Redis."""
 
+import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 import psycopg
@@ -10,16 +11,16 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 
 from core import db
 from core.db.connection import Conn
-from core.probe import probe_redis
 from core.servers.identity import identity
 from core.servers.redis_client import connect_once
 from core.settings import Settings
 from core.signs.heartbeat import NO_HEARTBEAT, Heartbeat
 from core.slots import Slots
-from ops.heartbeat import heartbeat_or_none, with_asker, with_outages
+from ops.heartbeat import heartbeat_or_none, redis_outage, with_asker, with_outages
 from ops.web.receivers import EventQueues
 from ops.web.replica import Replica
 
+AGAIN_S = 1.0  # after which a server that was away is asked again
 TIMEOUT_S = 3  # a person waits for the page, so a missing server is reported soon
 
 
@@ -33,6 +34,7 @@ class Connections:
     replica: Replica | None = None
     database_url: str = ""
     _database: str | None = None  # its identity, once known
+    _failed: tuple[float, str] | None = None  # when there was no connection, and why
 
     @classmethod
     def of(cls, settings: Settings, database_url: str, redis_url: str) -> "Connections":
@@ -49,9 +51,30 @@ class Connections:
         if self.replica:
             self.replica.pool.close()
 
-    def primary(self) -> AbstractContextManager[Conn]:
-        """Lend a connection to the server that takes writes. Raises PoolTimeout."""
-        return self.pool.connection(timeout=TIMEOUT_S)
+    @contextmanager
+    def primary(self) -> Iterator[Conn]:
+        """Lend a connection to the server that takes writes. Raises PoolTimeout, with the reason.
+
+        After a failure, whoever asks within a second hears of it at once.
+        """
+        if self._failed and time.monotonic() - self._failed[0] < AGAIN_S:
+            raise PoolTimeout(self._failed[1])
+        with ExitStack() as until:
+            try:
+                conn = until.enter_context(self.pool.connection(timeout=TIMEOUT_S))
+            except PoolTimeout as error:
+                self._failed = time.monotonic(), self._reason() or str(error)
+                raise PoolTimeout(self._failed[1]) from error
+            self._failed = None
+            yield conn
+
+    def _reason(self) -> str | None:
+        """Connect once more: a pool says nothing of why it has no connection."""
+        try:
+            db.connect_once(self.database_url, briefly=True).close()
+        except psycopg.Error as error:
+            return " ".join(str(error).split())
+        return None
 
     @contextmanager
     def postgres(self) -> Iterator[Conn]:
@@ -67,10 +90,10 @@ class Connections:
             yield (conn, self.replica) if conn else (stack.enter_context(self.primary()), None)
 
     def heartbeat(self) -> Heartbeat:
-        """Read the signs of life; if no worker gives one, also what Redis refuses to write."""
+        """Read the signs of life, and whether Redis refuses to write."""
         broker_url = self.settings.broker_url or self.settings.redis_url or ""
         seen = heartbeat_or_none(self.client, broker_url, self.settings.queues)
-        if seen is not NO_HEARTBEAT and not seen.workers and (refused := probe_redis(self.slots)):
+        if seen is not NO_HEARTBEAT and (refused := redis_outage(self.client)):
             seen = with_outages(seen, [refused])
         return with_asker(seen, self.settings, self.database_url, self._identity())
 

@@ -30,6 +30,7 @@ from ops.queries import numbers
 STUCK_LIMIT = 100  # batches listed per rule
 FRESH_S = 1.0  # a snapshot is kept at least this long
 SHARE = 20  # and this many times as long as it took to read: a twentieth of a core at most
+LONGEST_S = 15.0  # one that waited for a lock or a server says nothing of the time after that
 UNANSWERED = (psycopg.Error, PoolTimeout, redis.RedisError, OSError, OperationalError)
 TIMEOUT_S = 2.0  # for a connection, and for a snapshot that another request is reading
 
@@ -112,7 +113,8 @@ class SnapshotCache:
             if self._last is None or started >= self._fresh_until:
                 self._last = self._read()
                 ended = time.monotonic()
-                self._fresh_until = ended + max(FRESH_S, SHARE * (ended - started))
+                share_s = min(SHARE * (ended - started), LONGEST_S)
+                self._fresh_until = ended + max(FRESH_S, share_s)
             return self._last
         finally:
             self._reading.release()

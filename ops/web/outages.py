@@ -6,6 +6,7 @@ import psycopg
 import redis
 from psycopg_pool import PoolTimeout
 
+from ops.explain.service_causes import look_at
 from ops.wording import words_of
 
 OLD_SCHEMA = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn)
@@ -34,10 +35,14 @@ def outage_notice(error: Exception) -> OutageNotice:
     match error:
         case _ if isinstance(error, OLD_SCHEMA):
             title = "The database is not at this version of the schema"
-            return OutageNotice(title, reason, "els migrate")
+            step = "els migrate  # if that changes nothing: curl 127.0.0.1:9095/readyz"
+            return OutageNotice(title, reason, step)
+        case psycopg.errors.LockNotAvailable():
+            step = "curl 127.0.0.1:9095/readyz  # names who has locked it"
+            return OutageNotice("Somebody has locked a table", reason, step)
         case psycopg.errors.QueryCanceled():
             return OutageNotice("Postgres took too long to answer", reason, "els status")
         case redis.RedisError():
-            return OutageNotice("Redis does not answer", reason, "els env")
+            return OutageNotice("Redis does not answer", reason, look_at("redis", reason))
         case _:
-            return OutageNotice("Postgres does not answer", reason, "els env")
+            return OutageNotice("Postgres does not answer", reason, look_at("postgres", reason))

@@ -1,14 +1,17 @@
 """Is the service ready? What each server lacks, as `/readyz` shows it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from math import inf
 from time import monotonic
 
+import psycopg
 from celery import Celery
 from kombu.exceptions import OperationalError
 from psycopg_pool import PoolTimeout
 
-from core.probe import probe_postgres, probe_redis
+from core.db.connection import Conn
+from core.probe import probe_postgres
 from core.servers.away import away
 from core.servers.finding import Finding, Severity
 from core.servers.postgres import check_postgres, find_in_postgres
@@ -16,7 +19,11 @@ from core.servers.redis import check_redis
 from core.servers.redis_client import connect_once
 from core.servers.urls import is_redis
 from core.signs.pauses import Outage
-from ops.web.connections import Connections
+from ops.explain.held_back import held_back
+from ops.explain.locks import locks
+from ops.explain.service_causes import LOCKED, lock_causes, look_at
+from ops.heartbeat import redis_outage
+from ops.web.connections import TIMEOUT_S, Connections
 from ops.web.health import UNANSWERED, paused_processes
 
 FRESH_S = 1.0  # an answer for metrics is kept so long, however many scrape them
@@ -60,8 +67,9 @@ class Readiness:
 
     def _check_postgres(self) -> list[Finding]:
         try:
-            with self._connections.primary() as conn:
-                return _or_refusal(check_postgres(conn), lambda: probe_postgres(conn))
+            with self._connections.pool.connection(timeout=TIMEOUT_S) as conn:
+                found = [*check_postgres(conn), *_held_back(conn)]
+                return _or_refusal(found, lambda: probe_postgres(conn), lambda: _locked(conn))
         except PoolTimeout:  # a pool says nothing of why it has no connection
             settings = self._connections.settings
             assert settings.database_url, "a page does not start without"
@@ -73,7 +81,7 @@ class Readiness:
     def _check_redis(self) -> list[Finding]:
         # A Redis that is also the broker gets the other checks as the broker.
         found = [] if self._one_redis else self._slots_redis()
-        return _or_refusal(found, lambda: probe_redis(self._connections.slots))
+        return _or_refusal(found, lambda: redis_outage(self._connections.client))
 
     def _check_broker(self) -> list[Finding]:
         if self._redis_broker:
@@ -90,12 +98,34 @@ class Readiness:
         return check_redis(self._connections.client, "redis", url)
 
 
-def _or_refusal(found: list[Finding], probe: Callable[[], Outage | None]) -> list[Finding]:
-    """Add that a server refuses writes, unless a fault already says why."""
+def _locked(conn: Conn) -> Iterator[Finding]:
+    """Name who has locked a table, or what a session of ours waits for."""
+    for cause in lock_causes(locks(conn)):
+        wrong, why = f"{cause.title}; {cause.reason}", "what the service writes waits for it"
+        yield Finding("postgres", Severity.FAULT, wrong, why, cause.command)
+
+
+def _held_back(conn: Conn) -> Iterator[Finding]:
+    """Name who holds events back from the readers of all events."""
+    with suppress(psycopg.Error):  # which has a finding of its own
+        if held := held_back(conn):
+            wrong, step = held
+            why = "it may still write an event that belongs before them"
+            yield Finding("postgres", Severity.WARNING, wrong, why, step)
+
+
+def _or_refusal(
+    found: list[Finding],
+    probe: Callable[[], Outage | None],
+    locked: Callable[[], Iterable[Finding]] = list,
+) -> list[Finding]:
+    """Add that a server refuses writes, or who has locked a table, unless a fault says why."""
     if any(each.severity is Severity.FAULT for each in found) or (outage := probe()) is None:
         return found
+    if outage.sqlstate == LOCKED and (holders := [*locked()]):
+        return [*found, *holders]
     why = "workers wait for it and resume once it takes writes again"
-    step = "check the server's disk, memory, role and rights"
+    step = look_at(outage.server, outage.error, outage.sqlstate)
     return [*found, Finding(outage.server, Severity.FAULT, outage.error, why, step)]
 
 

@@ -11,11 +11,14 @@ import redis
 from core import db
 from core.checks import PAGE, CheckContext, Finding
 from core.db.connection import Conn, Row
-from core.db.sweep import Holder
 from core.rules import RULES, Cause, Rule
+from core.servers.obstacles import hidden_rows
 from core.signs.heartbeat import Heartbeat
+from ops.explain.causes import CAUSES
+from ops.explain.locks import locks, standby_awaited
 from ops.explain.receiver_causes import PATIENCE
-from ops.explain.service_causes import service_causes
+from ops.explain.service_causes import command, service_causes
+from ops.heartbeat import with_obstacle, with_outages
 from ops.queries import batches, numbers
 from ops.queues import EventQueue
 from ops.web.connections import Connections
@@ -86,15 +89,14 @@ def service_causes_of(connections: Connections) -> list[Cause]:
 
 def _outages(connections: Connections, heartbeat: Heartbeat) -> list[Cause]:
     error = _error_of(connections.client.ping)
-    holder = _holder(connections) if heartbeat.beat_silent else None
-    return list(service_causes({"error": error} if error else {}, heartbeat, holder))
-
-
-def _holder(connections: Connections) -> Holder | None:
-    """Find who holds the lock of the sweep; only the primary knows."""
-    with suppress(psycopg.OperationalError), connections.primary() as conn:
-        return db.sweep.holder(conn)
-    return None
+    holder, held = None, []
+    with suppress(psycopg.Error), connections.primary() as conn:  # it has its own error
+        if hidden := hidden_rows(conn):
+            return [CAUSES["cannot_read"].fill(error=hidden.wrong, step=command(hidden.step))]
+        standby = standby_awaited(conn)
+        heartbeat = with_obstacle(with_outages(heartbeat, [standby] if standby else []), conn)
+        holder, held = db.sweep.holder(conn) if heartbeat.beat_silent else None, locks(conn)
+    return list(service_causes({"error": error} if error else {}, heartbeat, holder, held))
 
 
 def find_stuck(connections: Connections) -> StuckBatches:

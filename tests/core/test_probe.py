@@ -9,13 +9,13 @@ import redis
 from psycopg import sql
 
 from core.probe import probe_postgres, probe_redis
+from core.servers.rights import OF_MESSAGES
 from core.signs.pauses import Outage, Pause, delete_pause, read_pauses, write_pause
 from core.slots import Slots
 from migrations.schema import metadata
 
 SINCE = datetime(2026, 1, 31, 8, tzinfo=UTC)
 TABLES = sorted(metadata.tables)
-OF_OPERATORS = {"operator_actions", "purged_batches"}  # no message waits for a write to these
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def count(conn, table):
     return conn.execute(query).fetchone()["n"]
 
 
-@pytest.mark.parametrize("table", sorted({*TABLES} - OF_OPERATORS))
+@pytest.mark.parametrize("table", sorted(OF_MESSAGES))
 def test_the_probe_writes_to_every_table_of_the_messages(conn, table):
     with refusing(conn, table, "58030"):
         outage = probe_postgres(conn)

@@ -190,6 +190,41 @@ def test_what_a_database_lacks_is_named(database, conn, statement, words, severi
     assert finding.severity.value == severity
 
 
+@pytest.mark.parametrize(
+    "scope", ["DATABASE {name}", "ROLE {name}", "ROLE {name} IN DATABASE {name}"]
+)
+def test_whoever_made_a_database_read_only_is_named_with_what_undoes_it(database, scope):
+    url, of_role, name = database
+    grant_all(url, name)
+    scope = scope.format(name=name)
+    with db.connect_once(url) as owner:
+        owner.execute(f"ALTER {scope} SET default_transaction_read_only = on")
+        with db.connect_once(of_role) as asking:
+            found = missing_for_work(asking)
+        for statement in found.step.split("; "):
+            owner.execute(statement)
+        with db.connect_once(of_role) as asking:
+            after = missing_for_work(asking)
+
+    assert "default_transaction_read_only" in found.wrong
+    assert f"ALTER {scope} RESET" in found.step
+    assert after is None
+
+
+def test_row_level_security_is_a_fault_unless_a_policy_says_who_sees_what(database):
+    url, of_role, role = database
+    grant_all(url, role)
+    with db.connect_once(url) as owner, db.connect_once(of_role) as asking:
+        owner.execute("ALTER TABLE event_outbox ENABLE ROW LEVEL SECURITY")
+        of_owner, hidden = missing_for_work(owner), missing_for_work(asking)
+        owner.execute(f"CREATE POLICY all_rows ON event_outbox TO {role} USING (true)")
+        with_policy = missing_for_work(asking)
+
+    assert of_owner is with_policy is None
+    assert "event_outbox" in hidden.wrong
+    assert hidden.step == "ALTER TABLE event_outbox DISABLE ROW LEVEL SECURITY"
+
+
 @pytest.mark.parametrize("shift_s", [-60, 60])
 def test_a_clock_that_is_off_is_named(conn, valkey, monkeypatch, shift_s):
     class Shifted(postgres.datetime):
@@ -223,5 +258,5 @@ def test_waiting_for_a_schema_ends_when_it_is_there_or_when_told(database, monke
         there = postgres.wait_for_schema(url, said.append, lambda: False)
 
     assert (stopped, there) == (False, True)
-    assert [each.step for each in said] == ["els migrate"]
+    assert [each.step for each in said] == ["ALTER TABLE other RENAME TO dead_letters"]
     assert len(signs) > 20

@@ -10,6 +10,7 @@ Its argument names the place that it wants:
 - `alone`: as `place`, with a Postgres of one's own to freeze, fill or stop
 """
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -45,8 +46,14 @@ class Case:
     says: Sequence[str]
     never: Sequence[str]
     step: str | None  # words of its command
+    ends: bool  # the SQL of its command ends it
     nothing: bool  # the batch has no cause at all, and that is right
     marks: Sequence[object]
+
+    def statements(self, told: Told) -> list[str]:
+        """The statements in the command of its cause, as a shell hands them to psql."""
+        command = told.cause(self.code)["command"]
+        return shlex.split(command.partition("# then psql DATABASE_URL ")[2])[1::2]
 
     @property
     def wants(self) -> str:
@@ -88,18 +95,20 @@ def cause(
     says: Sequence[str] = (),
     never: Sequence[str] = (),
     step: str | None = None,
+    ends: bool = False,
     nothing: bool = False,
     marks: Sequence[object] = (),
 ) -> Callable[[Callable[..., Iterator[str]]], Callable[..., Iterator[str]]]:
     """Enter a cause: `code` must be one of the `among` first that `els explain` names.
 
     `says` and `never` are words of the whole text, its blanks made single. `step`: words of the
-    command of that cause. `nothing`: no cause at all is right, and `code` is for the summary.
+    command of that cause; with `ends`, its SQL must end the cause. `nothing`: no cause at all is
+    right, and `code` is for the summary.
     """
 
     def enter(make: Callable[..., Iterator[str]]) -> Callable[..., Iterator[str]]:
         name = f"{make.__module__.rpartition('.')[2]}-{make.__name__}"
-        CASES.append(Case(name, make, code, among, says, never, step, nothing, marks))
+        CASES.append(Case(name, make, code, among, says, never, step, ends, nothing, marks))
         return make
 
     return enter

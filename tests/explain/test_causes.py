@@ -34,8 +34,13 @@ def test_the_cause_is_named(case, request, record_property):
         told = place.explain(batch, place.start_s, **environ)
         if told.seconds > ANSWER_S:  # is it slow, or the machine?
             told = place.explain(batch, place.measure_start(), **environ)
+        verdict, amiss = case.verdict(told)
+        if case.ends and verdict == "right":
+            place.execute(case.statements(told), **environ)
+            after = place.explain(batch, place.start_s, **environ)
+            if case.code in after.codes:
+                verdict, amiss = "true symptom", ["its step does not end it", after.text]
 
-    verdict, amiss = case.verdict(told)
     record_property("case", case.name)
     record_property("verdict", verdict)
     record_property("amiss", "; ".join(amiss))

@@ -5,10 +5,12 @@ import re
 import threading
 import urllib.parse
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from uuid import uuid4
 
+import psycopg
 import pytest
 from jsonschema import Draft202012Validator
 from psycopg import Rollback
@@ -17,6 +19,7 @@ from core.db.dead_letters import DeadLetter, add
 from core.event_bodies import CloudEvent
 from core.outbox import relay
 from ops import pages
+from ops.explain import held_back
 from tests.core import story
 from tests.factories import new_batch
 from tests.live.conftest import until
@@ -306,3 +309,21 @@ def test_an_unknown_essay_is_a_problem(served):
 def test_the_document_has_a_schema_for_every_answer():
     for name in ("Events", "MessageOutcome", "EssayInBatches", "Problem"):
         Draft202012Validator.check_schema(schema_of(name))
+
+
+def test_whoever_holds_events_back_is_named_with_a_step_that_ends_it(
+    served, database_url, batch_id, monkeypatch
+):
+    monkeypatch.setattr(held_back, "PATIENCE", timedelta(0))
+    elsewhere = urllib.parse.urlsplit(database_url)._replace(path="/postgres").geturl()
+    other = psycopg.connect(elsewhere, application_name="payroll")
+    other.execute("SELECT pg_current_xact_id()")
+    cancelled(served, batch_id)
+    with served.lifecycle.pool.connection() as conn:
+        said, step = held_back.held_back(conn, batch_id)
+        conn.execute(step)
+        until(lambda: held_back.held_back(conn, batch_id) is None, 10, "nobody holds it back")
+    other.close()
+
+    assert "payroll, database postgres" in said
+    assert "1 event since" in said

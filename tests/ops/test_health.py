@@ -3,8 +3,10 @@
 import base64
 import json
 import os
+import time
 from contextlib import contextmanager
 
+import psycopg
 import pytest
 import redis
 from prometheus_client.parser import text_string_to_metric_families
@@ -180,6 +182,36 @@ def test_a_read_only_database_is_not_ready(database_url, conn):
 
     assert status == 503
     assert "read-only" in ready["postgres"]
+
+
+def test_who_has_locked_a_table_is_named(database_url, conn):
+    name = f"locked_{new_batch().replace('-', '_')}"
+    with (
+        own_database(database_url, name) as url,
+        serve(ELS_DATABASE_URL=url) as page,
+        psycopg.connect(url, application_name="payroll") as other,
+    ):
+        other.execute("LOCK TABLE repairs IN EXCLUSIVE MODE")
+        status, ready = page.json("/readyz")
+        _, health = page.json("/health/batches")
+
+    assert status == 503
+    assert "payroll" in ready["postgres"]
+    assert "pg_terminate_backend" in ready["postgres"]
+    assert "lock_held" in [cause["code"] for cause in health["service"]]
+
+
+def test_a_postgres_that_is_away_is_named_with_its_reason_and_a_step(database_url):
+    url = database_url.rpartition("/")[0] + "/gone"
+    with serve(ELS_DATABASE_URL=url) as page:
+        began = time.monotonic()
+        status, health = page.json("/health/batches")
+        seconds = time.monotonic() - began
+
+    assert status == 503
+    assert 'database "gone" does not exist' in health["reason"]
+    assert "ELS_DATABASE_URL" in health["step"]
+    assert seconds < 8  # it tries for 3 s; before, it tried three times
 
 
 def test_every_metric_of_the_contract_is_there_from_the_start(page):

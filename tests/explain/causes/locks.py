@@ -5,7 +5,8 @@ from contextlib import contextmanager
 
 import psycopg
 
-from ops.explain.locks import TABLES, standby_awaited
+from core.servers.rights import OF_MESSAGES
+from ops.explain.locks import standby_awaited
 from tests import factories as make
 from tests.explain.cause import cause
 from tests.explain.place import WAIT_S
@@ -37,7 +38,7 @@ def locking(table, mode):
     return make_it
 
 
-for locked in TABLES:
+for locked in OF_MESSAGES:
     cause("lock_held", says=[f"table {locked}", *ABOUT], step=STEP)(
         locking(locked, "ACCESS EXCLUSIVE")
     )
@@ -72,6 +73,30 @@ def commits_wait_for_a_standby(alone):
         alone.conn.execute("ALTER SYSTEM RESET synchronous_standby_names")
         alone.conn.execute("SELECT pg_reload_conf()")
         commit.result(WAIT_S)
+
+
+@cause(
+    "lock_held",
+    says=["rows of the batch in essay_states", "the prepared transaction bank's 7"],
+    step="ROLLBACK PREPARED",
+    ends=True,
+)
+def a_prepared_transaction_was_left_behind(alone):
+    alone.conn.execute("ALTER SYSTEM SET max_prepared_transactions = 1")
+    alone.conn.close()
+    alone.postgres_server.stop()
+    alone.postgres_server.start()
+    batch = alone.insert_batch()
+    alone.worker()
+    with psycopg.connect(alone.database_url) as conn:
+        conn.execute("SELECT FROM essay_states WHERE batch_id = %s FOR UPDATE", [batch])
+        conn.execute("PREPARE TRANSACTION 'bank''s 7'")
+    alone.send_content(batch)
+    waits = "SELECT count(*) AS n FROM pg_locks WHERE NOT granted"
+    until(lambda: alone.conn.execute(waits).fetchone()["n"], WAIT_S, "the worker waits")
+    age = "SELECT now() - prepared > '1.1 s' AS old FROM pg_prepared_xacts"
+    until(lambda: alone.conn.execute(age).fetchone()["old"], WAIT_S, "it is old")
+    yield batch
 
 
 @cause("lock_held", says=["rows of the batch in essay_states", *ABOUT], step=STEP)

@@ -1,10 +1,12 @@
 """Servers that are away, frozen, full, or refuse."""
 
+import json
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import psycopg
 
+from core.signs.pauses import PAUSES
 from ops.stack.embedded import Valkey
 from ops.stack.ports import free_port
 from ops.torture import refusals
@@ -64,6 +66,27 @@ refusing(refusals.replica, "ROLE", runs=True)
 refusing(refusals.replica, "ROLE", runs=False)
 refusing(refusals.without_replicas, "INFO replication", runs=False)
 refusing(refusals.snapshots_failing, "INFO persistence", runs=False)
+
+
+@cause(
+    "server_refuses",
+    says=["Redis refuses writes", "it answers, and holds writes back"],
+    step="CLIENT UNPAUSE",
+)
+def redis_holds_writes_back(place):
+    batch = place.insert_batch()
+    place.valkey.client_pause(60_000, all=False)
+    yield batch
+    place.valkey.client_unpause()
+
+
+@cause("server_refuses", says=["Redis refuses writes", "NOREPLICAS"], never=["Postgres refuses"])
+def redis_refuses_and_has_a_note_of_a_process_that_was_killed(place):
+    batch = place.insert_batch()
+    note = {"server": "postgres", "error": "a lock", "since": 0, "at": 0}
+    place.valkey.hset(PAUSES, "killed:1", json.dumps(note))
+    with refusals.without_replicas(place.valkey):
+        yield batch
 
 
 # --- the broker ----------------------------------------------------------------------------------
@@ -136,19 +159,19 @@ def everything_is_frozen(alone):
         yield batch
 
 
-@cause("postgres_unreachable", says=["does not exist"])
+@cause("postgres_unreachable", says=["does not exist"], step="correct ELS_DATABASE_URL")
 def the_database_does_not_exist(place):
     yield make.new_batch(), {"ELS_DATABASE_URL": f"{place.database_url}_nowhere"}
 
 
-@cause("postgres_unreachable", says=["password"])
+@cause("postgres_unreachable", says=["password"], step="new password into ELS_DATABASE_URL")
 def the_password_is_wrong(place):
     at = urlsplit(place.database_url)
     url = at._replace(netloc=f"{at.username}:wrong@{at.hostname}:{at.port}").geturl()
     yield place.insert_batch(), {"ELS_DATABASE_URL": url}
 
 
-@cause("postgres_unreachable", says=["too many connections"])
+@cause("postgres_unreachable", says=["too many connections"], step="pg_stat_activity")
 def its_role_has_too_many_connections(place):
     url = role(place, "SELECT")
     place.conn.execute(f"ALTER ROLE {urlsplit(url).username} CONNECTION LIMIT 1")
@@ -157,7 +180,12 @@ def its_role_has_too_many_connections(place):
         yield batch, {"ELS_DATABASE_URL": url}
 
 
-@cause("server_refuses", says=["Postgres refuses writes", "read-only"], step="pg_is_in_recovery")
+@cause(
+    "server_refuses",
+    says=["Postgres refuses writes", "somebody set default_transaction_read_only"],
+    step="ALTER DATABASE place_",
+    ends=True,
+)
 def postgres_is_read_only(place):
     batch = place.insert_batch()
     place.conn.close()
@@ -173,6 +201,69 @@ def postgres_is_read_only_while_a_worker_runs(place):
     with refusals.read_only(place.database_url):
         until(place.pauses, PAUSED_S, "a process waits")
         yield batch
+
+
+@cause("server_refuses", step="ALTER SYSTEM RESET", ends=True)
+def all_of_postgres_is_read_only(alone):
+    batch = alone.insert_batch()
+    alone.conn.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+    alone.conn.execute("SELECT pg_reload_conf()")
+    shown = "SELECT setting FROM pg_settings WHERE name = 'default_transaction_read_only'"
+    until(lambda: alone.conn.execute(shown).fetchone()["setting"] == "on", WAIT_S, "it is so")
+    yield batch
+
+
+@cause("no_worker", never=["refuses writes"])
+def only_the_role_of_whoever_asks_is_read_only(place):
+    url = role(place, "SELECT")
+    name = urlsplit(url).username
+    place.conn.execute(f"ALTER ROLE {name} SET default_transaction_read_only = on")
+    yield place.insert_batch(), {"ELS_DATABASE_URL": url}
+
+
+@cause("server_refuses", says=["it is a standby"], step="name its primary", never=["SELECT pg_"])
+def the_url_leads_to_a_standby(alone):
+    batch = alone.insert_batch()
+    alone.conn.close()
+    alone.postgres_server.stop()
+    (alone.postgres_server.data / "standby.signal").touch()
+    alone.postgres_server.start()
+    yield batch
+
+
+@cause("postgres_unreachable", says=["does not answer"], step="name of the host")
+def the_name_of_its_host_is_gone(place):
+    at = urlsplit(place.database_url)
+    yield make.new_batch(), {"ELS_DATABASE_URL": f"postgresql://els:word@gone.invalid{at.path}"}
+
+
+@cause(
+    "server_refuses",
+    says=["Postgres takes over a second for a write", "its disk is slow"],
+    never=["refuses writes"],
+    step="FROM pg_stat_activity",
+)
+def postgres_is_slow_to_write(place):
+    batch = place.insert_batch()
+    place.conn.execute(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$BEGIN PERFORM pg_sleep(5); RETURN NEW; END$$"
+    )
+    place.conn.execute("CREATE TRIGGER slow BEFORE INSERT ON essay_states EXECUTE FUNCTION slow()")
+    yield batch
+
+
+@cause("server_refuses", says=["frozen by an audit"], step="FROM pg_trigger")
+def a_trigger_of_others_refuses_writes(place):
+    batch = place.insert_batch()
+    place.conn.execute(
+        "CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$BEGIN RAISE EXCEPTION 'frozen by an audit'; END$$"
+    )
+    place.conn.execute(
+        "CREATE TRIGGER audit BEFORE INSERT ON event_outbox EXECUTE FUNCTION audit()"
+    )
+    yield batch
 
 
 @cause("server_refuses", says=["Postgres refuses writes"], step="df -h")
@@ -214,6 +305,59 @@ def there_is_no_schema_on_kubernetes(place):
     url, name = empty(place)
     yield make.new_batch(), {"ELS_DATABASE_URL": url, "KUBERNETES_SERVICE_HOST": "10.0.0.1"}
     place.conn.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@cause(
+    "schema_missing",
+    says=["no table batch_pending_content", "somebody renamed or moved it"],
+    step="ALTER TABLE contents_of_may RENAME TO batch_pending_content",
+    never=["els migrate"],
+    ends=True,
+)
+def a_table_was_renamed(place):
+    batch = place.insert_batch()
+    place.conn.execute("ALTER TABLE batch_pending_content RENAME TO contents_of_may")
+    yield batch
+
+
+@cause("schema_missing", says=["no table essay_states"], step="SET SCHEMA public", ends=True)
+def a_table_was_moved_to_another_schema(place):
+    batch = place.insert_batch()
+    place.conn.execute("CREATE SCHEMA archive")
+    place.conn.execute("ALTER TABLE essay_states SET SCHEMA archive")
+    yield batch
+
+
+@cause("schema_missing", says=["no table dead_letters"], step="restore it", never=["els migrate"])
+def a_table_was_dropped(place):
+    batch = place.insert_batch()
+    place.conn.execute("DROP TABLE dead_letters")
+    yield batch
+
+
+@cause(
+    "cannot_read",
+    says=["row level security", "batch_essay_trackers"],
+    step="DISABLE ROW LEVEL SECURITY",
+    never=["deleted", "els migrate"],
+    ends=True,
+)
+def row_level_security_hides_its_rows(place):
+    url = role(place, "SELECT, INSERT, UPDATE, DELETE")
+    batch = place.insert_batch()
+    place.conn.execute("ALTER TABLE batch_essay_trackers ENABLE ROW LEVEL SECURITY")
+    yield batch, {"ELS_DATABASE_URL": url}
+
+
+@cause("server_refuses", says=["row-level security"], step="DISABLE ROW LEVEL SECURITY")
+def row_level_security_stops_the_workers(place):
+    url = role(place, "SELECT, INSERT, UPDATE, DELETE")
+    place.worker(ELS_DATABASE_URL=url)
+    batch = make.new_batch()
+    place.conn.execute("ALTER TABLE batch_essay_trackers ENABLE ROW LEVEL SECURITY")
+    place.send("els.register_batch", make.registration(batch, 2))
+    until(place.pauses, WAIT_S, "a process waits")
+    yield batch
 
 
 @cause("cannot_read", says=["permission denied"], step="els migrate --roles")

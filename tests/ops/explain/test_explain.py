@@ -492,7 +492,8 @@ def test_every_code_is_made_by_some_cause():
     named = {code for _, codes in SCENES for code in codes}
     named |= {"being_sealed", "sweep_lock_held", "lock_held"}  # each has a test of its own
     named |= {code for _, code, _ in test_service_causes.SEEN} | test_service_causes.OF_POSTGRES
-    named |= {"event_deleted", "event_under_way"}
+    named |= {"event_deleted", "event_under_way", "foreign_consumer", "worker_other_redis"}
+    named |= {"worker_limited"}
 
     assert named == CAUSES.keys()
     assert len(CAUSES) == len(RULES) + len(PLAIN)
@@ -863,3 +864,15 @@ def test_a_flushed_pulse_is_silent(slots, valkey):
     seen = read_heartbeat(valkey, 0)
 
     assert (seen.workers, seen.swept_at, seen.beat_silent, seen.silent) == ([], None, True, True)
+
+
+def test_without_an_answer_of_redis_nobody_says_that_no_worker_is_there(lifecycle, batch_id):
+    """Redis may refuse one connection, and take the next: too many clients."""
+    with lifecycle.pool.connection() as conn:
+        told = explain(
+            conn, lifecycle.slots, batch_id, NO_HEARTBEAT, redis_error="max number of clients"
+        )
+
+    codes = [cause.code for cause in told.causes]
+    assert codes[0] == "redis_unreachable"
+    assert "no_worker" not in codes

@@ -1,6 +1,7 @@
 """What keeps every batch waiting, told from the signs of life alone."""
 
 import os
+import shlex
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -14,8 +15,9 @@ from core.signs.pauses import Outage, Pause
 from core.signs.sign import Sign
 from ops.explain.consumers import consumer_clues
 from ops.explain.locks import Lock
-from ops.explain.service_causes import service_causes
+from ops.explain.service_causes import look_at, service_causes
 from ops.explain.sign_clues import sign_clues
+from ops.heartbeat import with_outages
 
 OF_POSTGRES = {"postgres_unreachable", "cannot_read"}  # tests/explain makes them
 NAME = "worker@one"
@@ -127,8 +129,60 @@ def test_a_worker_that_serves_nobody_is_named_with_what_it_does(make, code, word
     assert "{" not in said
 
 
+def test_what_whoever_asks_has_met_is_newer_than_what_a_process_noted():
+    noted = Pause("one:8", Outage("postgres", "read-only", "25006"), ago(40))
+    refused = with_outages(seen(sign(), pauses=[noted]), [Outage("postgres", "DiskFull", "53100")])
+    taken = with_outages(seen(sign(), pauses=[noted]), [], tried="postgres")
+
+    (of_disk,), (of_past,) = causes(refused), causes(taken)
+
+    assert (of_disk.reason, of_disk.since) == ("DiskFull", noted.since)
+    assert of_past.reason.startswith("read-only; it has just taken a write of whoever asks")
+    assert "els health worker" in of_past.command
+
+
+@pytest.mark.parametrize(
+    ("server", "error", "step"),
+    [
+        ("postgres", 'FATAL: password authentication failed for user "els"', "new password"),
+        ("postgres", "FATAL: pg_hba.conf rejects connection for host", "pg_hba.conf"),
+        ("postgres", 'FATAL: no pg_hba.conf entry for host "10.0.0.1"', "pg_hba.conf"),
+        ("postgres", "FATAL: remaining connection slots are reserved", "FROM pg_stat_activity"),
+        ("postgres", "FATAL: sorry, too many clients already", "FROM pg_stat_activity"),
+        ("postgres", "failed to resolve host 'db': Name or service not known", "in DNS"),
+        ("postgres", "port 1 failed: Connection refused", "start it"),
+        ("postgres", "FATAL: the database system is starting up", "wait"),
+        ("postgres", 'FATAL: role "els" is not permitted to log in', "LOGIN"),
+        ("redis", "invalid username-password pair or user is disabled.", "ELS_REDIS_URL"),
+        ("redis", "max number of clients reached", "CLIENT LIST"),
+        ("redis", "Redis is loading the dataset in memory", "wait"),
+        ("broker", "[Errno 111] Connection refused", "ELS_BROKER_URL"),
+    ],
+)
+def test_the_step_fits_what_keeps_a_server_from_being_reached(server, error, step):
+    assert step in look_at(server, error)
+
+
+def test_a_statement_that_is_refused_is_no_server_that_is_away():
+    said = look_at("postgres", "UndefinedFunction: function f() does not exist", "42883")
+
+    assert "ELS_DATABASE_URL" not in said
+
+
+def test_two_databases_of_one_name_are_told_apart():
+    asked = Asked(queue="els", database="a", database_name="db:5432/els")
+    theirs = sign(database="b", database_name="db:5432/els")
+
+    (cause,) = causes(replace(seen(theirs), asked=asked))
+
+    assert cause.code == "worker_other_database"
+    assert "search_path" in cause.reason
+
+
 def test_who_holds_a_lock_is_named_before_all_else():
-    held = Lock(12, ["table essay_states"], "psql", "idle in transaction", ago(50), ago(40), 3)
+    held = Lock(
+        12, None, ["table essay_states"], "psql", "idle in transaction", ago(50), ago(40), 3
+    )
 
     first, *_ = causes(seen(workers=()), locks=[held])
 
@@ -255,9 +309,9 @@ def test_the_step_fits_how_the_service_runs(installation, worker, beat):
 
 
 def test_a_prepared_transaction_has_no_session_to_end():
-    lock = Lock(0, ["rows"], None, None, None, None, 1)
+    lock = Lock(None, "bank's 7", ["rows"], None, None, None, None, 1)
 
     (cause,) = service_causes({}, seen(sign()), locks=[lock])
 
-    assert "a prepared transaction, which no session has" in cause.title
-    assert "pg_prepared_xacts" in cause.command
+    assert "the prepared transaction bank's 7, which no session has" in cause.title
+    assert shlex.split(cause.command)[-1] == "ROLLBACK PREPARED 'bank''s 7'"

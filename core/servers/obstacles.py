@@ -1,0 +1,122 @@
+"""What keeps a session from our rows although it has the rights, and what ends that."""
+
+from collections.abc import Collection, Iterator
+
+from core.db.connection import Conn, Row
+from core.schema import State, read_standing
+from core.servers.finding import Finding, Severity
+from core.servers.rights import RIGHTS
+
+READ_ONLY = "default_transaction_read_only"
+SESSION = """
+    SELECT pg_is_in_recovery() AS standby, current_database() AS database, source,
+           current_setting('transaction_read_only')::boolean AS read_only,
+           coalesce(sourcefile LIKE '%%/postgresql.auto.conf', true) AS by_alter_system
+    FROM pg_settings WHERE name = %(name)s
+"""
+# A role that may not write is none of a worker: it may be read-only on purpose.
+FOR_WHOM = """
+    SELECT CASE WHEN setrole = 0 THEN 'ALL' ELSE quote_ident(rolname) END AS role,
+           quote_ident(datname) AS database
+    FROM pg_db_role_setting
+    LEFT JOIN pg_database d ON d.oid = setdatabase LEFT JOIN pg_roles r ON r.oid = setrole
+    WHERE EXISTS (SELECT FROM unnest(setconfig) AS each
+                  WHERE each LIKE %(name)s || '=%%' AND split_part(each, '=', 2)::boolean)
+      AND (setdatabase = 0 OR datname = current_database())
+      AND (setrole = 0 OR %(own)s AND rolname = current_user
+           OR has_any_column_privilege(setrole, to_regclass('essay_states'), 'INSERT'))
+"""
+PRIMARY = "SELECT sender_host AS host, sender_port AS port FROM pg_stat_wal_receiver"
+# Its primary key keeps its name where somebody renames a table, or moves it.
+NOW_CALLED = """
+    SELECT conrelid::regclass::text AS now, c.relname AS name,
+           own.relnamespace::regnamespace::text AS own
+    FROM pg_constraint JOIN pg_class c ON c.oid = conrelid
+    JOIN pg_class own ON own.oid = to_regclass('alembic_version')
+    WHERE conname = 'pk_' || %s AND contype = 'p'
+      AND NOT EXISTS (SELECT FROM pg_class other WHERE other.relname = 'alembic_version'
+                      AND other.relnamespace = c.relnamespace AND other.oid <> own.oid)
+"""
+HIDDEN = """
+    SELECT name FROM unnest(%s::text[]) AS needed (name)
+    WHERE to_regclass(name) IS NOT NULL AND row_security_active(to_regclass(name))
+      AND NOT EXISTS (SELECT FROM pg_policy WHERE polrelid = to_regclass(name))
+    ORDER BY name
+"""
+
+
+def read_only(conn: Conn, *, own: bool = True) -> Finding | None:
+    """Find why no transaction of this session may write; not `own`: why those of others may not.
+
+    Raises psycopg.Error.
+    """
+    session = conn.execute(SESSION, {"name": READ_ONLY}).fetchone()
+    assert session is not None, "every Postgres has this setting"
+    if session["standby"]:
+        return fault("it is a standby", f"name {_primary(conn)} in ELS_DATABASE_URL")
+    if own and not session["read_only"]:
+        return None
+    set_for = conn.execute(FOR_WHOM, {"name": READ_ONLY, "own": own}).fetchall()
+    steps = [_reset(**row) for row in set_for] or [*_outside(session)]
+    if not own and not steps:
+        return None
+    wrong = f"its transactions are read-only, because somebody set {READ_ONLY}"
+    step = "; ".join(steps) or "end the sessions that have it since a while ago"
+    return fault(f"{wrong} (a full disk, an upgrade or a person)", step)
+
+
+def _reset(role: str, database: str | None) -> str:
+    if role == "ALL" and database:
+        whose = f"DATABASE {database}"
+    else:
+        whose = f"ROLE {role}" + (f" IN DATABASE {database}" if database else "")
+    return f"SET {READ_ONLY} = off; ALTER {whose} RESET {READ_ONLY}"
+
+
+def _outside(session: Row) -> Iterator[str]:
+    """Say how to undo a setting of the server's files, or of the connection."""
+    if session["source"] == "configuration file" and session["by_alter_system"]:
+        yield f"ALTER SYSTEM RESET {READ_ONLY}; SELECT pg_reload_conf()"
+    elif session["source"] in ("configuration file", "command line"):
+        yield f"take {READ_ONLY} out of postgresql.conf, and reload it"
+    elif session["source"] in ("client", "session", "environment variable"):
+        yield f"take {READ_ONLY} out of the options of ELS_DATABASE_URL, or of PGOPTIONS"
+
+
+def _primary(conn: Conn) -> str:
+    row = conn.execute(PRIMARY).fetchone()
+    named = f" ({row['host']}:{row['port']})" if row and row["host"] else ""
+    return f"its primary{named}, or every host and target_session_attrs=read-write,"
+
+
+def hidden_rows(conn: Conn) -> Finding | None:
+    """Find tables whose rows row level security hides, all of them. Raises psycopg.Error."""
+    names = [row["name"] for row in conn.execute(HIDDEN, [list(RIGHTS)])]
+    if not names:
+        return None
+    wrong = f"row level security without a policy hides every row of {', '.join(names)}"
+    step = "; ".join(f"ALTER TABLE {each} DISABLE ROW LEVEL SECURITY" for each in names)
+    return fault(f"{wrong} from the role {conn.info.user}", step)
+
+
+def absent(conn: Conn, names: Collection[str]) -> Finding:
+    """Say what became of tables of the schema that a session does not see. Raises psycopg.Error."""
+    wrong = f"there is no table {', '.join(names)}, or the role may not enter its schema"
+    if moves := [each for name in names for each in _moves(conn, name)]:
+        return fault(f"{wrong}: somebody renamed or moved it", "; ".join(moves))
+    if read_standing(conn).state is State.BEHIND:
+        return fault(wrong, "els migrate")
+    return fault(wrong, "restore it from a backup, or GRANT USAGE ON its SCHEMA")
+
+
+def _moves(conn: Conn, name: str) -> Iterator[str]:
+    """Undo the rename of a table, or its move to another schema."""
+    for row in conn.execute(NOW_CALLED, [name]):
+        if row["name"] != name:
+            yield f"ALTER TABLE {row['now']} RENAME TO {name}"
+        elif row["own"]:
+            yield f"ALTER TABLE {row['now']} SET SCHEMA {row['own']}"
+
+
+def fault(wrong: str, step: str) -> Finding:
+    return Finding("postgres", Severity.FAULT, wrong, "workers can carry nothing out", step)
