@@ -101,6 +101,7 @@ def of_missing_contents(conn: Conn, batch_id: str, registered_at: datetime) -> l
     return _collect(
         conn,
         lambda: _pending(conn, batch_id),
+        lambda: _for_its_essays(conn, batch_id),
         lambda: _excess(conn, batch_id),
         lambda: _named_elsewhere(conn, batch_id),
         lambda: _letters(conn, batch_id, skip=skip, since=since),
@@ -188,6 +189,16 @@ def _pending(conn: Conn, batch_id: str) -> Iterator[Clue]:
         text = f"{waiting} for {other}, which is this id {how}, and nobody has registered it"
         yield Clue(text, f"els explain {other}")
     yield from _more(found, "ids with pending contents are nearly the same")
+
+
+def _for_its_essays(conn: Conn, batch_id: str) -> Iterator[Clue]:
+    for row in queries.pending_for_its_essays(conn, batch_id)[:SHOWN]:
+        waiting = number(row["contents"], "content waits", "contents wait")
+        other = row["batch_id"]
+        yield Clue(
+            f"{waiting} for {other}, which is an essay of this batch and no batch",
+            f"els explain {other}",
+        )
 
 
 def _unregistered(conn: Conn, batch_id: str, registered_at: datetime) -> Iterator[Clue]:

@@ -110,6 +110,16 @@ def pending_batches(conn: Conn) -> list[DictRow]:
     ).fetchall()
 
 
+def pending_for_its_essays(conn: Conn, batch_id: str) -> list[DictRow]:
+    """Count the contents that wait for a batch with the id of an essay of this one: id, number."""
+    return conn.execute(
+        "SELECT p.batch_id, count(*) AS contents FROM essay_states e"
+        " JOIN batch_pending_content p ON p.batch_id = e.essay_id"
+        " WHERE e.batch_id = %s GROUP BY 1 ORDER BY 1 LIMIT %s",
+        [batch_id, FEW],
+    ).fetchall()
+
+
 def with_excess(conn: Conn, batches: Sequence[str]) -> list[DictRow]:
     """Count what found no slot in these batches: id, number, the newest's moment."""
     return conn.execute(

@@ -178,6 +178,37 @@ def its_content_came_with_the_bytes_of_its_uuid_in_another_order(running):
     yield batch
 
 
+@cause(WAITING, says=["1 content waits for 00", "with more before or after it"])
+def its_content_came_with_zeros_before_the_id(running):
+    batch = running.register()
+    running.content(f"00{batch}")
+    yield batch
+
+
+@cause(
+    WAITING,
+    says=["1 content waits for essay-", "which is an essay of this batch and no batch"],
+    step="els explain essay-",
+)
+def its_content_came_for_the_id_of_an_essay(running):
+    essay = f"essay-{uuid4()}"
+    batch = running.register([essay, f"essay-{uuid4()}"])
+    running.content(essay)
+    yield batch
+
+
+@cause("timed_out", says=["passed at", "no text had been carried out for 2 of 2 slots"])
+def its_deadline_was_meant_in_hours(running):
+    yield ended(running, running.register(2, deadline_s=1), "timed_out")
+
+
+@cause("waiting_for_students", says=["class null"])
+def it_was_registered_with_null_as_text(running):
+    batch = running.register(1, class_id="null")
+    running.content(batch)
+    yield ended(running, batch, "awaiting_student_validation")
+
+
 @cause(WAITING, says=["in 999 days, it is timed out"])
 def its_deadline_was_meant_in_milliseconds(running):
     yield running.register(deadline_s=86_400_000)

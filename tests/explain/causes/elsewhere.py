@@ -122,6 +122,20 @@ def its_content_was_the_next_link_of_a_chain(place):
     yield batch
 
 
+@cause(
+    WAITING,
+    says=["1 message names the batch in the queue els-", "among the 51 oldest"],
+    among=3,
+    never=NEVER,
+)
+def its_content_waits_behind_those_of_others(place):
+    batch = place.insert_batch()
+    for number in range(50):
+        place.send("els.assign_content", make.content("batch-of-others", f"text-{number}"))
+    place.send_content(batch)
+    yield batch
+
+
 @cause(WAITING, says=["the broker has lost its keys", "must be sent again"], never=NEVER)
 def somebody_has_flushed_the_broker(place):
     place.run()

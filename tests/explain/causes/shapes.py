@@ -3,6 +3,7 @@
 import json
 from base64 import b64encode
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 from tests import factories as make
@@ -184,6 +185,68 @@ def its_body_of_python_is_in_base64_twice(running):
     body = repr(([], {"event": make.content(batch)}, {}))
     send_bytes(running, b64encode(body.encode()), "application/x-python")
     yield batch
+
+
+@cause(LETTER, says=["MALFORMED_MESSAGE"])
+def its_sender_pickles(running):
+    batch = running.register()
+    send_raw(running, ASSIGN, kwargs={"event": make.content(batch)}, serializer="pickle")
+    yield batch
+
+
+@cause(LETTER, says=["(files.tasks.assign_content, UNKNOWN_TASK)"], step="--batch batch-")
+def its_task_has_the_name_of_a_module(running):
+    batch = running.register()
+    send_raw(running, "files.tasks.assign_content", kwargs={"event": make.content(batch)})
+    yield batch
+
+
+@cause(LETTER, says=["EXPIRED", "expired at"])
+def its_content_expired(running):
+    batch = running.register()
+    past = datetime.now(UTC) - timedelta(minutes=5)
+    send_raw(running, ASSIGN, kwargs={"event": make.content(batch)}, expires=past)
+    yield batch
+
+
+@cause(LETTER, says=["(els.assign_contents, VALIDATION_ERROR)", "contents"])
+def an_upload_has_no_contents(running):
+    batch = running.register()
+    running.tell("els.assign_contents", {**make.contents(batch, ["text-1"]), "contents": []})
+    yield batch
+
+
+@cause(LETTER, says=["VALIDATION_ERROR", "essay_ids"], among=2)
+def the_essays_of_its_registration_are_named_by_their_files(running):
+    batch = make.new_batch()
+    running.content(batch)
+    running.tell(REGISTER, make.registration(batch, ["essay 1.docx", "essay 2.docx"]))
+    yield batch
+
+
+@cause(LETTER, says=["VALIDATION_ERROR", "timestamp"])
+def its_timestamp_has_no_zone(running):
+    batch = running.register()
+    running.tell(ASSIGN, make.content(batch, timestamp="2026-01-31 08:00:00"))
+    yield batch
+
+
+@cause(LETTER, says=["(els.assign_content, VALIDATION_ERROR)", "confidence"])
+def a_field_is_added_that_nobody_knows(running):
+    batch = running.register()
+    running.tell(ASSIGN, make.content(batch, confidence=0.9))
+    yield batch
+
+
+@cause(
+    "waiting_for_contents", says=["which is this id with more before"], step="els dead-letters show"
+)
+def its_content_names_the_address_of_the_batch(running):
+    batch = running.register()
+    with discarding(running):
+        event = make.content(f"https://school.example/batches/{batch}")
+        send_raw(running, ASSIGN, kwargs={"event": event})
+        yield batch
 
 
 @cause("waiting_for_contents", says=["1 dead letter names no batch"], step="els dead-letters show")

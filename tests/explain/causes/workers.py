@@ -228,6 +228,18 @@ def whoever_asks_reads_another_database(place):
         place.workers.stop()
 
 
+@cause("waiting_for_contents", says=["holds 1 message", "has not finished"], among=3)
+def its_worker_was_killed_with_its_content(place):
+    worker = place.worker(command=ONE_PROCESS)
+    batch = place.register()
+    with psycopg.connect(place.database_url) as holding:
+        holding.execute("SELECT FROM essay_states WHERE batch_id = %s FOR UPDATE", [batch])
+        place.send_content(batch)
+        until(lambda: any(s.task for s in place.signs().signs.values()), WAIT_S, "it is at work")
+        place.end(worker)
+    yield batch
+
+
 # --- hanging -------------------------------------------------------------------------------------
 
 
