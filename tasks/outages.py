@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from random import uniform
 from socket import gethostname
 from typing import TypeVar
@@ -19,9 +20,11 @@ from celery.exceptions import Reject
 from redis import RedisError
 
 from core import db, metrics
+from core.db.connection import Conn
 from core.errors import StackError
 from core.faults import Fault, fault, sqlstate
 from core.probe import probe_postgres, probe_redis
+from core.servers.postgres import missing_for_work
 from core.signs import pauses
 from core.signs.pauses import Outage, Pause
 from core.slots import Slots
@@ -31,6 +34,7 @@ from tasks.worker.clients import brief_redis
 from tasks.worker.waiting import sleep
 
 FIRST_PROBE_S, LONGEST_PROBE_S = 1.0, 10.0
+NO_RIGHT = "42501"
 NO_ROOM = ("53", "58")  # classes of SQLSTATE: insufficient resources, an error of the system
 PROBE_BYTES = 64 * 1024  # written after such an error: more than one page
 
@@ -56,8 +60,10 @@ def wait_until_well(error: Exception) -> bool:
 
     Raises Reject if the worker stops, or if the task runs in its caller's process.
     """
-    size = PROBE_BYTES if (sqlstate(error) or "").startswith(NO_ROOM) else 0
-    outage = find_outage(size)
+    state = sqlstate(error) or ""
+    size = PROBE_BYTES if state.startswith(NO_ROOM) else 0
+    look = partial(find_outage, size, rights=state == NO_RIGHT)
+    outage = look()
     if outage is None:
         return False
     if settings.eager:
@@ -73,7 +79,7 @@ def wait_until_well(error: Exception) -> bool:
                 pauses.write_pause(brief_redis(), pause)
             sleep(wait * uniform(0.5, 1))
             wait = min(2 * wait, LONGEST_PROBE_S)
-            outage = find_outage(size)
+            outage = look()
     finally:
         with suppress(RedisError):
             pauses.delete_pause(brief_redis(), pause.process)
@@ -82,15 +88,23 @@ def wait_until_well(error: Exception) -> bool:
     return True
 
 
-def find_outage(size: int) -> Outage | None:
-    """Probe each server by new connections; return the first that refuses writes."""
+def find_outage(size: int, *, rights: bool) -> Outage | None:
+    """Probe each server by new connections; return the first that refuses writes.
+
+    `rights`: ask for each right, as the probe needs fewer than all messages together.
+    """
     try:
         assert settings.database_url is not None, "a worker does not start without"
         with db.connect_once(settings.database_url) as conn:
-            outage = probe_postgres(conn, size=size)
+            outage = probe_postgres(conn, size=size) or (_missing_right(conn) if rights else None)
     except psycopg.Error as error:
         outage = Outage.of("postgres", error)
     return outage or probe_redis(Slots(brief_redis()))
+
+
+def _missing_right(conn: Conn) -> Outage | None:
+    finding = missing_for_work(conn)
+    return Outage("postgres", finding.wrong, NO_RIGHT) if finding else None
 
 
 def _process() -> str:

@@ -423,6 +423,7 @@ def test_a_worker_waits_for_the_schema_that_it_needs(tmp_path, brokered):
     [
         "INSERT ON idempotency_keys",
         "INSERT ON ALL TABLES IN SCHEMA public",
+        "SELECT ON idempotency_keys",  # which contents do without, and so does the probe
     ],
 )
 def test_a_worker_waits_for_a_right_that_its_role_lacks(others, right):
@@ -438,7 +439,8 @@ def test_a_worker_waits_for_a_right_that_its_role_lacks(others, right):
             conn.execute(f"REVOKE {right} FROM {role}")
 
         others.send_contents(batch)
-        time.sleep(REFUSED_S)
+        others.send_a_whole_batch()
+        time.sleep(3 * REFUSED_S)
         with refusals.owner(others.url) as conn:
             conn.execute(f"GRANT {right} TO {role}")
 
