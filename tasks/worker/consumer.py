@@ -90,7 +90,7 @@ class Consumer(consumer.Consumer):
 
     def on_unknown_task(self, body: object, message: Message, exc: Exception) -> None:
         """Keep a message of a task that this service does not have."""
-        error = NotExecuted("this service has no task of that name")
+        error = NotExecuted("the service has no task of this name")
         self.undeliverable.keep(message, error, "UNKNOWN_TASK")
 
     def on_invalid_task(self, body: object, message: Message, exc: Exception) -> None:

@@ -7,7 +7,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from tests.clients.programs import RabbitBroker, RedisBroker
+from tests.clients.programs import Neighbours, RabbitBroker, RedisBroker
 from tests.live.conftest import Workers
 from tests.rabbitmq.node import MISSING, SERVER
 
@@ -49,6 +49,25 @@ def receiver_database():
     yield ours.rsplit("/", 1)[0] + f"/{name}"
     with psycopg.connect(ours, autocommit=True) as db:
         db.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def beside(kit, tmp_path, receiver_database):
+    """Make neighbours of a queue with a kit, ended with the test."""
+    made: list[Neighbours] = []
+
+    def make(queue: str) -> Neighbours:
+        made.append(kit(tmp_path, queue, receiver_database))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def neighbours(stack, beside):
+    return beside(stack.queue)
 
 
 @pytest.fixture

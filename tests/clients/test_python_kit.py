@@ -40,7 +40,5 @@ class PythonNeighbours(Neighbours):
 
 
 @pytest.fixture
-def neighbours(stack, tmp_path, receiver_database):
-    started = PythonNeighbours(tmp_path, stack.queue, receiver_database)
-    yield started
-    started.close()
+def kit():
+    return PythonNeighbours

@@ -15,19 +15,5 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture
-def beside(tmp_path, receiver_database):
-    """Make neighbours of a queue, ended with the test."""
-    made: list[NodeNeighbours] = []
-
-    def make(queue: str) -> NodeNeighbours:
-        made.append(NodeNeighbours(tmp_path, queue, receiver_database))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.close()
-
-
-@pytest.fixture
-def neighbours(stack, beside):
-    return beside(stack.queue)
+def kit():
+    return NodeNeighbours

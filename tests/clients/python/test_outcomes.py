@@ -22,6 +22,14 @@ def workers(tmp_path, database_url):
     workers.close()
 
 
+def value_of(workers, task, event):
+    """Send a message with stock Celery; return the value of its task."""
+    redis_url = os.environ["ELS_REDIS_URL"]
+    with Celery(broker=redis_url, backend=redis_url, set_as_current=False) as app:
+        sent = app.send_task(task, [], {"event": event}, queue=workers.queue, ignore_result=False)
+        return sent.get(timeout=30)
+
+
 def test_a_sender_gets_each_outcome(workers):
     batch_id, url = new_batch(), os.environ["ELS_REDIS_URL"]
     text = {"original_file_name": "x", "file_size_bytes": 1}
@@ -44,17 +52,19 @@ def test_a_sender_gets_each_outcome(workers):
 def test_the_fake_reads_as_many_levels_as_the_service(workers, levels, outcome):
     metadata = {"deep": nest(levels - 3)}  # in the object in the event, and an innermost list
     event = registration(new_batch(), 1, metadata=metadata)
-    redis_url = os.environ["ELS_REDIS_URL"]
-    with Celery(broker=redis_url, backend=redis_url, set_as_current=False) as app:
-        sent = app.send_task(
-            *("els.register_batch", [], {"event": event}),
-            queue=workers.queue,
-            ignore_result=False,
-        )
 
-        value = sent.get(timeout=30)
+    value = value_of(workers, "els.register_batch", event)
 
     assert value["outcome"] == FakeELS().send("els.register_batch", event)["outcome"] == outcome
+
+
+def test_the_fake_refuses_an_unknown_task_in_the_words_of_the_service(workers):
+    event = registration(new_batch(), 1)
+
+    value = value_of(workers, "els.asign_content", event)
+    faked = FakeELS().send("els.asign_content", event)
+
+    assert {**value, "dead_letter": 1} == {**faked, "dead_letter": 1}
 
 
 def test_an_outcome_that_does_not_come_is_a_timeout(broker):
