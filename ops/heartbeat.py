@@ -157,7 +157,11 @@ def redis_outage(client: redis.Redis) -> Outage | None:
 
 def _without_ours(heartbeat: Heartbeat) -> Heartbeat:
     """Drop that the role of whoever asks is read-only: a role for readers is so on purpose."""
-    others = [each for each in heartbeat.pauses if each.process != ASKER]
+    others = [
+        each
+        for each in heartbeat.pauses
+        if each.process != ASKER or each.outage.sqlstate != READ_ONLY
+    ]
     return replace(heartbeat, pauses=others)
 
 

@@ -244,10 +244,11 @@ class Looking:
         """Explain the batch; where Postgres stops answering meanwhile, everything else."""
 
         def look() -> Explanation:
-            outage = standby_awaited(conn)
+            outage, tried = standby_awaited(conn), False
             if outage is None and not locks(conn):
-                outage = probe_postgres(conn, lock_timeout_s=LOCK_S)
-            seen = with_outages(heartbeat, [outage] if outage else [], tried="postgres")
+                outage, tried = probe_postgres(conn, lock_timeout_s=LOCK_S), True
+            outages = [outage] if outage else []
+            seen = with_outages(heartbeat, outages, tried="postgres" if tried else None)
             seen = with_obstacle(seen, conn)
             return explain(conn, slots, self.batch, seen, receivers, redis_error=error)
 
