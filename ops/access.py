@@ -88,13 +88,14 @@ def redis_users(settings: Settings) -> dict[str, list[str]]:
     control += [f"{fanout}celery.pidbox", f"{fanout}celeryev/worker.*"]
     control = control if settings.remote_control else []
     channels = [*monitors, "&celery-task-meta-*"]
+    select = ["+select"] if _database(settings) != "0" else []
     broker = ["~_kombu.*", "~unacked*"]
     rules = {
-        "sender": [*PUBLISH, *_lists([settings.queue]), *_bindings([settings.queue])],
+        "sender": [*PUBLISH, *select, *_lists([settings.queue]), *_bindings([settings.queue])],
         "worker": [*WORK, *own, *_lists(events), *broker, *stores, *channels, *control],
         "beat": [
-            *(*PUBLISH, "+rpush", "+set", "+get", "+del", "+eval", "+evalsha", "+script|load"),
-            *("+time", "+info", "+zadd", "+zrem", "+zremrangebyscore"),
+            *(*PUBLISH, *select, "+rpush", "+set", "+get", "+del", "+eval", "+evalsha"),
+            *("+script|load", "+time", "+info", "+zadd", "+zrem", "+zremrangebyscore"),
             *_lists([settings.control_queue]),
             *_bindings([settings.control_queue]),
             *("~els:tick:*", "~els:beat*"),

@@ -55,8 +55,9 @@ class Guarded:
         except redis.ConnectionError:
             return False
 
-    def url(self, name):
-        return f"redis://{user(Settings(), name)}:{user(Settings(), name)}@127.0.0.1:{self.port}/0"
+    def url(self, name, database=0):
+        login = f"{user(Settings(), name)}:{user(Settings(), name)}"
+        return f"redis://{login}@127.0.0.1:{self.port}/{database}"
 
     def client(self, name):
         return redis.Redis.from_url(self.url(name), decode_responses=True)
@@ -180,8 +181,20 @@ def test_with_its_rights_flower_shows_the_tasks_of_workers(fresh, running, sende
     assert fresh.refused() == set()
 
 
+def test_with_its_rights_a_program_sends_to_another_database(fresh):
+    fresh.allow(Settings(redis_url=fresh.url("worker", 2)))
+    try:
+        for name, queue in (("sender", "els"), ("beat", "els.control")):
+            with closing(Celery(name, broker=fresh.url(name, 2))) as app:
+                app.send_task("els.sweep", queue=queue, ignore_result=True)
+    finally:
+        fresh.allow(Settings())
+
+    assert fresh.refused() == set()
+
+
 def test_with_its_rights_a_worker_that_may_be_steered_is_steered(fresh, running):
-    steered = Settings(remote_control=True, broker_url=fresh.url("worker").replace("/0", "/2"))
+    steered = Settings(remote_control=True, broker_url=fresh.url("worker", 2))
     fresh.allow(steered)
     urls = {"ELS_REDIS_URL": steered.broker_url, "ELS_REMOTE_CONTROL": "true"}
     try:
