@@ -340,12 +340,13 @@ class Testbed:
 @contextmanager
 def open_testbed(crew: Crew, servers: Servers, say: Callable[[str], None]) -> Iterator[Testbed]:
     """Start servers of our own, or take those given, which must be empty."""
+    given = {"database_url": servers.database_url, "redis_url": servers.redis_url}
+    for url in filter(None, given.values()):
+        _refuse_unless_empty(url)
     with ExitStack() as undo:
         folder = Path(tempfile.mkdtemp(prefix="els-bench-"))
+        (folder / "home").mkdir()
         undo.push(partial(_tidy, folder))
-        given = {"database_url": servers.database_url, "redis_url": servers.redis_url}
-        for url in filter(None, given.values()):
-            _refuse_unless_empty(url)
         silence = undo.enter_context(open(os.devnull, "w"))
         settings = Settings(home=folder / "home", **given)
         stack = Stack(settings, echo=say, migrate=upgrade, processes={}, output=silence)

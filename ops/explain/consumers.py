@@ -10,7 +10,6 @@ from ops.explain.clues import Clue
 from ops.explain.service_causes import serving_workers
 from ops.queues import brief_connection
 from ops.wording import number
-from tasks.servers import app_on
 
 REPLIES_S = 0.7  # for all workers of the broker
 ASKING_S = 3  # for an explanation
@@ -22,6 +21,8 @@ def celery_workers(broker_url: str, queues: Sequence[str]) -> dict[str, list[str
 
     Ours do so only with ELS_REMOTE_CONTROL. Raises one of UNANSWERED.
     """
+    from tasks.servers import app_on  # noqa: PLC0415 - reads the settings, which may be wrong
+
     broker = brief_connection(broker_url)
     try:
         broker.connect()  # which tries no more than twice
