@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEPLOY := .venv-deploy
 DOCS := .venv-docs
+LIVE := tests/live $(patsubst %,tests/ops/test_%.py,bench demo torture)
 
 .PHONY: help env demo run quick test test-live test-outages test-rabbitmq test-servers test-upgrade test-clients explain torture bench check docs check-deploy sbom audit lanes reference hooks lock clean
 .DEFAULT_GOAL := help
@@ -29,10 +30,10 @@ quick: env ## run the tests of core and tasks, without the slow ones (90 seconds
 
 test: env ## run the tests, on embedded servers (eight minutes)
 	@echo "== tests (eight minutes on two cores; real servers)"
-	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not outage" --ignore tests/live --ignore tests/rabbitmq --ignore tests/explain --ignore tests/servers --ignore tests/upgrade --ignore tests/clients $(ARGS)
+	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not outage" $(addprefix --ignore ,$(LIVE)) --ignore tests/rabbitmq --ignore tests/explain --ignore tests/servers --ignore tests/upgrade --ignore tests/clients $(ARGS)
 
-test-live: env ## run the tests with real workers, which some of them kill (six minutes)
-	@$(BIN)/python -m pytest -n auto --dist loadfile -m "not outage" tests/live $(ARGS)
+test-live: env ## run the tests with real workers, which some of them kill (seven minutes)
+	@$(BIN)/python -m pytest -n auto --dist loadfile -m "not outage" $(LIVE) $(ARGS)
 
 test-outages: env ## run the tests of servers that refuse, hang or fall silent (ten minutes)
 	@$(BIN)/python -m pytest -n auto --maxprocesses 3 -m outage tests/live tests/durable_redis $(ARGS)
