@@ -309,9 +309,12 @@ def kill_a_process_at_work(stack):
     """Kill a process of the pool while it waits for Postgres."""
     sleeping = "SELECT count(*) AS n FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
     until(lambda: stack.rows(sleeping)[0]["n"], what="a process executes the slow message")
-    supervisor = psutil.Process(stack.process.pid)
-    pools = [p for p in supervisor.children(recursive=True) if "ForkPoolWorker" in p.name()]
-    workers = [p for p in supervisor.children(recursive=True) if "worker" in p.cmdline()]
+    below = psutil.Process(stack.process.pid).children(recursive=True)
+    pools, workers = [], []
+    for process in below:
+        with suppress(psutil.NoSuchProcess):  # it ended while we looked
+            pools += [process] if "ForkPoolWorker" in process.name() else []
+            workers += [process] if "worker" in process.cmdline() else []
     children = pools or [c for worker in workers for c in worker.children() if not c.children()]
     assert children
     for child in children:
