@@ -201,11 +201,12 @@ def test_with_its_rights_a_worker_that_may_be_steered_is_steered(fresh, running)
         running.start("-n", "steered@test", command="worker --pool solo", **urls)
         with closing(Celery("operator", broker=steered.broker_url)) as app:
             replies = until(lambda: app.control.ping(timeout=2, limit=1), 60, "it answers")
+        refused = fresh.refused()
     finally:
-        fresh.allow(Settings())
+        fresh.allow(Settings())  # from here on the worker is refused
 
     assert replies == [{"steered@test": {"ok": "pong"}}]
-    assert fresh.refused() == set()
+    assert refused == set()
 
 
 RECEIVER = """
