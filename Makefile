@@ -28,11 +28,11 @@ run: env ## run the whole service until Ctrl-C
 quick: env ## run the tests of core and tasks, without the slow ones (90 seconds)
 	@$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" tests/core tests/tasks $(ARGS)
 
-test: env ## run the tests, on embedded servers (eight minutes)
-	@echo "== tests (eight minutes on two cores; real servers)"
+test: env ## run the tests, on embedded servers (ten minutes)
+	@echo "== tests (ten minutes on two cores; real servers)"
 	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not outage" $(addprefix --ignore ,$(LIVE)) --ignore tests/rabbitmq --ignore tests/explain --ignore tests/servers --ignore tests/upgrade --ignore tests/clients $(ARGS)
 
-test-live: env ## run the tests with real workers, which some of them kill (seven minutes)
+test-live: env ## run the tests with real workers, which some of them kill (eight minutes)
 	@$(BIN)/python -m pytest -n auto --dist loadfile -m "not outage" $(LIVE) $(ARGS)
 
 test-outages: env ## run the tests of servers that refuse, hang or fall silent (ten minutes)
