@@ -345,7 +345,6 @@ def open_testbed(crew: Crew, servers: Servers, say: Callable[[str], None]) -> It
         _refuse_unless_empty(url)
     with ExitStack() as undo:
         folder = Path(tempfile.mkdtemp(prefix="els-bench-"))
-        (folder / "home").mkdir()
         undo.push(partial(_tidy, folder))
         silence = undo.enter_context(open(os.devnull, "w"))
         settings = Settings(home=folder / "home", **given)
@@ -361,7 +360,7 @@ def _tidy(folder: Path, failed: type[BaseException] | None, *_: object) -> None:
     if failed is None:
         shutil.rmtree(folder, ignore_errors=True)
         return
-    for thing in (folder / "home").iterdir():
+    for thing in (folder / "home").glob("*"):  # none where it was not made yet
         if thing.name != "log":
             shutil.rmtree(thing, ignore_errors=True)
 

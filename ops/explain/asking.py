@@ -49,6 +49,7 @@ from ops.explain.service_causes import (
 from ops.explain.sign_clues import A_DAY, eviction_clues, sign_clues
 from ops.heartbeat import (
     LOCK_S,
+    NO_RIGHT,
     NO_SCHEMA,
     ask_waiting,
     read_heartbeat,
@@ -68,7 +69,6 @@ AWAY_S = 0.05  # the same, of a Redis that has not answered just now
 SIGNS_S = 1.8  # for all signs of life, and the broker's counts
 ANSWER_S = 2.8  # for all of RabbitMQ
 BATCH_S = 10.0  # for Postgres, where the machine is slow: each statement has a limit of its own
-NO_RIGHT = "42501"
 UNREGISTERED = {"unknown", "not_registered"}
 T = TypeVar("T")
 

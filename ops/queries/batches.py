@@ -53,7 +53,7 @@ WANTED: LiteralString = (
 
 def statuses(conn: Conn, wanted: Wanted, limit: int) -> list[DictRow]:
     """Read batches as `board` does, newest first, with those that contents only wait for."""
-    query = sql("statuses").replace("true", WANTED)
+    query = sql("statuses").replace("WHERE true", "WHERE " + WANTED)
     rows = conn.execute(query, {**vars(wanted), "limit": limit})
     return board(conn, [row["batch_id"] for row in rows])
 

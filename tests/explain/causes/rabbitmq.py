@@ -7,7 +7,7 @@ from kombu.transport.native_delayed_delivery import level_name
 
 from tests import factories as make
 from tests.explain.cause import cause
-from tests.explain.causes.workers import giving_no_sign
+from tests.explain.causes.workers import giving_no_sign, named_by_its_consumer
 from tests.live.conftest import until
 from tests.rabbitmq.node import sender
 
@@ -69,12 +69,7 @@ def a_script_takes_its_messages(rabbitmq):
         yield batch
 
 
-@cause(
-    "no_worker",
-    among=2,
-    says=["gives a sign of life", "1 consumer waits for messages of", "another ELS_REDIS"],
-    step="ELS_REDIS_URL",
-)
+@named_by_its_consumer
 def its_worker_uses_another_redis(rabbitmq):
     with giving_no_sign(rabbitmq) as batch:
         yield batch

@@ -172,12 +172,15 @@ def giving_no_sign(place, **settings):
     yield batch
 
 
-@cause(
+named_by_its_consumer = cause(
     "no_worker",
     among=2,
     says=["gives a sign of life", "1 consumer waits for messages of", "another ELS_REDIS"],
     step="ELS_REDIS_URL",
 )
+
+
+@named_by_its_consumer
 def it_uses_another_redis(place):
     with giving_no_sign(place) as batch:
         yield batch
