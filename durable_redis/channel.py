@@ -181,7 +181,7 @@ class Channel(stock.Channel):
             if no_ack:
                 self.unacked.delete(str(message.delivery_tag))
             else:
-                self.qos.track(message)
+                self.qos.track(message, self._fetch_from(queue))
             return message
         return None
 
@@ -193,14 +193,28 @@ class Channel(stock.Channel):
             for queue in queues
         ]
 
+    def queues_with_room(self) -> set[str]:
+        """Name the queues to fetch from now; the urgent ones have a prefetch window of their own.
+
+        So a process gets the next of the others at once, however many urgent messages come.
+        """
+        room = self.qos.windows_with_room()
+        return {queue for queue in self._active_queues if (queue in self.urgent_queues) in room}
+
     def _in_turn(self, queues: Sequence[str]) -> list[str]:
         """Put the urgent queues first, in their order, and leave that of the others."""
         urgent = {queue: place for place, queue in enumerate(self.urgent_queues)}
         return sorted(queues, key=lambda queue: urgent.get(queue, len(urgent)))
 
+    def _fetch_from(self, queue: str) -> holding.Fetch:
+        return holding.Fetch(is_urgent=queue in self.urgent_queues)
+
     def _brpop_start(self, timeout: float | None = None) -> None:
         """Ask for messages. `_brpop_read` reads the reply when it has come."""
-        queues = self._in_turn(self._queue_cycle.consume(len(self.active_queues)))
+        room = self.queues_with_room()
+        queues = self._in_turn(
+            [queue for queue in self._queue_cycle.consume(len(self.active_queues)) if queue in room]
+        )
         if not queues:
             return
         connection = self.client.connection
@@ -250,13 +264,15 @@ class Channel(stock.Channel):
         raise Empty
 
     def poll_again(self) -> None:
-        """Ask once a second all the same: this finds a dead connection or a lost invalidation."""
-        if (
-            self._awaits_invalidation
-            and self._in_poll
-            and monotonic() - self._brpop_sent_at > self.brpop_timeout
-            and self.qos.can_consume()
-        ):
+        """Ask for what there was no room for; and once a second for all.
+
+        The latter finds a dead connection or a lost invalidation.
+        """
+        if not (self._awaits_invalidation and self._in_poll):
+            return
+        room = self.queues_with_room()
+        is_old = monotonic() - self._brpop_sent_at > self.brpop_timeout
+        if is_old or not room <= {source.queue for source in self._polled}:
             self._brpop_start()
 
     def end_refusal(self) -> None:
@@ -270,7 +286,7 @@ class Channel(stock.Channel):
         self._queue_cycle.rotate(queue)
         if not messages:
             self.malformed.offer(queue)  # the script has set it aside
-        tags, fetch = messages[::2], object()
+        tags, fetch = messages[::2], self._fetch_from(queue)
         self.qos.arriving.update(map(bytes_to_str, tags))
         try:
             for tag, payload in zip(tags, messages[1::2], strict=True):
@@ -279,7 +295,7 @@ class Channel(stock.Channel):
         finally:
             self.qos.arriving.clear()
 
-    def _deliver_one(self, queue: str, tag: bytes, payload: bytes, fetch: object) -> None:
+    def _deliver_one(self, queue: str, tag: bytes, payload: bytes, fetch: holding.Fetch) -> None:
         message = self.malformed.open(queue, tag, payload)
         if message is None:
             return

@@ -26,6 +26,13 @@ DELETED_AT_ONCE = 1000  # Lua unpacks some 8 000 values at most
 log = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
+class Fetch:
+    """The messages of one call; they count as one against the prefetch window."""
+
+    is_urgent: bool
+
+
 @dataclass
 class Outstanding:
     """What a worker still has to tell a broker, on whichever connection it has by then."""
@@ -70,13 +77,20 @@ class QoS(stock.QoS):
 
     def can_consume(self) -> bool:
         """Tell whether there is room for another fetch."""
+        return bool(self.channel.queues_with_room())
+
+    def windows_with_room(self) -> set[bool]:
+        """Tell which prefetch windows have room: that of urgent queues (True), that of others."""
         dirty = self._dirty
         held = {message.fetch for tag, message in self._delivered.items() if tag not in dirty}
-        return not self.prefetch_count or len(held) < self.prefetch_count
+        urgent = sum(fetch.is_urgent for fetch in held)
+        counts = {True: urgent, False: len(held) - urgent}
+        limit = self.prefetch_count
+        return {window for window, count in counts.items() if not limit or count < limit}
 
-    def track(self, message: virtual.Message, fetch: object = None) -> None:
+    def track(self, message: virtual.Message, fetch: Fetch) -> None:
         """Count a message against the prefetch window, once for each `fetch`."""
-        message.fetch = fetch or message  # type: ignore[attr-defined] # set here
+        message.fetch = fetch  # type: ignore[attr-defined] # set here
         virtual.QoS.append(self, message, str(message.delivery_tag))
         if self._renewal is None:
             self._renewal = self.channel.start_renewal()

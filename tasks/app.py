@@ -88,7 +88,7 @@ app.conf.update(
         "on_malformed": "tasks.dead_letters:keep_malformed",
         "deliver_malformed": True,  # to `Consumer.on_decode_error`, which keeps it
         "batching": {"tasks": QUICK, "messages": AT_ONCE, "bytes": BYTES_AT_ONCE},
-        "urgent_queues": settings.queues,
+        "urgent_queues": (settings.control_queue, settings.internal_queue),
     },
     beat_scheduler="tasks.worker.beat:Scheduler",
     beat_schedule={  # no `expires`: beat would set it by its clock, a worker judge it by another

@@ -193,6 +193,37 @@ def test_urgent_queues_go_before_all_that_waits_in_others(place):
     assert {*taken[4:6]} == {*taken[6:]} == {QUEUE, "other"}, "these by turns"
 
 
+def test_urgent_queues_have_a_prefetch_window_of_their_own(place):
+    taken = []
+    with channel_on(urgent_queues=("urgent",), visibility_timeout=60) as channel:
+
+        def drain(*due):
+            for _ in due:
+                channel.connection.client.drain_events(timeout=5)
+            with pytest.raises(TimeoutError):
+                channel.connection.client.drain_events(timeout=0.3)
+            assert [m.delivery_info["routing_key"] for m in taken[-len(due) :]] == list(due)
+
+        channel.basic_qos(prefetch_count=2)
+        for queue in (QUEUE, "urgent"):
+            channel.basic_consume(queue, False, taken.append, queue)
+        place.send(1, 2, 3, 4)
+        drain(QUEUE, QUEUE)
+        channel.basic_ack(taken[0].delivery_tag)
+        drain(QUEUE)
+        for number in range(3):
+            place.upstream.send_task("run", [number], queue="urgent")
+        drain("urgent", "urgent")
+        channel.basic_ack(taken[1].delivery_tag)
+        drain(QUEUE)
+        channel.basic_ack(taken[3].delivery_tag)
+        drain("urgent")
+        for message in taken:
+            channel.basic_ack(message.delivery_tag)
+
+    assert place.is_quiet()
+
+
 def test_a_batch_is_fetched_at_once_and_counts_as_one(place):
     place.send(*range(3))
     place.upstream.send_task("walk", [3], queue=QUEUE)
