@@ -12,6 +12,8 @@ from uuid import uuid4
 import redis
 from celery import Celery, current_app
 from kombu import Connection
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 import durable_redis
 from ops.stack.leash import leashed
@@ -50,7 +52,8 @@ def app_on(transport_name):
 
 def run(number):
     """Write down that a message has run."""
-    with redis.Redis.from_url(URL) as client:
+    retry = Retry(NoBackoff(), 10)  # a test that cuts connections may cut this one
+    with redis.Redis.from_url(URL, retry=retry) as client:
         request = current_app.current_task.request
         lost = durable_redis.lost_workers(request)
         line = {"number": number, "at": time.time(), "info": request.delivery_info, "lost": lost}
