@@ -15,7 +15,6 @@ import pytest
 
 from core import db
 from core.db.connection import UnfitPooler
-from core.invariants import check_batches
 from core.lifecycle import Lifecycle
 from core.repairs import RepairContext
 from core.servers import requirements
@@ -24,6 +23,7 @@ from core.settings import Settings
 from core.slots import Slots
 from core.sweep import sweep
 from migrations import head, upgrade
+from ops.queries.invariants import check_batches
 from tests import factories as make
 from tests.core.swallowing import Swallowing
 from tests.live.conftest import Workers, until
