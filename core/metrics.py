@@ -8,7 +8,6 @@ from collections import Counter as Tally
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from threading import Event, Lock, Thread
-from typing import cast
 from uuid import uuid4
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -170,15 +169,6 @@ def counted() -> dict[str, float]:
     """Return the counts of this process by `field`."""
     samples = (sample for metric in REGISTRY.collect() for sample in metric.samples)
     return {field(s): s.value for s in samples if not s.name.endswith("_created")}
-
-
-def assigned_by_minute(client: Redis) -> dict[int, int]:
-    """Read how many contents all processes assigned in each minute of the last day (since 1970).
-
-    At most `MINUTES_KEPT` fields. Raises redis.RedisError.
-    """
-    found = cast("dict[str, str]", client.hgetall(MINUTES))
-    return {int(minute): round(float(count)) for minute, count in found.items()}
 
 
 class Pusher:

@@ -29,7 +29,7 @@ from ops.cli.options import (
 )
 from ops.cli.target import POSTGRES, REDIS, endpoints
 from ops.output import fail, out, print_json, print_line, print_result
-from ops.queries import retention
+from ops.queries import retention, sweep
 from ops.stack.home import Endpoints
 
 PURGED = {  # the kinds of a purge, as people read them
@@ -81,7 +81,7 @@ def _sweep(
     with acting_on(settings, found) as acting:  # one rule reads Redis, so it must answer
         results = acting.reconcile(batch, by)
         with acting.pool.connection() as conn:
-            holder = db.sweep.holder(conn)
+            holder = sweep.holder(conn)
     if results is None:
         held = f" ({holder})" if holder else ""
         fail(f"another sweep is at work{held}; try again in a moment", as_json)

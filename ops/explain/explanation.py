@@ -23,7 +23,7 @@ from ops.explain.notes import notes
 from ops.explain.promises import last_try, promise
 from ops.explain.receiver_causes import receiver_causes
 from ops.explain.service_causes import command, service_causes
-from ops.queries import batches
+from ops.queries import batches, sweep
 from ops.receivers import NO_RECEIVERS, Receivers
 
 Row = Mapping[str, Any]  # Any: a database row
@@ -73,7 +73,7 @@ def explain(
     if not facts and not any(cause.code == "pending_not_registered" for cause in broken):
         plain.append(unknown(conn, batch_id, redis_side))
     waits = broken or not facts or facts["status"] in OPEN
-    holder = db.sweep.holder(conn) if heartbeat.beat_silent else None
+    holder = sweep.holder(conn) if heartbeat.beat_silent else None
     held = locks(conn, batch_id) if waits else []
     outages = list(service_causes(redis_side, heartbeat, holder, held)) if waits else []
     if not broken and not plain and facts["status"] in OPEN:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from core.db.sweep import Holder
 from core.rules import Cause
 from core.servers.finding import Finding
 from core.signs.heartbeat import FRESH, Heartbeat
@@ -16,6 +15,7 @@ from core.signs.sign import Sign
 from ops.explain.causes import CAUSES
 from ops.explain.locks import Lock
 from ops.heartbeat import ASKER, NO_RIGHT, NO_SCHEMA
+from ops.queries.sweep import Holder
 from ops.wording import number, utc
 
 BACKLOG = 1_000  # waiting messages that take the worker more than a second or two

@@ -14,6 +14,7 @@ from core.signs.heartbeat import Heartbeat
 from core.slots import Slots
 from core.sweep import sweep
 from ops.explain.explanation import explain
+from ops.queries.sweep import holder
 from tests.core import looks
 from tests.core.story import assign, cancel, confirm, fill, register, reject, texts, upload
 from tests.core.test_sweep import (
@@ -583,7 +584,7 @@ def test_a_sweep_at_work_is_no_reason(lifecycle, conn, slots, batch_id, database
 
     with db.connect_once(database_url) as other:
         with db.sweep.lock(other) as ours:
-            held = db.sweep.holder(conn)
+            held = holder(conn)
             named = causes(conn, slots, batch_id, late())
         name = other.execute("SHOW application_name").fetchone()["application_name"]
 
