@@ -13,7 +13,6 @@ from core.db.connection import Conn
 from core.db.sweep import Unmended
 from core.rules import RULES, Cause, Rule
 from core.servers.obstacles import hidden_rows
-from core.signs.heartbeat import Heartbeat
 from core.slots import Slots
 from core.states import OPEN
 from ops.explain.batch_causes import of_events, plain_causes, unknown, with_evidence
@@ -23,6 +22,7 @@ from ops.explain.notes import notes
 from ops.explain.promises import last_try, promise
 from ops.explain.receiver_causes import receiver_causes
 from ops.explain.service_causes import command, service_causes
+from ops.heartbeat import Heartbeat
 from ops.queries import batches, sweep
 from ops.receivers import NO_RECEIVERS, Receivers
 

@@ -12,12 +12,11 @@ from core.checks import PAGE, CheckContext, Finding
 from core.db.connection import Conn, Row
 from core.rules import RULES, Cause, Rule
 from core.servers.obstacles import hidden_rows
-from core.signs.heartbeat import Heartbeat
 from ops.explain.causes import CAUSES
 from ops.explain.locks import locks, standby_awaited
 from ops.explain.receiver_causes import PATIENCE
 from ops.explain.service_causes import command, service_causes
-from ops.heartbeat import with_obstacle, with_outages
+from ops.heartbeat import Heartbeat, with_obstacle, with_outages
 from ops.queries import batches, numbers, sweep
 from ops.queues import EventQueue
 from ops.web.connections import Connections

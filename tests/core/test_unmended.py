@@ -9,11 +9,10 @@ from structlog.testing import capture_logs
 from core import db
 from core.lifecycle import Lifecycle
 from core.repairs import RepairContext
-from core.signs import heartbeat
-from core.signs.heartbeat import Heartbeat
 from core.slots import Slots
 from core.sweep import sweep
 from ops.explain.explanation import explain
+from ops.heartbeat import SWEEP_LATE, Heartbeat
 from ops.queries.sweep import holder
 from tests.core import looks
 from tests.core.story import assign, cancel, confirm, fill, register, reject, texts, upload
@@ -564,7 +563,7 @@ def elsewhere(database_url):
 
 
 def late():
-    return Heartbeat(["worker@one"], datetime.now(UTC) - heartbeat.SWEEP_LATE * 2, 0)
+    return Heartbeat(["worker@one"], datetime.now(UTC) - SWEEP_LATE * 2, 0)
 
 
 def test_who_holds_the_lock_of_the_sweep_is_named(lifecycle, conn, slots, batch_id, elsewhere):
