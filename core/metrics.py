@@ -142,13 +142,11 @@ def paused(server: str, sqlstate: str | None) -> None:
 
 
 def published(types: Iterable[str]) -> None:
-    """Count events that were relayed, by type."""
     for event_type, number in Tally(types).items():
         PUBLISHED.labels(event_type).inc(number)
 
 
 def claimed(results: Iterable[str]) -> None:
-    """Count claims by result."""
     for result, number in Tally(results).items():
         CLAIMS.labels(result).inc(number)
 

@@ -72,7 +72,7 @@ def dispatch_completion(batches: Mapping[str, int | None]) -> None:
 
 
 def _call(task: AnyTask, batches: Collection[str]) -> Signature:
-    """Call a task of the chord; described by us, since Celery takes its time over that."""
+    """Make the signature of a step, with our description: Celery takes long to write one."""
     kwargs = {"batches": batches}
     said = {"argsrepr": "()", "kwargsrepr": redacted_kwargs(kwargs)}
     return task.signature(kwargs=kwargs, options={**said, "headers": versions.headers()})

@@ -17,6 +17,7 @@ from celery.schedules import schedstate
 from kombu import Connection
 
 from core.faults import describe
+from core.servers.urls import is_amqp
 from core.signs import health_file, heartbeat
 from tasks.app import settings
 from tasks.worker.clients import brief_redis
@@ -150,7 +151,7 @@ class Scheduler(beat.Scheduler):
         """
         if self._broker:
             return
-        amqp = str(self.app.conf.broker_url).startswith(("amqp", "pyamqp"))
+        amqp = is_amqp(str(self.app.conf.broker_url))
         broker = self.app.connection_for_write(
             connect_timeout=ANSWER_S, transport_options={} if amqp else TIMEOUTS
         )
