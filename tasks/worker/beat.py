@@ -192,7 +192,7 @@ def _begun(task: str) -> bool | None:
 
 
 def _timed_out(error: BaseException | None) -> bool:
-    """Tell whether an error, or one that it came of, is that an answer did not come in time."""
+    """Tell whether an error, or one of its causes, is a timeout."""
     while error and not isinstance(error, TimeoutError | redis.TimeoutError):
         error = error.__cause__ or error.__context__
     return error is not None
