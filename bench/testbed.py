@@ -26,7 +26,6 @@ from bench import noop
 from bench.queues import Message, queues
 from core import db
 from core.errors import ELSError
-from core.invariants import check_batches
 from core.lifecycle import Lifecycle
 from core.servers.redis_client import connect
 from core.servers.urls import is_amqp
@@ -34,6 +33,7 @@ from core.settings import Settings
 from core.slots import Slots
 from migrations import upgrade
 from migrations.schema import metadata
+from ops.queries.invariants import check_batches
 from ops.stack.leash import leashed
 from ops.stack.supervisor import Stack, procfile
 

@@ -213,7 +213,7 @@ class Assignment:
     def _give_back(
         self, batch_id: str, claims: Sequence[Claim], locations: Mapping[str, Location]
     ) -> None:
-        """Release claims that placed nothing: the new ones, and those of who is elsewhere."""
+        """Release claims that placed nothing: new ones, and those of what has another place."""
         spare = [
             claim
             for claim in claims

@@ -31,7 +31,7 @@ CHOSEN: LiteralString = """
     WHERE %(batch)s::text IS NULL OR broken.batch_id = %(batch)s
     ORDER BY u.tried_at NULLS FIRST, broken.since LIMIT %(limit)s
 """
-RULES_SQL = db.named_sql("rules", "-- rule: ")
+RULES_SQL = db.statements(db.sql("rules"), "-- rule: ")
 RULES_SQL["dead_letter_waiting"] = db.dead_letters.among_needed(RULES_SQL["dead_letter_waiting"])
 QUERIES = {code: CHOSEN.format(query) for code, query in RULES_SQL.items()}
 

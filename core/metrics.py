@@ -8,7 +8,6 @@ from collections import Counter as Tally
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from threading import Event, Lock, Thread
-from typing import cast
 from uuid import uuid4
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -143,13 +142,11 @@ def paused(server: str, sqlstate: str | None) -> None:
 
 
 def published(types: Iterable[str]) -> None:
-    """Count events that were relayed, by type."""
     for event_type, number in Tally(types).items():
         PUBLISHED.labels(event_type).inc(number)
 
 
 def claimed(results: Iterable[str]) -> None:
-    """Count claims by result."""
     for result, number in Tally(results).items():
         CLAIMS.labels(result).inc(number)
 
@@ -170,15 +167,6 @@ def counted() -> dict[str, float]:
     """Return the counts of this process by `field`."""
     samples = (sample for metric in REGISTRY.collect() for sample in metric.samples)
     return {field(s): s.value for s in samples if not s.name.endswith("_created")}
-
-
-def assigned_by_minute(client: Redis) -> dict[int, int]:
-    """Read how many contents all processes assigned in each minute of the last day (since 1970).
-
-    At most `MINUTES_KEPT` fields. Raises redis.RedisError.
-    """
-    found = cast("dict[str, str]", client.hgetall(MINUTES))
-    return {int(minute): round(float(count)) for minute, count in found.items()}
 
 
 class Pusher:

@@ -47,7 +47,7 @@ def task_id(given: object) -> str:
 
 
 def conceal(logger: object, method: str, line: Line) -> Line:
-    """Hide in a line of ours what has not its form. A processor of structlog."""
+    """Hide each field of our log line that does not have its form. A processor of structlog."""
     for name, value in line.items():
         if form := IN_LINES.get(name):
             if type(value) is not str or not form(value):

@@ -7,13 +7,12 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 from uuid import UUID
 
 from psycopg_pool import ConnectionPool
 
 from core import db
-from core.db.connection import Conn, Row
+from core.db.connection import Conn
 from core.db.retention import FIRST_KEY, WITHOUT_BATCH
 from core.slots import Slots
 
@@ -21,7 +20,6 @@ BATCHES_AT_ONCE = 50  # of one transaction
 SLOTS_AT_ONCE = 20_000  # of these: under a second
 ROWS_AT_ONCE = 1_000
 KEYS_AT_ONCE = 5_000  # read; few of them are deleted
-KINDS = ("batches", *WITHOUT_BATCH, "keys")
 
 
 @dataclass
@@ -78,21 +76,3 @@ class Purge:
             deleted, last = db.retention.purge_keys(conn, self.days, after, KEYS_AT_ONCE)
         self.done["keys"] += deleted
         return last
-
-
-def count(conn: Conn, days: float) -> dict[str, int]:
-    """Count what a purge would delete, by kind."""
-    counts = {"batches": db.retention.count_purgeable(conn, days)}
-    for kind in WITHOUT_BATCH:
-        counts[kind] = len(db.retention.without_batch(conn, kind, days))
-    return {**counts, "keys": db.retention.count_keys_without_batch(conn, days)}
-
-
-def kept_until(facts: Row, days: float | None) -> datetime | None:
-    """Say when a closed batch may be deleted; None: it is open, or nothing is deleted by itself."""
-    ended = [facts.get(name) for name in ("completed_at", "ready_at", "closed_at")]
-    moments: list[datetime] = [each for each in ended if each is not None]
-    status = str(facts.get("status", "awaiting"))
-    if days is None or not moments or status.startswith("awaiting"):
-        return None
-    return max(moments) + timedelta(days=days)

@@ -12,7 +12,6 @@ from core.catalogue import BATCH_ESSAYS_READY, EVENTS, OPT_IN, event_task
 
 NAME = r"^[A-Za-z0-9_.-]{1,100}$"
 EVERY = "*"  # in the place of a type: each type without an entry of its own, except opt-in ones
-CATCH_ALL = "els.event"  # by agreement, the one task of a receiver that takes every type
 EXAMPLE = '[{"task": "els.event", "queue": "nlp"}]'
 READY = BATCH_ESSAYS_READY.name
 

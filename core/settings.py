@@ -219,7 +219,6 @@ class Settings(BaseModel):
         return user.strip(), password
 
     def routes(self, event_type: str) -> list[Route]:
-        """Return the consumers of an event type. By default an opt-in type has none."""
         return routes.routes_of(event_type, self.event_routes, self.events_queue)
 
     def routing(self) -> str:

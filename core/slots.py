@@ -64,7 +64,7 @@ class Slots:
         return claims
 
     def _pipelined(self, script: Script, calls: Sequence[Call]) -> list[Any]:  # Any: its answers
-        """Call a script so often in one round trip; one by one if Redis does not know it yet."""
+        """Make these calls in one round trip; one by one if Redis does not know the script yet."""
         if len(calls) == 1:
             return [script(*calls[0])]  # a plain call, which traces show
         with self.client.pipeline(transaction=False) as pipe:
@@ -97,7 +97,7 @@ class Slots:
             log.warning("keys_of_another_type_dropped", keys=wrong)
 
     def release(self, batch_id: str, claims: Iterable[Claim], *, still_open: bool) -> None:
-        """Take claims back, those that still are these claimants'.
+        """Take claims back that still belong to these claimants.
 
         `still_open` puts the slots among the free ones again; otherwise they are forgotten.
         """
@@ -107,7 +107,7 @@ class Slots:
             self._healed([batch_id], lambda: self._release(*call))
 
     def seed(self, batch_id: str, open_slots: Iterable[str], *, fresh: bool = True) -> int:
-        """Make exactly these slots claimable, but those claimed within `CLAIM_LEASE`.
+        """Make exactly these slots claimable, except those claimed within `CLAIM_LEASE`.
 
         `fresh` forgets what Redis held as free. Returns how many slots became claimable. One round
         trip for each `CHUNK * PIPELINED`.

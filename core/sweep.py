@@ -132,7 +132,7 @@ class _Sweep:
         return SweepResult(rule.code, finding, mended=True)
 
     def _raised(self, rule: Rule, finding: Finding, raised: Exception) -> SweepResult:
-        """Hold an error against the batch, unless it is the servers' and will pass."""
+        """Count an error as a failure of this repair, unless it is a server's and will pass."""
         text = server_message(raised)
         if _is_the_servers(raised):
             log.exception("repair_failed", rule=rule.code, batch_id=finding.batch_id)

@@ -12,10 +12,16 @@ from psycopg.sql import SQL, Composable, Composed, Identifier, Literal
 from core.db.connection import Conn, connect_once
 from core.db.url import SESSION
 from core.errors import ELSError
-from core.servers.rights import RIGHTS, RIGHTS_TO_PURGE
+from core.servers.rights import RIGHTS
 
 VERSION = "alembic_version"
 WORK = {**RIGHTS, VERSION: ("SELECT",)}
+# What workers need besides, where ELS_RETENTION_DAYS lets them delete.
+PURGE: Mapping[str, tuple[str, ...]] = {
+    name: (*verbs, *({"UPDATE", "DELETE"} - {*verbs}))
+    for name, verbs in RIGHTS.items()
+    if name != "purged_batches"
+}
 READ = dict.fromkeys(WORK, ("SELECT",))
 LATER = ("SELECT", "INSERT", "UPDATE", "DELETE")  # on a later migration's tables, until repeated
 PLAIN: LiteralString = "NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS"
@@ -185,7 +191,7 @@ class _Roles:
                     f"gave {table} to {self.names.migrate}, from {row['owner']}",
                     change.format(named, Identifier(self.names.migrate)),
                 )
-            work = {**WORK, **(RIGHTS_TO_PURGE if self.purges else {})}
+            work = {**WORK, **(PURGE if self.purges else {})}
             for name, rights in ((self.names.app, work), (self.names.read, READ)):
                 at = named.as_string(self.conn)
                 self._grant(name, rights[table], TABLE_VERBS, at, SQL("TABLE {}").format(named))

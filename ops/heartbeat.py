@@ -1,9 +1,10 @@
 """The heartbeat of the running service, read for explanations and the board."""
 
-from collections.abc import Sequence
-from dataclasses import replace
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import cast
 
 import redis
 
@@ -16,16 +17,19 @@ from core.servers.postgres import changed_by_hand, schema_lacks
 from core.servers.redis_client import connect_once
 from core.servers.urls import is_redis, kind_and_path
 from core.settings import Settings
-from core.signs import heartbeat as core_heartbeat
-from core.signs.beats import read_beats
-from core.signs.heartbeat import NO_HEARTBEAT, Asked, Heartbeat
-from core.signs.installation import Installation, Kind, detect
-from core.signs.pauses import Outage, Pause, Server
+from core.signs.beats import NO_BEATS, Beats, read_beats
+from core.signs.heartbeat import SINCE, SWEPT, WORKERS, live_workers
+from core.signs.installation import Kind, detect
+from core.signs.pauses import Outage, Pause, Server, read_pauses, server_time
+from core.signs.sign import Sign, read_signs
 from core.slots import Slots
+from ops.installation import Installation
 from ops.queues import UNANSWERED, brief_connection, queue_lengths
 from ops.redis_queues import lengths_on_redis, oldest_sent
 from ops.wording import words_of
 
+SWEEP_LATE = timedelta(seconds=60)  # the sweep runs every few seconds
+BEAT_GONE = timedelta(seconds=10)  # the same without a beat, whose last tick may have run after it
 BROKER_S = 0.8  # for Redis as the broker
 LOCK_S = 0.3  # for a lock that the probe meets; whoever holds it is found otherwise
 ASKER = "this command"
@@ -33,6 +37,58 @@ HOLDS_BACK = "CLIENT PAUSE, as tools for a failover do"
 NO_RIGHT, READ_ONLY = "42501", "25006"
 NO_SCHEMA = {"42P01", "42703", "3F000"}  # no such table, column, schema
 NO_RIGHT_IN_REDIS = "NoPermissionError"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Who asks: the queue, the servers and the way of running that it knows. None: unknown."""
+
+    queue: str | None = None
+    database: str | None = None  # identity, to compare with that of a sign
+    database_name: str | None = None
+    broker: str | None = None
+    installation: Installation = field(default_factory=Installation)
+    inner_queues: Sequence[str] = ()  # of the steps of the service itself
+    took_writes: frozenset[Server] = frozenset()  # servers that took a write of his just now
+    obstacle: Finding | None = None  # why Postgres is read-only, where a process waits for that
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """What the running service has shown of itself."""
+
+    workers: list[str]
+    swept_at: datetime | None  # by the clock of this host
+    waiting: int | None  # messages in the queue; None: the broker does not answer
+    pauses: Sequence[Pause] = ()  # processes that wait for a server which refuses
+    beats: Beats = NO_BEATS
+    signs: Mapping[str, Sign] = field(default_factory=dict)  # by worker, also of those gone
+    asked: Asked = field(default_factory=Asked)
+    oldest_sent: datetime | None = None  # the oldest message in the queue; None: unknown
+    broker_error: str | None = None  # where the broker does not answer, if it is known
+    consumers: int | None = None  # of the queue; on Redis of the broker. None: it does not say
+    since: datetime | None = None  # when the first sign came to this Redis, since it was empty
+    others: Mapping[str, Sequence[str]] = field(default_factory=dict)  # Celery workers that remote
+    # control has found to take from our queues: by name, those queues
+
+    @property
+    def silent(self) -> bool:
+        """Nothing runs, or Redis was flushed a moment ago."""
+        return not self.workers and self.swept_at is None
+
+    @property
+    def beat_silent(self) -> bool:
+        """No sweep has run for so long that beat, or every worker, must be away.
+
+        Where a beat was there and gives no sign of life either, that is known sooner.
+        """
+        if self.swept_at is None:
+            return True
+        patience = BEAT_GONE if self.beats.gone else SWEEP_LATE
+        return abs(datetime.now(UTC) - self.swept_at) > patience
+
+
+NO_HEARTBEAT = Heartbeat([], None, 0)
 
 
 def heartbeat_or_none(client: redis.Redis, broker_url: str, queues: Sequence[str]) -> Heartbeat:
@@ -45,17 +101,38 @@ def heartbeat_or_none(client: redis.Redis, broker_url: str, queues: Sequence[str
     except UNANSWERED as raised:
         error = words_of(raised)
     try:
-        seen = read_heartbeat(client, broker_url, queues, waiting)
+        seen = heartbeat_of_queues(client, broker_url, queues, waiting)
     except redis.RedisError:
         return NO_HEARTBEAT
     return replace(seen, oldest_sent=oldest, broker_error=error)
 
 
-def read_heartbeat(
+def read_heartbeat(client: redis.Redis, waiting: int | None) -> Heartbeat:
+    """Read what workers and the sweep have noted. Raises redis.RedisError.
+
+    `waiting` is the number of messages in the queue; None: unknown.
+    """
+    now = server_time(client)
+    swept_at, since = (
+        datetime.now(UTC) - timedelta(seconds=now - float(at)) if at else None
+        for at in cast("list[str | None]", client.mget(SWEPT, SINCE))
+    )
+    everybody = cast("list[str]", client.zrange(WORKERS, 0, -1))
+    return Heartbeat(
+        live_workers(client),
+        swept_at,
+        waiting,
+        read_pauses(client),
+        signs=read_signs(client, everybody, now),
+        since=since,
+    )
+
+
+def heartbeat_of_queues(
     client: redis.Redis, broker_url: str, queues: Sequence[str], waiting: int | None
 ) -> Heartbeat:
-    """Read the signs of life of workers and beat. Raises redis.RedisError."""
-    seen = core_heartbeat.read_heartbeat(client, waiting)
+    """Read that, and which beats these queues have. Raises redis.RedisError."""
+    seen = read_heartbeat(client, waiting)
     broker = kind_and_path(broker_url)
     asked = Asked(queue=queues[-1], broker=broker, inner_queues=queues[:-1])
     return replace(seen, beats=read_beats(client, queues[-1]), asked=asked)

@@ -6,9 +6,9 @@ from itertools import zip_longest
 from rich.console import Console
 from rich.table import Table
 
-from core.invariants import Invariant
 from ops.explain.explanation import Explanation
 from ops.output import out, print_line
+from ops.queries.invariants import Invariant
 from ops.wording import one_line, utc
 
 POSTGRES_FACTS = (

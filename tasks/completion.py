@@ -1,7 +1,7 @@
 """What follows a commit: the completion chord, the relay, and the sweep that makes up for both.
 
-The chord is Celery's; who announces is decided by Postgres. It may be dispatched again, run twice
-or get lost: the first does nothing, the last is found by the sweep.
+The chord is Celery's; Postgres decides who announces. So a chord that is dispatched again, or runs
+twice, changes nothing. If one is lost, the sweep announces its batches.
 """
 
 import sys
@@ -43,8 +43,7 @@ log = structlog.get_logger(__name__)
 def after_commit(results: Collection[StepResult]) -> None:
     """Dispatch the completion of the batches that are full, and relay the events of all.
 
-    A server that refuses fails nothing, as the messages are carried out: the sweep and the relay of
-    beat come after.
+    A server that refuses is only logged: the messages are done, and beat's sweep and relay follow.
     """
     crashpoint("committed")
     batches = {result.value["batch_id"]: result.slots for result in results if result.full}
@@ -72,7 +71,7 @@ def dispatch_completion(batches: Mapping[str, int | None]) -> None:
 
 
 def _call(task: AnyTask, batches: Collection[str]) -> Signature:
-    """Call a task of the chord; described by us, since Celery takes its time over that."""
+    """Make the signature of a step, with our description: Celery takes long to write one."""
     kwargs = {"batches": batches}
     said = {"argsrepr": "()", "kwargsrepr": redacted_kwargs(kwargs)}
     return task.signature(kwargs=kwargs, options={**said, "headers": versions.headers()})
@@ -127,7 +126,7 @@ def seal_failed(request: object, error: object, traceback: object, batches: obje
 
 
 def again(task: AnyTask, error: Exception) -> Exception:
-    """Send a task's message once more, to be run after a while; return what is to be raised.
+    """Send a task's message again, to run after a while; return the exception to raise.
 
     Raises Reject where the broker does not take it.
     """
@@ -136,9 +135,9 @@ def again(task: AnyTask, error: Exception) -> Exception:
 
 
 def _hold(task: AnyTask, batches: Sequence[str], error: versions.UnknownVersion) -> None:
-    """Give a step of another release back, until a worker of that one meets it.
+    """Give a step of another release back, until a worker of that release gets it.
 
-    Where none does, it becomes a dead letter, and the sweep announces its batches.
+    If none does, the step becomes a dead letter, and the sweep announces its batches.
     """
     if waited_s(task.request.retries) < settings.retry_for:
         log.warning("held_for_another_release", batches=list(batches), error=describe(error))

@@ -61,7 +61,7 @@ def letter_of_message(message: Message, error: Exception, code: str) -> DeadLett
 
 
 def _name(given: object) -> str:
-    """Return a text, or a number as one; nothing of what names nothing."""
+    """Return a name or number as text; empty for anything else."""
     return str(given) if isinstance(given, str) or type(given) is int else ""
 
 
@@ -85,7 +85,7 @@ def keep(letter: DeadLetter) -> int:
 
 
 def keep_if_possible(letter: DeadLetter, *, answers: str | None = None) -> int | None:
-    """Do so for a pool of Celery's, which takes no exception; None: Postgres does not hold it.
+    """Write a dead letter for Celery's pool, which takes no exception; None: it is not written.
 
     `answers`: the id of a message whose sender asked for a result, which is then stored.
     """
@@ -133,7 +133,7 @@ def asks_for_result(headers: object) -> str | None:
 
 
 def _answer(task_id: str, letter: DeadLetter, number: int) -> None:
-    """Store the result of a message that never became a task; its dead letter counts more."""
+    """Store the result of a message that never became a task, if Redis takes it."""
     try:
         app.backend.mark_as_done(task_id, value_of(letter, number), store_result=True)
     except Exception as error:  # noqa: BLE001 - whatever it is, the message is kept
@@ -160,7 +160,7 @@ def _letter_of_payload(queue: str, payload: bytes, why: str) -> DeadLetter:
 
 
 def _message(payload: bytes) -> Message:
-    """Make a message of one in Redis that has not all parts of one. Raises one of MALFORMED."""
+    """Make a message of bytes from Redis that lack parts of one. Raises one of MALFORMED."""
     raw = json.loads(payload)
     parts = (raw.get(name) for name in ("headers", "properties"))
     headers, properties = (part if isinstance(part, dict) else {} for part in parts)

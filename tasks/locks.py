@@ -1,7 +1,8 @@
 """Batches whose rows somebody else keeps locked, as a person in an open transaction does.
 
 A statement waits 10 s for a lock. If each message of such a batch did, they would take all
-processes from the other batches. So a process that has waited once looks first, for a while.
+processes from the other batches. So once a process has waited for a batch, it first looks whether
+the lock is still there, for a minute.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,12 +21,12 @@ _until: dict[str, float] = {}  # by batch, on the monotonic clock
 
 
 def may_be_locked(batch_id: str) -> bool:
-    """Tell whether a message has waited for this batch for long, a moment ago."""
+    """Tell whether a message has lately waited for a lock on this batch until it gave up."""
     return bool(_until) and _until.get(batch_id, 0) > monotonic()
 
 
 def note(error: Exception, batches: Iterable[str]) -> None:
-    """Remember these batches if the error is that a lock was waited for too long."""
+    """Remember these batches if the error is that a message waited too long for a lock."""
     if isinstance(error, WAITED_FOR_LONG):
         now = monotonic()
         for batch_id in [known for known, until in _until.items() if until < now]:
@@ -35,9 +36,9 @@ def note(error: Exception, batches: Iterable[str]) -> None:
 
 @contextmanager
 def noted(batch_id: str) -> Iterator[None]:
-    """Take a step for a batch that is not locked, or that nobody has waited for.
+    """Take a step for a batch; remember the batch if the step waits too long for a lock.
 
-    Raises LockNotAvailable at once where it is still locked.
+    Raises LockNotAvailable at once for a remembered batch that is still locked.
     """
     try:
         if may_be_locked(batch_id):

@@ -61,7 +61,7 @@ def relay(**_: object) -> int:
 
 @app.task(name="els.purge", send_events=False)
 def purge(**_: object) -> dict[str, int]:
-    """Delete what is older than `ELS_RETENTION_DAYS`, for seconds; return how many by kind."""
+    """Delete what is older than `ELS_RETENTION_DAYS`, for some seconds; return how many by kind."""
     _begin_tick("els.purge")
     if settings.retention_days is None:
         return {}

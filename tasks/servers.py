@@ -27,7 +27,7 @@ REPLICAS = 1  # that have a message of ours before it counts as sent, where ther
 
 
 def set_broker(app: Celery, url: str) -> None:
-    """Set the broker of an app, over the transports of ours; its other transport options stay."""
+    """Set the broker of an app, over our transports; its other transport options stay."""
     durable_redis.install()
     amqp.install()
     url = completed(url)

@@ -15,7 +15,16 @@ from core.db import (
     slots,
     sweep,
 )
-from core.db.connection import Conn, Row, connect, connect_once, jsonb, named_sql, sql, transaction
+from core.db.connection import (
+    Conn,
+    Row,
+    connect,
+    connect_once,
+    jsonb,
+    sql,
+    statements,
+    transaction,
+)
 
 __all__ = [
     "Conn",
@@ -28,11 +37,11 @@ __all__ = [
     "dead_letters",
     "idempotency",
     "jsonb",
-    "named_sql",
     "outbox",
     "retention",
     "slots",
     "sql",
+    "statements",
     "sweep",
     "transaction",
 ]

@@ -1,10 +1,8 @@
 """What operators did: a row an action, with who, why, when and what changed."""
 
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
 from typing import Any, NamedTuple
 
-from psycopg.rows import DictRow
 from psycopg.types.json import Jsonb
 
 from core.db.connection import Conn
@@ -44,16 +42,6 @@ class By(NamedTuple):
         return Action(self.actor, name, target, self.reason, batch_id, changes)
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """Which actions are wanted; None: whatever they are."""
-
-    batch_id: str | None = None
-    actor: str | None = None
-    name: str | None = None
-    since: datetime | None = None
-
-
 def record(conn: Conn, *actions: Action) -> None:
     """Write a row for each action; in the transaction of what it changes, where that is one."""
     conn.execute(
@@ -62,16 +50,3 @@ def record(conn: Conn, *actions: Action) -> None:
         " AS acted (actor text, name text, target text, batch_id text, reason text, changes jsonb)",
         [Jsonb([asdict(each) for each in actions])],
     )
-
-
-def newest(conn: Conn, wanted: Wanted, limit: int) -> list[DictRow]:
-    return conn.execute(
-        "SELECT id, acted_at, actor, action, target, batch_id, reason, changes"
-        " FROM operator_actions"
-        " WHERE (%(batch_id)s::text IS NULL OR batch_id = %(batch_id)s)"
-        " AND (%(actor)s::text IS NULL OR actor = %(actor)s)"
-        " AND (%(name)s::text IS NULL OR action = %(name)s)"
-        " AND (%(since)s::timestamptz IS NULL OR acted_at >= %(since)s)"
-        " ORDER BY id DESC LIMIT %(limit)s",
-        {**vars(wanted), "limit": limit},
-    ).fetchall()

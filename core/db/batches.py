@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import LiteralString
 
-from psycopg.rows import DictRow
-
 from core.db.connection import Conn, Row, jsonb, sql
 from core.model import Submission
 from core.states import BatchStatus, OnDeadline
@@ -187,13 +185,3 @@ def fill_up(conn: Conn, batch_id: str) -> None:
         "UPDATE batch_essay_trackers SET available_slots = 0, full_at = now() WHERE batch_id = %s",
         [batch_id],
     )
-
-
-def facts(conn: Conn, batch_id: str) -> Row:
-    """Read all counts and moments of one batch; empty: it is not registered."""
-    return conn.execute(sql("facts"), {"batch_id": batch_id}).fetchone() or {}
-
-
-def timeline(conn: Conn, batch_id: str) -> list[DictRow]:
-    """Read the history of a batch, in order: `at`, `what`, and the `place` of its files, if any."""
-    return conn.execute(sql("timeline"), {"batch_id": batch_id}).fetchall()

@@ -300,10 +300,10 @@ def sql(name: str) -> LiteralString:
     return (Path(__file__).parent / "sql" / f"{name}.sql").read_text()
 
 
-def named_sql(name: str, mark: str) -> dict[str, LiteralString]:
-    """Read the statements of a file by the names that follow `mark` at the head of each."""
-    sections = (section.partition("\n") for section in sql(name).split(mark)[1:])
-    return {title: statement for title, _, statement in sections}
+def statements(text: LiteralString, mark: LiteralString) -> dict[str, LiteralString]:
+    """Split a file of statements; each has its name behind `mark` in a line above it."""
+    sections = (section.partition("\n") for section in text.split(mark)[1:])
+    return {name: statement for name, _, statement in sections}
 
 
 def jsonb(value: object) -> Jsonb | None:

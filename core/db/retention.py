@@ -48,12 +48,6 @@ def purgeable(conn: Conn, days: float, limit: int, *, slots: int | None = None) 
     return [row["batch_id"] for row in rows]
 
 
-def count_purgeable(conn: Conn, days: float) -> int:
-    unlocked = PURGEABLE.replace("FOR UPDATE OF t SKIP LOCKED", "")
-    rows = conn.execute(unlocked, {"days": days, "limit": None, "slots": None})
-    return len(rows.fetchall())
-
-
 def purge(conn: Conn, batches: list[str], actor: str) -> None:
     """Delete batches with all that belongs to them; keep a tombstone of each."""
     conn.execute(
@@ -86,19 +80,6 @@ def purge_without_batch(conn: Conn, kind: str, days: float, limit: int) -> int:
     with conn.transaction():
         found = without_batch(conn, kind, days, limit)
         return conn.execute(DELETE_BY_ID.format(table), [found]).rowcount
-
-
-def count_keys_without_batch(conn: Conn, days: float) -> int:
-    row = conn.execute(
-        """
-        SELECT count(*) AS n FROM idempotency_keys k
-        WHERE k.created_at < now() - make_interval(secs => %s * 86400)
-          AND NOT EXISTS (SELECT FROM batch_essay_trackers t WHERE t.batch_id = k.batch_id)
-          AND NOT EXISTS (SELECT FROM batch_pending_content p WHERE p.batch_id = k.batch_id)
-        """,
-        [days],
-    ).fetchone()
-    return int((row or {})["n"])
 
 
 def purge_keys(conn: Conn, days: float, after: UUID, limit: int) -> tuple[int, UUID | None]:

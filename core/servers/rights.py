@@ -17,9 +17,3 @@ RIGHTS: Mapping[str, tuple[str, ...]] = {
 }
 OF_OPERATORS = {"operator_actions", "purged_batches"}  # no message waits for a write to these
 OF_MESSAGES = tuple(name for name in RIGHTS if name not in OF_OPERATORS)
-# What workers need besides, where ELS_RETENTION_DAYS lets them delete.
-RIGHTS_TO_PURGE: Mapping[str, tuple[str, ...]] = {
-    name: (*verbs, *({"UPDATE", "DELETE"} - {*verbs}))
-    for name, verbs in RIGHTS.items()
-    if name != "purged_batches"
-}

@@ -64,7 +64,7 @@ def read_beats(client: Redis, queue: str) -> Beats:
 
 
 def _host(beat: str) -> str:
-    """Return a beat's name without what sets it apart from one of the same host and process id."""
+    """Return the host and process id in a beat's name, without its random end."""
     return beat.partition("#")[0]
 
 

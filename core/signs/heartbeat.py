@@ -1,21 +1,16 @@
-"""Heartbeats in Redis: which workers run, when the sweep ran last, how much waits.
+"""Heartbeats in Redis: which workers run, when the sweep ran last, how much is in work.
 
 All times are by Redis' clock, so that nobody compares the clocks of two hosts.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from collections.abc import Sequence
+from datetime import timedelta
 from typing import cast
 
 from redis import Redis, RedisError
 
-from core.servers.finding import Finding
-from core.signs.beats import NO_BEATS, Beats
-from core.signs.installation import Installation
-from core.signs.pauses import Pause, Server, read_pauses, server_time
-from core.signs.sign import Sign, read_signs
+from core.signs.pauses import server_time
 
 WORKERS = "els:workers"  # sorted set: worker -> time of its last heartbeat, s
 IN_WORK = "els:in_work:{worker}"  # JSON: messages that it holds, when it began the oldest (or null)
@@ -24,64 +19,10 @@ SWEPT = "els:swept_at"  # time of the last sweep, s
 ROUTES = "els:routes:{queue}"  # JSON: where the workers of a queue send events
 ROUTES_TTL_S = 24 * 3600  # after the last worker
 FRESH = timedelta(seconds=15)  # a worker sends a heartbeat every 2 s
-SWEEP_LATE = timedelta(seconds=60)  # the sweep runs every few seconds
-BEAT_GONE = timedelta(seconds=10)  # the same without a beat, whose last tick may have run after it
 FORGOTTEN = timedelta(hours=1)
 GONE = timedelta(seconds=60)  # a worker that has stopped is dated back so far: it counts no more
 TICK = "els:tick:{queue}:{task}"  # exists: beat has sent a tick that no worker has begun
 TICK_TTL = timedelta(days=1)  # so the key of an abandoned queue goes; beat does not wait for it
-
-
-@dataclass(frozen=True)
-class Asked:
-    """Who asks: the queue, the servers and the way of running that it knows. None: unknown."""
-
-    queue: str | None = None
-    database: str | None = None  # identity, to compare with that of a sign
-    database_name: str | None = None
-    broker: str | None = None
-    installation: Installation = field(default_factory=Installation)
-    inner_queues: Sequence[str] = ()  # of the steps of the service itself
-    took_writes: frozenset[Server] = frozenset()  # servers that took a write of his just now
-    obstacle: Finding | None = None  # why Postgres is read-only, where a process waits for that
-
-
-@dataclass(frozen=True)
-class Heartbeat:
-    """What the running service has shown of itself."""
-
-    workers: list[str]
-    swept_at: datetime | None  # by the clock of this host
-    waiting: int | None  # messages in the queue; None: the broker does not answer
-    pauses: Sequence[Pause] = ()  # processes that wait for a server which refuses
-    beats: Beats = NO_BEATS
-    signs: Mapping[str, Sign] = field(default_factory=dict)  # by worker, also of those gone
-    asked: Asked = field(default_factory=Asked)
-    oldest_sent: datetime | None = None  # the oldest message in the queue; None: unknown
-    broker_error: str | None = None  # where the broker does not answer, if it is known
-    consumers: int | None = None  # of the queue; on Redis of the broker. None: it does not say
-    since: datetime | None = None  # when the first sign came to this Redis, since it was empty
-    others: Mapping[str, Sequence[str]] = field(default_factory=dict)  # Celery workers that remote
-    # control has found to take from our queues: by name, those queues
-
-    @property
-    def silent(self) -> bool:
-        """Nothing runs, or Redis was flushed a moment ago."""
-        return not self.workers and self.swept_at is None
-
-    @property
-    def beat_silent(self) -> bool:
-        """No sweep has run for so long that beat, or every worker, must be away.
-
-        Where a beat was there and gives no sign of life either, that is known sooner.
-        """
-        if self.swept_at is None:
-            return True
-        patience = BEAT_GONE if self.beats.gone else SWEEP_LATE
-        return abs(datetime.now(UTC) - self.swept_at) > patience
-
-
-NO_HEARTBEAT = Heartbeat([], None, 0)
 
 
 def note_worker(client: Redis, name: str) -> None:
@@ -141,17 +82,10 @@ def tick_begun(client: Redis, queue: str, task: str) -> None:
     client.delete(TICK.format(queue=queue, task=task))
 
 
-def read_heartbeat(client: Redis, waiting: int | None) -> Heartbeat:
-    """Read the heartbeats; `waiting` is the number of messages in the queue, None: unknown.
+def live_workers(client: Redis) -> list[str]:
+    """List the workers with a fresh heartbeat. Raises redis.RedisError.
 
     A time far in the future is from before somebody set Redis' clock back. It counts as old.
     """
     now, fresh_s = server_time(client), FRESH.total_seconds()
-    workers = cast("list[str]", client.zrangebyscore(WORKERS, now - fresh_s, now + fresh_s))
-    swept_at, since = (
-        datetime.now(UTC) - timedelta(seconds=now - float(at)) if at else None
-        for at in cast("list[str | None]", client.mget(SWEPT, SINCE))
-    )
-    everybody = cast("list[str]", client.zrange(WORKERS, 0, -1))
-    signs = read_signs(client, everybody, now)
-    return Heartbeat(workers, swept_at, waiting, read_pauses(client), signs=signs, since=since)
+    return cast("list[str]", client.zrangebyscore(WORKERS, now - fresh_s, now + fresh_s))

@@ -4,10 +4,9 @@ from typing import Annotated
 
 import typer
 
-from core import db
-from core.db.actions import Wanted
 from ops.cli.options import AsJson, Home, Limit, connection, read_moment, settings_to_read
 from ops.output import out, print_json, print_line
+from ops.queries import actions
 from ops.wording import age_of, one_line
 
 app = typer.Typer(help="What operators did, and why.", no_args_is_help=True)
@@ -28,9 +27,9 @@ def list_actions(
     as_json: AsJson = False,
 ) -> None:
     """List what operators did, the newest first: who, what, why, and what changed."""
-    wanted = Wanted(batch, who, action, read_moment(since, "--since"))
+    wanted = actions.Wanted(batch, who, action, read_moment(since, "--since"))
     with connection(settings_to_read(home)) as conn:
-        rows = db.actions.newest(conn, wanted, limit)
+        rows = actions.newest(conn, wanted, limit)
     if as_json:
         print_json(rows)
         return

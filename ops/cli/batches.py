@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from core.errors import Refusal
-from core.retention import kept_until
 from core.states import OnDeadline
 from ops.cli.options import (
     AsJson,
@@ -30,6 +29,7 @@ from ops.explain.asking import explained
 from ops.moments import from_now
 from ops.output import fail, print_json, print_line, print_result
 from ops.queries import batches
+from ops.queries.retention import kept_until
 from ops.reports import show_explanation
 from ops.wording import utc
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from core import db, retention
+from core import db
 from core.db.actions import By
 from core.retention import Purge
 from core.servers.redis_client import connect
@@ -29,6 +29,7 @@ from ops.cli.options import (
 )
 from ops.cli.target import POSTGRES, REDIS, endpoints
 from ops.output import fail, out, print_json, print_line, print_result
+from ops.queries import retention, sweep
 from ops.stack.home import Endpoints
 
 PURGED = {  # the kinds of a purge, as people read them
@@ -80,7 +81,7 @@ def _sweep(
     with acting_on(settings, found) as acting:  # one rule reads Redis, so it must answer
         results = acting.reconcile(batch, by)
         with acting.pool.connection() as conn:
-            holder = db.sweep.holder(conn)
+            holder = sweep.holder(conn)
     if results is None:
         held = f" ({holder})" if holder else ""
         fail(f"another sweep is at work{held}; try again in a moment", as_json)
@@ -135,7 +136,7 @@ def _purge(settings: Settings, found: Endpoints, older_than: float, by: By) -> d
     """Purge in small steps, and record the action; return how many of each kind."""
     with db.connect(found.database_url, prepare=settings.database_prepare) as pool:
         with pool.connection() as conn:
-            total = db.retention.count_purgeable(conn, older_than)
+            total = retention.count_batches(conn, older_than)
         note = progress(total, "batches deleted")
         steps = Purge(pool, Slots(connect(found.redis_url)), older_than, by.actor)
         steps.run(each=lambda: note(steps.done["batches"]))

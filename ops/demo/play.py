@@ -25,7 +25,6 @@ from core import db
 from core.db.connection import Conn
 from core.errors import StackError
 from core.events import manifest_sha256
-from core.invariants import Invariant, check_batches, check_slots
 from core.servers.redis_client import connect
 from core.settings import Settings
 from core.slots import Slots
@@ -35,6 +34,7 @@ from ops.client import Event, Sender, common
 from ops.demo.report import DemoReport, Message
 from ops.demo.upload import ESSAYS, File, checked, read_folder
 from ops.queries.batches import Wanted, statuses
+from ops.queries.invariants import Invariant, check_batches, check_slots
 from ops.reference.schemas import event_faults
 from ops.stack.supervisor import Stack, procfile
 

@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from core.invariants import Invariant
 from ops.client import Event, Sent
+from ops.queries.invariants import Invariant
 from ops.reports import show_invariants
 
 

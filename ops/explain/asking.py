@@ -27,7 +27,6 @@ from core.servers.redis_client import connect_once
 from core.servers.tls import describe
 from core.servers.urls import is_redis, kind_and_path
 from core.settings import Settings
-from core.signs.heartbeat import NO_HEARTBEAT, Heartbeat
 from core.signs.pauses import Outage
 from core.slots import Slots
 from ops.explain.causes import CAUSES
@@ -49,10 +48,12 @@ from ops.explain.service_causes import (
 from ops.explain.sign_clues import A_DAY, eviction_clues, sign_clues
 from ops.heartbeat import (
     LOCK_S,
+    NO_HEARTBEAT,
     NO_RIGHT,
     NO_SCHEMA,
+    Heartbeat,
     ask_waiting,
-    read_heartbeat,
+    heartbeat_of_queues,
     redis_outage,
     with_asker,
     with_obstacle,
@@ -113,7 +114,7 @@ class Looking:
         """Ask everything at once; explain from what has answered."""
         client = connect_once(self.found.redis_url, timeout_s=REDIS_S)
         broker, queues = self.found.broker_url, self.settings.queues
-        signs = Asked(lambda: read_heartbeat(client, broker, queues, 0))
+        signs = Asked(lambda: heartbeat_of_queues(client, broker, queues, 0))
         writes = Asked(lambda: redis_outage(client))
         waiting = Asked(lambda: ask_waiting(broker, queues))
         around = Asked(self._around)

@@ -5,9 +5,9 @@ from typing import cast
 
 import redis
 
-from core.signs.heartbeat import Heartbeat
 from ops.explain.clues import Clue
 from ops.explain.service_causes import serving_workers
+from ops.heartbeat import Heartbeat
 from ops.queues import brief_connection
 from ops.wording import number
 

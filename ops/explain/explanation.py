@@ -13,7 +13,6 @@ from core.db.connection import Conn
 from core.db.sweep import Unmended
 from core.rules import RULES, Cause, Rule
 from core.servers.obstacles import hidden_rows
-from core.signs.heartbeat import Heartbeat
 from core.slots import Slots
 from core.states import OPEN
 from ops.explain.batch_causes import of_events, plain_causes, unknown, with_evidence
@@ -23,6 +22,8 @@ from ops.explain.notes import notes
 from ops.explain.promises import last_try, promise
 from ops.explain.receiver_causes import receiver_causes
 from ops.explain.service_causes import command, service_causes
+from ops.heartbeat import Heartbeat
+from ops.queries import batches, sweep
 from ops.receivers import NO_RECEIVERS, Receivers
 
 Row = Mapping[str, Any]  # Any: a database row
@@ -54,7 +55,7 @@ def explain(
 ) -> Explanation:
     """Explain one batch, whatever its state; also one that nobody has registered or seen.
 
-    `timeline`: what `db.batches.timeline` returned to a caller that has read it. `redis_error`:
+    `timeline`: what `batches.timeline` returned to a caller that has read it. `redis_error`:
     Redis did not answer just now, so nobody knows who gives signs of life.
     """
     redis_side = {"error": redis_error} if redis_error else _redis_side(slots, batch_id)
@@ -63,8 +64,8 @@ def explain(
         unread = CAUSES["cannot_read"].fill(error=hidden.wrong, step=step)
         others = service_causes(redis_side, heartbeat)
         return Explanation(batch_id, "unread", [unread, *others], [])
-    moments = db.batches.timeline(conn, batch_id) if timeline is None else timeline
-    facts = db.batches.facts(conn, batch_id)
+    moments = batches.timeline(conn, batch_id) if timeline is None else timeline
+    facts = batches.facts(conn, batch_id)
     broken = list(_rules_broken(conn, slots, batch_id, redis_side, heartbeat))
     if not facts:  # slots of a batch that is gone say nothing of Redis
         broken = [cause for cause in broken if cause.code != "slot_drift"]
@@ -72,7 +73,7 @@ def explain(
     if not facts and not any(cause.code == "pending_not_registered" for cause in broken):
         plain.append(unknown(conn, batch_id, redis_side))
     waits = broken or not facts or facts["status"] in OPEN
-    holder = db.sweep.holder(conn) if heartbeat.beat_silent else None
+    holder = sweep.holder(conn) if heartbeat.beat_silent else None
     held = locks(conn, batch_id) if waits else []
     outages = list(service_causes(redis_side, heartbeat, holder, held)) if waits else []
     if not broken and not plain and facts["status"] in OPEN:

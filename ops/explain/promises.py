@@ -2,7 +2,7 @@
 
 from core.db.sweep import Unmended
 from core.rules import Rule
-from core.signs.heartbeat import Heartbeat
+from ops.heartbeat import Heartbeat
 from ops.wording import utc
 
 SOON = " within seconds"  # a promise for a sweep that runs

@@ -7,15 +7,15 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from core.db.sweep import Holder
 from core.rules import Cause
 from core.servers.finding import Finding
-from core.signs.heartbeat import FRESH, Heartbeat
+from core.signs.heartbeat import FRESH
 from core.signs.pauses import Outage, Pause
 from core.signs.sign import Sign
 from ops.explain.causes import CAUSES
 from ops.explain.locks import Lock
-from ops.heartbeat import ASKER, NO_RIGHT, NO_SCHEMA
+from ops.heartbeat import ASKER, NO_RIGHT, NO_SCHEMA, Heartbeat
+from ops.queries.sweep import Holder
 from ops.wording import number, utc
 
 BACKLOG = 1_000  # waiting messages that take the worker more than a second or two

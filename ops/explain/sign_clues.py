@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 
 import redis
 
-from core.signs.heartbeat import Heartbeat
 from ops.explain.clues import Clue
+from ops.heartbeat import Heartbeat
 from ops.wording import number, utc
 
 BEFORE = timedelta(minutes=1)  # a message that registers a batch may have asked for its contents

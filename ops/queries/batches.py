@@ -10,7 +10,7 @@ from uuid import UUID
 
 from psycopg.rows import DictRow
 
-from core.db.connection import Conn
+from core.db.connection import Conn, Row
 from core.messages import NAME_LENGTH
 from core.states import BatchStatus
 from ops.queries.statements import sql
@@ -244,3 +244,13 @@ def without_slot(conn: Conn, batch_id: str, limit: int) -> list[DictRow]:
         " ORDER BY received_at, file_upload_id LIMIT %(limit)s",
         {"batch_id": batch_id, "limit": limit},
     ).fetchall()
+
+
+def facts(conn: Conn, batch_id: str) -> Row:
+    """Read all counts and moments of one batch; empty: it is not registered."""
+    return conn.execute(sql("facts"), {"batch_id": batch_id}).fetchone() or {}
+
+
+def timeline(conn: Conn, batch_id: str) -> list[DictRow]:
+    """Read the history of a batch, in order: `at`, `what`, and the `place` of its files, if any."""
+    return conn.execute(sql("timeline"), {"batch_id": batch_id}).fetchall()

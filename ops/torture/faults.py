@@ -12,7 +12,7 @@ import redis
 
 from core.crash import POINTS
 from core.errors import StackError
-from core.signs.heartbeat import read_heartbeat
+from ops.heartbeat import read_heartbeat
 from ops.stack.proxy import BOTH, REPLIES, REQUESTS
 from ops.stack.server import until
 from ops.torture import refusals

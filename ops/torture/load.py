@@ -12,9 +12,9 @@ from random import Random
 
 from core.db.connection import Conn
 from core.errors import StackError
-from core.invariants import Invariant
 from ops import client
 from ops.client import Event, Sender, common
+from ops.queries.invariants import Invariant
 
 RATE = 50.0  # messages a second: below what two cores can carry
 MOST_WAITING = 300  # at the broker: more only shows how long a backlog takes, not a recovery

@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
-from core.invariants import Invariant
 from ops.explain.explanation import Explanation
+from ops.queries.invariants import Invariant
 from ops.reports import show_explanation, show_invariants
 
 RECOVERY_S = 30  # how soon after a fault's end a new batch must be ready

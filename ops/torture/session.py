@@ -18,7 +18,6 @@ import redis
 from core.db import Conn
 from core.db.url import address
 from core.errors import StackError
-from core.invariants import Invariant, check_batches, check_slots
 from core.servers.redis_client import connect
 from core.settings import Settings
 from core.slots import CLAIM_LEASE, Slots
@@ -27,6 +26,7 @@ from ops.client import Sender
 from ops.demo.play import CONSUMER
 from ops.explain.explanation import Explanation, explain
 from ops.heartbeat import heartbeat_or_none
+from ops.queries.invariants import Invariant, check_batches, check_slots
 from ops.stack.child import Child
 from ops.stack.home import make_home
 from ops.stack.server import until

@@ -4,12 +4,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import cast
 
 import redis
 from psycopg.rows import DictRow
 
-from core import metrics
 from core.db.connection import Conn
+from core.metrics import MINUTES
 from ops.queries import numbers
 from ops.web.connections import Connections
 from ops.web.rendering import number
@@ -47,18 +48,22 @@ class Chart:
 
 def activity(connections: Connections) -> dict[str, dict[str, list[Chart]]]:
     """Draw the charts of each span, by its title."""
-    assigned = _assigned(connections.client)
+    assigned = assigned_by_minute(connections.client)
     with connections.postgres() as conn:
         spans = {title: _of_span(conn, assigned, parts, s) for title, parts, s in SPANS}
     return {"spans": spans}
 
 
-def _assigned(client: redis.Redis) -> dict[int, int] | None:
-    """Read how many contents were assigned in each minute; None: Redis does not answer."""
+def assigned_by_minute(client: redis.Redis) -> dict[int, int] | None:
+    """Read how many contents all processes assigned in each minute of the last day (since 1970).
+
+    None: Redis does not answer.
+    """
     try:
-        return metrics.assigned_by_minute(client)
+        found = cast("dict[str, str]", client.hgetall(MINUTES))
     except redis.RedisError:
         return None
+    return {int(minute): round(float(count)) for minute, count in found.items()}
 
 
 def _of_span(

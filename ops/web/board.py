@@ -5,15 +5,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from core import db
 from core.db.connection import Conn
-from core.retention import kept_until
 from core.rules import RULES
 from core.settings import Settings
 from ops.explain.explanation import explain
 from ops.queries import batches
 from ops.queries.dead_letters import LETTERS, NEWEST, letter, letters
 from ops.queries.outbox import EVENTS, OLDEST, events, undelivered
+from ops.queries.retention import kept_until
 from ops.sorting import Sort
 from ops.web.addresses import BadAddress, Headings, Span, address, sort_of, text_of
 from ops.web.connections import Connections
@@ -60,7 +59,7 @@ def batch(
     with connections.postgres() as conn, conn.transaction():
         conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         receivers = connections.event_queues.receivers()
-        heartbeat, timeline = connections.heartbeat(), db.batches.timeline(conn, batch_id)
+        heartbeat, timeline = connections.heartbeat(), batches.timeline(conn, batch_id)
         explanation = explain(conn, connections.slots, batch_id, heartbeat, receivers, timeline)
         slots = batches.slots_page(conn, batch_id, after, GRID + 1)
         without_slot = batches.without_slot(conn, batch_id, LISTED)

@@ -14,9 +14,15 @@ from core.db.connection import Conn
 from core.servers.identity import identity
 from core.servers.redis_client import connect_once
 from core.settings import Settings
-from core.signs.heartbeat import NO_HEARTBEAT, Heartbeat
 from core.slots import Slots
-from ops.heartbeat import heartbeat_or_none, redis_outage, with_asker, with_outages
+from ops.heartbeat import (
+    NO_HEARTBEAT,
+    Heartbeat,
+    heartbeat_or_none,
+    redis_outage,
+    with_asker,
+    with_outages,
+)
 from ops.web.receivers import EventQueues
 from ops.web.replica import Replica
 

@@ -19,6 +19,7 @@ from core.signs import heartbeat
 from core.signs.beats import read_beats
 from core.signs.pauses import Pause, Server
 from core.states import BatchStatus, ClassType
+from ops.heartbeat import read_heartbeat
 from ops.queues import queue_lengths
 from ops.reference.outcomes import CODES
 from ops.web.backlog import OldestMessages
@@ -129,7 +130,7 @@ class Exposition(Collector):
             yield _one(name, meaning, snapshot.waiting[name])
 
     def _workers(self) -> Iterator[Metric]:
-        seen = heartbeat.read_heartbeat(self._client, None)
+        seen = read_heartbeat(self._client, None)
         age = (datetime.now(UTC) - seen.swept_at).total_seconds() if seen.swept_at else math.inf
         yield _one("els_workers", "Workers whose heartbeat is fresh.", len(seen.workers))
         beats = read_beats(self._client, self._queues[-1])

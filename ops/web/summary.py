@@ -8,18 +8,16 @@ from datetime import UTC, datetime
 import psycopg
 import redis
 
-from core import db
 from core.checks import PAGE, CheckContext, Finding
 from core.db.connection import Conn, Row
 from core.rules import RULES, Cause, Rule
 from core.servers.obstacles import hidden_rows
-from core.signs.heartbeat import Heartbeat
 from ops.explain.causes import CAUSES
 from ops.explain.locks import locks, standby_awaited
 from ops.explain.receiver_causes import PATIENCE
 from ops.explain.service_causes import command, service_causes
-from ops.heartbeat import with_obstacle, with_outages
-from ops.queries import batches, numbers
+from ops.heartbeat import Heartbeat, with_obstacle, with_outages
+from ops.queries import batches, numbers, sweep
 from ops.queues import EventQueue
 from ops.web.connections import Connections
 
@@ -95,7 +93,7 @@ def _outages(connections: Connections, heartbeat: Heartbeat) -> list[Cause]:
             return [CAUSES["cannot_read"].fill(error=hidden.wrong, step=command(hidden.step))]
         standby = standby_awaited(conn)
         heartbeat = with_obstacle(with_outages(heartbeat, [standby] if standby else []), conn)
-        holder, held = db.sweep.holder(conn) if heartbeat.beat_silent else None, locks(conn)
+        holder, held = sweep.holder(conn) if heartbeat.beat_silent else None, locks(conn)
     return list(service_causes({"error": error} if error else {}, heartbeat, holder, held))
 
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from core.signs.heartbeat import Heartbeat
 from core.signs.pauses import Pause
 from core.signs.sign import Sign
+from ops.heartbeat import Heartbeat
 from ops.queues import UNANSWERED, brief_connection, queue_lengths
 from ops.web.connections import Connections
 

@@ -64,10 +64,6 @@ class Keeper:
             message, NotExecuted(f"RabbitMQ dropped it: {reason}"), code
         )
 
-    def keep_undecodable(self, message: Message, error: Exception) -> None:
-        """Keep a message whose body nobody can inflate."""
-        self.keep(message)
-
 
 def why_dropped(headers: Mapping[str, Any]) -> str:  # Any: AMQP's
     """Return RabbitMQ's word for why a message was dropped.

@@ -61,7 +61,7 @@ class Queues(bootsteps.StartStopStep):
                 channel,
                 [dead_queue(queue)],
                 on_message=keeper.keep,
-                on_decode_error=keeper.keep_undecodable,
+                on_decode_error=lambda message, _: keeper.keep(message),
             )
             self._dropped.qos(prefetch_count=DROPPED_AT_ONCE)
             self._dropped.consume()

@@ -17,6 +17,7 @@ from celery.schedules import schedstate
 from kombu import Connection
 
 from core.faults import describe
+from core.servers.urls import is_amqp
 from core.signs import health_file, heartbeat
 from tasks.app import settings
 from tasks.worker.clients import brief_redis
@@ -150,7 +151,7 @@ class Scheduler(beat.Scheduler):
         """
         if self._broker:
             return
-        amqp = str(self.app.conf.broker_url).startswith(("amqp", "pyamqp"))
+        amqp = is_amqp(str(self.app.conf.broker_url))
         broker = self.app.connection_for_write(
             connect_timeout=ANSWER_S, transport_options={} if amqp else TIMEOUTS
         )
@@ -191,7 +192,7 @@ def _begun(task: str) -> bool | None:
 
 
 def _timed_out(error: BaseException | None) -> bool:
-    """Tell whether an error, or one that it came of, is that an answer did not come in time."""
+    """Tell whether an error, or one of its causes, is a timeout."""
     while error and not isinstance(error, TimeoutError | redis.TimeoutError):
         error = error.__cause__ or error.__context__
     return error is not None

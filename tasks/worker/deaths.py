@@ -89,7 +89,7 @@ def _lives(mark: str) -> bool:
             return f"{psutil.Process(int(pid)).create_time():.2f}" == start
         return False
     try:
-        return worker in heartbeat.read_heartbeat(brief_redis(), None).workers
+        return worker in heartbeat.live_workers(brief_redis())
     except redis.RedisError:
         return True
 

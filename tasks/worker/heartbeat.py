@@ -47,7 +47,7 @@ def send(worker: str) -> None:
 
 
 def _send_sign(worker: str, **more: object) -> None:
-    """Tell what this worker serves and is at, as far as Redis takes it."""
+    """Write what this worker serves and executes, if Redis takes it."""
     if settings.redis_url:
         with suppress(redis.RedisError):
             now = pauses.server_time(brief_redis())
@@ -84,7 +84,7 @@ def _send_refusal(worker: str) -> None:
 
 
 def send_if_solo() -> None:
-    """Send one from a task that runs in the main process itself, which waits for it (`solo`)."""
+    """Send one from a task that runs in the main process (pool `solo`) and keeps it waiting."""
     if _worker and _worker[0] == os.getpid() and time.monotonic() - _sent_at > EVERY_S:
         send(_worker[1])
 

@@ -2,7 +2,7 @@
 
 import hashlib
 
-from core.invariants import check_batches, check_slots
+from ops.queries.invariants import check_batches, check_slots
 
 TABLES = {
     "batch_essay_trackers": "batch_id",

@@ -17,10 +17,10 @@ from psycopg.types.json import Jsonb
 from structlog.testing import capture_logs
 
 from core.repairs import RepairContext
-from core.signs.heartbeat import Heartbeat
 from core.states import BatchStatus, EssayStatus
 from core.sweep import sweep
 from ops.explain.explanation import explain
+from ops.heartbeat import Heartbeat
 from tests.core import looks
 from tests.core.test_sweep import TABLES
 from tests.factories import new_batch

@@ -30,7 +30,7 @@ from tests.factories import content, essay_ids, new_batch, registration, take
 
 TOLD_ONCE = ["BatchContentProvisioningCompleted", "BatchEssaysReady"]
 
-# Promises that `core/db/sql/invariants.sql` does not state.
+# Promises that `ops/sql/invariants.sql` does not state.
 OFFERED = "Redis offers every slot that is open"
 SPOKEN_ONCE = "Who announces later finds nothing to do"
 COMPLETED = "A batch whose every slot is accounted for is complete"

@@ -11,6 +11,7 @@ from core import metrics
 from core.metrics import HASH, MINUTES, MINUTES_KEPT, Pusher
 from core.servers.redis_client import connect
 from ops.stack.proxy import Proxy
+from ops.web.activity import assigned_by_minute
 
 REPAIRED = 'els_sweep_repairs_total{rule="a_rule"}'
 
@@ -71,7 +72,7 @@ def test_contents_are_counted_by_the_minute_for_a_day(valkey):
         metrics.executed("els.assign_contents", "accepted", {"assigned": 3, "excess": 1}, 0.1)
         pusher.push()
 
-    found = metrics.assigned_by_minute(valkey)
+    found = assigned_by_minute(valkey)
 
     assert found.pop(minute - 1) == 2
     assert sum(found.values()) == 9, "the second process counted both"

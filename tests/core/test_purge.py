@@ -8,7 +8,8 @@ from core.outbox import relay
 from core.repairs import RepairContext
 from core.retention import Purge
 from core.sweep import sweep
-from ops.queries import dead_letters
+from ops.queries import batches, dead_letters
+from ops.queries.retention import count, kept_until
 from tests.core import looks
 from tests.core.story import assign, cancel, confirm, fill, register, reject
 from tests.factories import essay_ids, new_batch
@@ -353,7 +354,7 @@ def test_keys_letters_and_actions_of_no_batch_go_and_those_of_a_batch_stay(story
         )
         aged(conn, "idempotency_keys", "created_at", "batch_id", batch_id, 800)
     conn.execute("UPDATE operator_actions SET acted_at = now() - interval '800 days'")
-    counted = retention.count(conn, 799)
+    counted = count(conn, 799)
 
     _, done = run_purge(story, slots, 799)
 
@@ -401,6 +402,6 @@ def test_keys_are_read_page_by_page_to_their_end(story, conn, slots, monkeypatch
 def test_a_closed_batch_says_until_when_it_is_kept(story, conn, how, days, is_kept):
     batch_id = story.end(how)
 
-    until = retention.kept_until(db.batches.facts(conn, batch_id), days)
+    until = kept_until(batches.facts(conn, batch_id), days)
 
     assert (until is not None) is is_kept

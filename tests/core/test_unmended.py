@@ -9,11 +9,11 @@ from structlog.testing import capture_logs
 from core import db
 from core.lifecycle import Lifecycle
 from core.repairs import RepairContext
-from core.signs import heartbeat
-from core.signs.heartbeat import Heartbeat
 from core.slots import Slots
 from core.sweep import sweep
 from ops.explain.explanation import explain
+from ops.heartbeat import SWEEP_LATE, Heartbeat
+from ops.queries.sweep import holder
 from tests.core import looks
 from tests.core.story import assign, cancel, confirm, fill, register, reject, texts, upload
 from tests.core.test_sweep import (
@@ -563,7 +563,7 @@ def elsewhere(database_url):
 
 
 def late():
-    return Heartbeat(["worker@one"], datetime.now(UTC) - heartbeat.SWEEP_LATE * 2, 0)
+    return Heartbeat(["worker@one"], datetime.now(UTC) - SWEEP_LATE * 2, 0)
 
 
 def test_who_holds_the_lock_of_the_sweep_is_named(lifecycle, conn, slots, batch_id, elsewhere):
@@ -583,7 +583,7 @@ def test_a_sweep_at_work_is_no_reason(lifecycle, conn, slots, batch_id, database
 
     with db.connect_once(database_url) as other:
         with db.sweep.lock(other) as ours:
-            held = db.sweep.holder(conn)
+            held = holder(conn)
             named = causes(conn, slots, batch_id, late())
         name = other.execute("SHOW application_name").fetchone()["application_name"]
 

@@ -17,9 +17,9 @@ import redis
 from celery import Celery
 from kombu import Queue
 
-from core.invariants import check_batches, check_slots
 from core.settings import Settings
 from core.slots import Slots
+from ops.queries.invariants import check_batches, check_slots
 from ops.queues import queue_lengths
 from ops.stack.leash import leashed
 from tests.core import looks

@@ -240,11 +240,12 @@ SIGNS = """
 import os, sys
 import redis
 from core.signs import heartbeat
+from ops.heartbeat import read_heartbeat
 client = redis.Redis.from_url(os.environ["ELS_REDIS_URL"], decode_responses=True)
 if sys.argv[1] == "give":
     heartbeat.note_worker(client, "worker@skewed")
     heartbeat.note_sweep(client)
-seen = heartbeat.read_heartbeat(client, 0)
+seen = read_heartbeat(client, 0)
 print(seen.workers, seen.beat_silent, flush=True)
 """
 

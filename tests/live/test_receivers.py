@@ -6,9 +6,10 @@ import pytest
 from kombu import Consumer, Queue
 
 from core.settings import Settings
-from core.signs.heartbeat import Heartbeat, read_routes
+from core.signs.heartbeat import read_routes
 from core.slots import Slots
 from ops.explain.explanation import explain
+from ops.heartbeat import Heartbeat
 from ops.queues import event_queues
 from ops.receivers import read_receivers
 from tests import factories as make

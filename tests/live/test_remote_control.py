@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from core.signs import health_file
-from core.signs.heartbeat import read_heartbeat
+from ops.heartbeat import read_heartbeat
 from tests import factories as make
 from tests.live.conftest import until
 

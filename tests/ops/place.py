@@ -9,12 +9,11 @@ import redis
 from typer.testing import CliRunner
 
 from core import db
-from core.db.actions import Wanted
 from core.db.dead_letters import DeadLetter
 from core.lifecycle import Lifecycle
 from core.slots import Slots
 from ops.cli.main import app
-from ops.queries import dead_letters
+from ops.queries import actions, batches, dead_letters
 from tests import factories as make
 from tests.ops.served import own_database, own_redis
 
@@ -32,7 +31,7 @@ class Place:
 
     def actions(self, **wanted):
         with self.pool.connection() as conn:
-            return db.actions.newest(conn, Wanted(**wanted), 1000)
+            return actions.newest(conn, actions.Wanted(**wanted), 1000)
 
     def park(self, batch_id=None, task="els.cancel_batch", code="UNKNOWN_BATCH", body=None):
         kept = json.dumps(body or make.cancellation(batch_id or "batch-x"))
@@ -51,7 +50,7 @@ class Place:
 
     def timeline(self, batch_id):
         with self.pool.connection() as conn:
-            return [row["what"] for row in db.batches.timeline(conn, batch_id)]
+            return [row["what"] for row in batches.timeline(conn, batch_id)]
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from core.events import manifest_sha256
 from core.outbox import relay
 from core.signs.pauses import Outage, Pause, write_pause
 from ops import erasure
+from ops.queries import actions
 from tests import factories as make
 from tests.core import looks, story
 from tests.ops.place import a_place
@@ -166,7 +167,7 @@ def test_a_person_is_nowhere_and_nobody_else_is_touched(place, kind):
         assert looks.batch(conn, other)["user_id"] == other_user
         assert {e["student_id"] for e in looks.essays(conn, other).values()} == {other_student}
         assert looks.batch(conn, batch)["user_id"] == ("erased" if kind == "user" else user)
-        (action,) = db.actions.newest(conn, db.actions.Wanted(name="erase"), 1)
+        (action,) = actions.newest(conn, actions.Wanted(name="erase"), 1)
     assert (action["target"], action["reason"]) == (f"a {kind}", "for erased")
 
 

@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 from core import db
 from core.db.dead_letters import DeadLetter
 from core.outbox import relay
-from core.signs.heartbeat import read_heartbeat
 from ops.cli.main import app
 from ops.client import Sender, outcomes
+from ops.heartbeat import read_heartbeat
 from ops.queries import dead_letters
 from tests import factories as make
 from tests.core import looks, story

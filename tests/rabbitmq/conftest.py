@@ -8,8 +8,8 @@ import pytest
 from kombu import pools
 from kombu.exceptions import OperationalError
 
-from core.invariants import check_batches, check_slots
 from core.slots import Slots
+from ops.queries.invariants import check_batches, check_slots
 from tests.core import looks
 from tests.live.conftest import Workers, until
 from tests.rabbitmq.node import MISSING, SERVER, Node

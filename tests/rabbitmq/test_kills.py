@@ -152,7 +152,7 @@ def beside(servers, policed):
 def assert_all_ready(postgres, batches):
     """Wait until each batch is ready, by a database that may just have come back."""
     from core import db
-    from core.invariants import check_batches
+    from ops.queries.invariants import check_batches
 
     def left():
         with db.connect_once(postgres.url) as conn:

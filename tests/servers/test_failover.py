@@ -12,10 +12,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from core import db
-from core.invariants import check_batches
 from core.servers.redis_client import connect
 from core.slots import Slots
 from migrations import current, head, upgrade
+from ops.queries.invariants import check_batches
 from tests import factories as make
 from tests.live.conftest import Workers, until
 from tests.ops.conftest import els

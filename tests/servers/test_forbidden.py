@@ -12,7 +12,6 @@ import pytest
 import redis
 from celery import Celery
 
-from core.invariants import check_batches
 from core.probe import probe_redis
 from core.servers.finding import Severity
 from core.servers.redis import check_redis
@@ -20,6 +19,7 @@ from core.settings import Settings
 from core.slots import Slots
 from ops.access import PROGRAMS, acl_line, redis_users, user
 from ops.heartbeat import heartbeat_or_none
+from ops.queries.invariants import check_batches
 from ops.receivers import read_receivers
 from ops.stack.ports import free_port
 from tests import factories as make

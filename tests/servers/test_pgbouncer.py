@@ -15,7 +15,6 @@ import pytest
 
 from core import db
 from core.db.connection import UnfitPooler
-from core.invariants import check_batches
 from core.lifecycle import Lifecycle
 from core.repairs import RepairContext
 from core.servers import requirements
@@ -24,6 +23,8 @@ from core.settings import Settings
 from core.slots import Slots
 from core.sweep import sweep
 from migrations import head, upgrade
+from ops.queries.invariants import check_batches
+from ops.queries.sweep import holder
 from tests import factories as make
 from tests.core.swallowing import Swallowing
 from tests.live.conftest import Workers, until
@@ -254,10 +255,10 @@ def test_a_sweep_leaves_no_lock_and_keeps_others_out(pooler, node, slots):
     with db.connect(pooler.url, by_key=True) as pool, db.connect(node.url) as direct:
         context = RepairContext(Lifecycle(pool, slots), lambda event: None)
         with pool.connection() as other, db.sweep.lock(other) as ours, direct.connection() as conn:
-            seen.inside, seen.holder = sweep(context), db.sweep.holder(conn)
+            seen.inside, seen.holder = sweep(context), holder(conn)
         after = sweep(context)
         with direct.connection() as conn:
-            left = db.sweep.holder(conn)
+            left = holder(conn)
 
     assert ours
     assert seen.inside is None

@@ -9,8 +9,8 @@ import pytest
 import redis
 
 from core import db
-from core.invariants import check_batches, check_slots
 from core.slots import Slots
+from ops.queries.invariants import check_batches, check_slots
 from ops.stack.embedded import Valkey
 from ops.stack.ports import free_port
 from tests import factories as make

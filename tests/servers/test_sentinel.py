@@ -20,13 +20,13 @@ from kombu import Connection
 
 import durable_redis
 from core.errors import StackError
-from core.invariants import check_batches, check_slots
 from core.servers.redis_client import connect
 from core.servers.requirements import check_servers
 from core.settings import Settings
 from core.slots import Slots
 from durable_redis.sentinel import SentinelTransport
 from ops.client import Sender
+from ops.queries.invariants import check_batches, check_slots
 from ops.stack.leash import leashed
 from ops.stack.ports import free_port
 from tasks.servers import set_broker

@@ -8,7 +8,7 @@ from celery.result import denied_join_result
 
 from core import lifecycle as plot
 from core.lifecycle import Lifecycle
-from core.signs import heartbeat
+from ops.heartbeat import read_heartbeat
 from tasks.app import app
 from tasks.completion import dispatch_completion
 from tasks.delivery import redacted_kwargs
@@ -178,10 +178,10 @@ def test_a_sweep_that_another_session_locks_out_does_not_count_as_one(
     with psycopg.connect(database_url, autocommit=True) as other:
         other.execute("SELECT pg_advisory_lock(hashtextextended('sweep', 0))")
         locked_out = app.tasks["els.sweep"].apply().get()
-        noted = heartbeat.read_heartbeat(valkey, 0).swept_at
+        noted = read_heartbeat(valkey, 0).swept_at
         other.execute("SELECT pg_advisory_unlock_all()")  # closing frees it a moment later
     swept = app.tasks["els.sweep"].apply().get()
 
     assert (locked_out, noted) == ({}, None)
     assert swept["full_not_announced"] >= 1
-    assert heartbeat.read_heartbeat(valkey, 0).swept_at is not None
+    assert read_heartbeat(valkey, 0).swept_at is not None

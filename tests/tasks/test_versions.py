@@ -9,6 +9,7 @@ from celery.result import denied_join_result
 
 from core.lifecycle import Lifecycle
 from core.signs import health_file, heartbeat, pauses
+from ops.heartbeat import read_heartbeat
 from tasks import completion, versions
 from tasks.app import app
 from tasks.completion import dispatch_completion
@@ -144,7 +145,7 @@ def test_a_pause_may_have_more_fields(valkey):
     row = {"server": "redis", "error": "away", "since": 1.0, "at": pauses.server_time(valkey)}
     valkey.hset(pauses.PAUSES, "host:1", json.dumps({**row, "version": 2, "more": [1]}))
 
-    [pause] = heartbeat.read_heartbeat(valkey, 0).pauses
+    [pause] = read_heartbeat(valkey, 0).pauses
 
     assert pause.outage == pauses.Outage("redis", "away")
 

@@ -10,12 +10,12 @@ from urllib.request import urlopen
 
 import pytest
 
-from core.invariants import check_batches, check_slots
 from core.schema import OLDEST_SCHEMA
 from core.signs import health_file, heartbeat
 from core.slots import Slots
 from migrations import head
 from ops.client import Sender
+from ops.queries.invariants import check_batches, check_slots
 from ops.stack.ports import free_port
 from ops.torture.load import AWAITS_STUDENTS, FINAL, Load, statuses
 from tests.releases import LAST, ROOT

@@ -38,13 +38,15 @@ from pathlib import Path
 from types import SimpleNamespace
 import redis
 try:
-    from core.signs import health_file, heartbeat, pauses
+    from core.signs import health_file, heartbeat
+    from ops.heartbeat import read_heartbeat
 except ImportError:  # of 1.0.0
-    from core import health_file, heartbeat, pauses
+    from core import health_file, heartbeat
+    from core.heartbeat import read_heartbeat
 from tasks.worker import deaths
 
 client = redis.Redis.from_url(sys.argv[1], decode_responses=True)
-found = heartbeat.read_heartbeat(client, 0)
+found = read_heartbeat(client, 0)
 headers = {"x-delivery-count": 1}
 request = SimpleNamespace(id=MESSAGE, delivery_info={"redelivered": True}, get=headers.get)
 print(json.dumps({

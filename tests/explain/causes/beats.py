@@ -3,7 +3,7 @@
 import psycopg
 
 from core.signs.beats import read_beats
-from core.signs.heartbeat import BEAT_GONE
+from ops.heartbeat import BEAT_GONE
 from tests.explain.cause import cause
 from tests.explain.place import WAIT_S
 from tests.live.conftest import until

@@ -15,20 +15,14 @@ from core.outbox import relay
 from core.repairs import RepairContext
 from core.rules import RULES
 from core.signs import heartbeat
-from core.signs.heartbeat import (
-    FORGOTTEN,
-    FRESH,
-    NO_HEARTBEAT,
-    SWEEP_LATE,
-    Heartbeat,
-    read_heartbeat,
-)
+from core.signs.heartbeat import FORGOTTEN, FRESH
 from core.signs.pauses import Outage, Pause
 from core.slots import CLAIM_LEASE, Slots
 from core.sweep import sweep
 from ops.explain.causes import CAUSES, PLAIN
 from ops.explain.explanation import explain
 from ops.explain.service_causes import BACKLOG
+from ops.heartbeat import NO_HEARTBEAT, SWEEP_LATE, Heartbeat, read_heartbeat
 from ops.queries import dead_letters, outbox
 from ops.receivers import NO_RECEIVERS, Receivers
 from tests.core import looks

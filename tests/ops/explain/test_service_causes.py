@@ -9,15 +9,15 @@ import pytest
 
 from core.signs import installation as how
 from core.signs.beats import Beats
-from core.signs.heartbeat import Asked, Heartbeat
-from core.signs.installation import Installation, Kind
+from core.signs.installation import Kind
 from core.signs.pauses import Outage, Pause
 from core.signs.sign import Sign
 from ops.explain.consumers import consumer_clues
 from ops.explain.locks import Lock
 from ops.explain.service_causes import look_at, service_causes
 from ops.explain.sign_clues import sign_clues
-from ops.heartbeat import with_outages
+from ops.heartbeat import Asked, Heartbeat, with_outages
+from ops.installation import Installation
 
 OF_POSTGRES = {"postgres_unreachable", "cannot_read"}  # tests/explain makes them
 NAME = "worker@one"

@@ -1,7 +1,6 @@
 """The invariants: what must hold of every batch once the service is quiet.
 
-They stand in `core/db/sql/invariants.sql`. The demo, and every test that breaks something, checks
-them.
+They stand in `ops/sql/invariants.sql`. The demo, and every test that breaks something, checks them.
 """
 
 from collections.abc import Sequence
@@ -11,12 +10,13 @@ from typing import LiteralString
 from core import db
 from core.db.connection import Conn
 from core.slots import Slots
+from ops.queries.statements import sql
 
 CHOSEN: LiteralString = """
     SELECT DISTINCT batch_id FROM ({}) broken
     WHERE %(batches)s::text[] IS NULL OR batch_id = ANY(%(batches)s) ORDER BY batch_id
 """
-INVARIANTS = db.named_sql("invariants", "-- invariant: ")
+INVARIANTS = db.statements(sql("invariants"), "-- invariant: ")
 QUERIES = {title: CHOSEN.format(query) for title, query in INVARIANTS.items()}
 
 
