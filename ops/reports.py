@@ -29,7 +29,7 @@ def show_explanation(explanation: Explanation) -> None:
         print_line(f"    you can    {one_line(cause.command)}\n")
     if explanation.unanswered:
         names = ", ".join(explanation.unanswered)
-        print_line(f"  Not read, as it did not answer in time: {names}\n")
+        print_line(f"  Not read: {names}\n")
     if not explanation.causes:
         out.print("  Nothing is missing.\n")
     for note in explanation.notes:

@@ -118,8 +118,10 @@ def _waiting_for_contents(conn: Conn, batch_id: str, facts: Row) -> Cause:
         ending=_ending(facts),
     )
     found = clues.of_missing_contents(conn, batch_id, facts["registered_at"])
+    if not found and not of_one_batch.needed_letters(conn, batch_id, 1):  # which another cause has
+        found = [Clue(NO_CLUE)]
     others = clues.of_others(conn, batch_id, facts["registered_at"])
-    return with_clues(cause, [*(found or [Clue(NO_CLUE)]), *others], keep=True)
+    return with_clues(cause, [*found, *others], keep=True)
 
 
 def _lacking(facts: Row) -> str:

@@ -39,7 +39,7 @@ class Explanation:
     timeline: list[tuple[datetime, str]]
     sides: dict[str, Row] = field(default_factory=dict)
     disagreements: list[str] = field(default_factory=list)
-    unanswered: list[str] = field(default_factory=list)  # servers that did not answer in time
+    unanswered: list[str] = field(default_factory=list)  # servers that gave no answer, or an error
     notes: list[str] = field(default_factory=list)  # what holds nothing up
 
 

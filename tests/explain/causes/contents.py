@@ -400,6 +400,16 @@ def those_of_another_batch_of_its_class_are_confirmed(running):
     yield batch
 
 
+@cause("dead_letter_waiting", says=["IDEMPOTENCY_CONFLICT"], never=["no dead letter"])
+def two_contents_have_one_event_id(running):
+    batch, event_id = running.register(), str(uuid4())
+    running.content(batch, event_id=event_id)
+    running.send_content(batch, "text-2", event_id=event_id)
+    query = "SELECT FROM dead_letters WHERE batch_id = %s"
+    until(lambda: running.conn.execute(query, [batch]).rowcount, 60, "a letter waits")
+    yield batch
+
+
 @cause("dead_letter_waiting", says=["(els.confirm_students, WRONG_BATCH_STATE)", "class 7b"])
 def they_were_confirmed_for_another_class(running):
     batch = full(running)
