@@ -12,7 +12,7 @@ from core.db.connection import Conn
 from core.probe import probe_redis
 from core.servers.finding import Finding
 from core.servers.identity import location
-from core.servers.obstacles import read_only
+from core.servers.obstacles import read_only, trigger_raised
 from core.servers.postgres import changed_by_hand, schema_lacks
 from core.servers.redis_client import connect_once
 from core.servers.urls import is_redis, kind_and_path
@@ -36,6 +36,7 @@ ASKER = "this command"
 HOLDS_BACK = "CLIENT PAUSE, as tools for a failover do"
 NO_RIGHT, READ_ONLY = "42501", "25006"
 NO_SCHEMA = {"42P01", "42703", "3F000"}  # no such table, column, schema
+OF_SERVER = ("53", "57")  # classes: it lacks resources, or somebody intervened
 NO_RIGHT_IN_REDIS = "NoPermissionError"
 
 
@@ -201,7 +202,19 @@ def with_obstacle(heartbeat: Heartbeat, conn: Conn) -> Heartbeat:
         heartbeat = heartbeat if found else _without_ours(heartbeat)
     elif not states.isdisjoint(NO_SCHEMA) and "postgres" not in heartbeat.asked.took_writes:
         found = schema_lacks(conn) or changed_by_hand()
+    found = _trigger(heartbeat, conn) or found
     return replace(heartbeat, asked=replace(heartbeat.asked, obstacle=found))
+
+
+def _trigger(heartbeat: Heartbeat, conn: Conn) -> Finding | None:
+    outages = [each.outage for each in heartbeat.pauses if each.outage.server == "postgres"]
+    found = (trigger_raised(conn, each.error) for each in outages if not _is_of_server(each))
+    return next(filter(None, found), None)
+
+
+def _is_of_server(outage: Outage) -> bool:
+    """Tell whether memory, a disk or a limit is the cause, wherever a statement has met it."""
+    return (outage.sqlstate or "").startswith(OF_SERVER)
 
 
 def with_outages(

@@ -1,5 +1,6 @@
 """What keeps a session from our rows although it has the rights, and what ends that."""
 
+import re
 from collections.abc import Collection, Iterator
 
 from core.db.connection import Conn, Row
@@ -36,6 +37,22 @@ NOW_CALLED = """
     WHERE conname = 'pk_' || %s AND contype = 'p'
       AND NOT EXISTS (SELECT FROM pg_class other WHERE other.relname = 'alembic_version'
                       AND other.relnamespace = c.relnamespace AND other.oid <> own.oid)
+"""
+# Our tables where this session does not look, or may not, and who has said where it looks.
+ELSEWHERE = """
+    SELECT array_agg(quote_ident(nspname) ORDER BY nspname) AS schemas, setting AS path, source,
+           quote_ident(current_user) AS role, quote_ident(current_database()) AS database,
+           bool_or(has_schema_privilege(n.oid, 'USAGE')) AS may_enter
+    FROM pg_class JOIN pg_namespace n ON n.oid = relnamespace, pg_settings s
+    WHERE relname = 'batch_essay_trackers' AND relkind = 'r' AND s.name = 'search_path'
+      AND to_regclass('batch_essay_trackers') IS NULL
+    GROUP BY setting, source
+"""
+IN_FUNCTION = re.compile(r'PL/pgSQL function ([\w."]+)\(')  # in the CONTEXT of an error
+TRIGGERS = """
+    SELECT tgrelid::regclass::text AS table, quote_ident(tgname) AS trigger FROM pg_trigger
+    WHERE tgfoid = to_regprocedure(%s) AND NOT tgisinternal AND tgenabled <> 'D'
+    ORDER BY tgrelid::regclass::text, tgname
 """
 HIDDEN = """
     SELECT name FROM unnest(%s::text[]) AS needed (name)
@@ -97,6 +114,38 @@ def hidden_rows(conn: Conn) -> Finding | None:
     wrong = f"row level security without a policy hides every row of {', '.join(names)}"
     step = "; ".join(f"ALTER TABLE {each} DISABLE ROW LEVEL SECURITY" for each in names)
     return fault(f"{wrong} from the role {conn.info.user}", step)
+
+
+def elsewhere(conn: Conn) -> Finding | None:
+    """Find our tables in a schema where this session does not look, or may not.
+
+    Raises psycopg.Error.
+    """
+    row = conn.execute(ELSEWHERE).fetchone()
+    if row is None:
+        return None
+    schemas = ", ".join(row["schemas"])
+    if not row["may_enter"]:
+        wrong = f"the role {row['role']} may not enter the schema of its tables, {schemas}"
+        return fault(wrong, f"GRANT USAGE ON SCHEMA {schemas} TO {row['role']}")
+    wrong = f"its tables are in the schema {schemas}, and this session looks in {row['path']}"
+    step = f"ALTER ROLE {row['role']} IN DATABASE {row['database']} SET search_path = {schemas}"
+    if row["source"] in ("client", "session"):
+        step = f"correct search_path in the options of ELS_DATABASE_URL, or in PGOPTIONS: {schemas}"
+    elif len(row["schemas"]) > 1:
+        step = f"choose one of them, and name it as search_path in ELS_DATABASE_URL: {schemas}"
+    return fault(f"{wrong} (search_path)", step)
+
+
+def trigger_raised(conn: Conn, error: str) -> Finding | None:
+    """Find the triggers of others whose function has raised an error. Raises psycopg.Error."""
+    functions = [f"{name}()" for name in IN_FUNCTION.findall(error)]
+    rows = [row for each in functions for row in conn.execute(TRIGGERS, [each])]
+    if not rows:
+        return None
+    named = ", ".join(f"{row['trigger']} on {row['table']}" for row in rows)
+    steps = [f"ALTER TABLE {row['table']} DISABLE TRIGGER {row['trigger']}" for row in rows]
+    return fault(f"a trigger that is none of this service fails: {named}", "; ".join(steps))
 
 
 def absent(conn: Conn, names: Collection[str]) -> Finding:

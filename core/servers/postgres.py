@@ -11,7 +11,7 @@ from core.errors import ELSError
 from core.schema import State, read_standing
 from core.servers.away import away
 from core.servers.finding import Finding, Severity, since, skew
-from core.servers.obstacles import absent, fault, hidden_rows, read_only
+from core.servers.obstacles import absent, elsewhere, fault, hidden_rows, read_only
 from core.servers.rights import RIGHTS
 
 OLDEST_POSTGRES = 130_000  # the oldest that the project of Postgres supported lately
@@ -76,6 +76,8 @@ def _schema(conn: Conn) -> Finding | None:
         found = read_standing(conn)
     except psycopg.errors.InsufficientPrivilege:
         return _no_rights(["SELECT ON alembic_version"], conn)
+    if found.state is State.EMPTY and (finding := elsewhere(conn)):
+        return finding
     return None if found.usable else fault(found.wrong, found.step)
 
 

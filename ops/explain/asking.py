@@ -47,6 +47,7 @@ from ops.explain.service_causes import (
 )
 from ops.explain.sign_clues import A_DAY, eviction_clues, sign_clues
 from ops.heartbeat import (
+    ASKER,
     LOCK_S,
     NO_HEARTBEAT,
     NO_RIGHT,
@@ -270,6 +271,8 @@ class Looking:
         self.unanswered.append("postgres")
         why = self._of_postgres(heartbeat, raised, conn)
         others = [*service_causes({"error": error} if error else {}, heartbeat)]
+        if _worker_lacks_schema(heartbeat):  # it told its database before it lost that
+            others = [each for each in others if each.code != "worker_other_database"]
         since = next((each.since for each in others if _of_postgres(each)), None)
         causes = [replace(each, since=each.since or since) for each in why]
         causes += [each for each in others if not _of_postgres(each)]  # which is said already
@@ -304,6 +307,12 @@ class Looking:
 def _of_postgres(cause: Cause) -> bool:
     """Tell whether a process that waits for Postgres is the cause."""
     return cause.code == "schema_missing" or cause.title.startswith("Postgres refuses")
+
+
+def _worker_lacks_schema(heartbeat: Heartbeat) -> bool:
+    return any(
+        each.process != ASKER and each.outage.sqlstate in NO_SCHEMA for each in heartbeat.pauses
+    )
 
 
 def _said(error: Exception) -> str:

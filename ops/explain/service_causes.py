@@ -9,6 +9,7 @@ from typing import Any
 
 from core.rules import Cause
 from core.servers.finding import Finding
+from core.servers.obstacles import IN_FUNCTION
 from core.signs.heartbeat import FRESH
 from core.signs.pauses import Outage, Pause
 from core.signs.sign import Sign
@@ -39,9 +40,6 @@ LOOK_AT = {  # by SQLSTATE, or by a word of Redis' answer
     "57014": POSTGRES.format(
         "SELECT pid, application_name, wait_event, now() - query_start, query FROM pg_stat_activity"
         " WHERE state <> $$idle$$ ORDER BY query_start"
-    ),
-    "P0001": POSTGRES.format(
-        "SELECT tgrelid::regclass, tgname FROM pg_trigger WHERE NOT tgisinternal"
     ),
     "53300": POSTGRES.format("SHOW max_connections"),
     "OOM": REDIS.format("INFO memory"),
@@ -137,7 +135,7 @@ def _end_session(pid: int | None) -> str:
 def refusal(outage: Outage, since: datetime | None, heartbeat: Heartbeat) -> Cause:
     """Name a server that does not take writes, by its own error."""
     obstacle = heartbeat.asked.obstacle if outage.server == "postgres" else None
-    if outage.server == "postgres" and outage.sqlstate in NO_SCHEMA:
+    if outage.server == "postgres" and _lacks_schema(outage):
         return schema_missing(obstacle, outage.error, since, heartbeat)
     error, step = outage.error, look_at(outage.server, outage.error, outage.sqlstate)
     if obstacle:
@@ -152,6 +150,11 @@ def refusal(outage: Outage, since: datetime | None, heartbeat: Heartbeat) -> Cau
         reason=f"its disk is slow, others keep it busy, or a trigger takes its time ({error})",
         by_itself="workers go on slowly, and try again what takes longer than a minute",
     )
+
+
+def _lacks_schema(outage: Outage) -> bool:
+    """Tell whether a statement of ours misses something; a function of others may, too."""
+    return outage.sqlstate in NO_SCHEMA and not IN_FUNCTION.search(outage.error)
 
 
 def schema_missing(

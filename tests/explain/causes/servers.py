@@ -253,7 +253,12 @@ def postgres_is_slow_to_write(place):
     yield batch
 
 
-@cause("server_refuses", says=["frozen by an audit"], step="FROM pg_trigger")
+@cause(
+    "server_refuses",
+    says=["frozen by an audit", "audit on event_outbox"],
+    step="DISABLE TRIGGER audit",
+    ends=True,
+)
 def a_trigger_of_others_refuses_writes(place):
     batch = place.insert_batch()
     place.conn.execute(
@@ -263,6 +268,26 @@ def a_trigger_of_others_refuses_writes(place):
     place.conn.execute(
         "CREATE TRIGGER audit BEFORE INSERT ON event_outbox EXECUTE FUNCTION audit()"
     )
+    yield batch
+
+
+@cause(
+    "server_refuses",
+    says=["Postgres refuses writes", "audit on batch_essay_trackers", "audit on essay_states"],
+    step="DISABLE TRIGGER audit",
+    never=["no schema that this release can use", "compare them"],
+    ends=True,
+)
+def a_trigger_of_others_misses_its_table(place):
+    batch = place.insert_batch()
+    place.conn.execute(
+        "CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$BEGIN INSERT INTO audit.log VALUES (1); RETURN NEW; END$$"
+    )
+    for table in ("batch_essay_trackers", "essay_states"):
+        place.conn.execute(
+            f"CREATE TRIGGER audit BEFORE UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION audit()"
+        )
     yield batch
 
 
@@ -292,12 +317,52 @@ def there_is_no_schema(place):
     place.conn.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-@cause("schema_missing", step="els migrate")
+@cause(
+    "schema_missing",
+    says=["its tables are in the schema public, and this session looks in nowhere"],
+    step="correct search_path in the options of ELS_DATABASE_URL",
+    never=["els migrate", "in time"],
+)
 def the_search_path_names_no_schema(place):
     yield (
         make.new_batch(),
         {"ELS_DATABASE_URL": f"{place.database_url}?options=-csearch_path%3Dnowhere"},
     )
+
+
+@cause(
+    "schema_missing",
+    says=["its tables are in the schema public, and this session looks in reports"],
+    step="SET search_path = public",
+    never=["els migrate", "works on another database", "kill"],
+)
+def the_search_path_of_the_role_was_changed(place):
+    place.worker()
+    batch = place.register()
+    place.conn.execute("CREATE SCHEMA reports")
+    database = urlsplit(place.database_url).path[1:]
+    place.conn.execute(f"ALTER ROLE CURRENT_USER IN DATABASE {database} SET search_path = reports")
+    place.conn.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    place.send_content(batch)
+    until(place.pauses, WAIT_S, "a process waits")
+    yield batch
+
+
+@cause(
+    "schema_missing",
+    says=["may not enter the schema of its tables, public"],
+    step="GRANT USAGE ON SCHEMA public",
+    never=["els migrate"],
+    ends=True,
+)
+def its_role_may_not_enter_the_schema(place):
+    url = role(place, "SELECT, INSERT, UPDATE, DELETE")
+    place.conn.execute("REVOKE ALL ON SCHEMA public FROM PUBLIC")
+    place.conn.execute(f"REVOKE ALL ON SCHEMA public FROM {urlsplit(url).username}")
+    yield place.insert_batch(), {"ELS_DATABASE_URL": url}
 
 
 @cause("schema_missing", step="kubectl apply -k deploy/kubernetes/migrate")
