@@ -15,6 +15,7 @@ from core.servers.identity import location
 from core.servers.obstacles import read_only
 from core.servers.postgres import changed_by_hand, schema_lacks
 from core.servers.redis_client import connect_once
+from core.servers.rights import NO_RIGHT
 from core.servers.urls import is_redis, kind_and_path
 from core.settings import Settings
 from core.signs.beats import NO_BEATS, Beats, read_beats
@@ -34,7 +35,7 @@ BROKER_S = 0.8  # for Redis as the broker
 LOCK_S = 0.3  # for a lock that the probe meets; whoever holds it is found otherwise
 ASKER = "this command"
 HOLDS_BACK = "CLIENT PAUSE, as tools for a failover do"
-NO_RIGHT, READ_ONLY = "42501", "25006"
+READ_ONLY = "25006"
 NO_SCHEMA = {"42P01", "42703", "3F000"}  # no such table, column, schema
 NO_RIGHT_IN_REDIS = "NoPermissionError"
 
