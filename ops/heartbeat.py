@@ -23,6 +23,7 @@ from core.signs.heartbeat import SINCE, SWEPT, WORKERS, live_workers
 from core.signs.installation import Kind, detect
 from core.signs.pauses import Outage, Pause, Server, read_pauses, server_time
 from core.signs.sign import Sign, read_signs
+from core.signs.starts import read_restarts
 from core.slots import Slots
 from ops.installation import Installation
 from ops.queues import UNANSWERED, brief_connection, queue_lengths
@@ -71,6 +72,8 @@ class Heartbeat:
     since: datetime | None = None  # when the first sign came to this Redis, since it was empty
     others: Mapping[str, Sequence[str]] = field(default_factory=dict)  # Celery workers that remote
     # control has found to take from our queues: by name, those queues
+    restarts: Mapping[str, Sequence[datetime]] = field(default_factory=dict)  # starts of workers
+    # that have started often of late, and that nobody stopped
 
     @property
     def silent(self) -> bool:
@@ -126,6 +129,7 @@ def read_heartbeat(client: redis.Redis, waiting: int | None) -> Heartbeat:
         read_pauses(client),
         signs=read_signs(client, everybody, now),
         since=since,
+        restarts=read_restarts(client, now),
     )
 
 
