@@ -71,6 +71,7 @@ def _write_everything(conn: Conn, batch_id: str, size: int) -> None:
     late = Submission("file-3", "probe", text_storage_id="text-3")
     more = Submission("file-4", "probe", text_storage_id="text-4")
     message = Message(Idempotency(uuid4(), TASK, b""), batch_id, [late])
+    db.batches.hold_registration_lock(conn, batch_id)
     db.slots.park_pending(conn, batch_id, [content, rejected])
     db.batches.register(conn, _batch(batch_id), ["essay-1", "essay-2", "essay-3"])
     slot_of = {late.claimant: "essay-3"}

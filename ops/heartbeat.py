@@ -15,6 +15,7 @@ from core.servers.identity import location
 from core.servers.obstacles import read_only, trigger_raised
 from core.servers.postgres import changed_by_hand, schema_lacks
 from core.servers.redis_client import connect_once
+from core.servers.rights import NO_RIGHT
 from core.servers.urls import is_redis, kind_and_path
 from core.settings import Settings
 from core.signs.beats import NO_BEATS, Beats, read_beats
@@ -22,6 +23,7 @@ from core.signs.heartbeat import SINCE, SWEPT, WORKERS, live_workers
 from core.signs.installation import Kind, detect
 from core.signs.pauses import Outage, Pause, Server, read_pauses, server_time
 from core.signs.sign import Sign, read_signs
+from core.signs.starts import read_restarts
 from core.slots import Slots
 from ops.installation import Installation
 from ops.queues import UNANSWERED, brief_connection, queue_lengths
@@ -34,7 +36,7 @@ BROKER_S = 0.8  # for Redis as the broker
 LOCK_S = 0.3  # for a lock that the probe meets; whoever holds it is found otherwise
 ASKER = "this command"
 HOLDS_BACK = "CLIENT PAUSE, as tools for a failover do"
-NO_RIGHT, READ_ONLY = "42501", "25006"
+READ_ONLY = "25006"
 NO_SCHEMA = {"42P01", "42703", "3F000"}  # no such table, column, schema
 OF_SERVER = ("53", "57")  # classes: it lacks resources, or somebody intervened
 NO_RIGHT_IN_REDIS = "NoPermissionError"
@@ -71,6 +73,8 @@ class Heartbeat:
     since: datetime | None = None  # when the first sign came to this Redis, since it was empty
     others: Mapping[str, Sequence[str]] = field(default_factory=dict)  # Celery workers that remote
     # control has found to take from our queues: by name, those queues
+    restarts: Mapping[str, Sequence[datetime]] = field(default_factory=dict)  # starts of workers
+    # that have started often of late, and that nobody stopped
 
     @property
     def silent(self) -> bool:
@@ -126,6 +130,7 @@ def read_heartbeat(client: redis.Redis, waiting: int | None) -> Heartbeat:
         read_pauses(client),
         signs=read_signs(client, everybody, now),
         since=since,
+        restarts=read_restarts(client, now),
     )
 
 

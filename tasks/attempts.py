@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterator
 from random import uniform
 
+import psycopg
 import structlog
 from celery.exceptions import Reject
 
@@ -40,15 +41,23 @@ def attempts(
         if error is None:
             return
         kind = fault(error)
-        if kind in raised_at_once or isinstance(error, Reject):
+        if isinstance(error, Reject):
             raise error
-        waited = kind is Fault.ENVIRONMENT and wait_until_well(error)
+        waited = _may_be_a_servers(error, kind) and wait_until_well(error)
         tried += not waited
-        if tried >= tries:
+        if not waited and (kind in raised_at_once or tried >= tries):
             raise error
         failed(error)
         if not waited:
             log.warning("tried_again", error=type(error).__name__, sqlstate=sqlstate(error))
             sleep(FIRST_WAIT_S * WAIT_FACTOR ** (tried - 1) * uniform(0.5, 1))
-        if kind is Fault.ENVIRONMENT:
+        if waited or kind is Fault.ENVIRONMENT:
             resources().pool.drain()  # what it connected before this wait may have ended since
+
+
+def _may_be_a_servers(error: Exception, kind: Fault) -> bool:
+    """Tell whether a server may refuse every message with this error, which only a probe can tell.
+
+    A trigger or a constraint that somebody added refuses all values as it refuses wrong ones.
+    """
+    return kind is Fault.ENVIRONMENT or (kind is Fault.MESSAGE and isinstance(error, psycopg.Error))

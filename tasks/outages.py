@@ -25,6 +25,7 @@ from core.errors import StackError
 from core.faults import Fault, fault, sqlstate
 from core.probe import probe_postgres, probe_redis
 from core.servers.postgres import missing_for_work
+from core.servers.rights import NO_RIGHT
 from core.signs import pauses
 from core.signs.pauses import Outage, Pause
 from core.slots import Slots
@@ -34,7 +35,6 @@ from tasks.worker.clients import brief_redis
 from tasks.worker.waiting import sleep
 
 FIRST_PROBE_S, LONGEST_PROBE_S = 1.0, 10.0
-NO_RIGHT = "42501"
 NO_ROOM = ("53", "58")  # classes of SQLSTATE: insufficient resources, an error of the system
 PROBE_BYTES = 64 * 1024  # written after such an error: more than one page
 

@@ -10,18 +10,20 @@ from core.errors import BadSettings
 
 
 def identity(conn: Conn) -> str | None:
-    """Return a word for this cluster, database and schema; None where our role may not ask.
+    """Return a word for this cluster, database and schema; None where our role may not see one.
 
     A replica has that of its primary. Raises psycopg.Error where the server does not answer.
     """
     try:
         row = conn.execute(
             "SELECT (SELECT system_identifier FROM pg_control_system())::text AS cluster,"
-            " current_database() AS database, coalesce(current_schema(), '') AS schema"
+            " current_database() AS database, current_schema() AS schema"
         ).fetchone()
     except psycopg.errors.InsufficientPrivilege:
         return None
     assert row is not None
+    if row["schema"] is None:  # it may not enter any, so nobody knows which one it works in
+        return None
     said = "/".join((row["cluster"], row["database"], row["schema"]))
     return sha256(said.encode()).hexdigest()[:16]
 

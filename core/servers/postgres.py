@@ -20,7 +20,7 @@ NO_TABLE = """
     SELECT name FROM unnest(%s::text[]) AS needed (name)
     WHERE to_regclass(name) IS NULL ORDER BY name
 """
-NO_RIGHT = """
+LACKING = """
     SELECT name, verb FROM unnest(%(names)s::text[], %(verbs)s::text[]) AS needed (name, verb)
     WHERE CASE
         WHEN verb = 'DELETE' THEN NOT has_table_privilege(to_regclass(name), verb)
@@ -92,7 +92,7 @@ def _other_schema(conn: Conn) -> Iterator[Finding]:
 def _rights(conn: Conn) -> Finding | None:
     needed = [(name, verb) for name, verbs in RIGHTS.items() for verb in verbs]
     names, verbs = zip(*needed, strict=True)
-    rows = conn.execute(NO_RIGHT, {"names": list(names), "verbs": list(verbs)}).fetchall()
+    rows = conn.execute(LACKING, {"names": list(names), "verbs": list(verbs)}).fetchall()
     return _no_rights([f"{row['verb']} ON {row['name']}" for row in rows], conn) if rows else None
 
 

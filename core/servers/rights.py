@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+NO_RIGHT = "42501"  # SQLSTATE: insufficient privilege
+
 RIGHTS: Mapping[str, tuple[str, ...]] = {
     "batch_essay_trackers": ("SELECT", "INSERT", "UPDATE"),
     "essay_states": ("SELECT", "INSERT", "UPDATE"),

@@ -24,6 +24,7 @@ from core.servers.away import away
 from core.servers.identity import identity
 from core.servers.postgres import changed_by_hand, schema_lacks
 from core.servers.redis_client import connect_once
+from core.servers.rights import NO_RIGHT
 from core.servers.tls import describe
 from core.servers.urls import is_redis, kind_and_path
 from core.settings import Settings
@@ -50,7 +51,6 @@ from ops.heartbeat import (
     ASKER,
     LOCK_S,
     NO_HEARTBEAT,
-    NO_RIGHT,
     NO_SCHEMA,
     Heartbeat,
     ask_waiting,

@@ -10,12 +10,13 @@ from typing import Any
 from core.rules import Cause
 from core.servers.finding import Finding
 from core.servers.obstacles import IN_FUNCTION
+from core.servers.rights import NO_RIGHT
 from core.signs.heartbeat import FRESH
 from core.signs.pauses import Outage, Pause
 from core.signs.sign import Sign
 from ops.explain.causes import CAUSES
 from ops.explain.locks import Lock
-from ops.heartbeat import ASKER, NO_RIGHT, NO_SCHEMA, Heartbeat
+from ops.heartbeat import ASKER, NO_SCHEMA, Heartbeat
 from ops.queries.sweep import Holder
 from ops.wording import number, utc
 
@@ -218,6 +219,7 @@ def _worker_causes(heartbeat: Heartbeat) -> Iterator[Cause]:
     ours = {name: sign for name, sign in live.items() if not _wrong(sign, asked.queue, "queues")}
     serving = serving_workers(heartbeat)
     yield from _waiting_to_start(heartbeat)
+    yield from _restarting(heartbeat)
     others = [*_others(heartbeat)]
     yield from others
     if not serving and not any(cause.code == "worker_other_redis" for cause in others):
@@ -279,6 +281,14 @@ def _waiting_to_start(heartbeat: Heartbeat) -> Iterator[Cause]:
                 said["step"] = heartbeat.asked.installation.migrate
             words = {**said, "worker": name, "waiting": _messages(heartbeat)}
             yield CAUSES["worker_waits"].fill(sign.waits_since, **words)
+
+
+def _restarting(heartbeat: Heartbeat) -> Iterator[Cause]:
+    """Name workers that end again and again."""
+    for worker, starts in heartbeat.restarts.items():
+        step = heartbeat.asked.installation.log("worker")
+        words = {"worker": worker, "times": len(starts), "waiting": _messages(heartbeat)}
+        yield CAUSES["worker_restarts"].fill(starts[0], step=step, **words)
 
 
 def _others(heartbeat: Heartbeat) -> Iterator[Cause]:

@@ -20,7 +20,7 @@ from core.servers.redis_client import connect_once
 from core.servers.urls import is_redis
 from core.signs.pauses import Outage
 from ops.explain.held_back import held_back
-from ops.explain.locks import locks
+from ops.explain.locks import locks, standby_awaited
 from ops.explain.service_causes import LOCKED, lock_causes, look_at
 from ops.heartbeat import redis_outage
 from ops.web.connections import TIMEOUT_S, Connections
@@ -69,7 +69,7 @@ class Readiness:
         try:
             with self._connections.pool.connection(timeout=TIMEOUT_S) as conn:
                 found = [*check_postgres(conn), *_held_back(conn)]
-                return _or_refusal(found, lambda: probe_postgres(conn), lambda: _locked(conn))
+                return _or_refusal(found, lambda: _refusal(conn), lambda: _locked(conn))
         except PoolTimeout:  # a pool says nothing of why it has no connection
             settings = self._connections.settings
             assert settings.database_url, "a page does not start without"
@@ -96,6 +96,11 @@ class Readiness:
     def _slots_redis(self) -> list[Finding]:
         url = self._connections.settings.redis_url or ""
         return check_redis(self._connections.client, "redis", url)
+
+
+def _refusal(conn: Conn) -> Outage | None:
+    """Find what keeps writes from Postgres; the probe never commits, so it waits for no standby."""
+    return standby_awaited(conn) or probe_postgres(conn)
 
 
 def _locked(conn: Conn) -> Iterator[Finding]:

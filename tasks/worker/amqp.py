@@ -255,17 +255,25 @@ class Channel(Waits, pyamqp.Channel):
                     asking, queue, *args, **{**kwargs, "nowait": False}
                 )
             except AccessRefused as refused:
-                log.info("binding_left_as_it_is", queue=queue, refusal=describe(refused))
+                if _is_first("binding", queue):
+                    log.info("binding_left_as_it_is", queue=queue, refusal=describe(refused))
 
 
-_differing: set[tuple[str, str]] = set()
+_logged: set[tuple[str, str]] = set()
+
+
+def _is_first(kind: str, name: str) -> bool:
+    """Tell whether this process has not yet logged that this is otherwise than declared."""
+    if (kind, name) in _logged:
+        return False
+    _logged.add((kind, name))
+    return True
 
 
 def _log_difference(kind: str, name: str, refusal: str) -> None:
     """Log it once. The processes of a pool leave that to the worker's parent."""
-    if (kind, name) in _differing:
+    if not _is_first(kind, name):
         return
-    _differing.add((kind, name))
     say = log.warning if current_process().name == "MainProcess" else log.debug
     again = {
         "queue": f"rabbitmqctl delete_queue {name} --if-empty",

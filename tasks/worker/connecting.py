@@ -1,10 +1,16 @@
 """A worker connects to its broker however long that takes, and sends heartbeats meanwhile."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
+from amqp.exceptions import AccessRefused, NotAllowed, NotFound
+from celery.worker import state
+
 import durable_redis
 from tasks.worker import heartbeat
+
+DENIED = (AccessRefused, NotAllowed, NotFound)  # a right, a queue, or a virtual host is missing
 
 
 def wait_for_broker(connection: Any, worker: str) -> None:  # Any: Kombu's connection, untyped
@@ -26,3 +32,18 @@ def wait_for_broker(connection: Any, worker: str) -> None:  # Any: Kombu's conne
         return connected
 
     connection.ensure_connection = patiently
+
+
+def pause_if_denied(error: Exception, worker: str) -> None:
+    """Wait for 1 to 10 s where RabbitMQ is there and refuses this worker; say so meanwhile.
+
+    Raises WorkerShutdown or WorkerTerminate, as Celery does, where somebody stops the worker.
+    """
+    if not isinstance(error, DENIED):
+        return
+    longest_s = min(max(heartbeat.note_refusal(worker, error), 1.0), durable_redis.LONGEST_PAUSE_S)
+    until = time.monotonic() + longest_s
+    while time.monotonic() < until:
+        state.maybe_shutdown()
+        heartbeat.send(worker)
+        time.sleep(min(1.0, longest_s))

@@ -11,7 +11,7 @@ from kombu.exceptions import DecodeError
 import durable_redis
 from core.errors import NotExecuted
 from tasks.worker.batching import Batcher
-from tasks.worker.connecting import wait_for_broker
+from tasks.worker.connecting import pause_if_denied, wait_for_broker
 from tasks.worker.monitoring import EventFlush
 from tasks.worker.request import QuietRequest
 from tasks.worker.screening import Screen
@@ -59,6 +59,12 @@ class Consumer(consumer.Consumer):
         """Reconnect, after a pause if the broker is there and refuses."""
         durable_redis.note_refusal(exc)
         super().on_connection_error_after_connected(exc)
+        pause_if_denied(exc, self.hostname)
+
+    def on_connection_error_before_connected(self, exc: Exception) -> None:
+        """Connect again, after such a pause."""
+        super().on_connection_error_before_connected(exc)
+        pause_if_denied(exc, self.hostname)
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Message], None]:
         """Make what gets each message: it screens one that calls a task, and keeps the others."""

@@ -4,6 +4,7 @@ import atexit
 import os
 import time
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any
 
 import redis
@@ -12,6 +13,7 @@ from celery import signals
 from celery.worker import state
 
 import durable_redis
+from core.faults import describe
 from core.signs import health_file, heartbeat, pauses
 from core.signs.sign import write_sign
 from tasks.app import app, settings
@@ -26,6 +28,7 @@ _sent_at = float("-inf")
 _queues: set[str] = set()  # that this worker consumes from, unless somebody cancels one
 _cancelled: set[str] = set()
 _refused = False  # by the broker, at the last heartbeat
+_rabbitmqs: durable_redis.Refusal | None = None  # until the event loop turns again
 
 
 def send(worker: str) -> None:
@@ -72,10 +75,21 @@ def _has_lost_a_queue() -> bool:
     return bool(_cancelled)
 
 
+def note_refusal(worker: str, error: Exception) -> float:
+    """Note that RabbitMQ is there and refuses this worker; return for how long it does, in s."""
+    global _rabbitmqs  # noqa: PLW0603 - of the process
+    now = datetime.now(UTC)
+    since = _rabbitmqs.since if _rabbitmqs else now
+    _rabbitmqs = durable_redis.Refusal(describe(error), since)
+    send(worker)
+    return (now - since).total_seconds()
+
+
 def _send_refusal(worker: str) -> None:
     """Say whether the broker refuses this worker; its processes say so of the other servers."""
     global _refused  # noqa: PLW0603 - of the process
-    if refusal := durable_redis.refusal():
+    refusal = durable_redis.refusal() or _rabbitmqs
+    if refusal:
         outage = pauses.Outage("broker", refusal.error)
         pauses.write_pause(brief_redis(), pauses.Pause(worker, outage, refusal.since))
     elif _refused:
@@ -106,4 +120,6 @@ def _say_goodbye(pid: int, worker: str) -> None:
 
 @signals.heartbeat_sent.connect
 def _with_celerys(sender: Any, **_: object) -> None:  # Any: Celery's heart, untyped
+    global _rabbitmqs  # noqa: PLW0603 - as above
+    _rabbitmqs = None
     send(sender.eventer.hostname)

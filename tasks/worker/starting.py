@@ -1,6 +1,8 @@
 """A worker starts to work only when its servers are ready for it."""
 
+import atexit
 import gc
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -10,6 +12,7 @@ from typing import Any
 import redis
 import structlog
 from celery import Celery
+from celery.worker import state
 
 from core import logs
 from core.errors import BadSettings, ELSError
@@ -20,6 +23,7 @@ from core.servers.requirements import check_servers
 from core.settings import Settings
 from core.signs import health_file, heartbeat, pauses
 from core.signs.sign import write_sign
+from core.signs.starts import forget_start, note_start
 from tasks.worker.stopping import STOPS
 
 GARBAGE = (10_000, 50, 50)  # allocations a collection; Python's 700 are those of two messages
@@ -36,8 +40,26 @@ def start(app: Celery, settings: Settings, sender: Any, **_: object) -> None:  #
         raise SystemExit(
             "els: a worker needs ELS_DATABASE_URL and ELS_REDIS_URL; `els run` sets both"
         )
+    _note_start(settings.redis_url, sender.hostname)
     _wait_for_servers(settings, sender.hostname)
     gc.set_threshold(*GARBAGE)  # its processes inherit it
+
+
+def _note_start(url: str, worker: str) -> None:
+    """Note this start in Redis; forget it when somebody stops this worker, not when it fails."""
+    own = os.getpid()
+
+    def forget(start: str) -> None:
+        stopped = any(
+            each is not None and each is not False
+            for each in (state.should_stop, state.should_terminate)
+        )
+        if stopped and os.getpid() == own:
+            with suppress(redis.RedisError), connect_once(url, timeout_s=1) as client:
+                forget_start(client, start)
+
+    with suppress(redis.RedisError), connect_once(url, timeout_s=1) as client:
+        atexit.register(forget, note_start(client, worker))
 
 
 def refuse_eager(settings: Settings, what: str) -> None:
@@ -59,7 +81,8 @@ def _wait_for_servers(settings: Settings, worker: str) -> None:
         if ready:
             _name_findings(settings)
     if not ready or stopped.is_set():
-        raise SystemExit(0)
+        state.should_stop = os.EX_OK  # type: ignore[assignment] # as Celery notes it later
+        raise SystemExit(os.EX_OK)
 
 
 class _Waiting:

@@ -35,6 +35,7 @@ PREFORK = "worker --pool prefork --concurrency 2"
 ONE_PROCESS = "worker --pool prefork --concurrency 1"  # no other one takes what it holds
 SOLO = "worker --pool solo"
 SQLSTATES = ["53100", "53200", "58030", "57014", "42501", "XX123", "ZZ001"]
+SQLSTATES += ["23514", "2200H"]  # a constraint, and a sequence that has ended, refuse all alike
 A_REDIS = pytest.mark.redis_only("the broker that refuses is a Redis")
 REDIS = {
     "a replica": refusals.replica,

@@ -4,9 +4,12 @@ from contextlib import contextmanager
 
 import pytest
 from amqp.exceptions import AccessRefused
+from celery import Celery
 from kombu import Exchange, Queue
 from kombu.transport.native_delayed_delivery import calculate_routing_key
+from structlog.testing import capture_logs
 
+from core.signs.pauses import read_pauses
 from tests import factories as make
 from tests.live.conftest import until
 from tests.rabbitmq.conftest import RabbitWorkers
@@ -71,6 +74,46 @@ def test_a_worker_that_may_declare_nothing_uses_what_is_there(
 
     assert_invariants([batch])
     assert letters() == []
+
+
+@pytest.mark.parametrize("missing", ["rights", "password"])
+def test_a_worker_whose_account_is_refused_for_a_while_says_so_and_goes_on(
+    workers, account, node, valkey, outcome_of, missing
+):
+    worker = workers.start(ELS_BROKER_URL=account(".*", ".*", ".*"))
+    workers.ready(1)
+    event, name = make.registration(make.new_batch()), workers.queue
+    take, give = {
+        "rights": (("clear_permissions", name), ("set_permissions", name, ".*", ".*", ".*")),
+        "password": (("change_password", name, "other"), ("change_password", name, "secret")),
+    }[missing]
+
+    node.ctl(*take)
+    node.drop_connections()
+    workers.send_for_sure("els.register_batch", event)
+    [pause] = until(lambda: refusals_of(valkey, name), what="it says so")
+    node.ctl(*give)
+
+    assert until(lambda: outcome_of(event), 30, "it is registered")["outcome"] == "registered"
+    until(lambda: not refusals_of(valkey, name), what="it says no more")
+    assert "AccessRefused" in pause.outage.error or "NotAllowed" in pause.outage.error
+    assert worker.poll() is None
+
+
+def refusals_of(valkey, queue):
+    return [pause for pause in read_pauses(valkey) if pause.process.startswith(queue)]
+
+
+def test_a_binding_that_may_not_be_made_is_logged_once(workers, account):
+    declared_by_another(workers)
+    app = Celery(broker=account(read="QUEUE"), broker_transport="tasks.worker.amqp:Transport")
+    with capture_logs() as logged, channel_of(app) as channel:
+        for _ in range(3):
+            queue = Queue(workers.queue, Exchange(workers.queue), workers.queue)
+            queue(channel).queue_bind()
+    app.close()
+
+    assert [line["event"] for line in logged] == ["binding_left_as_it_is"]
 
 
 @pytest.fixture

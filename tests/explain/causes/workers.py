@@ -243,6 +243,47 @@ def its_worker_was_killed_with_its_content(place):
     yield batch
 
 
+def again_and_again(place, end, *more):
+    """Start a worker of one name three times, as a supervisor does; it ends each time."""
+    for _ in range(3):
+        worker = place.start_worker("-n", f"{place.queue}@test", *more)
+        end(worker)
+        worker.wait(WAIT_S)
+
+
+@cause("worker_restarts", says=["has started 3 times in 10 minutes"], never=GONE[1:])
+def it_is_killed_again_and_again(place):
+    def kill(worker):
+        until_it_lives(place, worker)
+        place.end(worker)
+
+    again_and_again(place, kill)
+    yield place.insert_batch()
+
+
+def until_it_lives(place, worker):
+    def lives():
+        return worker.pid in {sign.pid for sign in place.signs().signs.values()}
+
+    until(lives, WAIT_S, "it lives")
+
+
+@cause("worker_restarts", says=["has started 3 times in 10 minutes"], never=GONE[1:])
+def it_fails_at_each_start(place):
+    again_and_again(place, lambda _: None, "--statedb", "/nowhere/state")
+    yield place.insert_batch()
+
+
+@cause("no_worker", says=["was stopped at"], never=["times in 10 minutes"])
+def it_was_restarted_by_its_people(place):
+    def stop(worker):
+        until_it_lives(place, worker)
+        worker.terminate()
+
+    again_and_again(place, stop)
+    yield place.insert_batch()
+
+
 # --- hanging -------------------------------------------------------------------------------------
 
 
