@@ -403,8 +403,12 @@ def _why_no_json(error: Exception) -> str:
 
 
 def _first_faults(error: ValidationError, most: int = 5) -> str:
-    """Name the first faults by field, without the values: they may be personal."""
+    """Name the first faults by field, without the values: they may be personal.
+
+    Unknown fields come first, as a field that is misspelt or nested is missing too.
+    """
     faults = error.errors(include_url=False, include_input=False)
+    faults.sort(key=lambda fault: fault["type"] != "extra_forbidden")
     named = [f"{_place(fault)}: {_rule(fault)}" for fault in faults]
     more = f" (and {len(named) - most} more)" if len(named) > most else ""
     return "; ".join(named[:most]) + more
@@ -423,8 +427,9 @@ def _place(fault: ErrorDetails) -> str:
 def _rule(fault: ErrorDetails) -> str:
     match fault["type"]:
         case "extra_forbidden":
-            near = get_close_matches(str(fault["loc"][-1]), _fields(), 1)
-            is_meant = f"; is {near[0]} meant?" if near and near[0] != fault["loc"][-1] else ""
+            name = str(fault["loc"][-1])
+            near = get_close_matches(name.lower(), _fields(), 1)
+            is_meant = f"; is {near[0]} meant?" if near and near[0] != name else ""
             return _unknown(fault) + is_meant
         case kind if kind in RULES_OF_KINDS:
             return RULES_OF_KINDS[kind]

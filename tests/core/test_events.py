@@ -116,6 +116,19 @@ def test_a_field_of_another_event_is_not_taken_for_a_slip():
     assert reason.endswith("course_code: is an unknown field")
 
 
+def test_a_field_in_capitals_is_taken_for_a_slip():
+    event = dict(EXAMPLES[AMEND])
+    event["BATCH_ID"] = event.pop("batch_id")
+
+    assert "event: has an unknown field; is batch_id meant?" in refused(AMEND, event)
+
+
+def test_an_event_in_another_object_is_refused_by_the_name_of_that():
+    reason = refused(AMEND, {"payload": EXAMPLES[AMEND]})
+
+    assert reason.partition(": ")[2].startswith("payload: is an unknown field; ")
+
+
 PYDANTIC = ("Value error", "Input", "should", "UUID input", "required", "after validation")
 
 
