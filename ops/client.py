@@ -17,7 +17,6 @@ from core.catalogue import TASKS
 from core.db.connection import Conn
 from core.errors import StackError
 from core.servers.away import away
-from core.servers.tls import describe
 from core.servers.urls import is_amqp
 from tasks.servers import set_broker
 from tasks.worker import amqp
@@ -60,10 +59,8 @@ class Sender:
                 task, kwargs={"event": event}, queue=self.queue, task_id=task_id, ignore_result=True
             )
         except (OperationalError, redis.RedisError) as error:
-            if describe(error):
-                found = away("broker", self.broker_url, error)
-                raise StackError(f"broker: {found.wrong}. Next: {found.step}") from error
-            raise StackError(f"the broker does not take messages: {error}; is it up?") from error
+            found = away("broker", self.broker_url, error)
+            raise StackError(f"broker: {found.wrong.rstrip('.')}. Next: {found.step}") from error
         return Sent(task, task_id, event)
 
 

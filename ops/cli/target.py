@@ -1,6 +1,7 @@
 """Which servers a command acts on: those of the settings, else those of the home's stack."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from urllib.parse import SplitResult, urlsplit
 
 from core.db.url import parameters
@@ -25,7 +26,7 @@ def endpoints(settings: Settings, *needed: str) -> Endpoints:
     """
     given, found = _given(settings), _running(settings)
     if found and not _different(given, found):
-        return found
+        return Endpoints(**{**asdict(found), **given})
     if not given:
         raise StackError(
             f"no stack runs on {settings.home.absolute()}; start one with `els run`,"

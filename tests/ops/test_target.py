@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import select
 import subprocess
 import sys
@@ -74,6 +75,24 @@ def test_urls_win_over_the_stack_that_runs_in_the_folder(beside, service, other)
     assert json.loads(there.stdout) == json.loads(alone.stdout) == []
     assert (there.stderr, alone.stderr) == ("", "")
     assert json.loads(named.stdout)["broker_url"] == other["ELS_REDIS_URL"]
+
+
+def test_a_url_of_the_running_stack_is_used_to_the_letter(beside, service):
+    wrong = re.sub("//.*@", "//els:wrong@", service.env["database_url"])
+
+    refused = beside("status", ELS_DATABASE_URL=wrong)
+
+    assert refused.returncode == 1
+    assert "Postgres does not answer" in refused.stderr
+
+
+def test_a_broker_that_takes_nothing_is_told_with_the_next_step(beside, other):
+    urls = {**other, "ELS_BROKER_URL": "redis://127.0.0.1:1/0"}
+
+    told = beside("submit", str(ROOT / "examples" / "events.jsonl"), **urls)
+
+    assert told.returncode == 1
+    assert told.stderr.splitlines()[-1].endswith("Next: start it, or mend ELS_BROKER_URL")
 
 
 def test_what_is_changed_is_what_the_urls_name(beside, other):
