@@ -248,6 +248,7 @@ def _show_outcomes(
     for result in [] if as_json else results:
         detail = result.get("essay_id") or result.get("message") or result.get("batch_id") or ""
         outcome = result.get("outcome", "not carried out yet: is a worker running? (`els run`)")
-        print_line(f"{result['task']}  {outcome}  {detail}")
+        code = f"  {result['code']}" if "code" in result else ""
+        print_line(f"{result['task']}  {outcome}{code}  {detail}")
     if any(outcome is None or outcome["outcome"] == "dead_letter" for outcome in outcomes):
         raise typer.Exit(1)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from core.catalogue import EVENTS
 from core.db.actions import By
 from ops.cli.options import (
     AsJson,
@@ -27,6 +28,15 @@ from ops.moments import moment_of
 from ops.output import out, print_json, print_line, print_result
 from ops.queries import outbox
 from ops.wording import age_of, one_line
+
+
+def _known_type(event_type: str | None) -> str | None:
+    if event_type is not None and event_type not in EVENTS:
+        raise typer.BadParameter(
+            f"there is no event {event_type}; the events are {', '.join(EVENTS)}"
+        )
+    return event_type
+
 
 app = typer.Typer(help="Events on their way to downstream services.", no_args_is_help=True)
 
@@ -52,7 +62,9 @@ def list_outbox(limit: Limit = 100, home: Home = None, as_json: AsJson = False) 
 def republish(
     since: Annotated[str, typer.Option(help="A moment (2026-01-31T08:00:00Z) or an age (2h, 30m)")],
     batch: Annotated[str | None, typer.Option(help="Only of this batch")] = None,
-    event_type: Annotated[str | None, typer.Option("--type", help="Only of this type")] = None,
+    event_type: Annotated[
+        str | None, typer.Option("--type", help="Only of this type", callback=_known_type)
+    ] = None,
     dry_run: DryRun = False,
     why: Why = None,
     who: Who = None,

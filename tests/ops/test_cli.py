@@ -234,6 +234,7 @@ def test_a_second_run_on_the_same_home_says_so(service):
         (["cancel", "batch-1"], 2, "--reason"),
         (["nonsense"], 2, "nonsense"),
         (["dead-letters", "list", "--code", "EXPIRE"], 2, "there is no code EXPIRE"),
+        (["outbox", "republish", "--since", "1h", "--type", "Ready"], 2, "there is no event Ready"),
         (["dead-letters", "list", "--since", "soon"], 2, "'soon' is no moment"),
         (["explain", ""], 2, "is the variable set"),
         (["find", " "], 2, "is the variable set"),
