@@ -13,4 +13,4 @@ export { Receiver } from "./receiver.js";
 export type { Delivery, ReceiverOptions } from "./receiver.js";
 export { Sender } from "./sender.js";
 export type { SenderOptions } from "./sender.js";
-export { SpoolError } from "./spool.js";
+export { SpoolError, SpoolFull } from "./spool.js";

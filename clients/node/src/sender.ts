@@ -16,6 +16,8 @@ const BYTES_AT_ONCE = 1024 * 1024;
 export interface SenderOptions extends Broker {
   /** A folder of this sender alone; what the broker does not have yet stays in it. */
   spool: string;
+  /** How many bytes may wait in it, 1 GiB by default; then `send` throws `SpoolFull`. */
+  spoolBytes?: number;
   /** The queue of the service, `els` by default. */
   queue?: string;
   /** Gets each error that passes: the sender tries again. */
@@ -40,7 +42,7 @@ export class Sender {
   static async open(options: SenderOptions): Promise<Sender> {
     const { queue = "els", onTrouble = warn } = options;
     const Outlet = { redis: RedisOutlet, amqp: AmqpOutlet }[kind(options.broker)];
-    const spool = await Spool.open(options.spool);
+    const spool = await Spool.open(options.spool, options.spoolBytes);
     return new Sender(spool, new Outlet(options, queue), onTrouble);
   }
 

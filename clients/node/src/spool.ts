@@ -14,6 +14,7 @@ import { join } from "node:path";
 import type { Call } from "./message.js";
 
 const REWRITE_BYTES = 16 * 1024 * 1024; // of lines that are done, before the file is rewritten
+const MOST_BYTES = 1024 ** 3; // of what waits: the disk is not the spool's alone
 const NEWLINE = 0x0a;
 
 /** Where a line is in the file. */
@@ -28,8 +29,14 @@ export class SpoolError extends Error {
   override name = "SpoolError";
 }
 
+/** A spool that has no room; the message is not on the disk, and not sent. */
+export class SpoolFull extends SpoolError {
+  override name = "SpoolFull";
+}
+
 export class Spool {
   #waiting: Place[] = [];
+  #held = 0; // bytes of what waits or is being written
   #size = 0;
   #last = 0;
   #queued: { text: string; place: Place; resolve(): void; reject(error: unknown): void }[] = [];
@@ -40,14 +47,15 @@ export class Spool {
     private readonly folder: string,
     private file: FileHandle,
     private readonly lock: string,
+    private readonly mostBytes: number,
   ) {}
 
   /** Open the spool of a folder, which one process may use at a time. Throws SpoolError. */
-  static async open(folder: string): Promise<Spool> {
+  static async open(folder: string, mostBytes = MOST_BYTES): Promise<Spool> {
     mkdirSync(folder, { recursive: true, mode: 0o700 });
     const lock = takeLock(folder);
     const file = await open(join(folder, "spool.jsonl"), "a+", 0o600);
-    const spool = new Spool(folder, file, lock);
+    const spool = new Spool(folder, file, lock, mostBytes);
     try {
       await spool.#read();
       await syncFolder(folder);
@@ -73,11 +81,19 @@ export class Spool {
     return this.#last;
   }
 
-  /** Write a call to the disk; return when it is there for sure. */
-  append(call: Call): Promise<void> {
-    const n = ++this.#last;
+  /** Write a call to the disk; return when it is there for sure. Throws SpoolFull. */
+  async append(call: Call): Promise<void> {
+    const n = this.#last + 1;
     const text = `${JSON.stringify({ n, call })}\n`;
     const place = { n, at: 0, bytes: Buffer.byteLength(text) };
+    if (this.#held + place.bytes > this.mostBytes) {
+      throw new SpoolFull(
+        `${this.folder} holds ${this.length} messages of ${this.#held} bytes, and may hold` +
+          ` ${this.mostBytes} bytes; the message is not sent`,
+      );
+    }
+    this.#last = n;
+    this.#held += place.bytes;
     return new Promise((resolve, reject) => {
       this.#queued.push({ text, place, resolve, reject });
       if (this.#queued.length === 1) void this.#alone(() => this.#write());
@@ -107,7 +123,8 @@ export class Spool {
   markDone(n: number): Promise<void> {
     return this.#alone(async () => {
       const left = this.#waiting.findIndex((place) => place.n > n);
-      this.#waiting.splice(0, left < 0 ? this.#waiting.length : left);
+      const gone = this.#waiting.splice(0, left < 0 ? this.#waiting.length : left);
+      this.#held -= sum(gone);
       if (this.#waiting.length === 0) return this.#empty();
       // Not synced: if the line is lost, a repeat is sent.
       this.#size += await this.#put(`${JSON.stringify({ done: n })}\n`);
@@ -139,6 +156,7 @@ export class Spool {
       await this.file.datasync();
     } catch (error) {
       this.#torn = true;
+      this.#held -= sum(queued.map(({ place }) => place));
       for (const each of queued) each.reject(error);
       return;
     }
@@ -201,6 +219,7 @@ export class Spool {
       this.#size = at = end + 1;
     }
     this.#waiting = this.#waiting.filter(({ n }) => n > done);
+    this.#held = sum(this.#waiting);
     if (this.#size < bytes.length) await this.file.truncate(this.#size);
   }
 
@@ -216,6 +235,10 @@ export class Spool {
     this.#last = Math.max(this.#last, read.n ?? 0, read.done ?? 0);
     return read.done ?? 0;
   }
+}
+
+function sum(places: Place[]): number {
+  return places.reduce((total, { bytes }) => total + bytes, 0);
 }
 
 /** Make a file that names this process. Whoever died without removing it holds no lock. */

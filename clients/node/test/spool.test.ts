@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { test, type TestContext } from "node:test";
 
 import type { Call } from "../src/message.js";
-import { Spool, SpoolError } from "../src/spool.js";
+import { Spool, SpoolError, SpoolFull } from "../src/spool.js";
 
 const ALL = [1000, 1e9] as const;
 
@@ -65,6 +65,22 @@ test("a spool with nothing to send is an empty file, and goes on", async (contex
   await first.close();
 
   assert.deepEqual(await ids(await opened(context, at), ...ALL), ["2"]);
+});
+
+test("a full spool refuses, and takes more once something is done", async (context) => {
+  const at = folder(context);
+  const first = await Spool.open(at, 250);
+  await first.append(call(1, "x".repeat(100)));
+  await assert.rejects(first.append(call(2, "x".repeat(100))), SpoolFull);
+  await first.close();
+
+  const again = await Spool.open(at, 250);
+  context.after(() => again.close());
+  await assert.rejects(again.append(call(3, "x".repeat(100))), SpoolFull);
+  await again.markDone(again.last);
+  await again.append(call(4, "x".repeat(100)));
+
+  assert.deepEqual(await ids(again, ...ALL), ["4"]);
 });
 
 test("a line that a dead process did not finish is cut off", async (context) => {
