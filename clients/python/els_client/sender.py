@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from amqp.exceptions import AMQPError
 from celery import Celery
@@ -40,6 +41,16 @@ AMQP_OPTIONS = {
 }
 
 
+def _check_port(url: str) -> None:
+    try:
+        urlsplit(url).port  # noqa: B018 - read for its ValueError
+    except ValueError as error:
+        raise ValueError(
+            "the port of the broker's URL must be a number up to 65535;"
+            " in a password write @ / : # ? % as %40 %2F %3A %23 %3F %25"
+        ) from error
+
+
 class Sender(Upstream):
     """Sends events to the service. A context manager; safe in several threads and after a fork.
 
@@ -62,7 +73,8 @@ class Sender(Upstream):
 
         `results`: the URL of the service's Redis, or True for the result backend of your app; each
         message then asks for its result, which `Sent.outcome` waits for. Raises SpoolUnusable,
-        and ValueError for a URL of another kind, or True where the app has no result backend.
+        and ValueError for a URL of another kind or whose port is none, or True where the app has no
+        result backend.
         """
         self._broker, self._queue, self._results = broker, queue, results
         self._spool = Spool(Path(spool).absolute(), spool_messages, spool_bytes) if spool else None
@@ -155,6 +167,8 @@ class Sender(Upstream):
                 f"the URL of the broker must begin with one of {', '.join(SCHEMES)}: it has"
                 f" {url.partition(':')[0]!r}"
             )
+        for each in url.split(";"):
+            _check_port(each)
         app = Celery("els-client", broker=url, set_as_current=False)
         app.conf.update(
             broker_connection_timeout=ANSWER_S,

@@ -139,6 +139,13 @@ def test_a_url_of_no_broker_is_refused(url):
         Sender(url)
 
 
+@pytest.mark.parametrize("port", ["no", "99999", "-1", "a/b@h:1"])
+@pytest.mark.parametrize("scheme", ["redis", "amqp"])
+def test_a_url_whose_port_is_none_is_refused(scheme, port):
+    with pytest.raises(ValueError, match="the port of the broker's URL must be a number"):
+        Sender(f"{scheme}://:sesame@127.0.0.1:{port}")
+
+
 @pytest.mark.parametrize(
     "ids", ["efg", {"e", "f"}, iter(["e"]), None], ids=["text", "set", "iterator", "none"]
 )
