@@ -52,7 +52,7 @@ CODES = {
     "WRONG_BATCH_STATE": "the batch is in a state that does not allow this",
     "RETRIES_EXHAUSTED": "contention lasted longer than `ELS_RETRY_FOR`",
     "POISON_MESSAGE": "five processes died while they executed the message",
-    "UNKNOWN_TASK": "the service has no task of this name",
+    "UNKNOWN_TASK": "the service has no task of this name for senders",
     "MALFORMED_MESSAGE": "nobody can decode it, it has a wrong header, or it is no Celery message",
     "EXPIRED": "the message arrived after its `expires`",
     "REVOKED": "somebody revoked or terminated the task",

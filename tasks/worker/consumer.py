@@ -14,7 +14,7 @@ from tasks.worker.batching import Batcher
 from tasks.worker.connecting import pause_if_denied, wait_for_broker
 from tasks.worker.monitoring import EventFlush
 from tasks.worker.request import QuietRequest
-from tasks.worker.screening import Screen
+from tasks.worker.screening import Screen, UnknownTask, unknown_task
 from tasks.worker.stopping import stop_between_turns
 from tasks.worker.undeliverable import Undeliverable
 
@@ -74,6 +74,8 @@ class Consumer(consumer.Consumer):
         def on_message(message: Message) -> None:
             try:
                 screen.check(message)
+            except UnknownTask as error:
+                self.undeliverable.keep(message, error, error.code)
             except (*durable_redis.MALFORMED, DecodeError) as error:
                 self.on_decode_error(message, error)
             else:
@@ -96,8 +98,8 @@ class Consumer(consumer.Consumer):
 
     def on_unknown_task(self, body: object, message: Message, exc: Exception) -> None:
         """Keep a message of a task that this service does not have."""
-        error = NotExecuted("the service has no task of this name")
-        self.undeliverable.keep(message, error, "UNKNOWN_TASK")
+        error = UnknownTask(unknown_task(str(message.headers["task"])))
+        self.undeliverable.keep(message, error, error.code)
 
     def on_invalid_task(self, body: object, message: Message, exc: Exception) -> None:
         """Keep a message that Celery refuses, though the screen let it pass."""

@@ -8,6 +8,7 @@ and a message of our own tasks only what `app.conf.links` names.
 
 import time
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import structlog
@@ -15,6 +16,7 @@ from celery import Celery
 from kombu.utils.json import dumps
 from structlog.contextvars import clear_contextvars
 
+from core.errors import NotExecuted
 from core.nesting import is_deeper
 from durable_redis import DELIVERY_COUNT, BodyTooLarge, Misshapen, check_call, check_headers
 from tasks.worker.request import QuietRequest
@@ -39,6 +41,14 @@ SIGNED = frozenset({"task", "args", "kwargs", "options", "subtask_type", "immuta
 OPTIONS = frozenset({"task_id", "argsrepr", "kwargsrepr", "link_error", "root_id", "parent_id"})
 
 Json = dict[str, Any]  # Any: JSON
+
+
+class UnknownTask(NotExecuted):
+    """A sender calls a task that senders do not have."""
+
+    code = "UNKNOWN_TASK"
+
+
 log = structlog.get_logger(__name__)
 ignored: tuple[list[str], float] | None = None  # further tasks that a message asked for, and when
 
@@ -53,7 +63,7 @@ class Screen:
     def check(self, message: Any) -> None:  # Any: Kombu's message, whose types are wrong
         """Check a message that calls a task, and drop what else it asks for.
 
-        Raises one of MALFORMED, or DecodeError.
+        Raises one of MALFORMED, DecodeError, or UnknownTask.
         """
         global ignored  # noqa: PLW0603 - of the process
         is_checked = getattr(message, "is_checked", False)  # by the Redis transport
@@ -69,6 +79,8 @@ class Screen:
         args, kwargs, embed = message.decode()
         _check_depth(message)
         outside = task in QuietRequest.upstream
+        if not outside and not _is_ours(self._tasks[task], args, kwargs):
+            raise UnknownTask(unknown_task(task))
         dropped = _drop_headers(message, KEPT if outside else self._own)
         message.properties = _plain_ones(message.properties, PROPERTIES)
         message.delivery_info = _plain_ones(message.delivery_info, INFO)
@@ -88,6 +100,25 @@ class Screen:
                 task_id=message.headers["id"],
                 parts=dropped,
             )
+
+
+def unknown_task(name: str) -> str:
+    """Say that senders have no such task, and which one may be meant."""
+    senders = sorted(QuietRequest.upstream)
+    near = get_close_matches(name[:LONGEST], senders, 1)
+    is_meant = f"is {near[0]} meant?" if near else f"senders have {', '.join(senders)}"
+    return f"the service has no task of this name for senders; {is_meant}"
+
+
+def _is_ours(task: Any, args: Any, kwargs: Any) -> bool:  # Any: Celery's task, JSON
+    """Say whether workers or beat may have sent this call; they use no task of Celery's own."""
+    if task.name.startswith("celery.") or "event" in kwargs:
+        return False
+    try:
+        task.__header__(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
 
 
 def _check_depth(message: Any) -> None:  # Any: as above

@@ -281,6 +281,9 @@ def test_a_malformed_message_keeps_its_id(push, new_letter):
 
 ASKED = {
     "an unknown task": Hostile("UNKNOWN_TASK", task="els.asign_content"),
+    "a task of the workers": Hostile("UNKNOWN_TASK", task="els.seal_slots"),
+    "a task of beat": Hostile("UNKNOWN_TASK", task="els.sweep"),
+    "a task of Celery": Hostile("UNKNOWN_TASK", task="celery.map"),
     "a header": Hostile("MALFORMED_MESSAGE", {"eta": ""}),
     "no JSON": Hostile("MALFORMED_MESSAGE", body=b"{"),
     "a body too deep": Hostile("VALIDATION_ERROR", body=nested(800)),

@@ -20,7 +20,7 @@ from tasks.app import app
 from tasks.worker import amqp
 from tasks.worker.amqp_dropped import why_dropped
 from tasks.worker.request import QuietRequest
-from tasks.worker.screening import Screen
+from tasks.worker.screening import Screen, UnknownTask, unknown_task
 from tests.hostile import HEADERS, INFO, PROPERTIES, WRONG, nest
 
 TASK = upstream.ASSIGN_CONTENT.name
@@ -82,11 +82,22 @@ def test_any_message_makes_a_request_or_is_refused_in_words(headers, properties,
     assert_is_well(taken(headers, properties, info, body))
 
 
-@pytest.mark.parametrize("task", [TASK, "els.seal_slots", "els.sweep", "celery.chord_unlock"])
+FROM_A_SENDER = b'[[], {"event": {}}, {}]'
+OUR_CALLS = {
+    "els.seal_slots": b'[[], {"batches": {"b": ["e1", "e2"]}}, {}]',
+    "els.seal_books": b'[[], {"batches": ["b"], "later": 1}, {}]',
+    "els.announce_ready": b'[[[{}, {}]], {"batches": ["b"]}, {}]',
+    "els.sweep": b"[[], {}, {}]",
+    "els.relay": b"[[], {}, {}]",
+}
+
+
+@pytest.mark.parametrize("task", [TASK, "els.seal_slots", "els.sweep"])
 @pytest.mark.parametrize("header", sorted({*HEADERS} - {"task"}))
 def test_no_wrong_value_of_a_header_raises(task, header):
     for value in WRONG.values():
-        assert_is_well(taken({"task": task, header: value}))
+        call = OUR_CALLS.get(task, FROM_A_SENDER)
+        assert_is_well(taken({"task": task, header: value}, body=call))
 
 
 @pytest.mark.parametrize(
@@ -122,6 +133,37 @@ def test_a_reason_names_the_header_and_what_it_must_be(header, value, reason):
 )
 def test_a_reason_says_what_is_wrong_with_a_body(body, reason):
     assert taken({}, body=body).startswith(reason)
+
+
+CALLS_OF_NO_SENDER = {
+    "els.seal_slots": FROM_A_SENDER,
+    "els.seal_books": b'[[], {"batch": "b"}, {}]',
+    "els.announce_ready": b"[[], {}, {}]",
+    "els.sweep": FROM_A_SENDER,
+    "els.relay": FROM_A_SENDER,
+    "celery.map": b'[[], {"task": "els.sweep", "it": [[]]}, {}]',
+    "celery.backend_cleanup": b"[[], {}, {}]",
+}
+
+
+@pytest.mark.parametrize("task", CALLS_OF_NO_SENDER)
+def test_a_senders_call_of_a_task_that_is_not_for_senders_is_refused(task):
+    with pytest.raises(UnknownTask, match="the service has no task of this name for senders"):
+        taken({"task": task}, body=CALLS_OF_NO_SENDER[task])
+
+
+@pytest.mark.parametrize("task", OUR_CALLS)
+def test_our_own_calls_of_these_tasks_are_taken(task):
+    assert taken({"task": task}, body=OUR_CALLS[task]).name == task
+
+
+@pytest.mark.parametrize("name", ["els.asign_content", "assign_content", "ELS.assign_content"])
+def test_the_refusal_of_an_unknown_task_names_the_one_that_may_be_meant(name):
+    assert unknown_task(name).endswith("; is els.assign_content meant?")
+
+
+def test_the_refusal_of_any_other_task_names_those_of_senders():
+    assert "els.amend_batch, els.assign_content, " in unknown_task("x" * 1_000_000)
 
 
 def from_rabbitmq(headers, **properties):

@@ -129,7 +129,7 @@ class FakeELS:
     def _execute(self, task: str, raw: object) -> Outcome:
         known = TASKS.get(task)
         if known is None:
-            raise UnknownTask("the service has no task of this name")
+            raise UnknownTask("the service has no task of this name for senders")
         event, idem = parse(known.model, task, raw, known.limit)
         refuse_deep(task, raw)
         stored = self._outcomes.get(idem.key)
