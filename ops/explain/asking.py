@@ -271,7 +271,7 @@ class Looking:
         self.unanswered.append("postgres")
         why = self._of_postgres(heartbeat, raised, conn)
         others = [*service_causes({"error": error} if error else {}, heartbeat)]
-        if _worker_lacks_schema(heartbeat):  # it told its database before it lost that
+        if _worker_lacks_schema(heartbeat):  # its sign names the database from before
             others = [each for each in others if each.code != "worker_other_database"]
         since = next((each.since for each in others if _of_postgres(each)), None)
         causes = [replace(each, since=each.since or since) for each in why]
