@@ -6,6 +6,7 @@ and a test compares them with this list.
 
 import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from core import event_bodies
 from core.event_bodies import Body
@@ -21,6 +22,8 @@ from core.messages import (
     Event,
     StudentAssociationsConfirmed,
 )
+
+LONGEST_NAME = 255  # characters of a task's name that are compared; it may have any number
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,14 @@ TASKS = {
     )
 }
 BATCHED = tuple(task.name for task in TASKS.values() if task.batched)
+
+
+def unknown_task(name: str) -> str:
+    """Say that senders have no such task, and which one may be meant."""
+    near = get_close_matches(name[:LONGEST_NAME], TASKS, 1)
+    is_meant = f"is {near[0]} meant?" if near else f"senders have {', '.join(sorted(TASKS))}"
+    return f"the service has no task of this name for senders; {is_meant}"
+
 
 BATCH_CONTENT_PROVISIONING_COMPLETED = EventType(
     event_bodies.BatchContentProvisioningCompleted,

@@ -9,12 +9,13 @@ from kombu import Message
 from kombu.exceptions import DecodeError
 
 import durable_redis
+from core.catalogue import unknown_task
 from core.errors import NotExecuted
 from tasks.worker.batching import Batcher
 from tasks.worker.connecting import pause_if_denied, wait_for_broker
 from tasks.worker.monitoring import EventFlush
 from tasks.worker.request import QuietRequest
-from tasks.worker.screening import Screen, UnknownTask, unknown_task
+from tasks.worker.screening import Screen, UnknownTask
 from tasks.worker.stopping import stop_between_turns
 from tasks.worker.undeliverable import Undeliverable
 

@@ -8,7 +8,6 @@ and a message of our own tasks only what `app.conf.links` names.
 
 import time
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from typing import Any
 
 import structlog
@@ -16,6 +15,7 @@ from celery import Celery
 from kombu.utils.json import dumps
 from structlog.contextvars import clear_contextvars
 
+from core.catalogue import unknown_task
 from core.errors import NotExecuted
 from core.nesting import is_deeper
 from durable_redis import DELIVERY_COUNT, BodyTooLarge, Misshapen, check_call, check_headers
@@ -100,14 +100,6 @@ class Screen:
                 task_id=message.headers["id"],
                 parts=dropped,
             )
-
-
-def unknown_task(name: str) -> str:
-    """Say that senders have no such task, and which one may be meant."""
-    senders = sorted(QuietRequest.upstream)
-    near = get_close_matches(name[:LONGEST], senders, 1)
-    is_meant = f"is {near[0]} meant?" if near else f"senders have {', '.join(senders)}"
-    return f"the service has no task of this name for senders; {is_meant}"
 
 
 def _is_ours(task: Any, args: Any, kwargs: Any) -> bool:  # Any: Celery's task, JSON

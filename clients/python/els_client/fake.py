@@ -26,6 +26,7 @@ from els_client._service.catalogue import (
     OPT_IN,
     REGISTER_BATCH,
     TASKS,
+    unknown_task,
 )
 from els_client._service.errors import IdempotencyConflict, Refusal
 from els_client._service.events import (
@@ -129,7 +130,7 @@ class FakeELS:
     def _execute(self, task: str, raw: object) -> Outcome:
         known = TASKS.get(task)
         if known is None:
-            raise UnknownTask("the service has no task of this name for senders")
+            raise UnknownTask(unknown_task(task))
         event, idem = parse(known.model, task, raw, known.limit)
         refuse_deep(task, raw)
         stored = self._outcomes.get(idem.key)
