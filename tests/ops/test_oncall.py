@@ -104,7 +104,7 @@ def delivered(books, batch_id):
 def test_a_waiting_batch_is_explained_to_people_and_to_programs(service, tell):
     batch = make.new_batch()
     tell(registration(batch, 2), content(batch))
-    with redis.Redis.from_url(service.env["redis_url"]) as client:
+    with redis.Redis.from_url(service.env["redis_url"], decode_responses=True) as client:
         until(lambda: read_heartbeat(client, 0).workers, what="a worker has given a sign of life")
         until(lambda: not read_heartbeat(client, 0).beat_silent, what="the sweep has run")
 

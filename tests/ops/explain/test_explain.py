@@ -487,7 +487,7 @@ def test_every_code_is_made_by_some_cause():
     named |= {"being_sealed", "sweep_lock_held", "lock_held"}  # each has a test of its own
     named |= {code for _, code, _ in test_service_causes.SEEN} | test_service_causes.OF_POSTGRES
     named |= {"event_deleted", "event_under_way", "foreign_consumer", "worker_other_redis"}
-    named |= {"worker_limited"}
+    named |= {"worker_limited", "worker_restarts"}
 
     assert named == CAUSES.keys()
     assert len(CAUSES) == len(RULES) + len(PLAIN)
