@@ -124,7 +124,7 @@ def read_heartbeat(client: redis.Redis, waiting: int | None) -> Heartbeat:
     )
     everybody = cast("list[str]", client.zrange(WORKERS, 0, -1))
     return Heartbeat(
-        live_workers(client),
+        live_workers(client, now),
         swept_at,
         waiting,
         read_pauses(client),
@@ -137,7 +137,7 @@ def read_heartbeat(client: redis.Redis, waiting: int | None) -> Heartbeat:
 def heartbeat_of_queues(
     client: redis.Redis, broker_url: str, queues: Sequence[str], waiting: int | None
 ) -> Heartbeat:
-    """Read that, and which beats these queues have. Raises redis.RedisError."""
+    """Read the heartbeats, and the beats of these queues. Raises redis.RedisError."""
     seen = read_heartbeat(client, waiting)
     broker = kind_and_path(broker_url)
     asked = Asked(queue=queues[-1], broker=broker, inner_queues=queues[:-1])

@@ -82,10 +82,10 @@ def tick_begun(client: Redis, queue: str, task: str) -> None:
     client.delete(TICK.format(queue=queue, task=task))
 
 
-def live_workers(client: Redis) -> list[str]:
-    """List the workers with a fresh heartbeat. Raises redis.RedisError.
+def live_workers(client: Redis, now: float) -> list[str]:
+    """List the workers with a fresh heartbeat; `now` is Redis' time. Raises redis.RedisError.
 
     A time far in the future is from before somebody set Redis' clock back. It counts as old.
     """
-    now, fresh_s = server_time(client), FRESH.total_seconds()
+    fresh_s = FRESH.total_seconds()
     return cast("list[str]", client.zrangebyscore(WORKERS, now - fresh_s, now + fresh_s))

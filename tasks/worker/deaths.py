@@ -19,6 +19,7 @@ import redis
 
 from core import redaction
 from core.signs import heartbeat
+from core.signs.pauses import server_time
 from durable_redis import lost_workers
 from tasks.worker.clients import brief_redis
 
@@ -89,7 +90,8 @@ def _lives(mark: str) -> bool:
             return f"{psutil.Process(int(pid)).create_time():.2f}" == start
         return False
     try:
-        return worker in heartbeat.live_workers(brief_redis())
+        client = brief_redis()
+        return worker in heartbeat.live_workers(client, server_time(client))
     except redis.RedisError:
         return True
 

@@ -28,7 +28,7 @@ _sent_at = float("-inf")
 _queues: set[str] = set()  # that this worker consumes from, unless somebody cancels one
 _cancelled: set[str] = set()
 _refused = False  # by the broker, at the last heartbeat
-_rabbitmqs: durable_redis.Refusal | None = None  # until the event loop turns again
+_rabbitmq_refusal: durable_redis.Refusal | None = None  # until the event loop turns again
 
 
 def send(worker: str) -> None:
@@ -77,10 +77,10 @@ def _has_lost_a_queue() -> bool:
 
 def note_refusal(worker: str, error: Exception) -> float:
     """Note that RabbitMQ is there and refuses this worker; return for how long it does, in s."""
-    global _rabbitmqs  # noqa: PLW0603 - of the process
+    global _rabbitmq_refusal  # noqa: PLW0603 - of the process
     now = datetime.now(UTC)
-    since = _rabbitmqs.since if _rabbitmqs else now
-    _rabbitmqs = durable_redis.Refusal(describe(error), since)
+    since = _rabbitmq_refusal.since if _rabbitmq_refusal else now
+    _rabbitmq_refusal = durable_redis.Refusal(describe(error), since)
     send(worker)
     return (now - since).total_seconds()
 
@@ -88,7 +88,7 @@ def note_refusal(worker: str, error: Exception) -> float:
 def _send_refusal(worker: str) -> None:
     """Say whether the broker refuses this worker; its processes say so of the other servers."""
     global _refused  # noqa: PLW0603 - of the process
-    refusal = durable_redis.refusal() or _rabbitmqs
+    refusal = durable_redis.refusal() or _rabbitmq_refusal
     if refusal:
         outage = pauses.Outage("broker", refusal.error)
         pauses.write_pause(brief_redis(), pauses.Pause(worker, outage, refusal.since))
@@ -120,6 +120,6 @@ def _say_goodbye(pid: int, worker: str) -> None:
 
 @signals.heartbeat_sent.connect
 def _with_celerys(sender: Any, **_: object) -> None:  # Any: Celery's heart, untyped
-    global _rabbitmqs  # noqa: PLW0603 - as above
-    _rabbitmqs = None
+    global _rabbitmq_refusal  # noqa: PLW0603 - as above
+    _rabbitmq_refusal = None
     send(sender.eventer.hostname)
