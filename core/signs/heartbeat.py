@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import cast
 
-from redis import Redis, RedisError
+from redis import Redis
 
 from core.signs.pauses import server_time
 
@@ -58,14 +58,6 @@ def read_in_work(client: Redis, workers: Sequence[str]) -> tuple[int, float]:
 def note_routes(client: Redis, queue: str, routes: str) -> None:
     """Note where a worker sends events, for those who watch the queues of the receivers."""
     client.set(ROUTES.format(queue=queue), routes, ex=ROUTES_TTL_S)
-
-
-def read_routes(client: Redis, queue: str) -> str | None:
-    """Read what a worker noted last; None: no worker has, or Redis does not answer."""
-    try:
-        return cast("str | None", client.get(ROUTES.format(queue=queue)))
-    except RedisError:
-        return None
 
 
 def note_sweep(client: Redis) -> None:
