@@ -18,16 +18,14 @@ from core.servers.redis_client import connect_once
 from core.servers.rights import NO_RIGHT
 from core.servers.urls import is_redis, kind_and_path
 from core.settings import Settings
-from core.signs.beats import NO_BEATS, Beats, read_beats
 from core.signs.heartbeat import SINCE, SWEPT, WORKERS, live_workers
 from core.signs.installation import Kind, detect
-from core.signs.pauses import Outage, Pause, Server, read_pauses, server_time
-from core.signs.sign import Sign, read_signs
-from core.signs.starts import read_restarts
+from core.signs.pauses import Outage, Pause, Server, server_time
 from core.slots import Slots
 from ops.installation import Installation
 from ops.queues import UNANSWERED, brief_connection, queue_lengths
 from ops.redis_queues import lengths_on_redis, oldest_sent
+from ops.signs import NO_BEATS, Beats, Sign, read_beats, read_pauses, read_restarts, read_signs
 from ops.wording import words_of
 
 SWEEP_LATE = timedelta(seconds=60)  # the sweep runs every few seconds

@@ -4,7 +4,6 @@ All times are by Redis' clock, so that nobody compares the clocks of two hosts.
 """
 
 import json
-from collections.abc import Sequence
 from datetime import timedelta
 from typing import cast
 
@@ -42,17 +41,6 @@ def note_in_work(client: Redis, worker: str, held: int, oldest_s: float | None) 
     """Note how many messages a worker holds, and for how long it has executed the oldest."""
     began_at = None if oldest_s is None else server_time(client) - oldest_s
     client.set(IN_WORK.format(worker=worker), json.dumps([held, began_at]), ex=FRESH)
-
-
-def read_in_work(client: Redis, workers: Sequence[str]) -> tuple[int, float]:
-    """Return how many messages these workers hold, and the time of the oldest in work, s."""
-    if not workers:
-        return 0, 0.0
-    stored = cast("list[str | None]", client.mget([IN_WORK.format(worker=w) for w in workers]))
-    notes = [json.loads(note)[:2] for note in stored if note]
-    began = [began_at for _, began_at in notes if began_at is not None]
-    oldest_s = max(0.0, server_time(client) - min(began)) if began else 0.0
-    return sum(held for held, _ in notes), oldest_s
 
 
 def note_routes(client: Redis, queue: str, routes: str) -> None:

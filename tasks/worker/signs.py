@@ -1,4 +1,4 @@
-"""Collects the signs of a worker's main process: see `core/signs/sign.py`."""
+"""Collects the signs of a worker's main process: `Sign` in `ops/signs.py` lists the fields."""
 
 import os
 import time

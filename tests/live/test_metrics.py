@@ -3,8 +3,8 @@
 import pytest
 
 from core.metrics import HASH
-from core.signs.heartbeat import read_in_work
 from ops.heartbeat import read_heartbeat
+from ops.signs import read_in_work
 from tests import factories as make
 from tests.live.conftest import until
 

@@ -10,6 +10,7 @@ from celery.result import denied_join_result
 from core.lifecycle import Lifecycle
 from core.signs import health_file, heartbeat, pauses
 from ops.heartbeat import read_heartbeat
+from ops.signs import read_in_work
 from tasks import completion, versions
 from tasks.app import app
 from tasks.completion import dispatch_completion
@@ -153,7 +154,7 @@ def test_a_pause_may_have_more_fields(valkey):
 def test_a_note_of_messages_in_work_may_have_more_parts(valkey):
     valkey.set(heartbeat.IN_WORK.format(worker="w@host"), '[3, null, "of the next release"]')
 
-    assert heartbeat.read_in_work(valkey, ["w@host"]) == (3, 0.0)
+    assert read_in_work(valkey, ["w@host"]) == (3, 0.0)
 
 
 def test_a_mark_of_a_death_may_have_more_parts(valkey):
