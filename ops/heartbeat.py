@@ -12,8 +12,8 @@ from core.db.connection import Conn
 from core.probe import probe_redis
 from core.servers.finding import Finding
 from core.servers.identity import location
-from core.servers.obstacles import read_only, trigger_raised
-from core.servers.postgres import changed_by_hand, schema_lacks
+from core.servers.obstacles import read_only
+from core.servers.postgres import schema_lacks
 from core.servers.redis_client import connect_once
 from core.servers.rights import NO_RIGHT
 from core.servers.urls import is_redis, kind_and_path
@@ -23,6 +23,7 @@ from core.signs.installation import Kind, detect
 from core.signs.pauses import Outage, Pause, Server, server_time
 from core.slots import Slots
 from ops.installation import Installation
+from ops.obstacles import changed_by_hand, trigger_raised
 from ops.queues import UNANSWERED, brief_connection, queue_lengths
 from ops.redis_queues import lengths_on_redis, oldest_sent
 from ops.signs import NO_BEATS, Beats, Sign, read_beats, read_pauses, read_restarts, read_signs
