@@ -70,8 +70,7 @@ def set_results(app: Celery, url: str) -> None:
 
 def _of_sentinels(url: str) -> dict[str, Any]:  # Any: as Kombu and Celery have them
     said = sentinels(url)
-    tls = {"ssl": True, **for_ssl(said.ssl)} if said.ssl else {}
-    asked = {**ASKED_ONCE, **said.own, **tls}
+    asked = {**ASKED_ONCE, **said.own, **said.tls}
     return {"master_name": said.primary, "sentinel_kwargs": asked}
 
 
