@@ -3,7 +3,6 @@
 They read TLS and Sentinels from settings beside the URL.
 """
 
-from functools import cache
 from typing import Any, cast
 
 from celery import Celery
@@ -42,14 +41,6 @@ def set_broker(app: Celery, url: str) -> None:
     conf.broker_transport_options = {**(conf.broker_transport_options or {}), **options}
     if tls := for_ssl(query):
         conf.broker_use_ssl = tls
-
-
-@cache
-def app_on(url: str) -> Celery:
-    """Return an app that knows this broker and nothing else."""
-    app = Celery("els-broker", set_as_current=False)
-    set_broker(app, url)
-    return app
 
 
 def set_results(app: Celery, url: str) -> None:
