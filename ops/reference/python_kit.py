@@ -18,6 +18,7 @@ COPIED = (  # none of them needs a server, or a library but pydantic
     "core/model",
     "core/named_batch",
     "core/nesting",
+    "core/parsing",
     "core/states",
     "core/tracker",
     "ops/reference/event_bodies",

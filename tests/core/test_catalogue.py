@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from core.catalogue import BATCHED, EVENTS, OPT_IN, TASKS, event_task
-from core.messages import KIB, parse
+from core.messages import KIB
+from core.parsing import parse
 from core.settings import Route, Settings
 from ops.client import read_events
 from ops.reference.event_bodies import BODIES
