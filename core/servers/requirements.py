@@ -8,10 +8,10 @@ import socket
 
 from core.servers.away import PATIENCE_S, refused, setting_of
 from core.servers.finding import Finding
+from core.servers.handshake import handshake
 from core.servers.postgres import find_in_postgres
 from core.servers.redis import check_redis
 from core.servers.redis_client import connect_once as connect_to_redis
-from core.servers.tls import handshake
 from core.servers.urls import is_amqp, is_redis, pieces, query_of
 from core.settings import Settings
 
