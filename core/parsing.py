@@ -173,6 +173,5 @@ def _unknown(fault: ErrorDetails) -> str:
 
 @cache
 def _fields() -> frozenset[str]:
-    """List the fields of all events and of their parts."""
     models: tuple[type[BaseModel], ...] = (*Event.__subclasses__(), Content, Association)
     return frozenset(name for model in models for name in model.model_fields)

@@ -119,7 +119,6 @@ def _one_redis(url: str) -> str:
 
 
 def _place(parts: SplitResult, given: Mapping[str, str]) -> str:
-    """Write login, host and port."""
     login, _, host = parts.netloc.rpartition("@")
     user, password = login.partition(":")[::2]
     user = user or quote(given.get("username", ""), safe="")
