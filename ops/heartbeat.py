@@ -91,6 +91,13 @@ class Heartbeat:
         patience = BEAT_GONE if self.beats.gone else SWEEP_LATE
         return abs(datetime.now(UTC) - self.swept_at) > patience
 
+    def in_work(self) -> tuple[int, float]:
+        """Return how many messages the workers hold, and how long they execute the oldest, s."""
+        signs = [self.signs[name] for name in self.workers if name in self.signs]
+        began = [sign.began_at for sign in signs if sign.began_at]
+        oldest_s = (datetime.now(UTC) - min(began)).total_seconds() if began else 0.0
+        return sum(sign.held for sign in signs), max(0.0, oldest_s)
+
 
 NO_HEARTBEAT = Heartbeat([], None, 0)
 

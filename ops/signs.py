@@ -13,10 +13,9 @@ from typing import Any, cast
 from redis import Redis, RedisError
 
 from core.signs import beats
-from core.signs.heartbeat import IN_WORK
+from core.signs.heartbeat import SIGN
 from core.signs.installation import Kind
 from core.signs.pauses import PAUSES, Outage, Pause, server_time
-from core.signs.sign import SIGN
 from core.signs.starts import REMEMBERED, STARTS
 
 STALLED_AFTER = timedelta(seconds=10)  # a message takes milliseconds; a lock is given up after 10 s
@@ -93,17 +92,6 @@ def _sign(said: dict[str, Any], now: float, here: datetime) -> Sign:  # Any: JSO
     installation = Kind(kind) if kind in set(Kind) else Kind.COMMAND
     lists = {name: tuple(known[name]) for name in LISTS if name in known}
     return Sign(**{**known, **moments, **lists, "installation": installation})
-
-
-def read_in_work(client: Redis, workers: Sequence[str]) -> tuple[int, float]:
-    """Return how many messages these workers hold, and the time of the oldest in work, s."""
-    if not workers:
-        return 0, 0.0
-    stored = cast("list[str | None]", client.mget([IN_WORK.format(worker=w) for w in workers]))
-    notes = [json.loads(note)[:2] for note in stored if note]
-    began = [began_at for _, began_at in notes if began_at is not None]
-    oldest_s = max(0.0, server_time(client) - min(began)) if began else 0.0
-    return sum(held for held, _ in notes), oldest_s
 
 
 def read_restarts(client: Redis, now: float) -> Mapping[str, Sequence[datetime]]:

@@ -1,18 +1,20 @@
-"""Heartbeats in Redis: which workers run, when the sweep ran last, how much is in work.
+"""Heartbeats in Redis: which workers run, what they execute, when the sweep ran last.
 
 All times are by Redis' clock, so that nobody compares the clocks of two hosts.
 """
 
 import json
+from collections.abc import Mapping
 from datetime import timedelta
-from typing import cast
+from typing import Any, cast
 
 from redis import Redis
 
 from core.signs.pauses import server_time
 
 WORKERS = "els:workers"  # sorted set: worker -> time of its last heartbeat, s
-IN_WORK = "els:in_work:{worker}"  # JSON: messages that it holds, when it began the oldest (or null)
+SIGN = "els:sign:{worker}"  # JSON of `Sign` in `ops/signs.py`; moments are seconds
+SIGN_TTL = timedelta(days=1)  # after its worker, for explanations: who was here, how it ran
 SINCE = "els:since"  # time since when Redis keeps its keys, s
 SWEPT = "els:swept_at"  # time of the last sweep, s
 ROUTES = "els:routes:{queue}"  # JSON: where the workers of a queue send events
@@ -37,10 +39,9 @@ def note_gone(client: Redis, name: str) -> None:
     client.zadd(WORKERS, {name: server_time(client) - GONE.total_seconds()})
 
 
-def note_in_work(client: Redis, worker: str, held: int, oldest_s: float | None) -> None:
-    """Note how many messages a worker holds, and for how long it has executed the oldest."""
-    began_at = None if oldest_s is None else server_time(client) - oldest_s
-    client.set(IN_WORK.format(worker=worker), json.dumps([held, began_at]), ex=FRESH)
+def write_sign(client: Redis, worker: str, sign: Mapping[str, Any]) -> None:  # Any: JSON
+    """Write what a worker serves, holds and executes. Raises redis.RedisError."""
+    client.set(SIGN.format(worker=worker), json.dumps(sign), ex=SIGN_TTL)
 
 
 def note_routes(client: Redis, queue: str, routes: str) -> None:

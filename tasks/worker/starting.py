@@ -22,7 +22,6 @@ from core.servers.redis_client import connect_once
 from core.servers.requirements import check_servers
 from core.settings import Settings
 from core.signs import health_file, heartbeat, pauses
-from core.signs.sign import write_sign
 from core.signs.starts import forget_start, note_start
 from tasks.worker.process import describe
 from tasks.worker.stopping import STOPS
@@ -115,7 +114,7 @@ class _Waiting:
                 "waits": {"wrong": finding.wrong, "why": finding.why, "step": finding.step},
                 "waits_since": self._since,
             }
-            write_sign(client, self._worker, sign)
+            heartbeat.write_sign(client, self._worker, sign)
             heartbeat.note_gone(client, self._worker)
 
 
