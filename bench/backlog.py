@@ -18,7 +18,8 @@ from typing import Any
 from bench.load import CLASS, register, registration
 from bench.measure import number, percentile
 from bench.testbed import Crew, Servers, Testbed, open_testbed
-from core.messages import BatchEssaysRegistered, parse
+from core.messages import BatchEssaysRegistered
+from core.parsing import parse
 from core.servers.urls import is_amqp
 from ops.stack.supervisor import procfile
 from tasks.app import PUSHED

@@ -6,7 +6,8 @@ from itertools import count
 
 from bench.queues import Json, Message
 from bench.testbed import Testbed
-from core.messages import BatchEssaysRegistered, parse
+from core.messages import BatchEssaysRegistered
+from core.parsing import parse
 from ops import client
 from ops.client import common
 

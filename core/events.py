@@ -17,7 +17,8 @@ from core.catalogue import (
     ESSAY_SLOT_ASSIGNED,
     MESSAGE_REFUSED,
 )
-from core.messages import KIB, canonical
+from core.messages import KIB
+from core.parsing import canonical
 from core.states import EssayStatus, OnDeadline
 from core.tracker import Tracker
 

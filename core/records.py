@@ -135,7 +135,6 @@ def _shown(value: object) -> object:
 
 
 def _place(path: str) -> str:
-    """Name a file by its path in its distribution."""
     return path.rpartition("site-packages/")[2] if "site-packages/" in path else Path(path).name
 
 

@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from core import routes
-from core.catalogue import EVENTS, OPT_IN
+from core.catalogue import OPT_IN
 from core.errors import BadSettings
 from core.routes import NAME, Route
 from core.servers import secret_files
@@ -222,31 +222,8 @@ class Settings(BaseModel):
         return routes.routes_of(event_type, self.event_routes, self.events_queue)
 
     def routing(self) -> str:
-        """Write where events go, for `routed_as`."""
+        """Write where events go, for those who watch the queues of the receivers."""
         return self.model_dump_json(include={"events_queue", "event_routes"})
-
-    def routed_as(self, routing: str | None) -> "Settings":
-        """Return these settings with the routes of a worker; unchanged where it noted none."""
-        if routing is None:
-            return self
-        noted = json.loads(routing)
-        led = {
-            event_type: [Route.model_construct(**route) for route in those]
-            for event_type, those in noted["event_routes"].items()
-        }
-        return self.model_copy(update={"events_queue": noted["events_queue"], "event_routes": led})
-
-    def event_queues(self) -> dict[str, frozenset[str]]:
-        """Return the queues that receivers consume, each with the event types that lead there."""
-        led = [(route.queue, name) for name in EVENTS for route in self.routes(name)]
-        return {
-            queue: frozenset(name for to, name in led if to == queue)
-            for queue in sorted({queue for queue, _ in led})
-        }
-
-    def events_to_nobody(self) -> frozenset[str]:
-        """Return the types that are written and that no route leads anywhere."""
-        return frozenset(name for name in EVENTS if name not in OPT_IN and not self.routes(name))
 
     def opt_in_events(self) -> frozenset[str]:
         """Return the opt-in event types that a route asks for."""

@@ -37,13 +37,6 @@ class ClassType(StrEnum):
         return cls.GUEST if class_id is None else cls.REGULAR
 
 
-class SubmissionKind(StrEnum):
-    """What the file service sent: a stored text, or the news of a rejected file."""
-
-    CONTENT = "content"
-    FAILURE = "failure"
-
-
 class ExcessReason(StrEnum):
     """Why a submission got no slot."""
 

@@ -13,10 +13,10 @@ from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
-from core.db.connection import connect_once, connect_to_migrate
+from core.db.connection import connect_once
 from core.errors import ELSError
 from core.schema import Standing, State, read_standing
-from migrations.turn import PATIENCE_S, Turn, retrying
+from migrations.turn import PATIENCE_S, Turn, connect, retrying
 
 HERE = Path(__file__).parent
 
@@ -163,9 +163,7 @@ def _psycopgs_errors() -> Iterator[None]:
 
 def _engine(url: str) -> Engine:
     """Let SQLAlchemy use connections as the service opens them, which see the same schema."""
-    return create_engine(
-        "postgresql+psycopg://", creator=lambda: connect_to_migrate(url), poolclass=NullPool
-    )
+    return create_engine("postgresql+psycopg://", creator=lambda: connect(url), poolclass=NullPool)
 
 
 __all__: Sequence[str] = (

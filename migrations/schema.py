@@ -26,7 +26,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSON, JSONB
 from sqlalchemy.schema import SchemaItem
 
-from core.states import BatchStatus, EssayStatus, ExcessReason, OnDeadline, SubmissionKind
+from core.states import BatchStatus, EssayStatus, ExcessReason, OnDeadline
 
 metadata = MetaData(
     naming_convention={
@@ -37,6 +37,14 @@ metadata = MetaData(
         "pk": "pk_%(table_name)s",
     }
 )
+
+
+class SubmissionKind(StrEnum):
+    """What the file service sent: a stored text, or the news of a rejected file."""
+
+    CONTENT = "content"
+    FAILURE = "failure"
+
 
 Identifier = Text(collation="C")
 Moment = DateTime(timezone=True)

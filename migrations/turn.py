@@ -21,7 +21,8 @@ from psycopg.rows import dict_row
 from sqlalchemy.exc import DBAPIError
 
 from core.attempt import Attempt
-from core.db.connection import connect_to_migrate
+from core.db.connection import SettledConnection
+from core.db.url import address
 from core.errors import ELSError
 
 MIGRATION_LOCK = 7_203_115_554  # any number; 1.0.0 takes it too
@@ -31,6 +32,7 @@ AGAIN_S, LONGEST_S = 1.0, 15.0  # between two attempts; it doubles
 TURN_POLL_S = 0.5
 WATCH_S = 0.5  # between two looks at who is in the way
 REPEAT_S = 15.0  # before the same line comes again
+SETTINGS = {"timezone": "UTC"}  # of a session; its statements may take long
 BLOCKED = (errors.LockNotAvailable, errors.DeadlockDetected)
 
 UNHURRIED = """
@@ -67,6 +69,14 @@ HOLDER = """
 """
 
 
+def connect(url: str, *, autocommit: bool = False) -> Connection[Any]:  # Any: as SQLAlchemy wants
+    """Open a connection as the service does; how long its statements take is unlimited."""
+    at = address(url, SETTINGS)
+    return SettledConnection.connect(
+        at.conninfo, settings=at.settings, prepare="off", autocommit=autocommit
+    )
+
+
 class MigrationBlocked(ELSError):
     """Somebody held a lock for too long. What was done by then stays; run it again."""
 
@@ -85,10 +95,10 @@ class Turn:
     _ended: Event = field(default_factory=Event)
 
     def __enter__(self) -> Self:
-        self._holder = connect_to_migrate(self.url)
+        self._holder = connect(self.url)
         try:
             self._wait_for_turn()
-            self._looker = connect_to_migrate(self.url, autocommit=True)
+            self._looker = connect(self.url, autocommit=True)
         except BaseException:
             self._holder.close()
             raise

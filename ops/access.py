@@ -13,6 +13,7 @@ from kombu.transport.redis import Channel
 
 from core.servers.urls import kind_and_path
 from core.settings import Settings
+from ops.routing import types_by_queue
 from tasks.worker.amqp_dropped import dead_name
 
 PROGRAMS = {
@@ -66,7 +67,7 @@ def user(settings: Settings, program: str) -> str:
 
 def event_queues(settings: Settings) -> list[str]:
     """List the queues of the events, by the settings and their routes."""
-    return sorted({settings.events_queue, *settings.event_queues()})
+    return sorted({settings.events_queue, *types_by_queue(settings)})
 
 
 # --- Redis and Valkey ----------------------------------------------------------------------------

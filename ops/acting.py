@@ -16,9 +16,10 @@ from core.catalogue import AMEND_BATCH, CANCEL_BATCH, Task
 from core.db.actions import By
 from core.db.connection import Conn
 from core.lifecycle import Lifecycle
-from core.messages import Idempotency, parse
+from core.messages import Idempotency
 from core.model import Value
 from core.outbox import relay
+from core.parsing import parse
 from core.repairs import RepairContext
 from core.settings import Settings
 from core.slots import Slots

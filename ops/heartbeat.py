@@ -12,22 +12,21 @@ from core.db.connection import Conn
 from core.probe import probe_redis
 from core.servers.finding import Finding
 from core.servers.identity import location
-from core.servers.obstacles import read_only, trigger_raised
-from core.servers.postgres import changed_by_hand, schema_lacks
+from core.servers.obstacles import read_only
+from core.servers.postgres import schema_lacks
 from core.servers.redis_client import connect_once
 from core.servers.rights import NO_RIGHT
 from core.servers.urls import is_redis, kind_and_path
 from core.settings import Settings
-from core.signs.beats import NO_BEATS, Beats, read_beats
 from core.signs.heartbeat import SINCE, SWEPT, WORKERS, live_workers
 from core.signs.installation import Kind, detect
-from core.signs.pauses import Outage, Pause, Server, read_pauses, server_time
-from core.signs.sign import Sign, read_signs
-from core.signs.starts import read_restarts
+from core.signs.pauses import Outage, Pause, Server, server_time
 from core.slots import Slots
 from ops.installation import Installation
+from ops.obstacles import changed_by_hand, trigger_raised
 from ops.queues import UNANSWERED, brief_connection, queue_lengths
 from ops.redis_queues import lengths_on_redis, oldest_sent
+from ops.signs import NO_BEATS, Beats, Sign, read_beats, read_pauses, read_restarts, read_signs
 from ops.wording import words_of
 
 SWEEP_LATE = timedelta(seconds=60)  # the sweep runs every few seconds
@@ -91,6 +90,13 @@ class Heartbeat:
             return True
         patience = BEAT_GONE if self.beats.gone else SWEEP_LATE
         return abs(datetime.now(UTC) - self.swept_at) > patience
+
+    def in_work(self) -> tuple[int, float]:
+        """Return how many messages the workers hold, and how long they execute the oldest, s."""
+        signs = [self.signs[name] for name in self.workers if name in self.signs]
+        began = [sign.began_at for sign in signs if sign.began_at]
+        oldest_s = (datetime.now(UTC) - min(began)).total_seconds() if began else 0.0
+        return sum(sign.held for sign in signs), max(0.0, oldest_s)
 
 
 NO_HEARTBEAT = Heartbeat([], None, 0)

@@ -5,6 +5,7 @@ from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
@@ -15,6 +16,7 @@ from kombu.exceptions import ChannelError, OperationalError
 from core.servers.urls import is_redis
 
 if TYPE_CHECKING:
+    from celery import Celery
     from kombu import Connection  # its import takes longer than most answers
 
 ANSWER_S = 2  # for the broker
@@ -42,10 +44,20 @@ class EventQueue:
         }
 
 
+@cache
+def app_on(broker_url: str) -> "Celery":
+    """Return an app that knows this broker and nothing else."""
+    from celery import Celery  # noqa: PLC0415 - its import takes longer than most answers
+
+    from tasks.servers import set_broker  # noqa: PLC0415 - reads the settings, which may be wrong
+
+    app = Celery("els-broker", set_as_current=False)
+    set_broker(app, broker_url)
+    return app
+
+
 def brief_connection(broker_url: str) -> "Connection":
     """Prepare a connection to the broker that does not wait for long."""
-    from tasks.servers import app_on  # noqa: PLC0415 - reads the settings, which may be wrong
-
     redis_options = {"socket_timeout": ANSWER_S, "socket_connect_timeout": ANSWER_S}
     options = redis_options if is_redis(broker_url) else {}
     return app_on(broker_url).connection(connect_timeout=ANSWER_S, transport_options=options)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import redis
 
 from core.settings import Settings
-from core.signs.heartbeat import read_routes
 from ops.queues import UNANSWERED, EventQueue, brief_connection, event_queues
+from ops.routing import read_routes, routed_as, types_by_queue, types_to_nobody
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ def read_receivers(settings: Settings, client: redis.Redis, broker_url: str) -> 
 
     The routes are those of the workers, else those of the settings.
     """
-    routed = settings.routed_as(read_routes(client, settings.queue))
-    nowhere = routed.events_to_nobody()
+    routed = routed_as(settings, read_routes(client, settings.queue))
+    nowhere = types_to_nobody(routed)
     try:
         with brief_connection(broker_url) as broker:
-            return Receivers(event_queues(broker, routed.event_queues()), nowhere)
+            return Receivers(event_queues(broker, types_by_queue(routed)), nowhere)
     except UNANSWERED:
         return Receivers((), nowhere, answered=False)

@@ -22,8 +22,9 @@ from core.catalogue import MESSAGE_REFUSED
 from core.db.dead_letters import DeadLetter
 from core.errors import NotExecuted
 from core.faults import describe, safe_message, sqlstate
-from core.messages import WIRE_LIMIT, canonical
+from core.messages import WIRE_LIMIT
 from core.named_batch import batch_of, ids_of
+from core.parsing import canonical
 from durable_redis import MALFORMED, Misshapen
 from tasks.app import app, settings
 from tasks.attempts import attempts

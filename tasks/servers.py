@@ -3,7 +3,6 @@
 They read TLS and Sentinels from settings beside the URL.
 """
 
-from functools import cache
 from typing import Any, cast
 
 from celery import Celery
@@ -44,14 +43,6 @@ def set_broker(app: Celery, url: str) -> None:
         conf.broker_use_ssl = tls
 
 
-@cache
-def app_on(url: str) -> Celery:
-    """Return an app that knows this broker and nothing else."""
-    app = Celery("els-broker", set_as_current=False)
-    set_broker(app, url)
-    return app
-
-
 def set_results(app: Celery, url: str) -> None:
     """Set the Redis that keeps an app's results, and the counts of its chords."""
     url = completed(url)
@@ -70,8 +61,7 @@ def set_results(app: Celery, url: str) -> None:
 
 def _of_sentinels(url: str) -> dict[str, Any]:  # Any: as Kombu and Celery have them
     said = sentinels(url)
-    tls = {"ssl": True, **for_ssl(said.ssl)} if said.ssl else {}
-    asked = {**ASKED_ONCE, **said.own, **tls}
+    asked = {**ASKED_ONCE, **said.own, **said.tls}
     return {"master_name": said.primary, "sentinel_kwargs": asked}
 
 

@@ -181,7 +181,6 @@ class Traces:
 
 @contextmanager
 def _within(span: trace.Span) -> Iterator[trace.Span]:
-    """Make a span the current one, and end it."""
     seen = span.get_span_context()
     parent = f"00-{seen.trace_id:032x}-{seen.span_id:016x}-{seen.trace_flags:02x}"
     now = context.attach(trace.set_span_in_context(span))

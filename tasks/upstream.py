@@ -31,8 +31,9 @@ from core.catalogue import Task as Known
 from core.crash import crashpoint
 from core.errors import InvalidEvent, NotExecuted, Refusal
 from core.faults import Fault, describe, fault, sqlstate
-from core.messages import FIELD, Event, Idempotency, parse
+from core.messages import Event, Idempotency
 from core.model import Message, StepResult, Value
+from core.parsing import FIELD, parse
 from tasks import locks
 from tasks.app import DEATHS, app, settings
 from tasks.attempts import attempts

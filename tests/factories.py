@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 from uuid import uuid4
 
 from core.catalogue import TASKS
-from core.messages import parse
 from core.model import Message, SubmittingEvent
+from core.parsing import parse
 
 LIMIT = 8 * 1024 * 1024
 MODELS = {task.name: task.model for task in TASKS.values()}

@@ -7,8 +7,9 @@ from bench.peers.job import DATABASE_URL, REDIS_URL, uploads
 from bench.queues import Json
 from core import db
 from core.lifecycle import Lifecycle
-from core.messages import SINGLE_LIMIT, EssayContentProvisioned, parse
+from core.messages import SINGLE_LIMIT, EssayContentProvisioned
 from core.model import Message, StepResult
+from core.parsing import parse
 from core.servers.redis_client import connect
 from core.slots import Slots
 from ops.client import common

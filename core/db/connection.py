@@ -43,7 +43,6 @@ OPTIONS: dict[str, Any] = {  # Any: keyword arguments of psycopg
 }
 BY_KEY = {"enable_seqscan": "off", "jit": "off"}
 BRIEF = {"statement_timeout": "1800", "lock_timeout": "300"}
-TO_MIGRATE = {"timezone": "UTC"}
 NAMES_OF_PSYCOPG = "_pg3_"  # of prepared statements; a pooler that keeps them gives its own
 
 
@@ -309,13 +308,3 @@ def statements(text: LiteralString, mark: LiteralString) -> dict[str, LiteralStr
 def jsonb(value: object) -> Jsonb | None:
     """Wrap a value for a jsonb column; None stays NULL."""
     return None if value is None else Jsonb(value)
-
-
-def connect_to_migrate(
-    url: str, *, autocommit: bool = False
-) -> "Connection[Any]":  # Any: rows as SQLAlchemy wants them
-    """Open a connection for a migration: its statements may take long."""
-    at = address(url, TO_MIGRATE)
-    return SettledConnection.connect(
-        at.conninfo, settings=at.settings, prepare="off", autocommit=autocommit
-    )

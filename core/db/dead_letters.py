@@ -37,11 +37,10 @@ def add(conn: Conn, letter: DeadLetter, *, announced: bool = False) -> int:
     `announced`: with its event `MessageRefused`, once, in the same transaction.
     """
     with conn.transaction():
-        number, is_new = _add(conn, letter)
+        ids = _ids_of(letter)
+        number, is_new = _add(conn, letter, ids.get("event_id"))
         if announced and is_new:
-            event = message_refused(
-                number, letter.task, letter.code, letter.message, _ids_of(letter)
-            )
+            event = message_refused(number, letter.task, letter.code, letter.message, ids)
             outbox.post_refusal(conn, event)
     return number
 
@@ -59,8 +58,7 @@ def _ids_of(letter: DeadLetter) -> Row:
     return ids_of(body, letter.batch_id)
 
 
-def _add(conn: Conn, letter: DeadLetter) -> tuple[int, bool]:
-    event_id = _ids_of(letter).get("event_id")
+def _add(conn: Conn, letter: DeadLetter, event_id: str | None) -> tuple[int, bool]:
     row = conn.execute(
         """
         INSERT INTO dead_letters
@@ -75,5 +73,6 @@ def _add(conn: Conn, letter: DeadLetter) -> tuple[int, bool]:
     ).fetchone()
     if row is None:
         parts = "\n".join((letter.task_id, letter.task, letter.body))
-        return _add(conn, replace(letter, task_id=hashlib.sha256(parts.encode()).hexdigest()))
+        other_id = hashlib.sha256(parts.encode()).hexdigest()
+        return _add(conn, replace(letter, task_id=other_id), event_id)
     return row["id"], row["is_new"]

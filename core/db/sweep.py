@@ -24,14 +24,12 @@ RECOUNT = sql("recount")
 class Unmended:
     """What the sweep could not repair: how often it tried, its last error, since when.
 
-    `waits`: the sweep does not try again before `retry_at`.
+    `waits`: the sweep does not try again for a while.
     """
 
     failures: int
     last_error: str | None
     since: datetime
-    tried_at: datetime | None
-    retry_at: datetime | None
     waits: bool
 
     @property
@@ -186,7 +184,7 @@ def note_repair(conn: Conn, batch_id: str, rule: str) -> None:
 def unmended(conn: Conn, batch_id: str | None, limit: int) -> dict[tuple[str, str], Unmended]:
     """Read what the sweep could not repair, of one batch or of all, by batch and rule."""
     rows = conn.execute(
-        "SELECT batch_id, rule, failures, last_error, since, tried_at, retry_at,"
+        "SELECT batch_id, rule, failures, last_error, since,"
         " coalesce(retry_at > now(), false) AS waits FROM unmended"
         " WHERE %(batch_id)s::text IS NULL OR batch_id = %(batch_id)s"
         " ORDER BY since LIMIT %(limit)s",

@@ -4,20 +4,12 @@ from collections.abc import Iterator
 
 from core.db.url import parameters
 from core.servers.finding import Finding, Severity
-from core.servers.tls import (
-    CA,
-    CERTIFICATE,
-    KEY,
-    OPEN,
-    VERIFY,
-    describe,
-    handshake,
-    speaks_plainly,
-    speaks_tls,
-)
+from core.servers.handshake import OPEN, describe, handshake, speaks_plainly, speaks_tls
+from core.servers.tls import CA, CERTIFICATE, KEY, VERIFY
 from core.servers.urls import SENTINEL_PORT, is_amqp, is_redis, pieces, query_of
 
 PATIENCE_S = 5  # for the answer of a server
+PORTS = {"rediss": 6379, "amqp": 5672, "amqps": 5671}  # where a URL names none
 
 
 def away(server: str, url: str, error: Exception) -> Finding:
@@ -33,7 +25,7 @@ def away(server: str, url: str, error: Exception) -> Finding:
 def _reason(url: str) -> Exception | None:
     """Speak TLS with the servers of a URL, until one says what is wrong."""
     reason: Exception | None = None
-    for at, given in _addresses(url):
+    for at, given in addresses(url):
         if url.startswith("sentinel://") and VERIFY not in given:
             if speaks_tls(at, PATIENCE_S):
                 return ConnectionError("the server takes no plain connection")
@@ -48,11 +40,11 @@ def _reason(url: str) -> Exception | None:
     return reason
 
 
-def _addresses(url: str) -> Iterator[tuple[tuple[str, int], dict[str, str]]]:
+def addresses(url: str) -> Iterator[tuple[tuple[str, int], dict[str, str]]]:
     """Yield each host and port of a URL, with its TLS parameters, named as for Redis."""
     if is_redis(url) or is_amqp(url):
         for parts in pieces(url):
-            default = {"rediss": 6379, "amqps": 5671}.get(parts.scheme, SENTINEL_PORT)
+            default = PORTS.get(parts.scheme, SENTINEL_PORT)
             yield (parts.hostname or "localhost", parts.port or default), query_of(parts)
         return
     given = {name: str(value) for name, value in parameters(url).items()}

@@ -1,6 +1,5 @@
 """What keeps a session from our rows although it has the rights, and what ends that."""
 
-import re
 from collections.abc import Collection, Iterator
 
 from core.db.connection import Conn, Row
@@ -47,12 +46,6 @@ ELSEWHERE = """
     WHERE relname = 'batch_essay_trackers' AND relkind = 'r' AND s.name = 'search_path'
       AND to_regclass('batch_essay_trackers') IS NULL
     GROUP BY setting, source
-"""
-IN_FUNCTION = re.compile(r'PL/pgSQL function ([\w."]+)\(')  # in the CONTEXT of an error
-TRIGGERS = """
-    SELECT tgrelid::regclass::text AS table, quote_ident(tgname) AS trigger FROM pg_trigger
-    WHERE tgfoid = to_regprocedure(%s) AND NOT tgisinternal AND tgenabled <> 'D'
-    ORDER BY tgrelid::regclass::text, tgname
 """
 HIDDEN = """
     SELECT name FROM unnest(%s::text[]) AS needed (name)
@@ -135,17 +128,6 @@ def elsewhere(conn: Conn) -> Finding | None:
     elif len(row["schemas"]) > 1:
         step = f"choose one of them, and name it as search_path in ELS_DATABASE_URL: {schemas}"
     return fault(f"{wrong} (search_path)", step)
-
-
-def trigger_raised(conn: Conn, error: str) -> Finding | None:
-    """Find the triggers of others whose function has raised an error. Raises psycopg.Error."""
-    functions = [f"{name}()" for name in IN_FUNCTION.findall(error)]
-    rows = [row for each in functions for row in conn.execute(TRIGGERS, [each])]
-    if not rows:
-        return None
-    named = ", ".join(f"{row['trigger']} on {row['table']}" for row in rows)
-    steps = [f"ALTER TABLE {row['table']} DISABLE TRIGGER {row['trigger']}" for row in rows]
-    return fault(f"a trigger that is none of this service fails: {named}", "; ".join(steps))
 
 
 def absent(conn: Conn, names: Collection[str]) -> Finding:

@@ -65,12 +65,6 @@ def schema_lacks(conn: Conn) -> Finding | None:
     return found or (absent(conn, [row["name"] for row in tables]) if tables else None)
 
 
-def changed_by_hand() -> Finding:
-    """Say what is wrong where a statement misses something, and every table is there."""
-    wrong = "every table is there, so somebody has changed one by hand"
-    return fault(wrong, "compare them with those that `els migrate` makes in an empty database")
-
-
 def _schema(conn: Conn) -> Finding | None:
     try:
         found = read_standing(conn)

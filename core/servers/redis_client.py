@@ -7,7 +7,7 @@ from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.exceptions import ConnectionError  # noqa: A004 - redis-py's
 from redis.retry import Retry
 
-from core.servers.urls import completed, for_redis_py, for_ssl, sentinels
+from core.servers.urls import completed, for_redis_py, sentinels
 
 HEALTH_CHECK_S = 15  # of rest, after which a connection is asked for a sign of life before its use
 # Of a Sentinel, in seconds; then the next one is asked. redis-py tries one that is away for longer.
@@ -58,9 +58,8 @@ def _client(
 
 def _of_sentinels(url: str, options: dict[str, Any]) -> Redis:  # Any: likewise
     said = sentinels(url)
-    tls = {"ssl": True, **for_ssl(said.ssl)} if said.ssl else {}
     found: Any = Sentinel(  # type: ignore[no-untyped-call] # redis-py's
-        said.hosts, sentinel_kwargs={**ASKED_ONCE, **said.own, **tls}
+        said.hosts, sentinel_kwargs={**ASKED_ONCE, **said.own, **said.tls}
     )
     server = {"db": said.db, "username": said.username, "password": said.password}
-    return cast(Redis, found.master_for(said.primary, Redis, **server, **tls, **options))
+    return cast(Redis, found.master_for(said.primary, Redis, **server, **said.tls, **options))

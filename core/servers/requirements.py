@@ -6,13 +6,13 @@ A warning names what makes a crash or an outage worse. `docs/runbook.md` has a s
 
 import socket
 
-from core.servers.away import PATIENCE_S, refused, setting_of
+from core.servers.away import PATIENCE_S, addresses, refused, setting_of
 from core.servers.finding import Finding
+from core.servers.handshake import handshake
 from core.servers.postgres import find_in_postgres
 from core.servers.redis import check_redis
 from core.servers.redis_client import connect_once as connect_to_redis
-from core.servers.tls import handshake
-from core.servers.urls import is_amqp, is_redis, pieces, query_of
+from core.servers.urls import is_amqp, is_redis
 from core.settings import Settings
 
 
@@ -44,12 +44,10 @@ def _redis(url: str, server: str) -> list[Finding]:
 def _listens(urls: str) -> list[Finding]:
     """Ask the nodes of RabbitMQ, until one answers; over TLS where the URL does."""
     error: Exception | None = None
-    for parts in pieces(urls):
+    for at, given in addresses(urls):
         try:
-            secure = parts.scheme == "amqps"
-            at = (parts.hostname or "localhost", parts.port or (5671 if secure else 5672))
-            if secure:
-                handshake(at, query_of(parts), PATIENCE_S)
+            if urls.startswith("amqps://"):
+                handshake(at, given, PATIENCE_S)
             else:
                 socket.create_connection(at, PATIENCE_S).close()
         except (OSError, ValueError) as refusal:

@@ -119,7 +119,6 @@ def _one_redis(url: str) -> str:
 
 
 def _place(parts: SplitResult, given: Mapping[str, str]) -> str:
-    """Write login, host and port."""
     login, _, host = parts.netloc.rpartition("@")
     user, password = login.partition(":")[::2]
     user = user or quote(given.get("username", ""), safe="")
@@ -217,7 +216,7 @@ class Sentinels(NamedTuple):
     username: str | None
     password: str | None
     own: dict[str, str]  # user and password of the Sentinels, as redis-py names them
-    ssl: dict[str, str]  # empty: no TLS
+    tls: dict[str, Any]  # empty, or options of redis-py and Kombu
 
 
 def _complete_sentinels(written: Sequence[str], tls: TLS, primary: str | None) -> str:
@@ -265,6 +264,7 @@ def sentinels(url: str) -> Sentinels:
     """Read a complete URL of Sentinels."""
     parts = pieces(url)
     first, query = parts[0], query_of(parts[0])
+    tls = for_ssl(query)
     return Sentinels(
         [(str(each.hostname), each.port or SENTINEL_PORT) for each in parts],
         query[MASTER],
@@ -272,7 +272,7 @@ def sentinels(url: str) -> Sentinels:
         unquote(first.username) if first.username else None,
         unquote(first.password) if first.password else None,
         {name.removeprefix("sentinel_"): query[name] for name in OF_SENTINELS if name in query},
-        {name: value for name, value in query.items() if name.startswith("ssl_")},
+        {"ssl": True, **tls} if tls else {},
     )
 
 

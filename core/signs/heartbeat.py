@@ -1,19 +1,20 @@
-"""Heartbeats in Redis: which workers run, when the sweep ran last, how much is in work.
+"""Heartbeats in Redis: which workers run, what they execute, when the sweep ran last.
 
 All times are by Redis' clock, so that nobody compares the clocks of two hosts.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from datetime import timedelta
-from typing import cast
+from typing import Any, cast
 
-from redis import Redis, RedisError
+from redis import Redis
 
 from core.signs.pauses import server_time
 
 WORKERS = "els:workers"  # sorted set: worker -> time of its last heartbeat, s
-IN_WORK = "els:in_work:{worker}"  # JSON: messages that it holds, when it began the oldest (or null)
+SIGN = "els:sign:{worker}"  # JSON of `Sign` in `ops/signs.py`; moments are seconds
+SIGN_TTL = timedelta(days=1)  # after its worker, for explanations: who was here, how it ran
 SINCE = "els:since"  # time since when Redis keeps its keys, s
 SWEPT = "els:swept_at"  # time of the last sweep, s
 ROUTES = "els:routes:{queue}"  # JSON: where the workers of a queue send events
@@ -38,34 +39,14 @@ def note_gone(client: Redis, name: str) -> None:
     client.zadd(WORKERS, {name: server_time(client) - GONE.total_seconds()})
 
 
-def note_in_work(client: Redis, worker: str, held: int, oldest_s: float | None) -> None:
-    """Note how many messages a worker holds, and for how long it has executed the oldest."""
-    began_at = None if oldest_s is None else server_time(client) - oldest_s
-    client.set(IN_WORK.format(worker=worker), json.dumps([held, began_at]), ex=FRESH)
-
-
-def read_in_work(client: Redis, workers: Sequence[str]) -> tuple[int, float]:
-    """Return how many messages these workers hold, and the time of the oldest in work, s."""
-    if not workers:
-        return 0, 0.0
-    stored = cast("list[str | None]", client.mget([IN_WORK.format(worker=w) for w in workers]))
-    notes = [json.loads(note)[:2] for note in stored if note]
-    began = [began_at for _, began_at in notes if began_at is not None]
-    oldest_s = max(0.0, server_time(client) - min(began)) if began else 0.0
-    return sum(held for held, _ in notes), oldest_s
+def write_sign(client: Redis, worker: str, sign: Mapping[str, Any]) -> None:  # Any: JSON
+    """Write what a worker serves, holds and executes. Raises redis.RedisError."""
+    client.set(SIGN.format(worker=worker), json.dumps(sign), ex=SIGN_TTL)
 
 
 def note_routes(client: Redis, queue: str, routes: str) -> None:
     """Note where a worker sends events, for those who watch the queues of the receivers."""
     client.set(ROUTES.format(queue=queue), routes, ex=ROUTES_TTL_S)
-
-
-def read_routes(client: Redis, queue: str) -> str | None:
-    """Read what a worker noted last; None: no worker has, or Redis does not answer."""
-    try:
-        return cast("str | None", client.get(ROUTES.format(queue=queue)))
-    except RedisError:
-        return None
 
 
 def note_sweep(client: Redis) -> None:

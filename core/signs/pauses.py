@@ -1,22 +1,19 @@
 """Processes that wait for a server which refuses writes. Each notes its pause in Redis.
 
-A process renews its note at each probe, every 10 s at most; a note of over 30 s ago is stale.
+A process renews its note at each probe, every 10 s at most.
 """
 
 import json
-from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from typing import Literal, cast
+from datetime import datetime
+from typing import Literal
 
-from redis import Redis, RedisError
+from redis import Redis
 
 from core.faults import clean, sqlstate
 
 Server = Literal["postgres", "redis", "broker"]
 PAUSES = "els:pauses"  # hash: process -> what it waits for, as JSON
-FRESH_S = 30.0  # three times the longest pause between two probes
 
 
 @dataclass(frozen=True)
@@ -55,24 +52,6 @@ def write_pause(client: Redis, pause: Pause) -> None:
 def delete_pause(client: Redis, process: str) -> None:
     """Note that a process takes messages again. Raises redis.RedisError."""
     client.hdel(PAUSES, process)
-
-
-def read_pauses(client: Redis) -> list[Pause]:
-    """List the pauses, the longest first. Raises redis.RedisError."""
-    rows = cast("Mapping[str, str]", client.hgetall(PAUSES))
-    if not rows:
-        return []
-    now = server_time(client)
-    pauses = []
-    for process, text in rows.items():
-        row = json.loads(text)
-        if now - row["at"] <= FRESH_S:
-            outage = Outage(row["server"], row["error"], row.get("sqlstate"))
-            pauses.append(Pause(process, outage, datetime.fromtimestamp(row["since"], UTC)))
-        else:  # killed: a process that resumes deletes its own
-            with suppress(RedisError):  # who reads must also read a Redis that takes no writes
-                client.hdel(PAUSES, process)
-    return sorted(pauses, key=lambda pause: pause.since)
 
 
 def server_time(client: Redis) -> float:

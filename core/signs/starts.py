@@ -1,8 +1,6 @@
 """Starts of workers. One that nobody stopped, and that starts again, was killed or fails."""
 
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
-from typing import cast
+from datetime import timedelta
 
 from redis import Redis
 
@@ -10,7 +8,6 @@ from core.signs.pauses import server_time
 
 STARTS = "els:starts"  # sorted set: "time worker" of each start, without those that were stopped
 REMEMBERED = timedelta(minutes=10)
-OFTEN = 3  # starts in that time: its worker has ended twice, at least, and nobody stopped it
 
 
 def note_start(client: Redis, worker: str) -> str:
@@ -28,18 +25,3 @@ def note_start(client: Redis, worker: str) -> str:
 def forget_start(client: Redis, start: str) -> None:
     """Note that somebody has stopped the worker. Raises redis.RedisError."""
     client.zrem(STARTS, start)
-
-
-def read_restarts(client: Redis, now: float) -> Mapping[str, Sequence[datetime]]:
-    """Return the starts of each worker that has started often; `now` is Redis' time.
-
-    Raises redis.RedisError.
-    """
-    oldest = now - REMEMBERED.total_seconds()
-    starts = cast("list[str]", client.zrangebyscore(STARTS, oldest, "+inf"))
-    here = datetime.now(UTC)
-    found: dict[str, list[datetime]] = {}
-    for start in starts:
-        at, _, worker = start.partition(" ")
-        found.setdefault(worker, []).append(here - timedelta(seconds=now - float(at)))
-    return {worker: those for worker, those in found.items() if len(those) >= OFTEN}

@@ -15,7 +15,7 @@ import typer
 
 from core.errors import ELSError
 from core.servers.away import away
-from core.servers.tls import describe
+from core.servers.handshake import describe
 from core.settings import Settings
 from ops.cli import (
     access,

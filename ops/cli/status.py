@@ -16,13 +16,13 @@ from core.errors import StackError
 from core.rules import RULES
 from core.servers.redis_client import connect, connect_once
 from core.settings import Settings
-from core.signs.beats import read_beats
 from core.slots import Slots
 from core.states import BatchStatus
 from ops.cli.options import AsJson, Home, connection, no_blank, settings_to_read
 from ops.cli.target import POSTGRES, REDIS, endpoints
 from ops.output import Terminal, fail, out, print_json, print_line
 from ops.queries import batches
+from ops.signs import read_beats
 from ops.wording import age
 
 WIDEST = 1_000  # columns that a table could ask for

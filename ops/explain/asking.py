@@ -21,11 +21,11 @@ from core.faults import sqlstate
 from core.probe import probe_postgres
 from core.rules import Cause
 from core.servers.away import away
+from core.servers.handshake import describe
 from core.servers.identity import identity
-from core.servers.postgres import changed_by_hand, schema_lacks
+from core.servers.postgres import schema_lacks
 from core.servers.redis_client import connect_once
 from core.servers.rights import NO_RIGHT
-from core.servers.tls import describe
 from core.servers.urls import is_redis, kind_and_path
 from core.settings import Settings
 from core.signs.pauses import Outage
@@ -60,6 +60,7 @@ from ops.heartbeat import (
     with_obstacle,
     with_outages,
 )
+from ops.obstacles import changed_by_hand
 from ops.queues import UNANSWERED
 from ops.receivers import NO_RECEIVERS, Receivers, read_receivers
 from ops.stack.home import Endpoints

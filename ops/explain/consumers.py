@@ -8,7 +8,7 @@ import redis
 from ops.explain.clues import Clue
 from ops.explain.service_causes import serving_workers
 from ops.heartbeat import Heartbeat
-from ops.queues import brief_connection
+from ops.queues import app_on, brief_connection
 from ops.wording import number
 
 REPLIES_S = 0.7  # for all workers of the broker
@@ -21,8 +21,6 @@ def celery_workers(broker_url: str, queues: Sequence[str]) -> dict[str, list[str
 
     Ours do so only with ELS_REMOTE_CONTROL. Raises one of UNANSWERED.
     """
-    from tasks.servers import app_on  # noqa: PLC0415 - reads the settings, which may be wrong
-
     broker = brief_connection(broker_url)
     try:
         broker.connect()  # which tries no more than twice

@@ -9,15 +9,15 @@ from typing import Any
 
 from core.rules import Cause
 from core.servers.finding import Finding
-from core.servers.obstacles import IN_FUNCTION
 from core.servers.rights import NO_RIGHT
 from core.signs.heartbeat import FRESH
 from core.signs.pauses import Outage, Pause
-from core.signs.sign import Sign
 from ops.explain.causes import CAUSES
 from ops.explain.locks import Lock
 from ops.heartbeat import ASKER, NO_SCHEMA, Heartbeat
+from ops.obstacles import IN_FUNCTION
 from ops.queries.sweep import Holder
+from ops.signs import Sign
 from ops.wording import number, utc
 
 BACKLOG = 1_000  # waiting messages that take the worker more than a second or two

@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterator, Mapping
 
 from core.catalogue import EVENTS, TASKS, Task, event_task
-from core.event_bodies import CloudEvent
 from core.messages import IDENTIFIER, NAME, STORAGE_KEY
+from ops.reference.event_bodies import CloudEvent
 from ops.reference.outcomes import ANY_TASK, CODES, OUTCOMES
 from ops.reference.schemas import Schema, event_schema, of_model, task_schema
 

@@ -11,30 +11,31 @@ from ops.output import say
 
 ROOT = Path(__file__).parents[2]
 COPIED = (  # none of them needs a server, or a library but pydantic
-    "catalogue",
-    "errors",
-    "event_bodies",
-    "events",
-    "messages",
-    "model",
-    "named_batch",
-    "nesting",
-    "states",
-    "tracker",
+    "core/catalogue",
+    "core/errors",
+    "core/events",
+    "core/messages",
+    "core/model",
+    "core/named_batch",
+    "core/nesting",
+    "core/parsing",
+    "core/states",
+    "core/tracker",
+    "ops/reference/event_bodies",
 )
 HERE = "els_client._service"
 FOLDER = ROOT / "clients/python" / HERE.replace(".", "/")
-MADE = "# `make reference` copies this module from core/{name}.py; change that one.\n"
-ABOUT = "# `make reference` copies these modules from core; change those.\n"
+MADE = "# `make reference` copies this module from {name}.py; change that one.\n"
+ABOUT = "# `make reference` copies these modules; change those.\n"
 
 
 def files() -> dict[str, str]:
     """Return the text of each file, by its path in `FOLDER`."""
-    return {"__init__.py": ABOUT, **{f"{name}.py": _copy(name) for name in COPIED}}
+    return {"__init__.py": ABOUT, **{f"{Path(name).name}.py": _copy(name) for name in COPIED}}
 
 
 def _copy(name: str) -> str:
-    text = (ROOT / "core" / f"{name}.py").read_text(encoding="utf-8")
+    text = (ROOT / f"{name}.py").read_text(encoding="utf-8")
     return MADE.format(name=name) + re.sub(r"^from core\b", f"from {HERE}", text, flags=re.M)
 
 

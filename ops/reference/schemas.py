@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from core.catalogue import EVENTS, TASKS, EventType, Task
 from core.errors import ELSError
-from core.event_bodies import CloudEvent
+from ops.reference.event_bodies import BODIES, CloudEvent
 from ops.reference.examples import EVENT_EXAMPLES, TASK_EXAMPLES
 
 Schema = dict[str, Any]  # Any: JSON
@@ -49,7 +49,7 @@ def task_schema(task: Task) -> Schema:
 
 def event_schema(event: EventType) -> Schema:
     """Describe an event as receivers get it. It allows unknown fields, which later versions add."""
-    envelope, data = _open(of_model(CloudEvent)), _open(of_model(event.body))
+    envelope, data = _open(of_model(CloudEvent)), _open(of_model(BODIES[event.name]))
     definitions = data.pop("$defs", {})
     envelope["properties"] |= {
         "type": {"const": event.name, "description": "The type of the event."},
@@ -68,7 +68,7 @@ def event_schema(event: EventType) -> Schema:
 def event_faults(event: Mapping[str, Any]) -> list[str]:  # Any: JSON
     """Name the fields in which an event differs from its schema, unknown ones included."""
     found: list[str] = []
-    for model, part in ((CloudEvent, event), (EVENTS[event["type"]].body, event["data"])):
+    for model, part in ((CloudEvent, event), (BODIES[event["type"]], event["data"])):
         try:
             model.model_validate_json(json.dumps(part))
         except ValidationError as error:

@@ -21,9 +21,9 @@ from starlette.routing import Route
 
 from core.db.actions import LONGEST_REASON, By
 from core.errors import Refusal, StackError
-from core.signs.heartbeat import read_routes
 from ops.acting import Acting
 from ops.client import Sender
+from ops.routing import read_routes, routed_as
 from ops.web.acts import ACTIONS
 from ops.web.acts.plan import Action, Fields, Plan, Refused, Seen, Tools
 from ops.web.addresses import address, text_of
@@ -122,7 +122,7 @@ class Actions:
         connections = self.connections
         settings, client = connections.settings, connections.client
         client.ping()
-        routed = settings.routed_as(read_routes(client, settings.queue))  # as the workers have it
+        routed = routed_as(settings, read_routes(client, settings.queue))  # as the workers do
         broker_url = settings.broker_url or settings.redis_url or ""
         with Sender(broker_url, settings.queue) as sender:
             yield Tools(Acting(routed, connections.pool, connections.slots, sender.app), sender)

@@ -18,6 +18,7 @@ from starlette.types import Scope
 
 from core.errors import BadSettings
 from core.settings import Settings
+from ops.queues import app_on
 from ops.web.actions import Actions, refusal_page
 from ops.web.acts.plan import Refused
 from ops.web.addresses import BadAddress
@@ -36,7 +37,6 @@ from ops.web.stream import Stream
 from ops.web.summary import service_causes_of
 from ops.web.tokens import Signer
 from ops.web.views import Views
-from tasks.servers import app_on
 
 LISTS = ("/dead-letters", "/outbox")  # pages with a filter of their own
 FOR_PROGRAMS = ("/readyz", "/health/", "/metrics")  # answer in JSON or text, errors too

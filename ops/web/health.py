@@ -21,11 +21,11 @@ from core.checks import CheckContext, Finding
 from core.db.connection import Conn
 from core.db.sweep import Unmended
 from core.rules import RULES, Cause, Rule
-from core.signs.beats import read_beats
-from core.signs.pauses import Pause, read_pauses
+from core.signs.pauses import Pause
 from core.slots import Slots
 from core.states import BatchStatus, ClassType
 from ops.queries import numbers
+from ops.signs import read_beats, read_pauses
 
 STUCK_LIMIT = 100  # batches listed per rule
 FRESH_S = 1.0  # a snapshot is kept at least this long

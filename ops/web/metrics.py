@@ -15,13 +15,12 @@ from prometheus_client.registry import Collector
 
 from core import metrics
 from core.rules import RULES
-from core.signs import heartbeat
-from core.signs.beats import read_beats
 from core.signs.pauses import Pause, Server
 from core.states import BatchStatus, ClassType
 from ops.heartbeat import read_heartbeat
 from ops.queues import queue_lengths
 from ops.reference.outcomes import CODES
+from ops.signs import read_beats
 from ops.web.backlog import OldestMessages
 from ops.web.connections import Connections
 from ops.web.health import STUCK_LIMIT, UNANSWERED, SnapshotCache
@@ -143,7 +142,7 @@ class Exposition(Collector):
             paused.add_metric([server], waiting[server])
         yield paused
         yield _pauses(seen.pauses)
-        held, oldest_s = heartbeat.read_in_work(self._client, seen.workers)
+        held, oldest_s = seen.in_work()
         yield _one("els_messages_in_work", "Messages that workers hold.", held)
         yield _one("els_oldest_in_work_seconds", "Time of the oldest in work; 0: none.", oldest_s)
         yield from _counted(self._client)

@@ -14,9 +14,9 @@ from starlette.routing import Route
 
 from core.errors import BadSettings
 from core.settings import Settings
+from ops.queues import app_on
 from ops.web.connections import Connections
 from ops.web.readiness import Readiness
-from tasks.servers import app_on
 
 FRESH_S = 1.0  # an answer is kept so long, however many ask
 PARTS = ("postgres", "redis", "broker")

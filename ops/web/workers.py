@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.signs.pauses import Pause
-from core.signs.sign import Sign
 from ops.heartbeat import Heartbeat
 from ops.queues import UNANSWERED, brief_connection, queue_lengths
+from ops.signs import Sign
 from ops.web.connections import Connections
 
 

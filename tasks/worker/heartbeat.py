@@ -10,12 +10,10 @@ from typing import Any
 import redis
 import structlog
 from celery import signals
-from celery.worker import state
 
 import durable_redis
 from core.faults import describe
 from core.signs import health_file, heartbeat, pauses
-from core.signs.sign import write_sign
 from tasks.app import app, settings
 from tasks.worker import signs
 from tasks.worker.clients import brief_redis
@@ -43,7 +41,6 @@ def send(worker: str) -> None:
     if settings.redis_url:
         with suppress(redis.RedisError):
             heartbeat.note_worker(brief_redis(), worker)
-            heartbeat.note_in_work(brief_redis(), worker, *_in_work())
             heartbeat.note_routes(brief_redis(), settings.queue, settings.routing())
             _send_refusal(worker)
     _send_sign(worker)
@@ -54,13 +51,7 @@ def _send_sign(worker: str, **more: object) -> None:
     if settings.redis_url:
         with suppress(redis.RedisError):
             now = pauses.server_time(brief_redis())
-            write_sign(brief_redis(), worker, signs.sign(now) | more)
-
-
-def _in_work() -> tuple[int, float | None]:
-    """Count the messages that this worker holds, and tell how long it has executed the oldest."""
-    began = [request.time_start for request in list(state.active_requests)]
-    return len(state.reserved_requests), time.time() - min(began) if began else None
+            heartbeat.write_sign(brief_redis(), worker, signs.sign(now) | more)
 
 
 def _has_lost_a_queue() -> bool:

@@ -1,20 +1,15 @@
-"""Collects the signs of a worker's main process: see `core/signs/sign.py`."""
+"""Collects the signs of a worker's main process: `Sign` in `ops/signs.py` lists the fields."""
 
-import os
 import time
 from functools import cache
-from importlib.metadata import version
-from socket import gethostname
 from typing import Any
 
 from celery.worker import state
 
-from core.servers.finding import Finding
-from core.servers.identity import identity_of, location
-from core.servers.urls import kind_and_path
-from core.signs.installation import detect
+from core.servers.identity import identity_of
 from tasks.app import app, settings
 from tasks.worker import screening
+from tasks.worker.process import describe
 
 _last: tuple[object, float] | None = None  # what had moved, and when that was seen first
 
@@ -59,33 +54,9 @@ def _still_for_s() -> float:
 
 @cache
 def _constant() -> dict[str, Any]:
-    """Describe what does not change while a worker lives."""
-    return {"database": identity_of(settings.database_url or ""), **_of_the_process()}
-
-
-def _of_the_process() -> dict[str, Any]:
-    database_url, broker_url = settings.database_url or "", settings.broker_url or ""
-    return {
-        "database_name": location(database_url),
-        "broker": kind_and_path(broker_url or settings.redis_url or ""),
-        "host": gethostname(),
-        "pid": os.getpid(),
-        "version": version("essay-lifecycle-service"),
-        "installation": detect(settings.home),
-        "home": str(settings.home.absolute()),
-    }
+    return {"database": identity_of(settings.database_url or ""), **describe(settings)}
 
 
 def prepare() -> None:
     """Read what does not change, while this process may still wait for Postgres."""
     _constant()
-
-
-def waiting(finding: Finding, since: float, now: float) -> dict[str, Any]:  # Any: JSON
-    """Describe a worker that waits to start; the times are Redis'."""
-    return {
-        **_of_the_process(),
-        "at": now,
-        "waits": {"wrong": finding.wrong, "why": finding.why, "step": finding.step},
-        "waits_since": since,
-    }

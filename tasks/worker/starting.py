@@ -22,8 +22,8 @@ from core.servers.redis_client import connect_once
 from core.servers.requirements import check_servers
 from core.settings import Settings
 from core.signs import health_file, heartbeat, pauses
-from core.signs.sign import write_sign
 from core.signs.starts import forget_start, note_start
+from tasks.worker.process import describe
 from tasks.worker.stopping import STOPS
 
 GARBAGE = (10_000, 50, 50)  # allocations a collection; Python's 700 are those of two messages
@@ -105,12 +105,16 @@ class _Waiting:
                 self._send_sign(self._finding, self._settings.redis_url)
 
     def _send_sign(self, finding: Finding, url: str) -> None:
-        from tasks.worker import signs  # noqa: PLC0415 - of the app, which needs this module
-
         with connect_once(url, timeout_s=1) as client:
             now = pauses.server_time(client)
             self._since = self._since or now
-            write_sign(client, self._worker, signs.waiting(finding, self._since, now))
+            sign = {
+                **describe(self._settings),
+                "at": now,
+                "waits": {"wrong": finding.wrong, "why": finding.why, "step": finding.step},
+                "waits_since": self._since,
+            }
+            heartbeat.write_sign(client, self._worker, sign)
             heartbeat.note_gone(client, self._worker)
 
 

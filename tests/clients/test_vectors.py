@@ -6,7 +6,7 @@ from uuid import UUID, uuid5
 
 import pytest
 
-from core.messages import canonical
+from core.parsing import canonical
 
 VECTORS = json.loads((Path(__file__).parent / "vectors.json").read_text())
 NAMESPACE = UUID("0b9f2c53-64b8-5d0e-8c55-3f0c6a4b7d21")

@@ -9,7 +9,7 @@ import pytest
 from core.errors import BrokenSeal
 from core.events import EVENT_IDS, EVENT_LIMIT, manifest_sha256
 from core.lifecycle import SLOTS_PER_HEADER
-from core.messages import canonical
+from core.parsing import canonical
 from core.repairs import RepairContext
 from core.seals import Sealed
 from core.sweep import sweep

@@ -3,6 +3,7 @@
 import pytest
 
 from core.signs import beats
+from ops.signs import read_beats
 from tests.factories import new_batch
 
 ONE, OTHER = "host:7#0a", "host:7#0b"  # of two containers: host name and process id are the same
@@ -17,7 +18,7 @@ def test_one_beat_leads_and_the_other_stands_by(valkey, queue):
     leaders = [beats.lead(valkey, queue, each) for each in (ONE, OTHER, ONE, OTHER)]
 
     assert leaders == [ONE] * 4
-    seen = beats.read_beats(valkey, queue)
+    seen = read_beats(valkey, queue)
     assert (seen.leader, seen.standing_by) == ("host:7", ["host:7"])
     assert str(seen) == "beat host:7 leads, 1 stands by"
 
@@ -51,11 +52,11 @@ def test_a_beat_that_is_silent_for_long_is_not_shown(valkey, queue):
         beats.lead(valkey, queue, each)
     valkey.zincrby(key, -beats.FORGOTTEN.total_seconds() - 1, OTHER)
 
-    shown = beats.read_beats(valkey, queue).standing_by
+    shown = read_beats(valkey, queue).standing_by
     beats.lead(valkey, queue, ONE)
 
     assert (shown, valkey.zrange(key, 0, -1)) == ([], [ONE])
 
 
 def test_without_a_beat_nobody_leads(valkey, queue):
-    assert str(beats.read_beats(valkey, queue)) == "no beat leads"
+    assert str(read_beats(valkey, queue)) == "no beat leads"

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from core.catalogue import BATCHED, EVENTS, OPT_IN, TASKS, event_task
-from core.messages import KIB, parse
+from core.messages import KIB
+from core.parsing import parse
 from core.settings import Route, Settings
 from ops.client import read_events
+from ops.reference.event_bodies import BODIES
 from tasks import upstream
 from tasks.app import QUICK, app
 from tests.factories import EXAMPLES
@@ -51,6 +53,10 @@ def test_python_names_no_task_and_no_event_by_itself():
     }
 
     assert named == set()
+
+
+def test_receivers_have_a_model_of_each_event():
+    assert [*BODIES] == [*EVENTS]
 
 
 @pytest.mark.parametrize("path", sources("sql") + sources("py"), ids=lambda path: path.name)

@@ -13,7 +13,8 @@ from jsonschema import Draft202012Validator
 from core.catalogue import OPT_IN
 from core.errors import InvalidEvent
 from core.lifecycle import Lifecycle
-from core.messages import BULK_LIMIT, SINGLE_LIMIT, canonical, parse
+from core.messages import BULK_LIMIT, SINGLE_LIMIT
+from core.parsing import canonical, parse
 from tests.core import looks
 from tests.core.story import assign, cancel, confirm, register, reject, upload
 from tests.factories import (

@@ -3,8 +3,8 @@
 import pytest
 
 from core.errors import ELSError
-from core.messages import parse
 from core.model import Message
+from core.parsing import parse
 from tests.core import looks
 from tests.core.crowd import at_once
 from tests.core.story import assign, cancel, fill, register, texts, upload

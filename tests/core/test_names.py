@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from core.errors import InvalidEvent, WrongBatchState
 from core.lifecycle import Lifecycle
-from core.messages import BULK_LIMIT, parse
+from core.messages import BULK_LIMIT
+from core.parsing import parse
 from core.slots import Claim, Slots
 from ops.queries import batches
 from tests.core import looks

@@ -10,9 +10,10 @@ from psycopg import sql
 
 from core.probe import probe_postgres, probe_redis
 from core.servers.rights import OF_MESSAGES
-from core.signs.pauses import Outage, Pause, delete_pause, read_pauses, write_pause
+from core.signs.pauses import Outage, Pause, delete_pause, write_pause
 from core.slots import Slots
 from migrations.schema import metadata
+from ops.signs import read_pauses
 
 SINCE = datetime(2026, 1, 31, 8, tzinfo=UTC)
 TABLES = sorted(metadata.tables)
@@ -117,7 +118,7 @@ def test_a_process_that_waits_is_listed_until_it_goes_on(slots):
 
 
 def test_a_process_that_was_killed_while_it_waited_is_forgotten(slots, monkeypatch):
-    monkeypatch.setattr("core.signs.pauses.FRESH_S", -1)
+    monkeypatch.setattr("ops.signs.PAUSE_FRESH_S", -1)
     write_pause(slots.client, Pause("host:1", Outage("redis", "away"), SINCE))
 
     assert read_pauses(slots.client) == []

@@ -10,9 +10,10 @@ from psycopg.types.json import Jsonb
 
 from core import db
 from core.lifecycle import WHOLE_BATCH, Lifecycle
-from core.messages import EssayContentProvisioned, parse
+from core.messages import EssayContentProvisioned
 from core.model import Message
 from core.outbox import relay
+from core.parsing import parse
 from core.seals import Sealed
 from tests.core import looks
 from tests.core.story import assign, cancel, confirm, fill, register, reject, texts, upload

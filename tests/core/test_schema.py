@@ -22,11 +22,10 @@ from core.states import (
     EssayStatus,
     ExcessReason,
     OnDeadline,
-    SubmissionKind,
     completed_status,
 )
 from migrations import config, current, head, upgrade
-from migrations.schema import metadata
+from migrations.schema import SubmissionKind, metadata
 from tests.core.story import register
 
 CONSTRAINTS = """

@@ -8,6 +8,7 @@ from core.catalogue import EVENTS
 from core.errors import BadSettings
 from core.routes import Route
 from core.settings import Settings
+from ops.routing import routed_as, types_by_queue, types_to_nobody
 
 TYPES = [
     "BatchContentProvisioningCompleted",
@@ -196,15 +197,15 @@ def test_a_star_is_for_every_type_without_an_entry_of_its_own():
     led = {name for name in EVENTS if settings.routes(name) == [Route(**CATCH_ALL[0])]}
     assert led == {*TYPES, "MessageRefused"} - {"BatchCancelled"}
     assert settings.opt_in_events() == {"MessageRefused"}
-    assert settings.event_queues() == {"nlp": led}
+    assert types_by_queue(settings) == {"nlp": led}
 
 
 def test_a_star_may_lead_to_several_receivers_or_nowhere():
     two = [{"task": "els.event", "queue": "nlp"}, {"task": "els.event", "queue": "billing"}]
 
-    assert list(routed(**{"*": two}).event_queues()) == ["billing", "nlp"]
-    assert routed(**{"*": []}).event_queues() == {}
-    assert Settings().event_queues() == {"els.events": set(TYPES)}
+    assert list(types_by_queue(routed(**{"*": two}))) == ["billing", "nlp"]
+    assert types_by_queue(routed(**{"*": []})) == {}
+    assert types_by_queue(Settings()) == {"els.events": set(TYPES)}
 
 
 @pytest.mark.parametrize(
@@ -265,10 +266,10 @@ def test_whoever_watches_the_queues_follows_the_routes_of_the_workers():
     )
     other = Settings(events_queue="elsewhere", ops_port=7)
 
-    same = other.routed_as(workers.routing())
+    same = routed_as(other, workers.routing())
 
-    assert other.routed_as(None) == other
-    assert same.event_queues() == workers.event_queues()
-    assert same.events_to_nobody() == {"BatchCancelled"}
+    assert routed_as(other, None) == other
+    assert types_by_queue(same) == types_by_queue(workers)
+    assert types_to_nobody(same) == {"BatchCancelled"}
     assert same.ops_port == 7
-    assert other.routed_as(Settings().routing()).event_queues() == Settings().event_queues()
+    assert types_by_queue(routed_as(other, Settings().routing())) == types_by_queue(Settings())

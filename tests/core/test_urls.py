@@ -274,7 +274,7 @@ def test_sentinels_may_be_written_in_several_ways(url):
     assert found.hosts == [("a", 26379), ("b", 1)]
     assert (found.primary, found.db) == ("mine", 3)
     assert (found.username, found.password) == ("u", "p@w")
-    assert (found.own, found.ssl) == ({}, {})
+    assert (found.own, found.tls) == ({}, {})
 
 
 def test_sentinels_have_passwords_and_tls_of_their_own(given):
@@ -284,13 +284,13 @@ def test_sentinels_have_passwords_and_tls_of_their_own(given):
 
     assert found.primary == "theirs"
     assert (found.password, found.own) == ("pw", {"password": "other"})
-    assert found.ssl["ssl_ca_certs"] == given["ELS_TLS_CA"]
+    assert found.tls["ssl_ca_certs"] == given["ELS_TLS_CA"]
 
 
 def test_sentinels_without_a_word_of_tls_speak_none(given):
     url = read(**given, ELS_REDIS_URL="sentinel://h/0?master_name=x").redis_url
 
-    assert not sentinels(url).ssl
+    assert not sentinels(url).tls
 
 
 @pytest.mark.parametrize("url", ["rediss://h:1/0", "rediss://h:1/0?ssl_cert_reqs=CERT_REQUIRED"])

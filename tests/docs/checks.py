@@ -14,7 +14,7 @@ import typer.main
 import yaml
 
 from core.catalogue import TASKS
-from core.messages import parse
+from core.parsing import parse
 from core.settings import Settings
 from ops.cli.main import app
 from ops.reference.schemas import event_faults

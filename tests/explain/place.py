@@ -18,12 +18,11 @@ from psycopg.rows import dict_row
 
 from core import db
 from core.servers.redis_client import connect_once
-from core.signs.beats import read_beats
 from core.signs.heartbeat import FRESH, SWEPT
-from core.signs.pauses import read_pauses
 from migrations import upgrade
 from ops.client import outcome_of
 from ops.heartbeat import read_heartbeat
+from ops.signs import read_beats, read_pauses
 from ops.stack.embedded import Postgres, Valkey
 from ops.stack.ports import free_port
 from tests import factories as make

@@ -9,6 +9,7 @@ import pytest
 import redis
 
 from core.signs import beats, heartbeat
+from ops.signs import read_beats
 from ops.stack.embedded import Valkey
 from ops.stack.ports import free_port
 from tests.live.conftest import until
@@ -63,7 +64,7 @@ def begun(workers, valkey):
 def three(start, workers, valkey, leader, begun):
     """Three beats, one of which leads."""
     started = start(3)
-    seen = lambda: beats.read_beats(valkey, workers.queue)  # noqa: E731
+    seen = lambda: read_beats(valkey, workers.queue)  # noqa: E731
     until(lambda: len(seen().standing_by) == 2, what="two beats stand by")
     until(lambda: {*begun()} & TICKS, what="the leader ticks")
     assert leader() in started

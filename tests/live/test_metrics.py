@@ -3,7 +3,6 @@
 import pytest
 
 from core.metrics import HASH
-from core.signs.heartbeat import read_in_work
 from ops.heartbeat import read_heartbeat
 from tests import factories as make
 from tests.live.conftest import until
@@ -58,7 +57,7 @@ def test_a_worker_says_what_it_has_in_work_and_since_when(workers, valkey, conn)
     workers.send("els.register_batch", make.registration(batch, 2)).get(timeout=30)
 
     def in_work():
-        return read_in_work(valkey, read_heartbeat(valkey, None).workers)
+        return read_heartbeat(valkey, None).in_work()
 
     with conn.transaction():
         conn.execute("SELECT FROM batch_essay_trackers WHERE batch_id = %s FOR UPDATE", [batch])

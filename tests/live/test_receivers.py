@@ -6,12 +6,12 @@ import pytest
 from kombu import Consumer, Queue
 
 from core.settings import Settings
-from core.signs.heartbeat import read_routes
 from core.slots import Slots
 from ops.explain.explanation import explain
 from ops.heartbeat import Heartbeat
 from ops.queues import event_queues
 from ops.receivers import read_receivers
+from ops.routing import read_routes, routed_as, types_by_queue
 from tests import factories as make
 from tests.live.conftest import until
 
@@ -23,7 +23,7 @@ def routed(workers, valkey):
     routes = {"*": [{"task": "els.event", "queue": queue}]}
     workers.start(ELS_EVENT_ROUTES=json.dumps(routes))
     until(lambda: read_routes(valkey, workers.queue), what="the worker has noted its routes")
-    yield Settings(queue=workers.queue).routed_as(read_routes(valkey, workers.queue))
+    yield routed_as(Settings(queue=workers.queue), read_routes(valkey, workers.queue))
     workers.stop()
     with workers.broker() as connection:
         Queue(queue).bind(connection.default_channel).delete()
@@ -31,7 +31,7 @@ def routed(workers, valkey):
 
 def look(workers, settings):
     with workers.broker() as connection:
-        [queue] = event_queues(connection, settings.event_queues())
+        [queue] = event_queues(connection, types_by_queue(settings))
     return queue
 
 

@@ -16,10 +16,10 @@ from jsonschema import Draft202012Validator
 from psycopg import Rollback
 
 from core.db.dead_letters import DeadLetter, add
-from core.event_bodies import CloudEvent
 from core.outbox import relay
 from ops import pages
 from ops.explain import held_back
+from ops.reference.event_bodies import CloudEvent
 from tests.core import story
 from tests.factories import new_batch
 from tests.live.conftest import until

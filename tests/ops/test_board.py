@@ -10,8 +10,8 @@ from uuid import uuid4
 import pytest
 
 from core.metrics import MINUTES
+from core.signs.heartbeat import write_sign
 from core.signs.pauses import Outage, Pause, delete_pause, write_pause
-from core.signs.sign import write_sign
 from core.slots import Slots
 from ops.explain.explanation import explain
 from ops.heartbeat import Heartbeat

@@ -14,7 +14,7 @@ import pytest
 from axe_playwright_python.base import AXE_FILE_PATH
 
 from core.metrics import ASSIGNED, HASH, MINUTES
-from core.signs.sign import write_sign
+from core.signs.heartbeat import write_sign
 from ops.web.stream import SECTIONS
 from tests import factories as make
 from tests.core import story

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from core.catalogue import EVENTS, TASKS
 from core.errors import Refusal
-from core.messages import parse
+from core.parsing import parse
 from ops.cli.main import app
 from ops.reference.__main__ import files
 from ops.reference.examples import EVENT_EXAMPLES, TASK_EXAMPLES

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core.metrics import MINUTES
-from core.signs.sign import write_sign
+from core.signs.heartbeat import write_sign
 from migrations import upgrade
 from ops.stack.embedded import Postgres, Valkey
 from ops.stack.ports import free_port

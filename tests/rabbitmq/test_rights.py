@@ -9,7 +9,7 @@ from kombu import Exchange, Queue
 from kombu.transport.native_delayed_delivery import calculate_routing_key
 from structlog.testing import capture_logs
 
-from core.signs.pauses import read_pauses
+from ops.signs import read_pauses
 from tests import factories as make
 from tests.live.conftest import until
 from tests.rabbitmq.conftest import RabbitWorkers

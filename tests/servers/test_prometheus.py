@@ -24,8 +24,8 @@ from core.db.dead_letters import DeadLetter
 from core.lifecycle import Lifecycle
 from core.metrics import Pusher
 from core.servers.redis_client import connect
-from core.signs.heartbeat import SWEPT, note_in_work, note_sweep, note_worker
-from core.signs.pauses import Outage, Pause, delete_pause, write_pause
+from core.signs.heartbeat import SWEPT, note_sweep, note_worker, write_sign
+from core.signs.pauses import Outage, Pause, delete_pause, server_time, write_pause
 from core.slots import Slots
 from migrations import upgrade
 from ops.stack.embedded import Postgres, Valkey
@@ -303,7 +303,12 @@ def read_only(w):
 
 
 def stuck_message(w):
-    return {}, lambda: (w.lives(), note_in_work(w.client, WORKER, 1, 400))
+    def hold():
+        w.lives()
+        now = server_time(w.client)
+        write_sign(w.client, WORKER, {"at": now, "held": 1, "began_at": now - 400})
+
+    return {}, hold
 
 
 def silent_readiness(w):
@@ -334,7 +339,7 @@ def cleared(w):
         )
     w.client.delete("els", "els.events", *w.client.scan_iter("batch:*"))
     delete_pause(w.client, "host:1")
-    note_in_work(w.client, WORKER, 0, None)
+    write_sign(w.client, WORKER, {"at": server_time(w.client)})
 
 
 STATES = {

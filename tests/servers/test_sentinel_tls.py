@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 from celery import Celery
 
+from core.servers.handshake import NO_PRIMARY, describe
 from core.servers.redis_client import connect
 from core.servers.requirements import check_servers
-from core.servers.tls import NO_PRIMARY, describe
 from core.settings import Settings
 from ops.client import Sender
 from tasks.servers import set_broker, set_results

@@ -150,10 +150,12 @@ def test_a_pause_may_have_more_fields(valkey):
     assert pause.outage == pauses.Outage("redis", "away")
 
 
-def test_a_note_of_messages_in_work_may_have_more_parts(valkey):
-    valkey.set(heartbeat.IN_WORK.format(worker="w@host"), '[3, null, "of the next release"]')
+def test_a_sign_may_have_more_fields(valkey):
+    heartbeat.note_worker(valkey, "w@host")
+    sign = {"at": pauses.server_time(valkey), "held": 3, "more": [1]}
+    heartbeat.write_sign(valkey, "w@host", sign)
 
-    assert heartbeat.read_in_work(valkey, ["w@host"]) == (3, 0.0)
+    assert read_heartbeat(valkey, 0).in_work() == (3, 0.0)
 
 
 def test_a_mark_of_a_death_may_have_more_parts(valkey):

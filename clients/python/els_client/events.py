@@ -6,6 +6,7 @@ from typing import Any
 
 from els_client._service.catalogue import EVENTS, event_task
 from els_client._service.event_bodies import (
+    BODIES,
     BatchCancelled,
     BatchContentProvisioningCompleted,
     BatchEssaysReady,
@@ -75,8 +76,8 @@ class Received:
 def read_event(event: Mapping[str, Any]) -> Received:  # Any: JSON
     """Read what a receiving task got as `event`. Raises pydantic.ValidationError."""
     envelope = CloudEvent.model_validate(event, extra="ignore")
-    known = EVENTS.get(envelope.type)
-    body = known.body.model_validate(envelope.data, extra="ignore") if known else None
+    known = BODIES.get(envelope.type)
+    body = known.model_validate(envelope.data, extra="ignore") if known else None
     return Received(envelope, body)
 
 

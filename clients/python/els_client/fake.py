@@ -36,9 +36,10 @@ from els_client._service.events import (
     message_refused,
     outgoing_id,
 )
-from els_client._service.messages import Idempotency, canonical, parse
+from els_client._service.messages import Idempotency
 from els_client._service.model import Message as Submitted
 from els_client._service.named_batch import batch_of, ids_of
+from els_client._service.parsing import canonical, parse
 from els_client.upstream import Json, Outcome, Sent, Upstream, checked, refuse_deep
 
 Received = dict[str, Any]  # Any: a CloudEvent, JSON

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID, uuid5
 
-from els_client._service.messages import canonical
+from els_client._service.parsing import canonical
 
 NAMESPACE = UUID("0b9f2c53-64b8-5d0e-8c55-3f0c6a4b7d21")
 NOT_COMPARED = frozenset({"event_id", "timestamp"})

@@ -22,8 +22,8 @@ from els_client._service.catalogue import (
     Task,
 )
 from els_client._service.errors import InvalidEvent
-from els_client._service.messages import canonical, parse
 from els_client._service.nesting import is_deeper
+from els_client._service.parsing import canonical, parse
 from els_client.ids import correlation_id as correlation_id_of
 from els_client.ids import event_id as event_id_of
 from els_client.messages import Association, AtDeadline, Content, ErrorCode

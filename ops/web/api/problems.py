@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 from starlette.responses import Response
 
-from core.messages import PYDANTIC, RULES
+from core.parsing import PYDANTIC, RULES
 
 PREFIX = "/v1"
 MEDIA_TYPE = "application/problem+json"

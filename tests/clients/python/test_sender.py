@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from core.catalogue import TASKS
-from core.messages import parse
+from core.parsing import parse
 from els_client import BrokerAway, InvalidEvent, Sender, SpoolFull, SpoolUnusable
 from els_client.messages import Association, Content
 from els_client.spool import Spool

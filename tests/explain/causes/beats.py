@@ -2,8 +2,8 @@
 
 import psycopg
 
-from core.signs.beats import read_beats
 from ops.heartbeat import BEAT_GONE
+from ops.signs import read_beats
 from tests.explain.cause import cause
 from tests.explain.place import WAIT_S
 from tests.live.conftest import until

@@ -6,7 +6,7 @@ import redis
 from celery import Celery
 
 from core.signs.heartbeat import SINCE
-from core.signs.sign import STALLED_AFTER
+from ops.signs import STALLED_AFTER
 from tests import factories as make
 from tests.explain.cause import cause
 from tests.explain.place import WAIT_S

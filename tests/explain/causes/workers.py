@@ -8,9 +8,9 @@ from urllib.parse import quote, urlsplit
 import psutil
 import psycopg
 
-from core.signs.sign import STALLED_AFTER
 from migrations import upgrade
 from ops.explain.consumers import waiting_clients
+from ops.signs import STALLED_AFTER
 from tests import factories as make
 from tests.explain.cause import cause
 from tests.explain.place import WAIT_S, copied

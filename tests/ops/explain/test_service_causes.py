@@ -8,16 +8,15 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from core.signs import installation as how
-from core.signs.beats import Beats
 from core.signs.installation import Kind
 from core.signs.pauses import Outage, Pause
-from core.signs.sign import Sign
 from ops.explain.consumers import consumer_clues
 from ops.explain.locks import Lock
 from ops.explain.service_causes import look_at, service_causes
 from ops.explain.sign_clues import sign_clues
 from ops.heartbeat import Asked, Heartbeat, with_outages
 from ops.installation import Installation
+from ops.signs import Beats, Sign
 
 OF_POSTGRES = {"postgres_unreachable", "cannot_read"}  # tests/explain makes them
 NAME = "worker@one"

@@ -1,1 +1,1 @@
-# `make reference` copies these modules from core; change those.
+# `make reference` copies these modules; change those.

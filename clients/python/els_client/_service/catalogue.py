@@ -9,8 +9,6 @@ import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from els_client._service import event_bodies
-from els_client._service.event_bodies import Body
 from els_client._service.messages import (
     BULK_LIMIT,
     SINGLE_LIMIT,
@@ -44,15 +42,14 @@ class Task:
 
 @dataclass(frozen=True)
 class EventType:
-    """An outgoing event and when it is written; an `opt_in` one only where a route asks for it."""
+    """An outgoing event and when it is written; an `opt_in` one only where a route asks for it.
 
-    body: type[Body]
+    `ops/reference/event_bodies.py` has a model of its body, under the same name.
+    """
+
+    name: str
     when: str
     opt_in: bool = False
-
-    @property
-    def name(self) -> str:
-        return self.body.__name__
 
 
 REGISTER_BATCH = Task("els.register_batch", BatchEssaysRegistered, ("essay_ids",), BULK_LIMIT)
@@ -96,33 +93,23 @@ def unknown_task(name: str) -> str:
 
 
 BATCH_CONTENT_PROVISIONING_COMPLETED = EventType(
-    event_bodies.BatchContentProvisioningCompleted,
-    "once, when every slot is accounted for",
+    "BatchContentProvisioningCompleted", "once, when every slot is accounted for"
 )
 BATCH_ESSAYS_READY = EventType(
-    event_bodies.BatchEssaysReady,
+    "BatchEssaysReady",
     "once, with completion (guest batch) or when the students are confirmed (regular batch);"
     " never if every slot failed",
 )
-BATCH_VALIDATION_ERRORS = EventType(
-    event_bodies.BatchValidationErrors, "with completion, if a slot failed"
-)
+BATCH_VALIDATION_ERRORS = EventType("BatchValidationErrors", "with completion, if a slot failed")
 EXCESS_CONTENT_PROVISIONED = EventType(
-    event_bodies.ExcessContentProvisioned,
-    "once for each content that found every slot taken",
+    "ExcessContentProvisioned", "once for each content that found every slot taken"
 )
 ESSAY_SLOT_ASSIGNED = EventType(
-    event_bodies.EssaySlotAssigned,
-    "once for each content with a slot",
-    opt_in=True,
+    "EssaySlotAssigned", "once for each content with a slot", opt_in=True
 )
-BATCH_READINESS_TIMEOUT = EventType(
-    event_bodies.BatchReadinessTimeout,
-    "once, when the deadline has passed",
-)
-BATCH_CANCELLED = EventType(event_bodies.BatchCancelled, "once, when the batch is cancelled")
-
-MESSAGE_REFUSED = EventType(event_bodies.MessageRefused, "with each dead letter", opt_in=True)
+BATCH_READINESS_TIMEOUT = EventType("BatchReadinessTimeout", "once, when the deadline has passed")
+BATCH_CANCELLED = EventType("BatchCancelled", "once, when the batch is cancelled")
+MESSAGE_REFUSED = EventType("MessageRefused", "with each dead letter", opt_in=True)
 
 EVENTS = {
     event.name: event

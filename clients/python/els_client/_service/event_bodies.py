@@ -1,10 +1,11 @@
-# `make reference` copies this module from core/event_bodies.py; change that one.
+# `make reference` copies this module from ops/reference/event_bodies.py; change that one.
 """What downstream services receive: the fields of each event, for the reference and the schemas.
 
 What writes events does not use these models, because nobody here reads a body. Tests validate every
 event that they and the demo receive against them.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 from uuid import UUID
 
@@ -218,6 +219,21 @@ class MessageRefused(Body):
     """Why; see the codes of dead letters."""
     message: str
     """Why, in words, without values of the body."""
+
+
+BODIES: Mapping[str, type[Body]] = {
+    body.__name__: body
+    for body in (
+        BatchContentProvisioningCompleted,
+        BatchEssaysReady,
+        BatchValidationErrors,
+        ExcessContentProvisioned,
+        EssaySlotAssigned,
+        BatchReadinessTimeout,
+        BatchCancelled,
+        MessageRefused,
+    )
+}
 
 
 class CloudEvent(BaseModel):

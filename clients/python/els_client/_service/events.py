@@ -18,7 +18,8 @@ from els_client._service.catalogue import (
     ESSAY_SLOT_ASSIGNED,
     MESSAGE_REFUSED,
 )
-from els_client._service.messages import KIB, canonical
+from els_client._service.messages import KIB
+from els_client._service.parsing import canonical
 from els_client._service.states import EssayStatus, OnDeadline
 from els_client._service.tracker import Tracker
 

@@ -1,19 +1,10 @@
 # `make reference` copies this module from core/messages.py; change that one.
-"""Incoming events: their models, canonical JSON, and what makes a repeat a repeat.
+"""Incoming events: their models, and the types of their fields. `core/parsing.py` reads bodies."""
 
-`parse` writes a body as canonical JSON once; size, fingerprint and validation read that one text.
-"""
-
-import hashlib
-import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from difflib import get_close_matches
-from functools import cache
-from itertools import takewhile
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
 from pydantic import (
@@ -25,12 +16,8 @@ from pydantic import (
     Field,
     JsonValue,
     Strict,
-    ValidationError,
     model_validator,
 )
-from pydantic_core import ErrorDetails
-
-from els_client._service.errors import InvalidEvent
 
 KIB = 1024
 SINGLE_LIMIT = 256 * KIB  # bytes of canonical JSON; from the contract
@@ -41,45 +28,19 @@ BIGINT_MAX = 2**63 - 1
 RFC3339 = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:(\d{2})")
 # As a JSON Schema says it: most validators do not look at `format`.
 MOMENT = "^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-5][0-9]([.][0-9]+)?([Zz]|[+-]00:00)$"
-NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # Postgres stores no NUL in text or jsonb
 IDENTIFIER = r"^[A-Za-z0-9_-]{1,64}$"
 NAME = r"^[^\x00-\x1f\x7f-\x9f]*$"  # no control characters; read alike by every regex engine
 STORAGE_KEY = r"^[!-~]*$"
 NAME_LENGTH = 255
 SAID = ("default", "description", "title")  # by a JSON Schema of a field, beside its type
-FIELD = re.compile(r"[a-z][A-Za-z_]{0,39}")  # of a sender's: a name that may be repeated
-PYDANTIC = re.compile(r"^(?:Input|String|List|Dictionary|Value|Object|Data) should")
-RULES = {  # the rule of each pattern, in words for senders
-    IDENTIFIER: "must be 1 to 64 characters, each a letter A to Z or a to z, a digit, _ or -",
-    NAME: "must not hold control characters, such as a tab or a line break",
-    STORAGE_KEY: "must hold visible ASCII characters only, ! to ~: no blanks, no letters such as é",
-}
-
-
 NOT_RFC3339 = "must be an RFC 3339 timestamp, such as 2026-01-31T08:00:00Z"
 NOT_UTC = "must be in UTC, written with Z or +00:00"
-RULES_OF_KINDS = {  # in place of what pydantic says of these kinds of faults
-    "missing": "is missing",
-    "uuid_parsing": "must be a UUID",  # pydantic quotes a character of it
-    "uuid_type": "must be a UUID",
-    "datetime_parsing": NOT_RFC3339,
-    "datetime_from_date_parsing": NOT_RFC3339,
-    "timezone_aware": NOT_UTC,
-}
 
 
 def _utc(moment: datetime) -> datetime:
     if moment.utcoffset() != timedelta(0):
         raise ValueError(NOT_UTC)
     return moment
-
-
-Identifier = Annotated[str, Field(pattern=IDENTIFIER)]
-# A name that others give: of a user, an organisation, a class, a student or a course.
-Name = Annotated[str, Field(min_length=1, max_length=NAME_LENGTH, pattern=NAME)]
-# The key of a file in a store, such as S3. It contains no blank, because a blank separates it from
-# the essay id in a line of the manifest, and marks the claimant of a slot that is a rejected file.
-StorageKey = Annotated[str, Field(min_length=1, max_length=NAME_LENGTH, pattern=STORAGE_KEY)]
 
 
 def _rfc3339(value: object) -> object:
@@ -102,6 +63,12 @@ def _or_null(schema: dict[str, JsonValue]) -> None:
     schema["anyOf"] = [due, {"type": "null"}]
 
 
+Identifier = Annotated[str, Field(pattern=IDENTIFIER)]
+# A name that others give: of a user, an organisation, a class, a student or a course.
+Name = Annotated[str, Field(min_length=1, max_length=NAME_LENGTH, pattern=NAME)]
+# The key of a file in a store, such as S3. It contains no blank, because a blank separates it from
+# the essay id in a line of the manifest, and marks the claimant of a slot that is a rejected file.
+StorageKey = Annotated[str, Field(min_length=1, max_length=NAME_LENGTH, pattern=STORAGE_KEY)]
 Timestamp = Annotated[
     AwareDatetime,
     Strict(False),  # of its text
@@ -321,132 +288,3 @@ class Idempotency:
     key: UUID
     task: str
     fingerprint: bytes
-
-
-def _plain(value: object) -> str:
-    """Write a typed value of Kombu's JSON decoder as other senders write it in JSON."""
-    match value:
-        case UUID():
-            return str(value)
-        case datetime():
-            return value.isoformat()
-    raise TypeError(f"{type(value).__name__} is no JSON value")
-
-
-NO_JSON = (ValueError, TypeError, RecursionError)  # from `canonical`, and from half a character
-CANONICAL = json.JSONEncoder(  # made once: making it takes longer than writing a small body
-    sort_keys=True,
-    separators=(",", ":"),
-    ensure_ascii=False,
-    allow_nan=False,
-    default=_plain,
-)
-
-
-def canonical(value: object) -> str:
-    """Write JSON with sorted keys and no spaces.
-
-    Raises ValueError, TypeError or RecursionError for what JSON cannot hold, NaN included.
-    """
-    return CANONICAL.encode(value)
-
-
-E = TypeVar("E", bound=Event)
-
-
-def parse(model: type[E], task: str, raw: object, limit: int) -> tuple[E, Idempotency]:
-    """Validate a body; return the event and its idempotency key with fingerprint.
-
-    `limit` is in bytes of canonical JSON. The fingerprint is the SHA-256 of the canonical JSON
-    without `timestamp`, so a sender may send a repeat with another one. Raises InvalidEvent.
-    """
-    if not isinstance(raw, Mapping):
-        raise InvalidEvent(f"{task}: the event must be a JSON object; send kwargs={{'event': …}}")
-    try:
-        compared = canonical({key: raw[key] for key in raw if key != "timestamp"})
-        stamp = canonical({key: raw[key] for key in raw if key == "timestamp"})
-        text = "{" + ",".join(filter(None, (compared[1:-1], stamp[1:-1]))) + "}"
-        body = text.encode()
-    except NO_JSON as error:
-        raise InvalidEvent(f"{task}: {_no_json(raw, error)}") from error
-    if len(body) > limit:
-        raise InvalidEvent(f"{task}: the event has {len(body)} bytes; at most {limit} are allowed")
-    try:
-        event = model.model_validate_json(body)
-    except ValidationError as error:
-        raise InvalidEvent(f"{task}: {_first_faults(error)}") from error
-    if "\\u0000" in text and NUL.search(text):  # `in` is a hundred times as fast
-        named = next(name for name in raw if NUL.search(canonical({name: raw[name]})))
-        raise InvalidEvent(f"{task}: {named}: must not hold a NUL character")
-    return event, Idempotency(event.event_id, task, hashlib.sha256(compared.encode()).digest())
-
-
-def _no_json(raw: Mapping[str, Any], error: Exception) -> str:  # Any: no JSON
-    """Name the first field that JSON cannot hold, and say why."""
-    for name, value in raw.items():
-        try:
-            canonical({name: value}).encode()
-        except NO_JSON as its_own:
-            ours = name in _fields() or (isinstance(name, str) and FIELD.fullmatch(name))
-            return f"{name if ours else 'event'}: {_why_no_json(its_own)}"
-    return f"event: {_why_no_json(error)}"
-
-
-def _why_no_json(error: Exception) -> str:
-    match error:
-        case RecursionError():
-            return "is nested too deeply"
-        case UnicodeEncodeError():
-            return "must not hold half of a surrogate pair, which is no character"
-        case ValueError() if "Circular" not in str(error):
-            return "must not hold NaN or Infinity, which JSON does not have"
-    return "must not hold a value of a type that JSON does not have"
-
-
-def _first_faults(error: ValidationError, most: int = 5) -> str:
-    """Name the first faults by field, without the values: they may be personal.
-
-    Unknown fields come first, as a field that is misspelt or nested is missing too.
-    """
-    faults = error.errors(include_url=False, include_input=False)
-    faults.sort(key=lambda fault: fault["type"] != "extra_forbidden")
-    named = [f"{_place(fault)}: {_rule(fault)}" for fault in faults]
-    more = f" (and {len(named) - most} more)" if len(named) > most else ""
-    return "; ".join(named[:most]) + more
-
-
-def _place(fault: ErrorDetails) -> str:
-    """Name a field: one of ours, or one that cannot be the name of a person or a file."""
-    parts = fault["loc"]
-    ours = list(takewhile(lambda part: isinstance(part, int) or part in _fields(), parts))
-    unknown = parts[len(ours) : len(ours) + 1]
-    if fault["type"] == "extra_forbidden" and FIELD.fullmatch(str(*unknown)):
-        ours += unknown
-    return ".".join(map(str, ours)) or "event"
-
-
-def _rule(fault: ErrorDetails) -> str:
-    match fault["type"]:
-        case "extra_forbidden":
-            name = str(fault["loc"][-1])
-            near = get_close_matches(name.lower(), _fields(), 1)
-            is_meant = f"; is {near[0]} meant?" if near and near[0] != name else ""
-            return _unknown(fault) + is_meant
-        case kind if kind in RULES_OF_KINDS:
-            return RULES_OF_KINDS[kind]
-        case "value_error":
-            return str(fault["ctx"]["error"])
-    rule = RULES.get(fault.get("ctx", {}).get("pattern", ""), fault["msg"])
-    return PYDANTIC.sub("must", rule).replace(" after validation", "")
-
-
-def _unknown(fault: ErrorDetails) -> str:
-    named = _place(fault).rpartition(".")[2] == str(fault["loc"][-1])
-    return "is an unknown field" if named else "has an unknown field"
-
-
-@cache
-def _fields() -> frozenset[str]:
-    """List the fields of all events and of their parts."""
-    models: tuple[type[BaseModel], ...] = (*Event.__subclasses__(), Content, Association)
-    return frozenset(name for model in models for name in model.model_fields)

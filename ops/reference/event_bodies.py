@@ -4,6 +4,7 @@ What writes events does not use these models, because nobody here reads a body. 
 event that they and the demo receive against them.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 from uuid import UUID
 
@@ -217,6 +218,21 @@ class MessageRefused(Body):
     """Why; see the codes of dead letters."""
     message: str
     """Why, in words, without values of the body."""
+
+
+BODIES: Mapping[str, type[Body]] = {
+    body.__name__: body
+    for body in (
+        BatchContentProvisioningCompleted,
+        BatchEssaysReady,
+        BatchValidationErrors,
+        ExcessContentProvisioned,
+        EssaySlotAssigned,
+        BatchReadinessTimeout,
+        BatchCancelled,
+        MessageRefused,
+    )
+}
 
 
 class CloudEvent(BaseModel):

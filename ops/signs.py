@@ -1,0 +1,160 @@
+"""What workers, beats and processes say of themselves in Redis, read for those who watch them.
+
+`core/signs` has the keys, and what writes them. Each function raises redis.RedisError.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+from redis import Redis, RedisError
+
+from core.signs import beats
+from core.signs.heartbeat import SIGN
+from core.signs.installation import Kind
+from core.signs.pauses import PAUSES, Outage, Pause, server_time
+from core.signs.starts import REMEMBERED, STARTS
+
+STALLED_AFTER = timedelta(seconds=10)  # a message takes milliseconds; a lock is given up after 10 s
+PAUSE_FRESH_S = 30.0  # three times the longest pause between two probes
+OFTEN = 3  # starts in `REMEMBERED`: its worker has ended twice, at least, and nobody stopped it
+
+
+@dataclass(frozen=True)
+class Sign:
+    """One worker, as it has shown itself last. All moments are by the clock of this host."""
+
+    at: datetime
+    queues: tuple[str, ...] = ()
+    database: str | None = None  # identity, to compare; None: unknown
+    database_name: str | None = None  # for people
+    broker: str | None = None  # its kind, and its database or virtual host
+    host: str | None = None
+    pid: int | None = None
+    version: str | None = None
+    installation: Kind = Kind.COMMAND
+    home: str | None = None
+    held: int = 0  # messages
+    task: str | None = None  # of the message that it executes for longest
+    task_pid: int | None = None
+    began_at: datetime | None = None
+    progress_at: datetime | None = None  # a process began or ended a message, or nothing was held
+    stopped: bool = False  # in order
+    cancelled: tuple[str, ...] = ()  # queues that remote control has taken from it
+    limited: Mapping[str, str] = field(default_factory=dict)  # tasks, each with its rate limit
+    ignored: tuple[str, ...] = ()  # what a message asked of Celery beside its task, lately
+    ignored_at: datetime | None = None
+    waits: Mapping[str, str] | None = None  # to start: what is `wrong`, `why`, and the `step`
+    waits_since: datetime | None = None
+
+    @property
+    def stalled_since(self) -> datetime | None:
+        """Since when a process of this worker has not moved; None: they all do."""
+        limit = self.at - STALLED_AFTER
+        if self.began_at and self.began_at < limit:
+            return self.began_at
+        if self.held and self.progress_at and self.progress_at < limit:
+            return self.progress_at
+        return None
+
+
+MOMENTS = ("at", "began_at", "progress_at", "waits_since", "ignored_at")
+LISTS = ("queues", "cancelled", "ignored")
+NAMES = {each.name for each in fields(Sign)}
+
+
+def read_signs(client: Redis, workers: Iterable[str], now: float) -> dict[str, Sign]:
+    """Read the signs of these workers; `now` is Redis' time."""
+    names = list(workers)
+    if not names:
+        return {}
+    stored = cast("list[str | None]", client.mget([SIGN.format(worker=name) for name in names]))
+    here = datetime.now(UTC)
+    return {
+        name: _sign(json.loads(text), now, here)
+        for name, text in zip(names, stored, strict=True)
+        if text
+    }
+
+
+def _sign(said: dict[str, Any], now: float, here: datetime) -> Sign:  # Any: JSON
+    """Read a sign, also one of another release, which may say less or more."""
+    known = {name: value for name, value in said.items() if name in NAMES}
+    moments = {
+        name: here - timedelta(seconds=now - known[name])
+        for name in MOMENTS
+        if known.get(name) is not None
+    }
+    kind = known.get("installation")
+    installation = Kind(kind) if kind in set(Kind) else Kind.COMMAND
+    lists = {name: tuple(known[name]) for name in LISTS if name in known}
+    return Sign(**{**known, **moments, **lists, "installation": installation})
+
+
+def read_restarts(client: Redis, now: float) -> Mapping[str, Sequence[datetime]]:
+    """Return the starts of each worker that has started often; `now` is Redis' time."""
+    oldest = now - REMEMBERED.total_seconds()
+    starts = cast("list[str]", client.zrangebyscore(STARTS, oldest, "+inf"))
+    here = datetime.now(UTC)
+    found: dict[str, list[datetime]] = {}
+    for start in starts:
+        at, _, worker = start.partition(" ")
+        found.setdefault(worker, []).append(here - timedelta(seconds=now - float(at)))
+    return {worker: those for worker, those in found.items() if len(those) >= OFTEN}
+
+
+def read_pauses(client: Redis) -> list[Pause]:
+    """List the pauses, the longest first."""
+    rows = cast("Mapping[str, str]", client.hgetall(PAUSES))
+    if not rows:
+        return []
+    now = server_time(client)
+    pauses = []
+    for process, text in rows.items():
+        row = json.loads(text)
+        if now - row["at"] <= PAUSE_FRESH_S:
+            outage = Outage(row["server"], row["error"], row.get("sqlstate"))
+            pauses.append(Pause(process, outage, datetime.fromtimestamp(row["since"], UTC)))
+        else:  # killed: a process that resumes deletes its own
+            with suppress(RedisError):  # who reads must also read a Redis that takes no writes
+                client.hdel(PAUSES, process)
+    return sorted(pauses, key=lambda pause: pause.since)
+
+
+@dataclass(frozen=True)
+class Beats:
+    """The beats of a queue that have shown themselves of late, by name."""
+
+    leader: str | None = None
+    standing_by: Sequence[str] = ()
+    gone: bool = False  # one was there, and none is now
+
+    def __str__(self) -> str:
+        if self.leader is None:
+            return "no beat leads"
+        others = len(self.standing_by)
+        standing_by = f"{others or 'none'} stand{'' if others > 1 else 's'} by"
+        return f"beat {self.leader} leads, {standing_by}"
+
+
+NO_BEATS = Beats()
+
+
+def read_beats(client: Redis, queue: str) -> Beats:
+    leader_key, all_key = beats.keys(queue)
+    oldest = server_time(client) - beats.FORGOTTEN.total_seconds()
+    with client.pipeline(transaction=False) as pipe:
+        pipe.get(leader_key)
+        pipe.zrangebyscore(all_key, oldest, "+inf")
+        pipe.exists(all_key)
+        leader, those, known = cast("tuple[str | None, list[str], int]", pipe.execute())
+    standing_by = [_host(each) for each in those if each != leader]
+    return Beats(leader and _host(leader), standing_by, bool(known and not leader and not those))
+
+
+def _host(beat: str) -> str:
+    """Return the host and process id in a beat's name, without its random end."""
+    return beat.partition("#")[0]

@@ -1,0 +1,24 @@
+"""What does not change of a worker while it lives."""
+
+import os
+from importlib.metadata import version
+from socket import gethostname
+from typing import Any
+
+from core.servers.identity import location
+from core.servers.urls import kind_and_path
+from core.settings import Settings
+from core.signs.installation import detect
+
+
+def describe(settings: Settings) -> dict[str, Any]:  # Any: JSON
+    """Describe this process, as part of its sign."""
+    return {
+        "database_name": location(settings.database_url or ""),
+        "broker": kind_and_path(settings.broker_url or settings.redis_url or ""),
+        "host": gethostname(),
+        "pid": os.getpid(),
+        "version": version("essay-lifecycle-service"),
+        "installation": detect(settings.home),
+        "home": str(settings.home.absolute()),
+    }
