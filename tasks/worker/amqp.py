@@ -5,6 +5,7 @@ as an error, and uses a queue or exchange that somebody declared with other argu
 account may not declare.
 """
 
+import re
 import socket
 import ssl
 from collections.abc import Callable, Mapping
@@ -45,6 +46,8 @@ OPTIONS = {
 FAREWELL_S = 2  # for the answer to a farewell: often the connection is dead, and there are several
 CARRIED_OVER = {"correlation_id", "reply_to", "priority", "message_id", "timestamp", "type"}
 FAREWELLS = (spec.Connection.CloseOk, spec.Channel.CloseOk, spec.Basic.CancelOk)
+RETURNED = "els-returned"  # a header: a worker has put the message back into its queue
+OF_RABBITMQ = re.compile("x-(death|(first|last)-death-.*)")  # headers that tell of drops
 UNREAD = "els-unread"  # a property that no sender can set: the others cannot be read
 UNREADABLE = "the headers: must be UTF-8, and not nested that deeply, with times until 9999"
 HEARTBEAT_S = 10  # two missed ones end a connection, on either side
@@ -76,6 +79,8 @@ class Message(pyamqp.Message):
         # RabbitMQ counts requeues and closed connections too, where no worker died; and a message
         # that somebody published once more carries the old count.
         count = self.headers.pop(DELIVERY_COUNT, 0)
+        if RETURNED in self.headers:  # RabbitMQ takes it for a new one
+            self.delivery_info["redelivered"] = count = True
         if count and self.delivery_info.get("redelivered"):
             self.headers[DELIVERY_COUNT] = 1
 
@@ -333,10 +338,15 @@ def forward(
 ) -> None:
     """Publish a received message elsewhere, and wait for the confirm.
 
-    Raises OperationalError or OSError.
+    The headers of former drops stay behind: RabbitMQ drops for good what it has dropped before from
+    the same queue, and takes that for a cycle. Raises OperationalError or OSError.
     """
     inflated = () if message.errors else ("compression",)
-    kept = {name: message.headers[name] for name in message.headers if name not in inflated}
+    kept = {
+        name: message.headers[name]
+        for name in message.headers
+        if name not in inflated and not OF_RABBITMQ.fullmatch(name)
+    }
     given = message.properties
     about: dict[str, Any] = {name: given[name] for name in CARRIED_OVER & given.keys()}
     with app.producer_pool.acquire(block=True) as producer:

@@ -1,9 +1,11 @@
 """A countdown or eta of any length is honoured on RabbitMQ, and stops no other message."""
 
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
 
 import pytest
+from kombu.transport.native_delayed_delivery import calculate_routing_key
 
 from core.slots import Slots
 from tests import factories as make
@@ -44,6 +46,29 @@ def test_a_countdown_of_a_documented_sender_is_honoured(worker, batch, outcome_o
 
     assert outcome["outcome"] == "assigned"
     assert wait_s <= time.monotonic() - sent < wait_s + LATE_S
+
+
+def test_a_message_that_waits_twice_in_the_same_delay_is_no_cycle(worker, batch, outcome_of):
+    """Its sender's clock is ahead: the message comes out of the delays, and has to wait on."""
+    event = make.content(batch)
+    app, task_id = worker.upstream, str(uuid4())
+    eta = datetime.now(UTC) + timedelta(seconds=13.9)
+    message = app.amqp.create_task_message(
+        task_id, "els.assign_content", (), {"event": event}, eta=eta
+    )
+
+    with app.producer_or_acquire() as producer:
+        app.amqp.send_task_message(
+            producer,
+            "els.assign_content",
+            message,
+            exchange="celery_delayed_27",
+            routing_key=calculate_routing_key(7, worker.queue),  # 4, 2, 1 s; then 4, 2 s or so
+        )
+
+    outcome = until(lambda: outcome_of(event), 25, "the content is placed")
+    assert outcome["outcome"] == "assigned"
+    assert datetime.now(UTC) >= eta
 
 
 def test_a_worker_with_many_far_etas_takes_other_messages(worker, batch, outcome_of):
