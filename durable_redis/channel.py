@@ -18,13 +18,13 @@ from kombu.transport import redis as stock
 from kombu.transport import virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.imports import symbol_by_name
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import InvalidResponse, NoScriptError, ResponseError
 
 from durable_redis import qos as holding
 from durable_redis.malformed import MalformedMessages, OnMalformed
 from durable_redis.messages import MALFORMED, tag_name
 from durable_redis.redelivery import redelivered
-from durable_redis.refusals import LONGEST_PAUSE_S, REFUSALS
+from durable_redis.refusals import LONGEST_PAUSE_S, REFUSALS, UNREADABLE, unreadable
 from durable_redis.renewal import Renewal
 from durable_redis.unacked import Batching, Source, UnackedStore
 
@@ -81,7 +81,7 @@ class Channel(stock.Channel):
         self._polled: list[Source] = []
         try:
             super().__init__(*args, **kwargs)
-        except ResponseError as error:  # which Kombu and Celery do not try again
+        except (ResponseError, InvalidResponse) as error:  # Kombu and Celery try neither again
             raise redis.ConnectionError(f"the broker refuses: {error}") from error
         if not self.ack_emulation:
             raise ValueError("leave ack_emulation on: without it a killed worker loses messages")
@@ -237,9 +237,12 @@ class Channel(stock.Channel):
         connection = self.client.connection
         try:
             fetched = connection.read_response()
+            source, messages = self._sorted(fetched)
         except NoScriptError:
             self.unacked.load_fetch()
             raise Empty from None
+        except UNREADABLE as error:
+            raise unreadable(error) from error
         finally:
             self._in_poll = None
             self._flush_brpop_reauth()
@@ -249,9 +252,20 @@ class Channel(stock.Channel):
                 self._awaits_invalidation, self._in_poll = True, connection
             raise Empty
         self.crashpoint("taken")
-        number, *messages = fetched
-        self._deliver_all(self._polled[number - 1].queue, messages)
+        self._deliver_all(source.queue, messages)
         return True
+
+    def _sorted(self, fetched: Any) -> Any:  # Any: what `fetch.lua` returns, if it is that
+        """Return where messages are from, and them: tags and payloads by turns.
+
+        Raises one of UNREADABLE.
+        """
+        if fetched is None:
+            return None, ()
+        number, *messages = fetched
+        if not 1 <= number <= len(self._polled) or len(messages) % 2:
+            raise ValueError("no reply to a fetch")
+        return self._polled[number - 1], messages
 
     def read_invalidations(self) -> None:
         """Read what Redis sends unasked: that a list has changed. Raises Empty."""
