@@ -21,10 +21,11 @@ from kombu.utils.imports import symbol_by_name
 from redis.exceptions import InvalidResponse, NoScriptError, ResponseError
 
 from durable_redis import qos as holding
+from durable_redis.client import UNREADABLE, Client, unreadable
 from durable_redis.malformed import MalformedMessages, OnMalformed
 from durable_redis.messages import MALFORMED, tag_name
 from durable_redis.redelivery import redelivered
-from durable_redis.refusals import LONGEST_PAUSE_S, REFUSALS, UNREADABLE, unreadable
+from durable_redis.refusals import LONGEST_PAUSE_S, REFUSALS
 from durable_redis.renewal import Renewal
 from durable_redis.unacked import Batching, Source, UnackedStore
 
@@ -344,16 +345,21 @@ class Channel(stock.Channel):
     @cached_property
     def unacked(self) -> UnackedStore:
         """The unacked entries, on a client that takes keys as they are: Kombu's adds a prefix."""
-        return UnackedStore(redis.Redis(connection_pool=self.pool), *self.unacked_keys)
+        return UnackedStore(Client(connection_pool=self.pool), *self.unacked_keys)
 
     def start_renewal(self) -> Renewal:
         """Have a thread renew what is held, on a connection of its own."""
-        client = redis.Redis(connection_pool=self._get_pool())
+        client = Client(connection_pool=self._get_pool())
         store = UnackedStore(client, *self.unacked_keys)
         loop = cast(Any, self.connection).cycle.loop
         renewal = Renewal(loop, self.qos.held_tags, store.renew, self.visibility_timeout)
         renewal.start()
         return renewal
+
+    def _get_client(self) -> Any:  # Any: a class, or what makes its objects
+        if self.global_keyprefix:
+            return super()._get_client()  # type: ignore[misc] # Kombu's own, absent from its types
+        return Client
 
     @cached_property
     def _shared_client(self) -> redis.Redis:

@@ -12,7 +12,7 @@ from kombu.transport import virtual
 from redis.exceptions import RedisError, ResponseError
 
 from durable_redis.messages import tag_name
-from durable_redis.refusals import REFUSALS, UNREADABLE
+from durable_redis.refusals import REFUSALS
 from durable_redis.renewal import Renewal
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ class QoS(stock.QoS):
         try:
             self.flush()
             super().restore_unacked_once(stderr)
-        except (RedisError, OSError, *UNREADABLE) as error:
+        except (RedisError, OSError) as error:
             for tag in set(self._delivered) - self._dirty:
                 self.give_back(tag, last=False)
             log.warning("messages_not_given_back: %d: %s", len(self.held_tags()), error)

@@ -9,13 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import monotonic
 
-from redis.exceptions import (
-    AuthenticationError,
-    BusyLoadingError,
-    InvalidResponse,
-    RedisError,
-    ResponseError,
-)
+from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, ResponseError
 
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 10.0
@@ -23,15 +17,7 @@ ERROR_CHARS = 300  # of an error's text; that of a script may quote it
 # What a server says that a client can reach. redis-py takes the first two for lost connections.
 AT_CONNECT = (AuthenticationError, BusyLoadingError, ResponseError)
 
-# What redis-py and Kombu raise where a reply is none that Redis gives to this command.
-UNREADABLE = (ValueError, TypeError, LookupError, AttributeError)
-
 log = logging.getLogger(__name__)
-
-
-def unreadable(error: Exception) -> InvalidResponse:
-    """Blame the server, or a proxy before it, for a reply: a worker then connects again."""
-    return InvalidResponse(f"a reply of the broker cannot be read: {type(error).__name__}")
 
 
 @dataclass(frozen=True)

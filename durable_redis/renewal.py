@@ -17,8 +17,6 @@ from time import monotonic
 
 from redis.exceptions import RedisError
 
-from durable_redis.refusals import UNREADABLE
-
 HANGS_AFTER_S = 60.0  # no honest turn is as long: every wait in one has a limit of seconds
 RENEWED_EVERY_S = 5.0  # at least; and several times in a visibility timeout
 
@@ -82,7 +80,7 @@ class Renewal(Thread):
     def _try(self, tags: Collection[str]) -> None:
         try:
             self._renew(tags)
-        except (RedisError, OSError, *UNREADABLE) as error:
+        except (RedisError, OSError) as error:
             if not self._failed:
                 log.warning("messages_not_renewed: %d: %s", len(tags), error)
             self._failed = True

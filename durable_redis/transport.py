@@ -11,7 +11,7 @@ from kombu.transport import redis as stock
 from redis.exceptions import ResponseError
 
 from durable_redis.channel import SILENCE_S, Channel
-from durable_redis.refusals import REFUSALS, UNREADABLE, unreadable
+from durable_redis.refusals import REFUSALS
 from durable_redis.renewal import MainLoop
 from durable_redis.schemes import asked_tls, keep_transport, remember_tls
 
@@ -74,8 +74,6 @@ class Poller(stock.MultiChannelPoller):
             self._probe_where_nothing_is_fetched()
         except ResponseError as error:
             REFUSALS.begin(error)
-        except UNREADABLE as error:
-            raise unreadable(error) from error
 
     def _probe_where_nothing_is_fetched(self) -> None:
         """Find out whether Redis still refuses, where no reply to a fetch can say so."""
@@ -109,8 +107,6 @@ class Poller(stock.MultiChannelPoller):
             super().maybe_restore_messages()
         except ResponseError as error:
             REFUSALS.begin(error)
-        except UNREADABLE as error:
-            raise unreadable(error) from error
 
     def maybe_refresh_binding_expiry(self) -> None:
         """Refresh bindings, which last for an hour, when Redis takes writes."""
@@ -167,8 +163,6 @@ def await_writes(connection: Any, every_second: Callable[[], object]) -> None:  
             connection.default_channel.unacked.probe()
         except ResponseError as error:
             REFUSALS.begin(error, while_connecting=True)
-        except UNREADABLE as error:
-            raise unreadable(error) from error
         else:
             REFUSALS.connected()
             return
