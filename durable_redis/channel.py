@@ -18,9 +18,10 @@ from kombu.transport import redis as stock
 from kombu.transport import virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.imports import symbol_by_name
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import InvalidResponse, NoScriptError, ResponseError
 
 from durable_redis import qos as holding
+from durable_redis.client import UNREADABLE, Client, unreadable
 from durable_redis.malformed import MalformedMessages, OnMalformed
 from durable_redis.messages import MALFORMED, tag_name
 from durable_redis.redelivery import redelivered
@@ -81,7 +82,7 @@ class Channel(stock.Channel):
         self._polled: list[Source] = []
         try:
             super().__init__(*args, **kwargs)
-        except ResponseError as error:  # which Kombu and Celery do not try again
+        except (ResponseError, InvalidResponse) as error:  # Kombu and Celery try neither again
             raise redis.ConnectionError(f"the broker refuses: {error}") from error
         if not self.ack_emulation:
             raise ValueError("leave ack_emulation on: without it a killed worker loses messages")
@@ -237,9 +238,12 @@ class Channel(stock.Channel):
         connection = self.client.connection
         try:
             fetched = connection.read_response()
+            source, messages = self._sorted(fetched)
         except NoScriptError:
             self.unacked.load_fetch()
             raise Empty from None
+        except UNREADABLE as error:
+            raise unreadable(error) from error
         finally:
             self._in_poll = None
             self._flush_brpop_reauth()
@@ -249,9 +253,20 @@ class Channel(stock.Channel):
                 self._awaits_invalidation, self._in_poll = True, connection
             raise Empty
         self.crashpoint("taken")
-        number, *messages = fetched
-        self._deliver_all(self._polled[number - 1].queue, messages)
+        self._deliver_all(source.queue, messages)
         return True
+
+    def _sorted(self, fetched: Any) -> Any:  # Any: what `fetch.lua` returns, if it is that
+        """Return where messages are from, and them: tags and payloads by turns.
+
+        Raises one of UNREADABLE.
+        """
+        if fetched is None:
+            return None, ()
+        number, *messages = fetched
+        if not 1 <= number <= len(self._polled) or len(messages) % 2:
+            raise ValueError("no reply to a fetch")
+        return self._polled[number - 1], messages
 
     def read_invalidations(self) -> None:
         """Read what Redis sends unasked: that a list has changed. Raises Empty."""
@@ -330,16 +345,21 @@ class Channel(stock.Channel):
     @cached_property
     def unacked(self) -> UnackedStore:
         """The unacked entries, on a client that takes keys as they are: Kombu's adds a prefix."""
-        return UnackedStore(redis.Redis(connection_pool=self.pool), *self.unacked_keys)
+        return UnackedStore(Client(connection_pool=self.pool), *self.unacked_keys)
 
     def start_renewal(self) -> Renewal:
         """Have a thread renew what is held, on a connection of its own."""
-        client = redis.Redis(connection_pool=self._get_pool())
+        client = Client(connection_pool=self._get_pool())
         store = UnackedStore(client, *self.unacked_keys)
         loop = cast(Any, self.connection).cycle.loop
         renewal = Renewal(loop, self.qos.held_tags, store.renew, self.visibility_timeout)
         renewal.start()
         return renewal
+
+    def _get_client(self) -> Any:  # Any: a class, or what makes its objects
+        if self.global_keyprefix:
+            return super()._get_client()  # type: ignore[misc] # Kombu's own, absent from its types
+        return Client
 
     @cached_property
     def _shared_client(self) -> redis.Redis:

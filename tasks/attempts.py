@@ -58,6 +58,8 @@ def attempts(
 def _may_be_a_servers(error: Exception, kind: Fault) -> bool:
     """Tell whether a server may refuse every message with this error, which only a probe can tell.
 
-    A trigger or a constraint that somebody added refuses all values as it refuses wrong ones.
+    A trigger or a constraint that somebody added refuses all values as it refuses wrong ones. A
+    reply that makes no sense looks like a bug.
     """
-    return kind is Fault.ENVIRONMENT or (kind is Fault.MESSAGE and isinstance(error, psycopg.Error))
+    by_postgres = isinstance(error, psycopg.Error)
+    return kind in {Fault.ENVIRONMENT, Fault.BUG} or (kind is Fault.MESSAGE and by_postgres)

@@ -4,7 +4,8 @@ from typing import Any, cast
 
 from redis import Redis, Sentinel
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
-from redis.exceptions import ConnectionError  # noqa: A004 - redis-py's
+from redis.client import Pipeline
+from redis.exceptions import ConnectionError, InvalidResponse  # noqa: A004 - redis-py's
 from redis.retry import Retry
 
 from core.servers.urls import completed, for_redis_py, sentinels
@@ -16,6 +17,41 @@ ASKED_ONCE: dict[str, Any] = {  # Any: options of redis-py
     "socket_connect_timeout": 1,
     "retry": Retry(NoBackoff(), 0),
 }
+
+
+# What redis-py raises where a reply is none that Redis gives to this command.
+UNREADABLE = (ValueError, TypeError, LookupError, AttributeError)
+AnyValue = Any  # Any: as redis-py types arguments and answers
+
+
+class Client(Redis):
+    """redis-py's client; it blames the server, or a proxy before it, for what it cannot read.
+
+    Raises redis.InvalidResponse then. Another reply may follow, so no connection is used again.
+    """
+
+    def execute_command(self, *args: AnyValue, **options: AnyValue) -> AnyValue:
+        try:
+            return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        except UNREADABLE as error:
+            raise _unreadable(self, error) from error
+
+    def pipeline(self, transaction: bool = True, shard_hint: AnyValue = None) -> Pipeline:
+        """Return a pipeline that does the same."""
+        return _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+
+
+class _Pipeline(Pipeline):
+    def execute(self, raise_on_error: bool = True) -> list[AnyValue]:
+        try:
+            return super().execute(raise_on_error)
+        except UNREADABLE as error:
+            raise _unreadable(self, error) from error
+
+
+def _unreadable(client: Redis, error: Exception) -> InvalidResponse:
+    client.connection_pool.disconnect(inuse_connections=False)
+    return InvalidResponse(f"a reply cannot be read: {type(error).__name__}")
 
 
 def connect(url: str, *, timeout_s: float = 5) -> Redis:
@@ -53,7 +89,7 @@ def _client(
         return _of_sentinels(url, options)
     if url.startswith(("unix://", "redis+socket://")):
         options.pop("socket_keepalive", None)
-    return Redis.from_url(for_redis_py(url), **options)
+    return Client.from_url(for_redis_py(url), **options)
 
 
 def _of_sentinels(url: str, options: dict[str, Any]) -> Redis:  # Any: likewise
@@ -62,4 +98,4 @@ def _of_sentinels(url: str, options: dict[str, Any]) -> Redis:  # Any: likewise
         said.hosts, sentinel_kwargs={**ASKED_ONCE, **said.own, **said.tls}
     )
     server = {"db": said.db, "username": said.username, "password": said.password}
-    return cast(Redis, found.master_for(said.primary, Redis, **server, **said.tls, **options))
+    return cast(Redis, found.master_for(said.primary, Client, **server, **said.tls, **options))

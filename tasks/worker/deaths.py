@@ -84,7 +84,9 @@ def _lives(mark: str) -> bool:
     """Look for the process, if it ran on this host; else for a heartbeat of its worker."""
     if mark.startswith(SEEN + BAR):
         return False
-    worker, host, pid, start, *_ = mark.split(BAR)
+    worker, host, pid, start = (*mark.split(BAR), "", "", "")[:4]
+    if not pid.isdecimal():
+        return True  # none of ours
     if host == _host():
         with suppress(psutil.NoSuchProcess):
             return f"{psutil.Process(int(pid)).create_time():.2f}" == start

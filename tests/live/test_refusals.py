@@ -26,6 +26,7 @@ from ops.stack.ports import free_port
 from ops.stack.proxy import Proxy
 from ops.torture import refusals
 from tests import factories as make
+from tests.core.babbling import REPLIES_OF_NOBODY, Babbling
 from tests.live.conftest import Workers, until
 
 CONTENTS = 48  # of a batch: some are carried out together, some are not
@@ -555,16 +556,27 @@ def test_a_worker_that_waits_stops_when_it_is_told_and_gives_its_messages_back(o
 # --- connections that die in silence ------------------------------------------------------------
 
 
+@contextmanager
+def through(proxy, service, server, command):
+    """Start a worker that reaches one of its servers through a proxy."""
+    urls = {"DATABASE": service.url, "REDIS": service.slots.url, "BROKER": service.broker.url}
+    url = urlsplit(urls[server])
+    proxy.target_port = url.port
+    proxy.start()
+    try:
+        at = url._replace(netloc=url.netloc.replace(f":{url.port}", f":{proxy.port}"))
+        service.start(command, **{f"ELS_{server}_URL": at.geturl()})
+        yield
+    finally:
+        service.workers.stop()
+        proxy.stop()
+
+
 @pytest.mark.outage
 @pytest.mark.parametrize("server", ["DATABASE", "REDIS", "BROKER"])
 def test_connections_that_are_swallowed_are_noticed_within_thirty_seconds(others, server):
-    urls = {"DATABASE": others.url, "REDIS": others.slots.url, "BROKER": others.broker.url}
-    url = urlsplit(urls[server])
-    proxy = Proxy(url.port, Random(1))
-    proxy.start()
-    try:
-        through = url._replace(netloc=url.netloc.replace(f":{url.port}", f":{proxy.port}"))
-        others.start(ONE_PROCESS, **{f"ELS_{server}_URL": through.geturl()})
+    proxy = Proxy(0, Random(1))
+    with through(proxy, others, server, ONE_PROCESS):
         batch = others.a_batch(CONTENTS)
 
         proxy.swallow()
@@ -574,9 +586,27 @@ def test_connections_that_are_swallowed_are_noticed_within_thirty_seconds(others
         others.send_contents(batch, 24)
 
         others.assert_carried_out(batch, within_s=MENDED_S)
-    finally:
-        others.workers.stop()
-        proxy.stop()
+
+
+# --- replies that make no sense -----------------------------------------------------------------
+
+
+@pytest.mark.outage
+@pytest.mark.parametrize("pool", [ONE_PROCESS, SOLO])
+@pytest.mark.parametrize("server", ["REDIS", pytest.param("BROKER", marks=A_REDIS)])
+@pytest.mark.parametrize("reply", REPLIES_OF_NOBODY.values(), ids=REPLIES_OF_NOBODY)
+def test_a_redis_whose_replies_make_no_sense_costs_no_message(others, server, reply, pool):
+    proxy = Babbling(0)
+    with through(proxy, others, server, pool):
+        batch = others.a_batch(CONTENTS)
+
+        others.send_contents(batch, 0, 24)
+        proxy.instead = reply
+        others.send_contents(batch, 24)
+        time.sleep(REFUSED_S)
+        proxy.instead = None
+
+        others.assert_carried_out(batch)
 
 
 # --- waiting is not killing --------------------------------------------------------------------

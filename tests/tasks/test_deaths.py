@@ -48,6 +48,16 @@ def test_a_process_that_ends_while_it_carries_a_message_out_counts(again):
     assert deaths.count(again) == 2
 
 
+JUNK = ["", "junk", "a|b", "a|b|c|d|e", f"worker|{deaths._host()}|-|1.00"]
+
+
+@pytest.mark.parametrize("mark", JUNK)
+def test_a_mark_that_no_process_wrote_is_no_death(again, valkey, mark):
+    valkey.sadd(deaths._key(again.id), mark)
+
+    assert deaths.count(again) == 0
+
+
 def test_a_process_that_is_done_or_failed_does_not_count(again):
     with deaths.marked(again):
         during = deaths.count(again)
