@@ -253,7 +253,7 @@ class Lifecycle(Assignment):
             if done := replayed(conn, idem):
                 return done
             if tracker is None:
-                raise UnknownBatch(f"batch {batch_id} is not registered; register it, then replay")
+                raise UnknownBatch.named(batch_id)
             if tracker.class_id != event.class_id:
                 raise WrongBatchState(
                     f"batch {batch_id} was registered with another class_id than this one, or"
@@ -360,7 +360,7 @@ def _registered(conn: Conn, batch_id: str) -> Tracker:
     """Read a batch. Raises UnknownBatch."""
     tracker = db.batches.tracker(conn, batch_id)
     if tracker is None:
-        raise UnknownBatch(f"batch {batch_id} is not registered")
+        raise UnknownBatch.named(batch_id)
     return tracker
 
 

@@ -40,6 +40,7 @@ LIMITS = {
     "protocol": "[23]",
 }
 PLACES = ("username", "password", "db", "virtual_host")  # which have a place of their own as well
+PORT = re.compile(r"(\[[^]]*\]|[^:]*):?")  # what stands before it, in a host
 ESCAPE = "in a password write @ / : # ? % as %40 %2F %3A %23 %3F %25"
 CLUSTER = ("redis+cluster", "rediss+cluster", "redis-cluster", "rediscluster", "cluster")
 POSTGRES = re.compile(r"(postgres(?:ql)?(?:\+\w+)?)://(?:[^@/]*@)?([^/?]*)[^?]*(?:\?(.*))?", re.S)
@@ -86,11 +87,15 @@ def _checked(name: str, url: str) -> SplitResult:
         hint = f"; did you mean {near[0]}://?" if near and scheme else ""
         raise ValueError(f"it must begin with one of {listed}{hint}")
     parts = urlsplit(url)
-    try:
-        _ = parts.port
-    except ValueError:
-        raise ValueError(f"its port is not a number; {ESCAPE}") from None
+    _check_ports([PORT.sub("", parts.netloc.rpartition("@")[2], count=1)])
     return parts
+
+
+def _check_ports(written: Iterable[str]) -> None:
+    """Raise ValueError unless each is a port, or empty: the usual one."""
+    for each in written:
+        if each and not (re.fullmatch("[0-9]{1,5}", each) and 0 < int(each) < 2**16):
+            raise ValueError(f"its port must be a number from 1 to 65535; {ESCAPE}")
 
 
 def _one_redis(url: str) -> str:
@@ -172,6 +177,8 @@ def complete_database(url: str, tls: TLS) -> str:
     _, hosts, query = found.groups()
     pairs = parse_qsl(query or "", keep_blank_values=True)
     given = dict(pairs)
+    _check_ports(PORT.sub("", each, count=1) for each in hosts.split(","))
+    _check_ports(given.get("port", "").split(","))
     if "service" in given:
         return url  # its file may say more
     named = [name for key, value in pairs if key == "host" for name in value.split(",")]
@@ -187,6 +194,7 @@ def _complete_words(url: str, tls: TLS) -> str:
         given = {name: str(value) for name, value in conninfo_to_dict(url).items()}
     except psycopg.ProgrammingError:
         return url  # who connects says what is wrong with it
+    _check_ports(given.get("port", "").split(","))
     if not given or "service" in given:
         return url
     hosts = given.get("host", given.get("hostaddr", "")).split(",")
@@ -236,6 +244,7 @@ def _complete_sentinels(written: Sequence[str], tls: TLS, primary: str | None) -
         raise ValueError("its parts differ in user, password or database: say each once")
     if not all(re.fullmatch(r"(\[[^]]+\]|[^:\s]+)(:\d{1,5})?", host) for host in hosts):
         raise ValueError("each Sentinel is a host and its port: sentinel://host:26379;…")
+    _check_ports(PORT.sub("", host, count=1) for host in hosts)
     if paths and not "".join(paths).isdigit():
         raise ValueError("its path is the number of a database, such as /0")
     query = _of_sentinels(query, tls, primary)

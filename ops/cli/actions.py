@@ -4,10 +4,20 @@ from typing import Annotated
 
 import typer
 
+from ops.cli.completion import among
 from ops.cli.options import AsJson, Home, Limit, connection, read_moment, settings_to_read
 from ops.output import out, print_json, print_line
 from ops.queries import actions
 from ops.wording import age_of, one_line
+
+KINDS = ("amend", "cancel", "discard", "erase", "purge", "reconcile", "replay", "republish")
+
+
+def _known_kind(action: str | None) -> str | None:
+    if action is not None and action not in KINDS:
+        raise typer.BadParameter(f"there is no action {action}; they are {', '.join(KINDS)}")
+    return action
+
 
 app = typer.Typer(help="What operators did, and why.", no_args_is_help=True)
 
@@ -17,7 +27,12 @@ def list_actions(
     batch: Annotated[str | None, typer.Option(help="Only on this batch")] = None,
     who: Annotated[str | None, typer.Option("--by", help="Only by this operator")] = None,
     action: Annotated[
-        str | None, typer.Option(help="Only of this kind: cancel, amend, replay, discard, …")
+        str | None,
+        typer.Option(
+            help="Only of this kind: cancel, amend, replay, discard, …",
+            callback=_known_kind,
+            autocompletion=among(KINDS),
+        ),
     ] = None,
     since: Annotated[
         str | None, typer.Option(help="Only since a moment, or an age such as 2h")
@@ -40,7 +55,8 @@ def list_actions(
         for line in filter(None, (row["reason"], changes)):
             print_line(f"    {one_line(line)}")
     if not rows:
-        out.print("No operator has done anything.")
+        among_all = not any(vars(wanted).values())
+        out.print("No operator has done anything." if among_all else "No action fits.")
 
 
 def _written(value: object) -> str:

@@ -31,7 +31,7 @@ from ops.output import fail, print_json, print_line, print_result
 from ops.queries import batches
 from ops.queries.retention import kept_until
 from ops.reports import show_explanation
-from ops.wording import utc
+from ops.wording import number, utc
 
 if TYPE_CHECKING:
     from ops.client import Sent
@@ -123,12 +123,12 @@ def submit(
     if not events:
         fail(f"{file} holds no events", as_json)
     needed = (POSTGRES, BROKER) if wait else (BROKER,)
-    what = f"enqueue {len(events)} events"
+    what = f"enqueue {number(len(events), 'event')}"
     settings, found = confirm_change(home, what, *needed, yes=yes, as_json=as_json, repeatable=True)
     with client.Sender(found.broker_url, settings.queue) as sender:
         sent = [sender.send(task, event) for task, event in events]
     if not wait:
-        line = f"{len(sent)} events enqueued on {settings.queue}"
+        line = f"{number(len(sent), 'event')} enqueued on {settings.queue}"
         print_result({"enqueued": len(sent)}, line, as_json)
         return
     with connection(settings) as conn:

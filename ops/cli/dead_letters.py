@@ -6,7 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
+from core.catalogue import TASKS
 from core.db.connection import Conn, Row
+from ops.cli.completion import among
 from ops.cli.options import (
     AsJson,
     DryRun,
@@ -27,7 +29,7 @@ from ops.output import fail, out, print_json, print_line, print_result
 from ops.queries import dead_letters
 from ops.queries.dead_letters import Letters
 from ops.reference.outcomes import CODES
-from ops.wording import age_of, one_line
+from ops.wording import age_of, number, one_line
 
 
 def _known_code(code: str | None) -> str | None:
@@ -40,9 +42,14 @@ app = typer.Typer(help="Messages that could not be carried out.", no_args_is_hel
 Number = Annotated[int, typer.Argument(help="Its number, as `els dead-letters list` shows it")]
 Numbers = Annotated[list[int] | None, typer.Argument(help="Their numbers; else give a filter")]
 Batch = Annotated[str | None, typer.Option("--batch", help="Only of this batch")]
-OfTask = Annotated[str | None, typer.Option("--task", help="Only of this task")]
+OfTask = Annotated[
+    str | None, typer.Option("--task", help="Only of this task", autocompletion=among(TASKS))
+]
 Code = Annotated[
-    str | None, typer.Option("--code", help="Only with this code", callback=_known_code)
+    str | None,
+    typer.Option(
+        "--code", help="Only with this code", callback=_known_code, autocompletion=among(CODES)
+    ),
 ]
 Since = Annotated[
     str | None,
@@ -216,7 +223,7 @@ def _meant(
 
 def _described(meant: Letters) -> str:
     if meant.numbers:
-        return f"{len(meant.numbers)} dead letters"
+        return number(len(meant.numbers), "dead letter")
     given = {"batch": meant.batch_id, "task": meant.task, "code": meant.code}
     if meant.since:
         given["since"] = f"{meant.since:%Y-%m-%d %H:%M:%S} UTC"

@@ -20,6 +20,7 @@ from ops.cli.options import (
 )
 from ops.cli.target import POSTGRES, REDIS, endpoints
 from ops.output import fail, print_json, print_line
+from ops.wording import number
 
 
 def erase(
@@ -101,13 +102,16 @@ def _show(result: dict[str, Any], note: str | None, amqp: bool, as_json: bool) -
         return
     word = "would be changed" if result["dry_run"] else "changed"
     for table, count in result["rows"].items():
-        print_line(f"{count} rows of {table} {word}")
-    print_line(f"{sum(result['rows'].values())} rows and {result['redis']} entries of Redis {word}")
+        print_line(f"{number(count, 'row')} of {table} {word}")
+    rows = number(sum(result["rows"].values()), "row")
+    entries = number(result["redis"], "entry", "entries")
+    print_line(f"{rows} and {entries} of Redis {word}")
     if result["open"]:
         print_line(f"open, or with undelivered events: {', '.join(result['open'])}")
     for queue, count in result["waiting"].items():
         print_line(
-            f"{count} messages in {queue} name the person: run this again once they are gone"
+            f"{number(count, 'message names', 'messages name')} the person in {queue}:"
+            " run this again once that is gone"
         )
     if note:
         print_line(f"old rows stay on the disk until Postgres vacuums: {note}")

@@ -3,6 +3,7 @@
 Commands import what only they need themselves: `els status` should not wait for Alembic.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from importlib import import_module, metadata
@@ -21,6 +22,7 @@ from ops.cli import (
     access,
     actions,
     batches,
+    completion,
     dead_letters,
     erase,
     maintenance,
@@ -90,6 +92,8 @@ def main() -> NoReturn:
     """Run `els`; an error that has a name is a message and exit status 1, not a traceback."""
     as_json = "--json" in sys.argv
     try:
+        if "_ELS_COMPLETE" in os.environ:
+            completion.offer_more(app)
         app(prog_name="els")
     except ELSError as error:
         fail(str(error), as_json)

@@ -31,14 +31,15 @@ from ops.cli.target import POSTGRES, REDIS, endpoints
 from ops.output import fail, out, print_json, print_line, print_result
 from ops.queries import retention, sweep
 from ops.stack.home import Endpoints
+from ops.wording import number
 
 PURGED = {  # the kinds of a purge, as people read them
-    "batches": "batches",
-    "pending": "pending contents",
-    "refusals": "refusals",
-    "letters": "dead letters",
-    "keys": "keys",
-    "actions": "actions",
+    "batches": ("batch", "batches"),
+    "pending": ("pending content", "pending contents"),
+    "refusals": ("refusal", "refusals"),
+    "letters": ("dead letter", "dead letters"),
+    "keys": ("key", "keys"),
+    "actions": ("action", "actions"),
 }
 
 
@@ -94,7 +95,7 @@ def _show_results(results: Sequence[SweepResult], dry_run: bool) -> None:
         detail = f" ({each.finding.detail})" if each.finding.detail else ""
         print_line(f"{did}  {each.rule}  {each.finding.batch_id}{detail}")
         if each.error:
-            times = f"tried {each.failures} times in a row" if each.failures else "tried"
+            times = f"tried {number(each.failures, 'time')} in a row" if each.failures else "tried"
             print_line(f"    {times}: {each.error}")
     if not results:
         out.print("Nothing found.")
@@ -127,7 +128,7 @@ def purge(
         settings, found = confirm_change(home, what, *needed, yes=yes, as_json=as_json)
         counts = _purge(settings, found, older_than, by)
     shown = {name: counts.get(name, 0) for name in PURGED}
-    counted = ", ".join(f"{shown[name]} {word}" for name, word in PURGED.items())
+    counted = ", ".join(number(shown[name], *words) for name, words in PURGED.items())
     line = f"{counted} {'would be deleted' if dry_run else 'deleted'}"
     print_result({**shown, "dry_run": dry_run}, line, as_json)
 

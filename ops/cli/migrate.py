@@ -22,6 +22,7 @@ from ops.cli.options import (
 from ops.cli.roles import Passwords, RoleNames, Roles, RolesToWrite
 from ops.cli.target import POSTGRES, locations
 from ops.output import err, fail, print_json, print_line, print_result, say
+from ops.wording import number
 
 CONTRACT_STEP = "once every worker, beat and ops page is of this version: els migrate --contract"
 DELETED = re.compile(
@@ -167,7 +168,7 @@ class Deletion:
     rows: int | None
 
     def __str__(self) -> str:
-        return self.what if self.rows is None else f"{self.what} ({self.rows} rows)"
+        return self.what if self.rows is None else f"{self.what} ({number(self.rows, 'row')})"
 
 
 def _downgrade(home: Home, yes: bool, as_json: bool) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from core.catalogue import EVENTS
 from core.db.actions import By
+from ops.cli.completion import among
 from ops.cli.options import (
     AsJson,
     DryRun,
@@ -27,7 +28,7 @@ from ops.cli.target import POSTGRES
 from ops.moments import moment_of
 from ops.output import out, print_json, print_line, print_result
 from ops.queries import outbox
-from ops.wording import age_of, one_line
+from ops.wording import age_of, number, one_line
 
 
 def _known_type(event_type: str | None) -> str | None:
@@ -52,7 +53,8 @@ def list_outbox(limit: Limit = 100, home: Home = None, as_json: AsJson = False) 
     for row in rows:
         ago = age_of(row["created_at"])
         about = f"{row['batch_id']}  {row['sequence']}  {row['type']}  written {ago} ago"
-        tried = f"tried {row['attempts']} times: {row['last_error']}" if row["attempts"] else ""
+        times = number(row["attempts"], "time")
+        tried = f"tried {times}: {row['last_error']}" if row["attempts"] else ""
         print_line(f"{about}  {one_line(tried)}")
     if not rows:
         out.print("Every event has been delivered.")
@@ -63,7 +65,13 @@ def republish(
     since: Annotated[str, typer.Option(help="A moment (2026-01-31T08:00:00Z) or an age (2h, 30m)")],
     batch: Annotated[str | None, typer.Option(help="Only of this batch")] = None,
     event_type: Annotated[
-        str | None, typer.Option("--type", help="Only of this type", callback=_known_type)
+        str | None,
+        typer.Option(
+            "--type",
+            help="Only of this type",
+            callback=_known_type,
+            autocompletion=among(EVENTS),
+        ),
     ] = None,
     dry_run: DryRun = False,
     why: Why = None,
@@ -85,10 +93,11 @@ def republish(
     if dry_run:
         with connection(settings_to_read(home)) as conn:
             count = outbox.count_delivered(conn, meant)
-        line = f"{count} events would be delivered again"
+        line = f"{number(count, 'event')} would be delivered again"
     else:
         count = _republish(meant, by, home, yes, as_json)
-        line = f"{count} events queued; the relay delivers them again within seconds"
+        them = "it" if count == 1 else "them"
+        line = f"{number(count, 'event')} queued; the relay delivers {them} again within seconds"
     result = {"republished": count, "since": moment.isoformat()}
     print_result({**result, **({"dry_run": True} if dry_run else {})}, line, as_json)
 

@@ -5,13 +5,19 @@ from typing import Annotated
 import typer
 
 from core.catalogue import EVENTS, TASKS
+from ops.cli.completion import among
 from ops.cli.options import AsJson
 from ops.output import out, print_json
 
 
 def schema(
     name: Annotated[
-        str | None, typer.Argument(metavar="[TASK or EVENT]", help="Such as els.assign_content")
+        str | None,
+        typer.Argument(
+            metavar="[TASK or EVENT]",
+            help="Such as els.assign_content",
+            autocompletion=among([*TASKS, *EVENTS]),
+        ),
     ] = None,
     asyncapi: Annotated[
         bool, typer.Option("--asyncapi", help="Print the AsyncAPI document of all messages")

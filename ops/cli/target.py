@@ -35,9 +35,10 @@ def endpoints(settings: Settings, *needed: str) -> Endpoints:
     urls = {name: given.get(name, "") for name in URLS}
     urls[BROKER] = urls[BROKER] or urls[REDIS]
     if missing := [name for name in needed or URLS if not urls[name]]:
+        which = "both, or neither" if len(missing) + len(given) == 2 else "all of them, or none"
         raise StackError(
-            f"this command needs {_variables(missing)} as well as {_variables(given)}: set both,"
-            " or neither to use a stack that `els run` started"
+            f"this command needs {_variables(missing)} as well as {_variables(given)}: set"
+            f" {which} to use a stack that `els run` started"
         )
     for name, url in given.items():
         location(name, url)  # raises where it is malformed
@@ -146,7 +147,7 @@ def _parsed(name: str, urls: str) -> list[SplitResult]:
             url.port  # noqa: B018 - read for its ValueError
     except ValueError as error:
         raise BadSettings(
-            f"{_variables([name])} cannot be read: its port is not a number"
+            f"{_variables([name])} cannot be read: its port must be a number from 1 to 65535"
         ) from error
     if wrong:
         known = ", ".join(f"{scheme}://" for scheme in SCHEMES[name])

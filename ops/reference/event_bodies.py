@@ -20,7 +20,9 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 class Body(BaseModel):
     """A receiver should accept fields that it does not know: later versions may add some."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True
+    )
 
 
 class Essay(Body):
@@ -238,7 +240,9 @@ BODIES: Mapping[str, type[Body]] = {
 class CloudEvent(BaseModel):
     """The envelope of every event: a CloudEvents 1.0 object."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True
+    )
 
     specversion: Literal["1.0"]
     """The version of CloudEvents."""

@@ -4,8 +4,11 @@ Without one its REST API stays closed: an open one lets every web site that a us
 visits read it.
 """
 
+import logging
 import sys
 from collections.abc import Mapping
+
+from celery.__main__ import main as celery
 
 from core.errors import BadSettings
 from core.settings import Settings
@@ -23,7 +26,7 @@ LOGINS = {
 def command(settings: Settings) -> list[str]:
     """Return the command line; it wins over `FLOWER_*` variables, and holds no secret."""
     return [
-        *(sys.executable, "-m", "celery", "-A", "tasks.app", "flower"),
+        *(sys.executable, "-m", __name__, "-A", "tasks.app", "flower"),
         "--read_only=True",
         "--enable_events=False",  # workers send them anyway
         "--debug=False",  # its error pages would show settings
@@ -55,3 +58,17 @@ def environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str
             " set ELS_FLOWER_AUTH or ELS_FLOWER_OAUTH"
         )
     return result
+
+
+def main() -> None:
+    """Run Flower in this process.
+
+    Without remote control no worker answers what it asks, and it would warn of each question.
+    """
+    if not Settings.from_env().remote_control:
+        logging.getLogger("flower.inspector").setLevel(logging.ERROR)
+    celery()
+
+
+if __name__ == "__main__":
+    main()

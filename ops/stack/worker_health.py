@@ -17,7 +17,7 @@ MAX_AGE_S = 30.0  # a heartbeat comes every 2 s, less regularly while the broker
 
 def main(arguments: Sequence[str]) -> int:
     """Print the age of the latest heartbeat of this home; return the exit status."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     part = options.part
     ages = health_file.ages_s(options.home, options.name, part)
     youngest = min(ages, key=lambda name: ages[name], default=None)
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0 if healthy else 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="els health",
         description="Check that the worker, or beat, of this home is not hung; exit status 1 if it"

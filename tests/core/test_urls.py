@@ -77,7 +77,11 @@ def test_redis_cluster_is_refused_by_its_name(scheme):
     [
         ("redis://h:6379/0;redis://h2:6379/0", "several servers"),
         ("amqp://h;redis://h2", "several servers"),
-        ("redis://:sesame@h:no/0", "its port is not a number"),
+        ("redis://:sesame@h:no/0", "its port must be a number from 1 to 65535"),
+        ("redis://:sesame@h:65536/0", "its port must be a number from 1 to 65535"),
+        ("amqp://:sesame@h:0//", "its port must be a number from 1 to 65535"),
+        ("rediss://:sesame@[::1]:-1/0", "its port must be a number from 1 to 65535"),
+        ("sentinel://h:99999/0?master_name=x", "its port must be a number from 1 to 65535"),
         ("redis://:ses#ame@h:1/0", "in a password write @ .* as %40"),
         ("redis://u:12#sesame@h:1/0", "it has a #; in a password write @"),
         ("redis://u:12?sesame@h:1/0", "after its . stands no parameter; in a password"),
@@ -111,6 +115,40 @@ def test_what_cannot_be_right_is_refused_at_start(url, said):
         read(ELS_BROKER_URL=url)
 
     assert "sesame" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:sesame@h:99999/x",
+        "postgresql+psycopg://u:sesame@h:no/x",
+        "postgresql://u:sesame@h:5432,h2:0/x",
+        "postgresql://u:a/sesame@h:5432/x",
+        "postgresql://u:sesame@h/x?port=99999",
+        "host=h,h2 port=5432,70000 password=sesame",
+    ],
+)
+def test_a_port_of_postgres_that_is_none_is_refused_at_start(url):
+    with pytest.raises(BadSettings, match="its port must be a number from 1 to 65535") as refusal:
+        read(ELS_DATABASE_URL=url)
+
+    assert "sesame" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://[::1]:5432/x",
+        "postgresql:///x",
+        "postgresql://u:a%40:b@%2Frun%2Fpg:5432/x",
+        "postgresql://h:,h2:5433/x",
+        "postgresql://u@/x?host=/run/pg",
+        "host=h,h2 port=5432",
+        "dbname=x",
+    ],
+)
+def test_a_port_of_postgres_may_be_left_out(url):
+    assert read(ELS_DATABASE_URL=url).database_url == url
 
 
 @pytest.mark.parametrize(

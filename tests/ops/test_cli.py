@@ -145,6 +145,67 @@ def test_els_tells_its_version():
     assert shown.stdout == f"els {version('essay-lifecycle-service')}\n"
 
 
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("els schema els.am", {"els.amend_batch"}),
+        ("els schema Batch", {"BatchEssaysReady", "BatchCancelled"}),
+        ("els worker --conc", {"--concurrency"}),
+        ("els worker --pool pre", {"prefork"}),
+        ("els worker --purge --host", {"--hostname"}),
+        ("els beat --sched", {"--schedule", "--scheduler"}),
+        ("els health ", {"worker", "beat"}),
+        ("els health worker --max", {"--max-age"}),
+        ("els dead-letters list --code UNKNOWN_B", {"UNKNOWN_BATCH"}),
+        ("els dead-letters replay --task els.ca", {"els.cancel_batch"}),
+        ("els outbox republish --type Mess", {"MessageRefused"}),
+        ("els actions list --action re", {"replay", "republish", "reconcile"}),
+        ("els status --state timed", {"timed_out"}),
+    ],
+)
+def test_a_shell_completes(line, offered):
+    asked = {"_ELS_COMPLETE": "complete_bash", "COMP_WORDS": line}
+    asked["COMP_CWORD"] = str(len(line.split(" ")) - 1)
+
+    shown = els(**asked)
+
+    assert offered <= {*shown.stdout.split()}, shown.stderr
+
+
+@pytest.mark.parametrize("command", ["worker", "beat"])
+def test_help_speaks_of_els_and_not_of_celery_alone(command):
+    shown = els(command, "--help").stdout
+
+    assert f"els {command}" in shown
+    assert "celery -A" not in shown
+    assert "--hostname" in shown
+
+
+def test_one_is_no_plural(service):
+    event = make.registration(make.new_batch(), 1)
+
+    assert "1 event enqueued" in service.els("submit", "-", stdin=lines([event])).stdout
+    republished = service.els("outbox", "republish", "--since", "1s", "--batch", "none", "--yes")
+    assert "0 events queued" in republished.stdout
+
+
+def test_an_action_that_nobody_can_take_is_no_filter(service):
+    told = service.els("actions", "list", "--action", "replaid")
+
+    assert told.returncode == 2
+    assert "there is no action replaid" in without_colour(told.stderr)
+
+
+@pytest.mark.parametrize("command", ["cancel", "amend"])
+def test_an_unknown_batch_names_the_next_step(service, command):
+    more = ["--deadline", "1d"] if command == "amend" else []
+
+    told = service.els(command, "batch-of-nobody", "--reason", "why", *more)
+
+    assert told.returncode == 1
+    assert "batch-of-nobody is not registered; register it and resend" in told.stdout
+
+
 def test_status_and_health_name_the_beat_that_leads(service):
     until(lambda: "leads, none stands by" in service.els("status").stdout, what="a beat leads")
 

@@ -5,6 +5,7 @@ import json
 import re
 import urllib.error
 import urllib.request
+from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -142,6 +143,14 @@ def test_flower_knows_of_workers_what_their_events_tell(service, flower):
 
     assert worker["status"]
     assert "task_acks_late" not in told, "nobody may ask it for more"
+
+
+def test_flower_does_not_warn_that_no_worker_answers_it(service, flower):
+    assert ask(f"{flower}/api/workers?refresh=1")[0] == 200
+
+    log = (Path(service.env["home"]) / "log/flower.log").read_text()
+
+    assert "Inspect method" not in log
 
 
 @pytest.mark.parametrize("page", PAGES)

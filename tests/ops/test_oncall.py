@@ -382,7 +382,7 @@ def test_undelivered_events_are_listed_with_their_last_error(here, conn, lifecyc
     told, as_json = here("outbox", "list"), here("outbox", "list", "--limit", "2", "--json")
 
     (line,) = [line for line in told.stdout.splitlines() if f"{batch_id}  1  " in line]
-    assert line.endswith("tried 1 times: ConnectionError: the broker is away")
+    assert line.endswith("tried 1 time: ConnectionError: the broker is away")
     assert [row["type"] for row in json.loads(as_json.stdout) if row["batch_id"] == batch_id] == [
         "BatchContentProvisioningCompleted",
         "BatchEssaysReady",

@@ -1,5 +1,8 @@
 """`fake_els` of the Python kit has the values and the events of the service."""
 
+import os
+from dataclasses import replace
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,6 +19,7 @@ from tasks.resources import resources
 from tests.clients.python.service import FakeService, held
 from tests.core import looks
 from tests.factories import (
+    a_content,
     amendment,
     association,
     cancellation,
@@ -33,6 +37,7 @@ from tests.scenarios import (
     CANCEL,
     CONFIRM,
     NAMED,
+    OTHERWISE,
     REGISTER,
     REJECT,
     UPLOAD,
@@ -118,17 +123,42 @@ OPTIONS = st.fixed_dictionaries(
         "student_prompt_ref": st.sampled_from([{}, {"storage_id": "p"}]),
     },
 )
+TERMS = st.fixed_dictionaries(
+    {},
+    optional={
+        "on_deadline": st.sampled_from(["fail", "proceed"]),
+        "student_prompt_ref": st.sampled_from([{}, {"storage_id": "p"}]),
+        "deadline_s": st.sampled_from([20, 1000]),
+    },
+)
+OTHER = {  # what makes another message of one: a field, and its value
+    REGISTER: {"course_code": "SWE1"},
+    ASSIGN: {"text_storage_id": "text-9"},
+    UPLOAD: {"contents": [a_content("text-9")]},
+    REJECT: {"validation_error_code": "CONTENT_TOO_LONG"},
+    AMEND: {"deadline_s": 77},
+    CANCEL: {"reason": "another"},
+}
+ODD = st.sampled_from(
+    ["", "två ord", "\0", "\ud800", "x" * 300, -1, 1.5, 2**70, float("nan"), True, [], {}, [[]]]
+)
+FIELD = st.integers(0, 30)  # of an event, counted round
+EARLIER = st.integers(0, 20)  # one of the messages before, if there are as many
 MOVES = st.one_of(  # what happens next, and with what
     st.tuples(st.just(REGISTER), OPTIONS),
+    st.tuples(st.just(REGISTER), st.sampled_from(OTHERWISE)),
     st.tuples(st.just(ASSIGN), TEXT),
     st.tuples(st.just(ASSIGN), TEXT),
     st.tuples(st.just(UPLOAD), st.lists(TEXT, min_size=1, max_size=4)),
     st.tuples(st.just(REJECT), FILE),
     st.tuples(st.just(CONFIRM), st.lists(TEXT, unique=True, max_size=2)),
-    st.tuples(st.just(AMEND), OPTIONS.filter(bool)),
+    st.tuples(st.just(AMEND), TERMS.filter(bool)),
     st.tuples(st.just(CANCEL), st.none()),
-    st.tuples(st.just("pass"), st.sampled_from([30, 101])),
-    st.tuples(st.just("repeat"), st.integers(0, 20)),
+    st.tuples(st.just("pass"), st.sampled_from([10, 30, 101])),
+    st.tuples(st.just("deliver again"), EARLIER),
+    st.tuples(st.just("send again"), EARLIER),
+    st.tuples(st.just("make another of"), EARLIER),
+    st.tuples(st.just("spoil"), st.tuples(EARLIER, FIELD, ODD)),
 )
 
 
@@ -137,7 +167,7 @@ def step(batch, name, what, fields):
     if name == "pass":
         return Pass(what)
     events = {
-        REGISTER: lambda: registration(batch, **fields, **what),
+        REGISTER: lambda: registration(batch, **{**fields, **what}),
         ASSIGN: lambda: content(batch, what),
         UPLOAD: lambda: contents(batch, what),
         REJECT: lambda: rejection(batch, what),
@@ -161,16 +191,39 @@ def students(batch, texts):
 
 def steps_of(batch, moves, fields):
     taken = []
-    for name, what in moves:
-        if name == "repeat":
-            taken += taken[what : what + 1]
-        else:
-            taken.append(step(batch, name, what, fields))
+    for number, (name, what) in enumerate(moves):
+        match name, what:
+            case "spoil", (earlier, field, value):
+                taken += [spoilt(each, field, value) for each in written(taken, earlier)]
+            case "deliver again", int():
+                taken += written(taken, what)
+            case "send again", int():
+                taken += [replace(each, task_id=None) for each in written(taken, what)]
+            case "make another of", int():
+                taken += [
+                    replace(each, event=each.event | OTHER[each.task])
+                    for each in written(taken, what)
+                ]
+            case _:
+                taken.append(step(batch, name, what, fields))
+                if isinstance(taken[-1], Send):
+                    taken[-1] = replace(taken[-1], task_id=f"task-{number}")
     return taken
 
 
+def written(taken, number):
+    """List the message of a number, if it is one whose event names no slot."""
+    found = [each for each in taken if isinstance(each, Send) and isinstance(each.event, dict)]
+    return found[number : number + 1]
+
+
+def spoilt(message, field, value):
+    names = sorted(message.event)
+    return replace(message, event=message.event | {names[field % len(names)]: value}, task_id=None)
+
+
 @settings(
-    max_examples=40,  # on each of the two services
+    max_examples=int(os.environ.get("EXAMPLES", "40")),  # on each of the two services
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

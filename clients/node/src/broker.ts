@@ -61,9 +61,16 @@ export class UnknownBroker extends Error {
   override name = "UnknownBroker";
 }
 
+/** Tell which kind of broker a URL names. Throws UnknownBroker, which shows no password. */
 export function kind(url: string): "redis" | "amqp" {
-  if (/^rediss?:\/\//.test(url)) return "redis";
-  if (/^amqps?:\/\//.test(url)) return "amqp";
+  const known = /^(redis|amqp)s?:\/\//.exec(url)?.[1] as "redis" | "amqp" | undefined;
+  if (known && !URL.canParse(url)) {
+    throw new UnknownBroker(
+      "the URL of the broker cannot be read: its port must be a number up to 65535;" +
+        " in a password write @ / : # ? % as %40 %2F %3A %23 %3F %25",
+    );
+  }
+  if (known) return known;
   const scheme = url.split("://")[0];
   if (scheme === "sentinel") {
     throw new UnknownBroker(

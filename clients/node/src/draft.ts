@@ -38,6 +38,12 @@ export function complete<T extends keyof Messages>(task: T, draft: Draft<T>): Me
 
 /** What goes out: JSON, without fields that are null or undefined. Throws TypeError for no JSON. */
 function plain(draft: object): Record<string, JsonValue> {
-  const json = JSON.parse(JSON.stringify(draft)) as Record<string, JsonValue>;
+  const json = JSON.parse(JSON.stringify(draft, finite)) as Record<string, JsonValue>;
   return Object.fromEntries(Object.entries(json).filter(([, value]) => value !== null));
+}
+
+/** Refuse what JSON would write as null, and the service then take as absent. */
+function finite(name: string, value: unknown): unknown {
+  if (typeof value !== "number" || Number.isFinite(value)) return value;
+  throw new TypeError(`${name}: ${value} is no number of JSON`);
 }

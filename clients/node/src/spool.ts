@@ -52,15 +52,29 @@ export class Spool {
 
   /** Open the spool of a folder, which one process may use at a time. Throws SpoolError. */
   static async open(folder: string, mostBytes = MOST_BYTES): Promise<Spool> {
+    try {
+      return await Spool.#open(folder, mostBytes);
+    } catch (error) {
+      if (error instanceof SpoolError) throw error;
+      const step = "give a folder on a local disk that this process may write";
+      throw new SpoolError(`the spool ${folder}: ${(error as Error).message}; ${step}`, {
+        cause: error,
+      });
+    }
+  }
+
+  static async #open(folder: string, mostBytes: number): Promise<Spool> {
     mkdirSync(folder, { recursive: true, mode: 0o700 });
     const lock = takeLock(folder);
-    const file = await open(join(folder, "spool.jsonl"), "a+", 0o600);
-    const spool = new Spool(folder, file, lock, mostBytes);
+    let spool: Spool | undefined;
     try {
+      const file = await open(join(folder, "spool.jsonl"), "a+", 0o600);
+      spool = new Spool(folder, file, lock, mostBytes);
       await spool.#read();
       await syncFolder(folder);
     } catch (error) {
-      await spool.close();
+      if (spool) await spool.close();
+      else rmSync(lock, { force: true });
       throw error;
     }
     return spool;
@@ -88,7 +102,7 @@ export class Spool {
     const place = { n, at: 0, bytes: Buffer.byteLength(text) };
     if (this.#held + place.bytes > this.mostBytes) {
       throw new SpoolFull(
-        `${this.folder} holds ${this.length} messages of ${this.#held} bytes, and may hold` +
+        `${this.folder} is full: ${this.#held} bytes wait in it, and it may hold` +
           ` ${this.mostBytes} bytes; the message is not sent`,
       );
     }
@@ -229,7 +243,10 @@ export class Spool {
     try {
       read = JSON.parse(line.toString("utf8")) as typeof read;
     } catch {
-      throw new SpoolError(`${this.folder}/spool.jsonl: byte ${at} begins a line that is no JSON`);
+      throw new SpoolError(
+        `${this.folder}/spool.jsonl: byte ${at} begins a line that is no JSON; delete that line,` +
+          " and the messages of the others are sent",
+      );
     }
     if (read.n !== undefined) this.#waiting.push({ n: read.n, at, bytes: line.length });
     this.#last = Math.max(this.#last, read.n ?? 0, read.done ?? 0);

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { appendFileSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { appendFileSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
@@ -146,6 +146,29 @@ test("the lock of a killed process holds nobody up", async (context) => {
 
   child.kill("SIGKILL");
   await once(child, "exit");
+
+  await opened(context, at);
+});
+
+test("a folder that is none is refused, with the next step", async (context) => {
+  const at = folder(context);
+  const file = join(at, "file");
+  writeFileSync(file, "");
+
+  for (const each of [file, join(file, "below")]) {
+    await assert.rejects(Spool.open(each), (error: Error) => {
+      assert.ok(error instanceof SpoolError);
+      assert.match(error.message, /the spool .*file.*; give a folder on a local disk/);
+      return true;
+    });
+  }
+});
+
+test("a file that is none leaves no lock behind", async (context) => {
+  const at = folder(context);
+  mkdirSync(join(at, "spool.jsonl"));
+  await assert.rejects(Spool.open(at), SpoolError);
+  rmSync(join(at, "spool.jsonl"), { recursive: true });
 
   await opened(context, at);
 });

@@ -181,9 +181,7 @@ class Batches:
     def confirm_students(self, event: StudentAssociationsConfirmed) -> Result:
         batch = self.known.get(event.batch_id)
         if batch is None:
-            raise UnknownBatch(
-                f"batch {event.batch_id} is not registered; register it, then replay"
-            )
+            raise UnknownBatch.named(event.batch_id)
         if batch.registration.class_id != event.class_id:
             raise WrongBatchState(
                 f"batch {event.batch_id} was registered with another class_id than this one, or"
@@ -287,7 +285,7 @@ class Batches:
 
     def _registered(self, batch_id: str) -> Batch:
         if batch_id not in self.known:
-            raise UnknownBatch(f"batch {batch_id} is not registered")
+            raise UnknownBatch.named(batch_id)
         return self.known[batch_id]
 
 

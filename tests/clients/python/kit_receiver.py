@@ -10,23 +10,21 @@ from celery import Celery
 from celery.signals import worker_ready
 from psycopg.types.json import Jsonb
 
-from els_client.events import TASKS_BY_TYPE
 from els_client.inbox import Inbox
+from els_client.receiver import receive_events
 
 BROKER_URL, DATABASE_URL = os.environ["BROKER_URL"], os.environ["DATABASE_URL"]
 
 app = Celery("receiver", broker=BROKER_URL)
 app.conf.update(
     accept_content=["json"],
-    task_acks_late=True,
-    task_reject_on_worker_lost=True,
-    task_create_missing_queue_type="quorum",  # on RabbitMQ, as the service declares it
     worker_redirect_stdouts=False,
 )
 if BROKER_URL.startswith("redis"):
     app.conf.broker_transport = "durable_redis:Transport"
     app.conf.broker_transport_options = {"visibility_timeout": 2}
 inbox = Inbox()
+refusals = [OSError("not now")] * int(os.environ.get("REFUSALS", "0"))  # before it succeeds
 with psycopg.connect(DATABASE_URL) as db:
     inbox.create_table(db)
     db.execute("CREATE TABLE IF NOT EXISTS effects (event_id uuid, type text, event jsonb)")
@@ -39,10 +37,11 @@ def receive(event):
             return
         row = [event["id"], event["type"], Jsonb(event)]
         db.execute("INSERT INTO effects VALUES (%s, %s, %s)", row)
+        if refusals:
+            raise refusals.pop()
 
 
-for name in ["els.event", *TASKS_BY_TYPE.values()]:
-    app.task(name=name, ignore_result=True)(receive)
+receive_events(app, receive)
 
 
 @worker_ready.connect

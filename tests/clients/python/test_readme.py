@@ -11,6 +11,7 @@ import pytest
 import els_client
 from durable_redis import Transport
 from els_client.fake import FakeELS
+from els_client.receiver import CATCH_ALL
 from tests.clients.python.conftest import Broker
 
 README = (Path(els_client.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -46,7 +47,19 @@ def test_the_readme_receives_once(read):
 
     with closing(sqlite3.connect("pipeline.sqlite")) as db:
         assert db.execute("SELECT * FROM pipeline").fetchall() == [("b", 1)]
-    assert set(els_client.events.TASKS_BY_TYPE.values()) <= read["app"].tasks.keys()
+    assert CATCH_ALL in read["app"].tasks
+
+
+def test_the_readme_receives_once_with_sqlalchemy(read):
+    fake = FakeELS()
+    fake.on_event(read["receive_with_sqlalchemy"], times=2)
+    fake.sender.register_batch("b", ["e"], course_code="c", user_id="u")
+    fake.sender.assign_content(
+        "b", text_storage_id="t", file_upload_id="f", original_file_name="n", file_size_bytes=1
+    )
+
+    with closing(sqlite3.connect("pipelines.sqlite")) as db:
+        assert db.execute("SELECT * FROM pipelines").fetchall() == [("b", 1)]
 
 
 def test_the_readme_sets_the_durable_transport(read):
@@ -64,12 +77,14 @@ def test_the_readme_names_what_there_is(read):
             els_client.Sender,
             FakeELS,
             els_client.events,
+            els_client.receiver,
             *(read[name] for name in ("Inbox",)),
         )
         for name in dir(owner)
     }
 
     methods = [name for name in named if name.islower() and "_" in name]
-    others = {"event_id", "fake_els", "spool_messages", "spool_bytes", "durable_redis"}
+    others = {"create_all", "event_id", "fake_els"}
+    others |= {"spool_messages", "spool_bytes", "durable_redis"}
     assert len(methods) > 10
     assert [name for name in methods if name not in known | others] == []

@@ -31,6 +31,10 @@ class RegistrationConflict(Refusal):
 class UnknownBatch(Refusal):
     code = "UNKNOWN_BATCH"
 
+    @classmethod
+    def named(cls, batch_id: str) -> "UnknownBatch":
+        return cls(f"batch {batch_id} is not registered; register it and resend, or correct the id")
+
 
 class UnknownEssay(Refusal):
     """The message names an essay that is not of its batch."""

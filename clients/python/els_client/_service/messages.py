@@ -97,7 +97,11 @@ class Wire(BaseModel):
     """Strict and frozen; an unknown field is refused. The reference shows a field's docstring."""
 
     model_config = ConfigDict(
-        strict=True, frozen=True, extra="forbid", use_attribute_docstrings=True
+        strict=True,
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,  # a value may be personal
     )
 
 
