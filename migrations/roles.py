@@ -1,4 +1,4 @@
-"""The three roles of the service in Postgres, each with the rights that it needs and no other.
+"""The roles of the service in Postgres, each with the rights that it needs and no other.
 
 `els migrate --roles` writes them. It may be repeated: what is right already is left alone.
 """
@@ -23,6 +23,7 @@ PURGE: Mapping[str, tuple[str, ...]] = {
     if name != "purged_batches"
 }
 READ = dict.fromkeys(WORK, ("SELECT",))
+ADD = ("SELECT", "INSERT", "UPDATE")
 LATER = ("SELECT", "INSERT", "UPDATE", "DELETE")  # on a later migration's tables, until repeated
 PLAIN: LiteralString = "NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS"
 # Of an object in a catalogue: which verbs a role has on it by a grant of its own. 0: PUBLIC.
@@ -58,19 +59,29 @@ class RolesRefused(ELSError):
 
 @dataclass(frozen=True)
 class Names:
-    """What the roles are called: `migrate` owns the tables, `app` works, `read` only reads."""
+    """What the roles are called: `migrate` owns the tables, `app` works, `read` only reads.
+
+    `page` serves the ops page: it may do what `app` may, and never deletes for retention. None: no
+    such role.
+    """
 
     migrate: str = "els_migrate"
     app: str = "els_app"
     read: str = "els_read"
+    page: str | None = None
 
     @classmethod
     def of(cls, text: str) -> "Names":
-        """Read three names, with commas between them. Raises RolesRefused."""
+        """Read three or four names, with commas between them. Raises RolesRefused."""
         names = [name.strip() for name in text.split(",")]
-        if len(names) != 3 or len({*names}) < 3 or not all(names):
-            raise RolesRefused(f"{text}: three names are needed, for migrate, app and read")
+        if len(names) not in (3, 4) or len({*names}) < len(names) or not all(names):
+            needed = "for migrate, app and read, and a fourth one for the page"
+            raise RolesRefused(f"{text}: three names are needed, {needed}")
         return cls(*names)
+
+    @property
+    def given(self) -> list[str]:
+        return [name for name in astuple(self) if name]
 
 
 def write_roles(
@@ -102,7 +113,7 @@ class _Roles:
         assert row is not None
         self.database, self.schema = row["database"], row["schema"]
         self._check(row["me"], passwords)
-        for name in astuple(self.names):
+        for name in self.names.given:
             self._role(name)
         for name, password in passwords.items():
             self._password(name, password)
@@ -115,7 +126,7 @@ class _Roles:
         return self.did
 
     def _check(self, me: str, passwords: Mapping[str, str]) -> None:
-        names = astuple(self.names)
+        names = self.names.given
         if me in names:
             step = "run it as a role that may create roles"
             raise RolesRefused(f"{me} is one of the roles that this writes; {step}")
@@ -165,7 +176,7 @@ class _Roles:
         """Let the roles into database and schema; nobody but the owner creates anything there."""
         database = SQL("DATABASE {}").format(Identifier(self.database))
         schema = SQL("SCHEMA {}").format(Identifier(self.schema))
-        for name in astuple(self.names):
+        for name in self.names.given:
             self._grant(name, ["CONNECT"], DATABASE_VERBS, self.database, database)
             verbs = ["USAGE", "CREATE"] if name == self.names.migrate else ["USAGE"]
             self._grant(name, verbs, SCHEMA_VERBS, self.schema, schema)
@@ -192,7 +203,14 @@ class _Roles:
                     change.format(named, Identifier(self.names.migrate)),
                 )
             work = {**WORK, **(PURGE if self.purges else {})}
-            for name, rights in ((self.names.app, work), (self.names.read, READ)):
+            of: dict[str | None, Mapping[str, tuple[str, ...]]] = {
+                self.names.app: work,
+                self.names.read: READ,
+                self.names.page: WORK,
+            }
+            for name, rights in of.items():
+                if name is None:
+                    continue
                 at = named.as_string(self.conn)
                 self._grant(name, rights[table], TABLE_VERBS, at, SQL("TABLE {}").format(named))
 
@@ -200,7 +218,10 @@ class _Roles:
         prefix = SQL("ALTER DEFAULT PRIVILEGES FOR ROLE {} IN SCHEMA {} ").format(
             Identifier(self.names.migrate), Identifier(self.schema)
         )
-        for name, verbs in ((self.names.app, LATER), (self.names.read, ("SELECT",))):
+        of = {self.names.app: LATER, self.names.read: ("SELECT",), self.names.page: ADD}
+        for name, verbs in of.items():
+            if name is None:
+                continue
             where = {"kind": "r", "owner": Identifier(self.names.migrate).as_string(self.conn)}
             has = self._verbs(LATER_VERBS, self.schema, name, **where)
             if lacking := [verb for verb in verbs if verb not in has]:
@@ -214,8 +235,11 @@ class _Roles:
             self.names.migrate: {"timezone": "UTC", "lock_timeout": "5s"},
             self.names.app: SESSION,
             self.names.read: {**SESSION, "default_transaction_read_only": "on"},
+            self.names.page: SESSION,
         }
         for name, settings in of.items():
+            if name is None:
+                continue
             role = Identifier(name).as_string(self.conn)
             rows = self.conn.execute(SETTINGS, {"role": role})
             has = dict(row["setting"].split("=", 1) for row in rows)

@@ -46,6 +46,9 @@ TAKE = (
     *("+expire", "+eval", "+evalsha", "+hsetnx", "+lindex", "+exists", "+zremrangebyrank"),
     *("+script|load", "+info"),
 )
+# A page that acts sends letters and events again, and repairs the slots of batches.
+REPAIR = "(+@read +@write -@dangerous +eval +evalsha ~batch:{*)"
+CURSORS = "(+set ~els:sweep:*)"  # of the sweep, which such a page runs
 # The page asks whether Redis takes writes, by slots of a batch that cannot be.
 PROBE = "(+set +eval +exists +sadd +spop +hset +zadd +zrem +expire +del ~batch:{els.*)"
 MONITOR = "(+llen +del ~celeryev.*)"  # the queue of a monitor's own, empty on Redis
@@ -119,7 +122,10 @@ def redis_users(settings: Settings) -> dict[str, list[str]]:
         ],
     }
     if settings.ops_actions:
-        rules["ops"] = rules["worker"]  # the page does what the commands do that change something
+        sent = [settings.queue, *events]
+        send = " ".join([*PUBLISH, *_lists(sent), *_bindings(sent)])
+        rules["ops"] = [*READ, *select, *own, *_lists(events), *broker, *stores[:3], f"({send})"]
+        rules["ops"] += [REPAIR, CURSORS, PAUSES]
     begin = ("reset", "on", "-@all")
     return {user(settings, name): [*begin, *rules[name]] for name in PROGRAMS}
 
@@ -157,9 +163,9 @@ def redis_lines(settings: Settings) -> Iterator[str]:
 def rabbitmq_users(settings: Settings) -> dict[str, Permissions]:
     """Return the permissions of each program's user in the virtual host of the service.
 
-    Only worker and beat may write to the default exchange, since it leads to every queue: Celery
-    sends by it to what stands behind a direct exchange. Who may declare a queue may also delete it,
-    so a sender declares nothing.
+    Only worker, beat and a page that acts may write to the default exchange, since it leads to
+    every queue: Celery sends by it to what stands behind a direct exchange. Who may declare a
+    queue may also delete it, so a sender declares nothing.
     """
     queues, events = settings.queues, event_queues(settings)
     monitors = "celeryev.*"
@@ -178,7 +184,8 @@ def rabbitmq_users(settings: Settings) -> dict[str, Permissions]:
         "receiver": _all(taken),
     }
     if settings.ops_actions:
-        rules["ops"] = rules["worker"]
+        sent = [re.escape(name) for name in (settings.queue, *events)]
+        rules["ops"] = Permissions(NOTHING, _any([*sent, DEFAULT]), NOTHING)
     return {user(settings, name): rules[name] for name in PROGRAMS}
 
 

@@ -17,7 +17,7 @@ class Severity(StrEnum):
 class Finding:
     """What is wrong with a server, why that matters, and the next step."""
 
-    server: str  # postgres, redis, broker
+    server: str  # postgres, redis, broker; worker
     severity: Severity
     wrong: str
     why: str

@@ -54,7 +54,7 @@ def migrate(
     contract: Contract = False,
     wait: Wait = 600,
     roles: Roles = False,
-    role_names: RoleNames = "els_migrate,els_app,els_read",
+    role_names: RoleNames = "els_migrate,els_app,els_read,els_page",
     passwords: Passwords = None,
     home: Home = None,
     yes: Yes = False,

@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from migrations.roles import Names
 
 Roles = Annotated[
-    bool, typer.Option("--roles", help="Also write three roles: migrate, app and read-only")
+    bool, typer.Option("--roles", help="Also write roles: migrate, app, read-only and page")
 ]
-RoleNames = Annotated[str, typer.Option(help="Their names: who migrates, works, only reads")]
+RoleNames = Annotated[
+    str, typer.Option(help="Their names: who migrates, works, only reads, serves the page")
+]
 Passwords = Annotated[
     str | None,
     typer.Option(help='File with the passwords of roles, {"els_app": "…"}; "-": standard input'),

@@ -219,7 +219,7 @@ def _worker_causes(heartbeat: Heartbeat) -> Iterator[Cause]:
     ours = {name: sign for name, sign in live.items() if not _wrong(sign, asked.queue, "queues")}
     serving = serving_workers(heartbeat)
     yield from _waiting_to_start(heartbeat)
-    yield from _restarting(heartbeat)
+    yield from restarting(heartbeat)
     others = [*_others(heartbeat)]
     yield from others
     if not serving and not any(cause.code == "worker_other_redis" for cause in others):
@@ -283,7 +283,7 @@ def _waiting_to_start(heartbeat: Heartbeat) -> Iterator[Cause]:
             yield CAUSES["worker_waits"].fill(sign.waits_since, **words)
 
 
-def _restarting(heartbeat: Heartbeat) -> Iterator[Cause]:
+def restarting(heartbeat: Heartbeat) -> Iterator[Cause]:
     """Name workers that end again and again."""
     for worker, starts in heartbeat.restarts.items():
         step = heartbeat.asked.installation.log("worker")

@@ -6,6 +6,7 @@ from math import inf
 from time import monotonic
 
 import psycopg
+import redis
 from celery import Celery
 from kombu.exceptions import OperationalError
 from psycopg_pool import PoolTimeout
@@ -18,10 +19,11 @@ from core.servers.postgres import check_postgres, find_in_postgres
 from core.servers.redis import check_redis
 from core.servers.redis_client import connect_once
 from core.servers.urls import is_redis
-from core.signs.pauses import Outage
+from core.signs.pauses import Outage, server_time
+from core.signs.starts import read_restarts
 from ops.explain.held_back import held_back
 from ops.explain.locks import locks, standby_awaited
-from ops.explain.service_causes import LOCKED, lock_causes, look_at
+from ops.explain.service_causes import LOCKED, lock_causes, look_at, restarting
 from ops.heartbeat import redis_outage
 from ops.web.connections import TIMEOUT_S, Connections
 from ops.web.health import UNANSWERED, paused_processes
@@ -52,6 +54,7 @@ class Readiness:
         answers = {name: _answer(those) for name, those in findings.items()}
         paused = paused_processes(self._connections.client)
         ready = not paused and all(answer == "ok" for answer in answers.values())
+        findings["worker"] = self._find_restarting()
         listed = [each.as_json() for those in findings.values() for each in those]
         more = {"findings": listed, "paused": [pause.as_json() for pause in paused]}
         return {"ready": ready, **answers, **{name: each for name, each in more.items() if each}}
@@ -91,6 +94,18 @@ class Readiness:
                 connection.ensure_connection(max_retries=1, timeout=2)
         except (OSError, OperationalError) as error:
             return [away("broker", self._url, error)]
+        return []
+
+    def _find_restarting(self) -> list[Finding]:
+        """Warn of workers that end again and again; that Redis is away has its own finding."""
+        client = self._connections.client
+        with suppress(redis.RedisError):
+            if read_restarts(client, server_time(client)):
+                causes = restarting(self._connections.heartbeat())
+                return [
+                    Finding("worker", Severity.WARNING, each.title, each.reason, each.command)
+                    for each in causes
+                ]
         return []
 
     def _slots_redis(self) -> list[Finding]:

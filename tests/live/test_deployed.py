@@ -80,7 +80,7 @@ def database(database_url):
     with own_database(database_url, name) as url:
         yield url
     with psycopg.connect(database_url, autocommit=True) as conn:
-        for role in ("els_migrate", "els_app", "els_read"):
+        for role in ("els_migrate", "els_app", "els_read", "els_page"):
             conn.execute(f"DROP ROLE IF EXISTS {role}")
 
 

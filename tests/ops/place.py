@@ -57,6 +57,8 @@ class Place:
 def a_place(database_url):
     with own_database(database_url, f"place_{uuid4().hex[:8]}") as url:
         made = Place(url, own_redis(os.environ["ELS_REDIS_URL"]))
-        yield made
-        made.pool.close()
-        made.client.close()
+        try:
+            yield made
+        finally:
+            made.pool.close()
+            made.client.close()

@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from core import db, metrics
 from core.rules import RULES
 from core.signs.heartbeat import note_sweep, note_worker
+from core.signs.starts import forget_start, note_start
 from core.states import BatchStatus
 from ops.stack.embedded import Valkey
 from ops.stack.ports import free_port
@@ -154,6 +155,19 @@ def test_what_a_server_lacks_is_listed_with_the_next_step(
     assert setting in finding["step"]
     assert finding["why"]
     assert (ready["broker"] == "ok") == ready["ready"] == (status == 200)
+
+
+def test_a_worker_that_ends_again_and_again_is_a_warning(page, valkey):
+    starts = [note_start(valkey, "worker@looping") for _ in range(3)]
+    status, ready = page.json("/readyz")
+    for start in starts:
+        forget_start(valkey, start)
+    after = page.json("/readyz")[1]
+
+    (finding,) = ready["findings"]
+    assert (status, finding["server"], finding["severity"]) == (200, "worker", "warning")
+    assert "worker@looping has started 3 times" in finding["wrong"]
+    assert "findings" not in after
 
 
 def test_a_redis_that_refuses_writes_is_named_and_not_its_silent_workers(database_url, broker):

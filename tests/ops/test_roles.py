@@ -18,15 +18,16 @@ from tests.ops.conftest import els
 from tests.ops.served import own_database
 
 WORD = "a password's word"
+NO_RIGHT = psycopg.errors.InsufficientPrivilege
 
 
 @pytest.fixture(scope="module")
 def made(database_url):
     """A database with the roles, written as by a person, and the URL of each role."""
     prefix = new_batch().replace("-", "_")
-    names = Names(f"{prefix}_migrate", f"{prefix}_app", f"{prefix}_read")
+    names = Names(*(f"{prefix}_{name}" for name in ("migrate", "app", "read", "page")))
     with own_database(database_url, f"{prefix}_db") as url:
-        did = write_roles(url, names, {names.app: WORD, names.read: WORD, names.migrate: WORD})
+        did = write_roles(url, names, dict.fromkeys(names.given, WORD))
         at = urlsplit(url)
         yield SimpleNamespace(url=url, names=names, did=did, **urls(at, names))
         drop(url, names)
@@ -36,19 +37,20 @@ def urls(at, names):
     def of(role):
         return at._replace(netloc=f"{role}:{WORD.replace(' ', '%20')}@127.0.0.1:{at.port}").geturl()
 
-    return {"migrate": of(names.migrate), "app": of(names.app), "read": of(names.read)}
+    return {name: of(role) for name, role in vars(names).items()}
 
 
 def drop(url, names):
     with psycopg.connect(url, autocommit=True) as conn:
         conn.execute(f"REASSIGN OWNED BY {names.migrate} TO CURRENT_USER")
-        for name in (names.migrate, names.app, names.read):
+        for name in names.given:
             conn.execute(f"DROP OWNED BY {name}")
             conn.execute(f"DROP ROLE {name}")
 
 
-def test_workers_have_all_that_they_need(made):
-    with db.connect_once(made.app) as conn:
+@pytest.mark.parametrize("role", ["app", "page"])
+def test_workers_and_the_page_have_all_that_they_need(made, role):
+    with db.connect_once(getattr(made, role)) as conn:
         assert missing_for_work(conn) is None
         assert probe_postgres(conn) is None
 
@@ -109,6 +111,7 @@ FORBIDDEN = {
         "COPY repairs TO PROGRAM 'true'",
     ],
 }
+FORBIDDEN["page"] = FORBIDDEN["app"]
 
 
 @pytest.mark.parametrize("role", FORBIDDEN)
@@ -132,6 +135,8 @@ def test_the_owner_migrates_and_the_others_may_use_a_later_table_at_once(made):
     with psycopg.connect(made.migrate, autocommit=True) as conn:
         conn.execute("CREATE TABLE later (n int)")
         try:
+            with db.connect_once(made.page) as page, pytest.raises(NO_RIGHT):
+                page.execute("DELETE FROM later")
             with db.connect_once(made.app) as app, db.connect_once(made.read) as read:
                 app.execute("INSERT INTO later VALUES (1)")
                 app.execute("UPDATE later SET n = 2")
@@ -214,7 +219,7 @@ def test_the_command_prints_what_it_did_and_no_password(database_url, tmp_path):
     (tmp_path / "passwords").write_text(json.dumps({names.app: "sesame"}))
     with own_database(database_url, f"{prefix}_db") as url:
         command = (
-            "migrate", "--roles", "--role-names", ",".join(vars(names).values()),
+            "migrate", "--roles", "--role-names", ",".join(names.given),
             "--passwords", str(tmp_path / "passwords"), "--json",
         )  # fmt: skip
         told = els(*command, home=tmp_path, ELS_DATABASE_URL=url)
@@ -233,6 +238,7 @@ def test_the_role_that_works_may_purge_only_where_retention_is_on(made):
     words = {"INSERT INTO repairs (batch_id, rule) VALUES ('x', 'y')", "DELETE FROM dead_letters"}
     write_roles(made.url, made.names, {}, purges=True)
     try:
+        test_what_a_role_need_not_do_is_refused(made, "page")
         with db.connect_once(made.app) as conn, conn.transaction(force_rollback=True):
             for statement in words:
                 conn.execute(statement)
