@@ -525,7 +525,7 @@ def test_purge_counts_first_and_deletes_then(service, books, tell):
         "dry_run": True,
     }
     assert all(there)
-    start = "1 batches, 1 pending contents, 0 refusals, 0 dead letters, 0 keys, 0 actions"
+    start = "1 batch, 1 pending content, 0 refusals, 0 dead letters, 0 keys, 0 actions"
     assert purged.stdout == f"{start} deleted\n"
     assert looks.batch(books, old) is None
     assert looks.waiting(books, waiting) == []

@@ -218,7 +218,7 @@ def test_a_person_who_says_yes_is_obeyed_and_yes_is_not_asked_at_all(service):
         ("migrate", "ELS_DATABASE_URL", "nonsense", "ELS_DATABASE_URL"),
         ("migrate", "ELS_DATABASE_URL", "postgresql://u:sesame@127.0.0.1:9/d", "not answer"),
         ("status", "ELS_DATABASE_URL", "postgresql://u:sesame@127.0.0.1:9,127.0.0.1:8/d", "answer"),
-        ("status", "ELS_DATABASE_URL", "postgresql://u:sesame@127.0.0.1:no/d", "not answer"),
+        ("status", "ELS_DATABASE_URL", "postgresql://u:sesame@127.0.0.1:no/d", "its port must be"),
         ("explain x", "ELS_REDIS_URL", "http://u:sesame@h", "ELS_REDIS_URL"),
         ("worker", "ELS_REDIS_URL", "redis+cluster://:sesame@h", "Redis Cluster is not supported"),
         ("beat", "ELS_BROKER_URL", "sqs://u:sesame@h", "ELS_BROKER_URL: it must begin with one of"),

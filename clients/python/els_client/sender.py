@@ -16,7 +16,7 @@ from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 
 from els_client.errors import BrokerAway, SpoolUnusable, TaskFailed
-from els_client.spool import Spool, Spooled
+from els_client.spool import Entry, Spool, Spooled
 from els_client.upstream import Message, Outcome, Sent, Upstream, checked
 
 AWAY = (OSError, AMQPError, KombuError, RedisError)  # gone, or it refuses: full, no right, …
@@ -108,7 +108,10 @@ class Sender(Upstream):
         return Spooled(size.messages, size.bytes, size.oldest_s, self._last_error)
 
     def flush(self, timeout_s: float = 30) -> Spooled:
-        """Wait until nothing waits on disk; after `timeout_s` return what still does."""
+        """Wait until nothing waits on disk; after `timeout_s` return what still does.
+
+        Raises SpoolUnusable.
+        """
         self._begin_again_after_a_fork()
         deadline = time.monotonic() + timeout_s
         while self._spool and not self._drain() and time.monotonic() < deadline:
@@ -140,6 +143,7 @@ class Sender(Upstream):
         """Make what a process must not share with its parent."""
         self._pid, self._stop = os.getpid(), Event()
         self._thread: Thread | None = None
+        self._to_remove: list[Entry] = []  # from the spool: the broker has them
         self._app = self._broker if isinstance(self._broker, Celery) else self._own_app()
         self._reader = (
             Celery(backend=self._results, set_as_current=False)
@@ -253,13 +257,22 @@ class Sender(Upstream):
         """Send what waits, in order, until the broker refuses; tell whether nothing is left."""
         assert self._spool
         with self._spool.draining() as ours:
+            if ours:
+                self._remove_sent()
             while ours and not self._stop.is_set() and (entries := self._spool.first(AT_ONCE)):
-                sent = []
                 for entry in entries:
                     if not self._publish(entry.message):
                         break
-                    sent.append(entry)
-                self._spool.remove(sent)
-                if len(sent) < len(entries):
+                    self._to_remove.append(entry)
+                all_sent = len(self._to_remove) == len(entries)
+                self._remove_sent()
+                if not all_sent:
                     return False
         return self._spool.is_empty()
+
+    def _remove_sent(self) -> None:
+        """Remove what the broker has. On a disk that is full it stays, and is not sent again."""
+        assert self._spool
+        if self._to_remove:
+            self._spool.remove(self._to_remove)
+            self._to_remove = []

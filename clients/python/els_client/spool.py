@@ -73,7 +73,7 @@ class Spool:
         Raises SpoolFull.
         """
         key = [str(message.event_id), message.task, message.fingerprint]
-        with self._transaction() as db:
+        with self._transaction("; the message is not sent") as db:
             found = db.execute(
                 f"SELECT number, {COLUMNS} FROM messages"  # noqa: S608 - fixed
                 " WHERE event_id = ? AND task = ? AND fingerprint = ?",
@@ -84,8 +84,8 @@ class Spool:
             messages, size = db.execute("SELECT messages, bytes FROM size").fetchone()
             if messages >= self.most_messages or size + len(message.body) > self.most_bytes:
                 raise SpoolFull(
-                    f"{self.path} holds {messages} messages of {size} bytes, and may hold"
-                    f" {self.most_messages} of {self.most_bytes}; the message is not sent"
+                    f"{self.path} is full: {messages} of at most {self.most_messages} messages,"
+                    f" {size} of at most {self.most_bytes} bytes; the message is not sent"
                 )
             db.execute(
                 f"INSERT INTO messages ({COLUMNS}, spooled_at)"  # noqa: S608 - fixed
@@ -149,8 +149,8 @@ class Spool:
                 self._connection.close()
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._reading() as db:
+    def _transaction(self, consequence: str = "") -> Iterator[sqlite3.Connection]:
+        with self._reading(consequence) as db:
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
@@ -160,13 +160,13 @@ class Spool:
             db.execute("COMMIT")
 
     @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
+    def _reading(self, consequence: str = "") -> Iterator[sqlite3.Connection]:
         self._renew_after_a_fork()
         with self._lock:
             try:
                 yield self._connection
             except sqlite3.Error as error:
-                raise SpoolUnusable(f"{self.path}: {error}; the message is not sent") from error
+                raise SpoolUnusable(f"{self.path}: {error}{consequence}") from error
 
     def _renew_after_a_fork(self) -> None:
         if self._pid != os.getpid():

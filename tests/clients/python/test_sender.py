@@ -1,10 +1,12 @@
 """A sender loses nothing while the broker is away, and keeps the order."""
 
 import os
+import resource
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 from threading import Thread
 from uuid import UUID, uuid4
 
@@ -242,7 +244,7 @@ def test_a_full_spool_takes_nothing_more_and_loses_nothing(broker, spool):
     broker.stop()
     with Sender(broker.url, spool=spool, spool_messages=2) as sender:
         cancel(sender, 1, 2)
-        with pytest.raises(SpoolFull, match="2 messages"):
+        with pytest.raises(SpoolFull, match="2 of at most 2 messages"):
             cancel(sender, 3)
         broker.start()
         sender.flush()
@@ -290,6 +292,34 @@ def test_a_spool_that_refuses_for_a_while_goes_on_by_itself(broker, spool, monke
 
         until(lambda: sender.spooled().messages == 0)
     assert reasons(broker.events()) == ["1"]
+
+
+@contextmanager
+def no_room(path):
+    """Let no file of this process grow beyond the size that this one has."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_is_full_makes_no_repeats(broker, spool):
+    with ExitStack() as undo:
+        refused = broker.url.replace("test-password", "wrong")
+        away = undo.enter_context(Sender(refused, spool=spool))
+        cancel(away, *range(10))
+        with no_room(Path(f"{spool}-wal")):
+            sender = undo.enter_context(Sender(broker.url, spool=spool))
+            for _ in range(3):
+                with pytest.raises(SpoolUnusable, match=r"els\.sqlite: [^;]*$"):
+                    sender.flush()
+            with pytest.raises(SpoolUnusable, match="the message is not sent"):
+                cancel(sender, "x" * 1000)
+            waiting = sender.spooled().messages
+        left = sender.flush().messages
+
+    assert (waiting, left) == (10, 0)
+    assert reasons(broker.events()) == [str(number) for number in range(10)]
 
 
 def test_only_its_owner_reads_a_spool(sender, spool):
