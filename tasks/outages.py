@@ -20,7 +20,7 @@ from celery.exceptions import Reject
 from redis import RedisError
 
 from core import db, metrics
-from core.db.connection import Conn
+from core.db.connection import Conn, end_read_only_session
 from core.errors import StackError
 from core.faults import Fault, fault, sqlstate
 from core.probe import probe_postgres, probe_redis
@@ -36,6 +36,7 @@ from tasks.worker.waiting import sleep
 
 FIRST_PROBE_S, LONGEST_PROBE_S = 1.0, 10.0
 NO_ROOM = ("53", "58")  # classes of SQLSTATE: insufficient resources, an error of the system
+READ_ONLY = "25006"
 PROBE_BYTES = 64 * 1024  # written after such an error: more than one page
 
 T = TypeVar("T")
@@ -97,6 +98,8 @@ def find_outage(size: int, *, rights: bool) -> Outage | None:
         assert settings.database_url is not None, "a worker does not start without"
         with db.connect_once(settings.database_url) as conn:
             outage = probe_postgres(conn, size=size) or (_missing_right(conn) if rights else None)
+            if outage and outage.sqlstate == READ_ONLY:
+                end_read_only_session(conn)
     except psycopg.Error as error:
         outage = Outage.of("postgres", error)
     return outage or probe_redis(Slots(brief_redis()))

@@ -23,7 +23,7 @@ from psycopg_pool import ConnectionPool
 from core.crash import crashpoint
 from core.db import session
 from core.db.moments import CONTEXT
-from core.db.silence import ANSWER_S, POLL_S, Impatient, Silence, beside
+from core.db.silence import ANSWER_S, BUSY_S, POLL_S, Impatient, Silence, beside
 from core.db.url import address
 from core.errors import ELSError
 
@@ -42,6 +42,11 @@ OPTIONS: dict[str, Any] = {  # Any: keyword arguments of psycopg
     "context": CONTEXT,
 }
 BY_KEY = {"enable_seqscan": "off", "jit": "off"}
+# A pooler keeps its session, which may be read-only for good: its role or its server was before.
+END_READ_ONLY = """
+    SELECT pg_terminate_backend(pg_backend_pid())
+    WHERE current_setting('transaction_read_only')::boolean
+"""
 BRIEF = {"statement_timeout": "1800", "lock_timeout": "300"}
 NAMES_OF_PSYCOPG = "_pg3_"  # of prepared statements; a pooler that keeps them gives its own
 
@@ -205,12 +210,14 @@ class WatchedConnection(SettledConnection):
 
     silent_s: ClassVar[float] = 10
     again_s: ClassVar[float] = 2  # between two questions; two bad answers in a row are enough
+    busy_s: ClassVar[float] = BUSY_S  # that a pooler may have no session for us
 
     def wait(self, gen: PQGen[RV], interval: float = POLL_S, timeout: float | None = None) -> RV:
         """Wait for the server. Raises OperationalError when it no longer works for us."""
         if timeout is not None:
             return super().wait(gen, interval, timeout)
-        silence, patience, failed = Silence(self.pgconn, self.pooled), self.silent_s, 0
+        silence = Silence(self.pgconn, self.pooled, self.busy_s)
+        patience, failed = self.silent_s, 0
         while True:
             try:
                 return super().wait(gen, interval, patience)
@@ -234,11 +241,20 @@ class WatchedBriefly(WatchedConnection):
 
     silent_s = 3
     again_s = 1
+    busy_s = 5
+
+
+def end_read_only_session(conn: Any) -> None:  # Any: as the pool types its connections
+    """Have a pooler open another session in place of one that is read-only."""
+    if conn.pooled:
+        with suppress(psycopg.Error):
+            conn._ask(END_READ_ONLY, prepare=False)
 
 
 def _leave_read_only(conn: Any) -> None:  # Any: as the pool types its connections
     """Have a pool give up a connection to a read-only server: a new one may find the primary."""
     if conn.refuses_writes:
+        end_read_only_session(conn)
         raise psycopg.OperationalError("the server takes no writes; connecting again")
 
 

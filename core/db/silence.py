@@ -46,8 +46,8 @@ class Silence:
     any statement of our role that began before ours looks as if it were ours.
     """
 
-    def __init__(self, pgconn: PGconn, pooled: bool) -> None:
-        self._pgconn, self._pooled = pgconn, pooled
+    def __init__(self, pgconn: PGconn, pooled: bool, busy_s: float = BUSY_S) -> None:
+        self._pgconn, self._pooled, self._busy_s = pgconn, pooled, busy_s
         self._since = time.monotonic()
         self._answered: float | None = None  # when a pooler had a session free after ours began
 
@@ -86,7 +86,8 @@ class Silence:
                 [WORKING, age_s],
             ).fetchone()
         except psycopg.OperationalError:
-            busy = time.monotonic() - self._since < BUSY_S
-            return None if busy else f"the pooler has no session for {BUSY_S:.0f} s"
+            waited_s = time.monotonic() - self._since
+            busy = waited_s < self._busy_s
+            return None if busy else f"the pooler has no session for {waited_s:.0f} s"
         self._answered = self._answered or time.monotonic()
         return None if row else "the server works on no statement that may be ours"

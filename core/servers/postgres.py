@@ -29,10 +29,12 @@ LACKING = """
 """
 
 
-def find_in_postgres(url: str, prepare: Prepare = "auto") -> list[Finding]:
+def find_in_postgres(
+    url: str, prepare: Prepare = "auto", *, briefly: bool = False
+) -> list[Finding]:
     """Check Postgres by a connection of its own; an error is a finding."""
     try:
-        with connect_once(url, prepare=prepare) as conn:
+        with connect_once(url, prepare=prepare, briefly=briefly) as conn:
             return check_postgres(conn)
     except UnfitPooler as error:
         why = "statements would run with other settings, or those of others would"

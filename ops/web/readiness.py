@@ -76,7 +76,8 @@ class Readiness:
         except PoolTimeout:  # a pool says nothing of why it has no connection
             settings = self._connections.settings
             assert settings.database_url, "a page does not start without"
-            found = find_in_postgres(settings.database_url, settings.database_prepare)
+            url, prepare = settings.database_url, settings.database_prepare
+            found = find_in_postgres(url, prepare, briefly=True)
             if not found:
                 raise
             return found

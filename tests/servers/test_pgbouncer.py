@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from types import SimpleNamespace
 from urllib.parse import quote
 
@@ -339,3 +339,71 @@ def test_a_slow_statement_and_a_queue_at_the_pooler_are_no_silence(poolers, monk
     with ExitStack() as opened, ThreadPoolExecutor(4) as threads:
         connections = [opened.enter_context(db.connect_once(pooler.url)) for _ in range(4)]
         assert [*threads.map(ask, range(4))] == [0, 1, 2, 3]
+
+
+# --- no session ----------------------------------------------------------------------------------
+
+
+@contextmanager
+def paused(pooler):
+    """Have the pooler give nobody a session, as before a restart of the server."""
+    at = pooler.url_of().rpartition("/")[0] + "/pgbouncer"
+    with psycopg.connect(at, autocommit=True, prepare_threshold=None) as admin:
+        assert not admin.pgconn.exec_(b"PAUSE els").error_message
+        try:
+            yield
+        finally:
+            admin.pgconn.exec_(b"RESUME els")
+
+
+def test_the_page_says_soon_that_the_pooler_gives_no_session(poolers):
+    pooler = poolers("transaction", admin_users="els")
+    with Served(pooler.url, os.environ["ELS_REDIS_URL"]) as page:
+        assert page.get("/readyz").status == 200
+        with paused(pooler):
+            began = time.monotonic()
+            first, second = page.get("/readyz"), page.get("/readyz")
+            took = elapsed(began)
+        until(lambda: page.get("/readyz").status == 200, what="it is ready again")
+
+    assert {first.status, second.status} == {503}
+    assert "no session" in first.text + second.text or "no answer" in first.text + second.text
+    assert took < 30
+
+
+# --- sessions that stay read-only ----------------------------------------------------------------
+
+SESSIONS = 3
+WRITE = "UPDATE batch_essay_trackers SET expected_count = expected_count WHERE false"
+
+
+def test_sessions_that_a_pooler_keeps_read_only_are_ended(poolers, node):
+    """As when a role was read-only for a while, or a session still leads to a demoted primary."""
+    pooler = poolers("transaction", default_pool_size=SESSIONS)
+    with psycopg.connect(node.url, autocommit=True) as owner:
+        owner.execute("ALTER ROLE els SET default_transaction_read_only = on")
+        try:
+            with ExitStack() as opened:
+                for _ in range(SESSIONS):
+                    conn = psycopg.connect(pooler.url, prepare_threshold=None)
+                    opened.enter_context(conn).execute("SELECT 1")
+        finally:
+            owner.execute("ALTER ROLE els RESET default_transaction_read_only")
+
+    with db.connect(pooler.url, size=SESSIONS) as pool:
+
+        def all_write():
+            try:
+                with ExitStack() as lent:
+                    for _ in range(SESSIONS):
+                        conn = lent.enter_context(pool.connection())
+                        lent.enter_context(conn.transaction())
+                        conn.execute(WRITE)
+            except psycopg.errors.ReadOnlySqlTransaction:
+                return False
+            return True
+
+        at_first = all_write()
+        until(all_write, 20, "every session takes writes")
+
+    assert not at_first
