@@ -47,6 +47,7 @@ class Sign:
     limited: Mapping[str, str] = field(default_factory=dict)  # tasks, each with its rate limit
     ignored: tuple[str, ...] = ()  # what a message asked of Celery beside its task, lately
     ignored_at: datetime | None = None
+    broker_lacks: tuple[Mapping[str, str], ...] = ()  # each with `wrong`, `why`, and the `step`
     waits: Mapping[str, str] | None = None  # to start: what is `wrong`, `why`, and the `step`
     waits_since: datetime | None = None
 
@@ -62,7 +63,7 @@ class Sign:
 
 
 MOMENTS = ("at", "began_at", "progress_at", "waits_since", "ignored_at")
-LISTS = ("queues", "cancelled", "ignored")
+LISTS = ("queues", "cancelled", "ignored", "broker_lacks")
 NAMES = {each.name for each in fields(Sign)}
 
 

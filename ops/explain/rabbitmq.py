@@ -1,11 +1,13 @@
 """What RabbitMQ shows without giving a message away: depth and consumers of queues, and alarms."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 from amqp import Message
+from amqp.exceptions import NotFound
 from kombu import Connection
 from kombu.transport.native_delayed_delivery import MAX_LEVEL, level_name
 
@@ -20,6 +22,8 @@ DEFAULT_VHOST = "/"  # where it goes whose sender names no virtual host
 NOBODY = "els.nobody"  # a queue that is not there: what is sent to it is dropped
 ALARM_S = 0.3  # for RabbitMQ to say that it blocks senders
 LONG = 10  # level of delay: 2**10 s, longer than any of ours
+OURS = ("", ".internal", ".control", ".dead")  # ends of the names of queues and exchanges
+RESTORE = "els worker  # with a RabbitMQ user that may declare them: els access rabbitmq"
 LOOK = "rabbitmqctl list_queues name messages consumers  # on a host of ELS_BROKER_URL"
 
 
@@ -40,10 +44,43 @@ def look_around(broker_url: str, queue: str) -> Around:
     broker = brief_connection(broker_url)
     try:
         found = {name: look(broker, name) for name in (queue, DEFAULT)}
-        clues = [*_clues(found, queue), *_delayed(broker), *_in_default_vhost(broker_url, queue)]
+        clues = [
+            *_deleted(broker, queue),
+            *_clues(found, queue),
+            *_delayed(broker),
+            *_in_default_vhost(broker_url, queue),
+        ]
         return Around(clues, _alarm(broker), found[queue][1])
     finally:
         broker.collect()  # a blocked connection does not answer when it is closed
+
+
+def deleted(broker: Connection, queue: str) -> list[str]:
+    """Name the queues and exchanges that are not there, if others are: workers declare them all.
+
+    Raises one of UNANSWERED.
+    """
+    channel: Any = broker.default_channel  # Any: Kombu's channels have no types
+    looks: dict[str, Callable[[str], object]] = {
+        "exchange": lambda name: channel.exchange_declare(name, "topic", passive=True),
+        "queue": lambda name: channel.queue_declare(name, passive=True),
+    }
+    missing = []
+    for name in (queue + end for end in OURS):
+        for kind, look_at in looks.items():
+            try:
+                look_at(name)
+            except NotFound:  # py-amqp opens the channel again
+                missing.append(f"the {kind} {name}")
+    return missing if len(missing) < len(OURS) * len(looks) else []
+
+
+def _deleted(broker: Connection, queue: str) -> Iterator[Clue]:
+    if missing := deleted(broker, queue):
+        what = " and ".join(missing)
+        yield Clue(
+            f"RabbitMQ has lost {what}, by somebody's hand: it drops what comes there", RESTORE
+        )
 
 
 def _clues(found: dict[str, tuple[int, int]], queue: str) -> Iterator[Clue]:

@@ -8,7 +8,7 @@ from time import monotonic
 import psycopg
 import redis
 from celery import Celery
-from kombu.exceptions import OperationalError
+from kombu import Connection
 from psycopg_pool import PoolTimeout
 
 from core.db.connection import Conn
@@ -20,11 +20,13 @@ from core.servers.redis import check_redis
 from core.servers.redis_client import connect_once
 from core.servers.urls import is_redis
 from core.signs.pauses import Outage, server_time
-from core.signs.starts import read_restarts
 from ops.explain.held_back import held_back
 from ops.explain.locks import locks, standby_awaited
+from ops.explain.rabbitmq import RESTORE, deleted
 from ops.explain.service_causes import LOCKED, lock_causes, look_at, restarting
-from ops.heartbeat import redis_outage
+from ops.heartbeat import read_heartbeat, redis_outage
+from ops.queues import UNANSWERED as BROKER_UNANSWERED
+from ops.signs import read_restarts
 from ops.web.connections import TIMEOUT_S, Connections
 from ops.web.health import UNANSWERED, paused_processes
 
@@ -93,9 +95,27 @@ class Readiness:
         try:
             with self._broker.connection_for_write() as connection:
                 connection.ensure_connection(max_retries=1, timeout=2)
-        except (OSError, OperationalError) as error:
+                return [*self._deleted(connection), *self._seen_by_workers()]
+        except (*BROKER_UNANSWERED, redis.RedisError) as error:
             return [away("broker", self._url, error)]
-        return []
+
+    def _deleted(self, connection: Connection) -> Iterator[Finding]:
+        """Name queues and exchanges of RabbitMQ that somebody has deleted."""
+        queue = self._connections.settings.queue
+        for what in deleted(connection, queue):
+            of_senders = what.endswith(f" {queue}")
+            severity = Severity.FAULT if of_senders else Severity.WARNING
+            wrong, why = f"{what} is missing", "RabbitMQ drops what comes there"
+            yield Finding("broker", severity, wrong, why, RESTORE)
+
+    def _seen_by_workers(self) -> Iterator[Finding]:
+        """Repeat what the workers have found to be wrong with RabbitMQ."""
+        with suppress(redis.RedisError):  # which has a finding of its own
+            seen = read_heartbeat(self._connections.client, None)
+            signs = [seen.signs[name] for name in seen.workers if name in seen.signs]
+            lacks = [each for sign in signs for each in sign.broker_lacks]
+            for each in {each["wrong"]: each for each in lacks}.values():
+                yield Finding("broker", Severity.WARNING, **each)
 
     def _find_restarting(self) -> list[Finding]:
         """Warn of workers that end again and again; that Redis is away has its own finding."""

@@ -1,23 +1,36 @@
-"""Messages that RabbitMQ drops, expired or over a delivery limit, become dead letters.
+"""Messages that RabbitMQ drops: expired, over a limit of the queue, or without a queue.
 
 A policy makes RabbitMQ publish these messages to the exchange `<queue>.dead` (`amqp_policy`). Each
-worker consumes the queue bound to it.
+worker consumes the queue bound to it. What expired by its sender's wish, or what a worker rejected,
+becomes a dead letter; the other messages have done nothing wrong, and go back to their queue.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from time import monotonic
 from typing import Any
 
 import structlog
+from amqp.exceptions import AMQPError
 from celery import Celery
 from kombu import Exchange, Message, Queue
+from kombu.exceptions import KombuError
 
 from core.errors import NotExecuted
-from tasks.worker.amqp import forward
+from core.faults import describe
+from tasks.worker.amqp import RETURNED, forward
 
 DROPPED = "els-dropped"  # a header: why a worker dropped the message
 CHECK = "els-check"  # a header of the message that checks the policy
-CODES = {"expired": "EXPIRED", "delivery_limit": "POISON_MESSAGE", "rejected": "MALFORMED_MESSAGE"}
-REASONS = (*CODES, "maxlen")  # RabbitMQ's words; a sender may write others into the header
+CODES = {"expired": "EXPIRED", "rejected": "MALFORMED_MESSAGE"}
+# RabbitMQ's words; a sender may write others into the header. Its delivery limit counts closed
+# connections as well: `deaths` counts the processes that died.
+REASONS = (*CODES, "maxlen", "delivery_limit")
+OUTLIVED = "time to live of the queue"
+UNROUTABLE = "no queue"
+NOT_ITS_FAULT = ("delivery_limit", OUTLIVED, UNROUTABLE)
+DELAYED = "celery_delayed_"  # begin of the names of exchanges and queues that delay
+AGAIN_S = 1  # before a message is put back that could not be
+SHOWN_S = 600  # in `/readyz`, that messages found no queue
 
 log = structlog.get_logger(__name__)
 
@@ -42,21 +55,26 @@ def drop(app: Celery, message: Message) -> None:
 
 
 class Keeper:
-    """Writes a dead letter for each dropped message."""
+    """Puts a dropped message back into its queue, or writes a dead letter."""
 
-    def __init__(self, worker: Any) -> None:  # Any: Celery's consumer, untyped
-        self._worker = worker
-        beat = worker.app.conf.beat_schedule.values()
-        self._ticks = {entry["task"] for entry in beat}
+    def __init__(self, worker: Any, restore: Callable[[], None]) -> None:  # Any: Celery's consumer
+        self._worker, self._restore = worker, restore
+        conf = worker.app.conf
+        self._ticks = {entry["task"] for entry in conf.beat_schedule.values()}
+        self._queue = str(conf.task_default_queue)
+        self._queues = {queue.name for queue in conf.task_queues}
 
     def keep(self, message: Message) -> None:
         """Keep a message; let go of one that nobody misses."""
         given = message.headers.get("task")
         task = given if isinstance(given, str) else ""  # a sender may write anything
-        if CHECK in message.headers or task in self._ticks:
+        reason, queue = self._why_dropped(message)
+        if CHECK in message.headers or (task in self._ticks and reason != UNROUTABLE):
             message.ack_log_error(log, self._worker.connection_errors)
             return
-        reason = why_dropped(message.headers)
+        if queue in self._queues and reason in NOT_ITS_FAULT:
+            self._put_back(message, reason, queue)
+            return
         code = CODES.get(reason, "REVOKED")
         if code == "MALFORMED_MESSAGE" and task not in self._worker.app.tasks:
             code = "UNKNOWN_TASK"
@@ -64,18 +82,73 @@ class Keeper:
             message, NotExecuted(f"RabbitMQ dropped it: {reason}"), code
         )
 
+    def _why_dropped(self, message: Message) -> tuple[str, str]:
+        """Return why a message is here, and the queue that it was meant for.
+
+        A message that found no queue still names the exchange to which somebody sent it.
+        """
+        exchange = str(message.delivery_info.get("exchange"))
+        if exchange == dead_name(self._queue):
+            return why_dropped(message.headers), str(_death(message.headers).get("queue"))
+        if exchange.startswith(DELAYED):  # these lead to `els` alone: a sender may write to them
+            key = str(message.delivery_info.get("routing_key"))
+            return UNROUTABLE, self._queue if key.endswith(f".{self._queue}") else ""
+        return UNROUTABLE, exchange
+
+    def _put_back(self, message: Message, reason: str, queue: str) -> None:
+        """Send a message to its queue, whatever exchange is missing; try again if that is, too."""
+        if reason == UNROUTABLE:
+            note_unroutable()
+            self._restore()
+        returned = {} if reason == UNROUTABLE else {RETURNED: reason}
+        try:
+            forward(self._worker.app, message, Exchange(""), queue, returned)
+        except (AMQPError, KombuError, OSError) as error:
+            log.warning("message_not_put_back_yet", queue=queue, error=describe(error))
+            self._worker.timer.call_after(AGAIN_S, self._put_back, (message, reason, queue))
+            return
+        log.warning("message_put_back", queue=queue, dropped=reason)
+        message.ack_log_error(log, self._worker.connection_errors)
+
+
+_unroutable: tuple[int, float] = 0, 0.0  # messages of this process, and when the last one came
+
+
+def note_unroutable() -> None:
+    global _unroutable  # noqa: PLW0603 - of the process
+    _unroutable = _unroutable[0] + 1, monotonic()
+
+
+def unroutable() -> int:
+    """Count the messages that found no queue, while the last one is recent."""
+    number, at = _unroutable
+    return number if number and monotonic() - at < SHOWN_S else 0
+
 
 def why_dropped(headers: Mapping[str, Any]) -> str:  # Any: AMQP's
-    """Return RabbitMQ's word for why a message was dropped.
+    """Return why a message was dropped, most often in RabbitMQ's word.
 
-    A message that was delayed has "expired" in each queue of the delays, which is no drop.
+    A message without an expiration of its own has outlived a limit that an administrator gave to
+    the queue.
     """
     if DROPPED in headers:
         return "rejected"
+    death = _death(headers)
+    reason = death.get("reason")
+    if reason == "expired" and "original-expiration" not in death:
+        return OUTLIVED
+    return str(reason) if reason in REASONS else "unknown"
+
+
+def _death(headers: Mapping[str, Any]) -> Mapping[str, Any]:  # Any: as above
+    """Return what RabbitMQ says of the last drop; nothing if a sender wrote something else.
+
+    A message that was delayed has "expired" in each queue of the delays, which is no drop.
+    """
     deaths = headers.get("x-death")
-    reasons = [
-        reason if (reason := death.get("reason")) in REASONS else "unknown"
+    real = (
+        death
         for death in (deaths if isinstance(deaths, list) else [])
-        if isinstance(death, dict) and not str(death.get("queue")).startswith("celery_delayed_")
-    ]
-    return reasons[0] if reasons else "unknown"
+        if isinstance(death, dict) and not str(death.get("queue")).startswith(DELAYED)
+    )
+    return next(real, {})

@@ -1,90 +1,164 @@
-"""The policy by which RabbitMQ hands over what it drops; only an administrator can set it.
+"""The policies by which RabbitMQ hands over what it drops; only an administrator can set them.
 
-A worker checks it at its start, and logs the commands that set it.
+A worker checks them whenever it connects, and every few minutes. It logs the commands that set
+them, and `/readyz` names what is lost without.
 """
 
 import json
 from time import monotonic
+from typing import Any
 from uuid import uuid4
 
 import structlog
-from amqp.exceptions import AMQPError
-from celery import Celery
 from kombu import Connection, Consumer, Exchange, Message, Producer, Queue
-from kombu.exceptions import KombuError
+from kombu.exceptions import OperationalError
 
-from core.faults import describe
-from tasks.worker.amqp_dropped import CHECK, dead_name, dead_queue
+from tasks.worker.amqp_dropped import CHECK, DELAYED, dead_name, dead_queue, unroutable
 
 ANSWER_S = 5  # that RabbitMQ gets to drop the message by which the policy is checked
 CHECK_EXPIRES_MS = 60_000  # of a queue that a check left behind
 
+DROPPED_LOST = "messages that expire, or reach a limit of the queue"
+UNROUTABLE_LOST = "messages that find no queue, because somebody has deleted it or its binding"
+
+lost: list[str] = []  # as the last check has found
 log = structlog.get_logger(__name__)
 
 
-def pattern_of(queue: str) -> str:
-    """Write the pattern of the policy: a queue and those named after it, with two exceptions.
+def policies(queue: str) -> list[tuple[str, str, dict[str, str], str, int]]:
+    """List the policies: name, pattern, definition, what it applies to, and priority.
+
+    What is dropped, and what finds no queue, goes to the exchange of the dropped. A full queue
+    refuses what is sent to it, rather than to drop its oldest message.
+    """
+    dead, ours = dead_name(queue), _names(queue)
+    kept, full = {"dead-letter-exchange": dead}, {"overflow": "reject-publish"}
+    at_least_once = {**kept, "dead-letter-strategy": "at-least-once", **full}
+    return [
+        (f"{queue}-quorum", f"^{ours}$", at_least_once, "queues", 1),
+        (f"{queue}-classic", f"^{ours}$", {**kept, **full}, "queues", 0),  # the other is none there
+        (f"{queue}-dead", f"^{_literal(dead)}$", full, "queues", 0),
+        (
+            f"{queue}-unroutable",
+            f"^({ours}|{DELAYED}.*)$",
+            {"alternate-exchange": dead},
+            "exchanges",
+            0,
+        ),
+    ]
+
+
+def _names(queue: str) -> str:
+    """Write a pattern for a queue and those named after it, with two exceptions.
 
     The queue of dropped messages would drop into itself. Events belong to their receivers, and the
     outbox keeps them.
     """
-    return f"^{queue.replace('.', '[.]')}([.](?!dead$|events).*)?$"
+    return f"{_literal(queue)}([.](?!dead$|events).*)?"
+
+
+def _literal(name: str) -> str:
+    return name.replace(".", "[.]")
 
 
 def policy_commands(queue: str) -> str:
-    """Write the commands that attach the exchange of the dropped to our queues."""
+    """Write the commands that set the policies."""
     return " && ".join(
-        f"rabbitmqctl set_policy {queue}-{name} '{pattern_of(queue)}'"
-        f" '{json.dumps({'dead-letter-exchange': dead_name(queue), **more})}'"
-        f" --apply-to queues --priority {priority}"
-        for name, more, priority in (
-            ("quorum", {"dead-letter-strategy": "at-least-once", "overflow": "reject-publish"}, 1),
-            ("classic", {}, 0),  # for a classic queue the other policy is none
-        )
+        f"rabbitmqctl set_policy {name} '{pattern}' '{json.dumps(definition)}'"
+        f" --apply-to {kind} --priority {priority}"
+        for name, pattern, definition, kind, priority in policies(queue)
     )
 
 
-def warn_without_policy(app: Celery, queue: str) -> None:
-    """Log a warning with the commands to run where RabbitMQ drops messages for good."""
-    try:
-        with app.connection_for_write() as connection:
-            found = has_policy(connection, queue)
-    except (AMQPError, KombuError, OSError) as error:
-        log.warning("dead_letter_policy_not_checked", error=describe(error))
-        return
-    if found:
+def lacks(queue: str) -> list[dict[str, str]]:
+    """Say for `/readyz` what this worker has found to be wrong with RabbitMQ."""
+    found = []
+    if lost:
+        wrong = "it has no policy by which it hands over what it drops"
+        found += [
+            {"wrong": wrong, "why": f"lost: {'; '.join(lost)}", "step": policy_commands(queue)}
+        ]
+    if number := unroutable():
+        wrong = f"it had no queue for {number} messages within the last minutes"
+        why = "somebody deletes what the workers declare; they declare it again"
+        step = "find out who: rabbitmqctl list_connections user peer_host"
+        found += [{"wrong": wrong, "why": f"{why}, and put the messages back", "step": step}]
+    return found
+
+
+def check(connection: Connection, queue: str) -> None:
+    """Note what RabbitMQ loses because a policy is missing, and log the commands that set it.
+
+    Raises AMQPError, KombuError or OSError.
+    """
+    global lost  # noqa: PLW0603 - of the process
+    before = lost
+    looks = {DROPPED_LOST: _hands_over_dropped, UNROUTABLE_LOST: _hands_over_unroutable}
+    lost = [what for what, look in looks.items() if not look(connection, queue)]
+    if not lost:
         log.info("broker_hands_over_what_it_drops", to=dead_name(queue))
-    else:
-        log.warning(
-            "broker_has_no_dead_letter_policy",
-            queue=queue,
-            lost="messages that expire, or reach RabbitMQ's delivery limit",
-            run=policy_commands(queue),
-        )
+    elif lost != before:
+        _warn(queue)
 
 
-def has_policy(connection: Connection, queue: str) -> bool:
-    """Tell whether RabbitMQ hands over what it drops: let it drop a message, and see."""
-    channel = connection.channel()
-    dead_queue(queue).bind(channel).declare()
+def _warn(queue: str) -> None:
+    log.warning(
+        "broker_has_no_dead_letter_policy",
+        queue=queue,
+        lost="; ".join(lost),
+        run=policy_commands(queue),
+    )
+
+
+def _hands_over_dropped(connection: Connection, queue: str) -> bool:
+    """Let RabbitMQ drop a message, and see."""
     name = f"{queue}.check-{uuid4().hex}"
     arguments = {"x-queue-type": "quorum", "x-expires": CHECK_EXPIRES_MS}
-    checked = Queue(name, Exchange(""), name, queue_arguments=arguments).bind(channel)
-    arrived: list[Message] = []
-    seen = Queue(f"{name}-seen", Exchange(dead_name(queue)), name, exclusive=True, durable=False)
-    seen = seen.bind(channel)
+    checked = Queue(name, Exchange(""), name, queue_arguments=arguments)(connection.channel())
     checked.queue_declare()
-    seen.queue_declare()
-    seen.queue_bind()
     try:
-        with Consumer(channel, [seen], on_message=arrived.append, no_ack=True, auto_declare=False):
-            Producer(channel).publish("", routing_key=name, expiration=0, headers={CHECK: name})
-            deadline = monotonic() + ANSWER_S
-            while not arrived and monotonic() < deadline:
-                try:
-                    connection.drain_events(timeout=max(deadline - monotonic(), 0.01))
-                except TimeoutError:
-                    break
-        return bool(arrived)
+        return _arrives(connection, queue, name, "", expiration=0)
     finally:
         checked.delete()
+
+
+def _hands_over_unroutable(connection: Connection, queue: str) -> bool:
+    """Send a message to an exchange without queues, and see."""
+    name = f"{queue}.check-{uuid4().hex}"
+    checked = Exchange(name, "topic", durable=False)(connection.channel())
+    checked.declare()
+    try:
+        return _arrives(connection, queue, name, name)
+    except OperationalError:  # it came back
+        return False
+    finally:
+        checked.delete()
+
+
+def _arrives(
+    connection: Connection,
+    queue: str,
+    name: str,
+    exchange: str,
+    **options: Any,  # Any: Kombu's
+) -> bool:
+    """Tell whether a message reaches the exchange of the dropped."""
+    channel: Any = connection.channel()  # Any: absent from its types
+    dead_queue(queue)(channel).declare()
+    seen = Queue(f"{name}-seen", Exchange(dead_name(queue)), name, exclusive=True, durable=False)
+    seen = seen(channel)
+    seen.queue_declare()
+    seen.queue_bind()
+    arrived: list[Message] = []
+    with Consumer(channel, [seen], on_message=arrived.append, no_ack=True, auto_declare=False):
+        Producer(channel).publish(
+            "", routing_key=name, exchange=exchange, headers={CHECK: name}, **options
+        )
+        deadline = monotonic() + ANSWER_S
+        while not arrived and monotonic() < deadline:
+            try:
+                connection.drain_events(timeout=max(deadline - monotonic(), 0.01))
+            except TimeoutError:
+                break
+    channel.close()  # and with it the queue, which no other may see
+    return bool(arrived)

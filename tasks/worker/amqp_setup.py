@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Thread
 from typing import Any
 
 import structlog
@@ -16,7 +15,7 @@ from core.faults import describe
 from tasks.worker.amqp import Channel
 from tasks.worker.amqp_delays import bind_to_delays, delayed_queues, sending_back_far_etas
 from tasks.worker.amqp_dropped import Keeper, dead_queue, drop
-from tasks.worker.amqp_policy import warn_without_policy
+from tasks.worker.amqp_restoring import Restoring
 
 DROPPED_AT_ONCE = 10  # dropped messages that a worker holds
 
@@ -38,7 +37,7 @@ class Queues(bootsteps.StartStopStep):
 
     def __init__(self, worker: Any, **kwargs: Any) -> None:  # Any: Celery's consumer, untyped
         self._dropped: Consumer | None = None
-        self._policy_checked = False
+        self._restoring: Restoring | None = None
         super().__init__(worker, **kwargs)
 
     def start(self, worker: Any) -> None:  # Any: as above
@@ -55,8 +54,9 @@ class Queues(bootsteps.StartStopStep):
         with _or_without("delays_not_bound"):
             for name in delayed_queues(app):
                 bind_to_delays(channel, name)
+        self._restoring = self._restoring or Restoring(app)
         with _or_without("dropped_messages_not_consumed"):
-            keeper = Keeper(worker)
+            keeper = Keeper(worker, self._restoring.now)
             self._dropped = Consumer(
                 channel,
                 [dead_queue(queue)],
@@ -65,9 +65,7 @@ class Queues(bootsteps.StartStopStep):
             )
             self._dropped.qos(prefetch_count=DROPPED_AT_ONCE)
             self._dropped.consume()
-        if not self._policy_checked:
-            self._policy_checked = True
-            Thread(target=warn_without_policy, args=(app, queue), daemon=True).start()
+        self._restoring.start()
 
     def stop(self, worker: Any) -> None:  # Any: as above
         dropped, self._dropped = self._dropped, None

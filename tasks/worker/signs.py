@@ -8,7 +8,7 @@ from celery.worker import state
 
 from core.servers.identity import identity_of
 from tasks.app import app, settings
-from tasks.worker import screening
+from tasks.worker import amqp_policy, screening
 from tasks.worker.process import describe
 
 _last: tuple[object, float] | None = None  # what had moved, and when that was seen first
@@ -30,6 +30,7 @@ def sign(now: float) -> dict[str, Any]:  # Any: JSON
         "held": len(state.reserved_requests),
         "progress_at": now - _still_for_s(),
         "limited": {task.name: task.rate_limit for task in app.tasks.values() if task.rate_limit},
+        "broker_lacks": amqp_policy.lacks(settings.queue),
         **_ignored(now),
     }
 

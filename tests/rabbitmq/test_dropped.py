@@ -1,5 +1,6 @@
 """What RabbitMQ or a worker drops becomes a dead letter."""
 
+import json
 import subprocess
 from uuid import uuid4
 
@@ -56,7 +57,8 @@ def test_a_tick_that_expires_leaves_no_dead_letter(policed, letters):
     assert policed.depth(".dead") == 0
 
 
-def test_a_message_at_the_delivery_limit_becomes_a_dead_letter(policed, node, letters):
+def test_a_message_at_the_delivery_limit_is_put_back(policed, node, outcome_of, letters):
+    """RabbitMQ counts requeues, which are no deaths of workers."""
     event = make.content(make.new_batch())
     arguments = {"x-queue-type": "quorum", "x-delivery-limit": 1}
     with node.connection() as connection:
@@ -72,9 +74,75 @@ def test_a_message_at_the_delivery_limit_becomes_a_dead_letter(policed, node, le
             until(Queue(policed.queue).bind(channel).get).requeue()
 
     policed.start()
-    [letter] = until(letters, what="the letter is written")
+
+    assert until(lambda: outcome_of(event), what="it is executed")["outcome"] == "pending"
+    assert letters() == []
+
+
+@pytest.fixture
+def limited(policed, node):
+    """Give the queue a limit, as an administrator does."""
+
+    def limit(**definition):
+        given = json.dumps({name.replace("_", "-"): value for name, value in definition.items()})
+        what = (policed.queue, f"^{policed.queue}$", given, "--apply-to", "queues")
+        node.ctl("set_operator_policy", *what)
+
+    yield limit
+    node.ctl("clear_operator_policy", policed.queue)
+
+
+def test_a_message_that_kills_its_workers_is_poison_though_rabbitmq_redelivers_none(
+    policed, limited, letters
+):
+    event = make.registration(make.new_batch())
+    set_up(policed)
+    limited(delivery_limit=0)
+
+    policed.start(ELS_CRASHPOINT="before_commit")
+    policed.send("els.register_batch", event)
+    [letter] = until(letters, 60, "the letter is written")
 
     assert (letter["code"], letter["body"]) == ("POISON_MESSAGE", event)
+
+
+def test_a_message_that_outlives_a_limit_of_the_queue_is_put_back(
+    policed, limited, node, outcome_of, letters
+):
+    event = make.content(make.new_batch())
+    set_up(policed)
+    limited(message_ttl=100)
+
+    policed.send("els.assign_content", event)
+    until(lambda: policed.depth(".dead") == 1, what="RabbitMQ drops it")
+    policed.start()
+
+    assert until(lambda: outcome_of(event), what="it is executed")["outcome"] == "pending"
+    assert letters() == []
+
+
+@pytest.mark.parametrize("key", ["QUEUE", "another"])
+def test_a_message_that_finds_no_queue_is_put_back(policed, node, outcome_of, letters, key):
+    """Somebody has deleted the binding, or its sender names another one."""
+    event = make.content(make.new_batch())
+    set_up(policed)
+    with node.connection() as connection:
+        channel = connection.channel()
+        channel.queue_unbind(policed.queue, policed.queue, policed.queue)
+        headers = {"task": "els.assign_content", "id": str(uuid4())}
+        Producer(channel).publish(
+            [[], {"event": event}, {}],
+            exchange=policed.queue,
+            routing_key=key.replace("QUEUE", policed.queue),
+            serializer="json",
+            headers=headers,
+        )
+    until(lambda: policed.depth(".dead") == 1, what="it is kept")
+
+    policed.start()
+
+    assert until(lambda: outcome_of(event), what="it is executed")["outcome"] == "pending"
+    assert letters() == []
 
 
 @pytest.mark.parametrize(

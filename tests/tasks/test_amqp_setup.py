@@ -7,8 +7,8 @@ import pytest
 
 from tasks.worker.amqp import Message
 from tasks.worker.amqp_delays import LONGEST_DELAY_S, _routing_key
-from tasks.worker.amqp_dropped import DROPPED, why_dropped
-from tasks.worker.amqp_policy import pattern_of, policy_commands
+from tasks.worker.amqp_dropped import DROPPED, OUTLIVED, why_dropped
+from tasks.worker.amqp_policy import policies, policy_commands
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,11 @@ def test_a_delay_longer_than_the_longest_is_cut():
 
 DELAYED = {"queue": "celery_delayed_3", "reason": "expired"}
 WHY = {
-    "it expired": ([{"queue": "els", "reason": "expired"}], "expired"),
+    "it expired": (
+        [{"queue": "els", "reason": "expired", "original-expiration": "500"}],
+        "expired",
+    ),
+    "its queue has a time to live": ([{"queue": "els", "reason": "expired"}], OUTLIVED),
     "it was delayed, then rejected": (
         [{"queue": "els", "reason": "rejected"}, DELAYED],
         "rejected",
@@ -49,18 +53,29 @@ def test_a_message_that_a_worker_dropped_says_so_itself():
 
 
 @pytest.mark.parametrize(
-    ("queue", "covered"),
+    ("name", "queue", "exchange"),
     [
-        ("els", True),
-        ("els.internal", True),
-        ("els.check-1", True),
-        ("els.dead", False),
-        ("els.events", False),
-        ("els2", False),
+        ("els", "els-quorum", True),
+        ("els.internal", "els-quorum", True),
+        ("els.check-1", "els-quorum", True),
+        ("els.dead", "els-dead", False),
+        ("els.events", None, False),
+        ("els2", None, False),
+        ("celery_delayed_3", None, True),
+        ("celery_delayed_delivery", None, True),
+        ("celeryev", None, False),
     ],
 )
-def test_the_policy_covers_the_queues_of_the_service(queue, covered):
-    assert bool(re.search(pattern_of("els"), queue)) is covered
+def test_the_policies_cover_what_is_the_services(name, queue, exchange):
+    matching = [
+        (policy, kind)
+        for policy, pattern, _, kind, priority in sorted(policies("els"), key=lambda each: each[4])
+        if re.search(pattern, name)
+    ]
+    of_queues = [policy for policy, kind in matching if kind == "queues"]
+
+    assert (of_queues[-1] if of_queues else None) == queue
+    assert (("els-unroutable", "exchanges") in matching) is exchange
 
 
 class Received:

@@ -1,0 +1,56 @@
+"""`/readyz` and `els explain` say what is wrong with RabbitMQ."""
+
+import json
+import os
+
+import pytest
+
+from ops.explain.rabbitmq import look_around
+from tests.live.conftest import until
+from tests.ops.served import Served
+
+
+@pytest.fixture
+def readyz(workers, node, database_url):
+    """Ask for it; return the status, what is said of the broker, and the findings."""
+    names = {"queue": workers.queue, "events_queue": f"{workers.queue}.events"}
+    with Served(database_url, os.environ["ELS_REDIS_URL"], broker_url=node.url, **names) as page:
+
+        def ask():
+            answer = page.get("/readyz")
+            body = json.loads(answer.text)
+            wrong = [
+                each["wrong"] for each in body.get("findings", ()) if each["server"] == "broker"
+            ]
+            return answer.status, body["broker"], wrong
+
+        yield ask
+
+
+def test_a_missing_policy_is_named_until_it_is_set(workers, node, readyz):
+    workers.start()
+    workers.ready(1)
+
+    until(lambda: any("has no policy" in each for each in readyz()[2]), what="it is named")
+    assert readyz()[1] == "ok"
+    node.do("policy", workers.queue)
+    node.drop_connections()
+
+    until(lambda: readyz()[2] == [], what="nothing is wrong")
+
+
+def test_a_deleted_exchange_is_named_until_a_worker_is_there(policed, node, readyz):
+    policed.start()
+    policed.ready(1)
+    policed.stop()
+    with node.connection() as connection:
+        connection.channel().exchange_delete(policed.queue)
+
+    status, broker, _ = readyz()
+    clues = [str(clue) for clue in look_around(node.url, policed.queue).clues]
+    policed.start()
+
+    assert status == 503
+    assert f"the exchange {policed.queue} is missing" in broker
+    assert any(f"the exchange {policed.queue}" in clue for clue in clues), clues
+    until(lambda: readyz()[1] == "ok", what="it is declared")
