@@ -6,6 +6,7 @@ from math import inf
 from time import monotonic
 
 import psycopg
+from amqp.exceptions import AMQPError
 from celery import Celery
 from kombu.exceptions import OperationalError
 from psycopg_pool import PoolTimeout
@@ -89,7 +90,7 @@ class Readiness:
         try:
             with self._broker.connection_for_write() as connection:
                 connection.ensure_connection(max_retries=1, timeout=2)
-        except (OSError, OperationalError) as error:
+        except (OSError, OperationalError, AMQPError) as error:
             return [away("broker", self._url, error)]
         return []
 
