@@ -41,6 +41,18 @@ def it_is_stopped_by_a_debugger(place):
         yield place.insert_batch()
 
 
+@cause(
+    "beat_silent",
+    says=["The sweep has not run", "sends no ticks: its ELS_SWEEP_EVERY is too long"],
+    never=["no worker executes its ticks", "No worker"],
+    step="els reconcile",
+)
+def it_ticks_once_a_day(place):
+    place.worker()
+    place.start_beat(ELS_SWEEP_EVERY="86400")
+    yield place.insert_batch()
+
+
 @cause("beat_silent", says=NO_BEAT)
 def it_ticks_for_another_queue(place):
     place.worker()
