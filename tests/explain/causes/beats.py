@@ -3,6 +3,8 @@
 import psycopg
 
 from core.signs.beats import read_beats
+from core.signs.heartbeat import SWEPT
+from core.signs.pauses import server_time
 from ops.heartbeat import BEAT_GONE
 from tests.explain.cause import cause
 from tests.explain.place import WAIT_S
@@ -50,7 +52,10 @@ def it_is_stopped_by_a_debugger(place):
 def it_ticks_once_a_day(place):
     place.worker()
     place.start_beat(ELS_SWEEP_EVERY="86400")
-    yield place.insert_batch()
+    batch = place.insert_batch()
+    until(lambda: place.valkey.exists(SWEPT), WAIT_S, "it has ticked once, at its start")
+    place.valkey.set(SWEPT, server_time(place.valkey) - 300)
+    yield batch
 
 
 @cause("beat_silent", says=NO_BEAT)
