@@ -18,10 +18,11 @@ from core.servers.redis_client import connect_once
 from core.servers.rights import NO_RIGHT
 from core.servers.urls import is_redis, kind_and_path
 from core.settings import Settings
-from core.signs.heartbeat import SINCE, SWEPT, WORKERS, live_workers
+from core.signs.heartbeat import SINCE, SWEPT, TICK, WORKERS, live_workers
 from core.signs.installation import Kind, detect
 from core.signs.pauses import Outage, Pause, Server, server_time
 from core.slots import Slots
+from ops.by_hand import changed_columns, lacking_rights, of_others, short_limits
 from ops.installation import Installation
 from ops.obstacles import changed_by_hand, trigger_raised
 from ops.queues import UNANSWERED, brief_connection, queue_lengths
@@ -29,6 +30,7 @@ from ops.redis_queues import lengths_on_redis, oldest_sent
 from ops.signs import NO_BEATS, Beats, Sign, read_beats, read_pauses, read_restarts, read_signs
 from ops.wording import words_of
 
+SWEEP = "els.sweep"  # the task that beat sends
 SWEEP_LATE = timedelta(seconds=60)  # the sweep runs every few seconds
 BEAT_GONE = timedelta(seconds=10)  # the same without a beat, whose last tick may have run after it
 BROKER_S = 0.8  # for Redis as the broker
@@ -37,6 +39,7 @@ ASKER = "this command"
 HOLDS_BACK = "CLIENT PAUSE, as tools for a failover do"
 READ_ONLY = "25006"
 NO_SCHEMA = {"42P01", "42703", "3F000"}  # no such table, column, schema
+CUT_SHORT = {"57014", "25P03", "25P04", "57P05"}  # a limit of time ended a statement or a session
 OF_SERVER = ("53", "57")  # classes: it lacks resources, or somebody intervened
 NO_RIGHT_IN_REDIS = "NoPermissionError"
 
@@ -64,6 +67,7 @@ class Heartbeat:
     waiting: int | None  # messages in the queue; None: the broker does not answer
     pauses: Sequence[Pause] = ()  # processes that wait for a server which refuses
     beats: Beats = NO_BEATS
+    tick_waits: bool = True  # beat has sent a tick of the sweep that no worker has begun
     signs: Mapping[str, Sign] = field(default_factory=dict)  # by worker, also of those gone
     asked: Asked = field(default_factory=Asked)
     oldest_sent: datetime | None = None  # the oldest message in the queue; None: unknown
@@ -147,7 +151,9 @@ def heartbeat_of_queues(
     seen = read_heartbeat(client, waiting)
     broker = kind_and_path(broker_url)
     asked = Asked(queue=queues[-1], broker=broker, inner_queues=queues[:-1])
-    return replace(seen, beats=read_beats(client, queues[-1]), asked=asked)
+    tick = client.exists(TICK.format(queue=queues[-1], task=SWEEP))
+    beats = read_beats(client, queues[-1])
+    return replace(seen, beats=beats, tick_waits=bool(tick), asked=asked)
 
 
 def ask_waiting(broker_url: str, queues: Sequence[str]) -> tuple[int, datetime | None]:
@@ -212,14 +218,23 @@ def with_obstacle(heartbeat: Heartbeat, conn: Conn) -> Heartbeat:
         found = read_only(conn, own=False)
         heartbeat = heartbeat if found else _without_ours(heartbeat)
     elif not states.isdisjoint(NO_SCHEMA) and "postgres" not in heartbeat.asked.took_writes:
-        found = schema_lacks(conn) or changed_by_hand()
-    found = _trigger(heartbeat, conn) or found
+        found = schema_lacks(conn) or changed_columns(conn) or changed_by_hand()
+    elif NO_RIGHT in states:
+        found = lacking_rights(conn)
+    elif not states.isdisjoint(CUT_SHORT):
+        found = short_limits(conn)
+    found = _trigger(heartbeat, conn) or found or _added(heartbeat)
     return replace(heartbeat, asked=replace(heartbeat.asked, obstacle=found))
 
 
 def _trigger(heartbeat: Heartbeat, conn: Conn) -> Finding | None:
     outages = [each.outage for each in heartbeat.pauses if each.outage.server == "postgres"]
     found = (trigger_raised(conn, each.error) for each in outages if not _is_of_server(each))
+    return next(filter(None, found), None)
+
+
+def _added(heartbeat: Heartbeat) -> Finding | None:
+    found = (of_others(each.outage.error) for each in heartbeat.pauses)
     return next(filter(None, found), None)
 
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from core.signs.installation import Kind
 
+PSQL = "els env  # then psql DATABASE_URL"
+POSTGRES = PSQL + " -c '{}'"
 START = {
     Kind.ELS_RUN: "els run --home {home}",
     Kind.KUBERNETES: "kubectl rollout restart deployment/els-{part}",
@@ -69,6 +71,13 @@ class Installation:
         if self.kind not in LOG:
             return f"els health {part}"
         return LOG[self.kind].format(part=part, home=self.home, unit=UNITS[part])
+
+    @property
+    def why_it_ends(self) -> str:
+        """Return the command that shows why a worker ends: its log, else that of the kernel."""
+        if self.kind in LOG:
+            return self.log("worker")
+        return "dmesg -T | grep -i 'killed process'  # nothing? read what it printed at its end"
 
     @property
     def migrate(self) -> str:

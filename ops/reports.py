@@ -31,7 +31,8 @@ def show_explanation(explanation: Explanation) -> None:
         names = ", ".join(explanation.unanswered)
         print_line(f"  Not read: {names}\n")
     if not explanation.causes:
-        out.print("  Nothing is missing.\n")
+        as_far = ", as far as was read" if explanation.unanswered else ""
+        out.print(f"  Nothing is missing{as_far}.\n")
     for note in explanation.notes:
         print_line(f"  Also: {one_line(note)}")
     if explanation.notes:

@@ -21,26 +21,34 @@ from core.faults import sqlstate
 from core.probe import probe_postgres
 from core.rules import Cause
 from core.servers.away import away
-from core.servers.handshake import describe
+from core.servers.finding import Finding
+from core.servers.handshake import describe, speaks_plainly
 from core.servers.identity import identity
 from core.servers.postgres import schema_lacks
 from core.servers.redis_client import connect_once
 from core.servers.rights import NO_RIGHT
-from core.servers.urls import is_redis, kind_and_path
+from core.servers.urls import is_redis, kind_and_path, pieces
 from core.settings import Settings
 from core.signs.pauses import Outage
 from core.slots import Slots
+from ops.by_hand import changed_columns, short_limits_of
 from ops.explain.causes import CAUSES
 from ops.explain.clues import Clue
-from ops.explain.consumers import celery_workers, consumer_clues, waiting_clients
+from ops.explain.consumers import (
+    celery_workers,
+    consumer_clues,
+    popping_clues,
+    waiting_clients,
+)
 from ops.explain.explanation import Explanation, explain
 from ops.explain.locks import locks, standby_awaited
-from ops.explain.message_clues import message_clues, with_messages
+from ops.explain.message_clues import lacks_messages, message_clues, with_messages
 from ops.explain.messages import messages_of
 from ops.explain.of_one_batch import first_registered
 from ops.explain.rabbitmq import NOTHING_AROUND, Around, look_around
 from ops.explain.service_causes import (
     LOCKED,
+    command,
     lock_causes,
     look_at,
     schema_missing,
@@ -49,6 +57,7 @@ from ops.explain.service_causes import (
 from ops.explain.sign_clues import A_DAY, eviction_clues, sign_clues
 from ops.heartbeat import (
     ASKER,
+    CUT_SHORT,
     LOCK_S,
     NO_HEARTBEAT,
     NO_SCHEMA,
@@ -66,21 +75,71 @@ from ops.receivers import NO_RECEIVERS, Receivers, read_receivers
 from ops.stack.home import Endpoints
 from ops.wording import one_line, words_of
 
+PLAIN_S = 0.3  # for a Redis to answer without TLS
+TURN_S = 0.05  # of waiting for an answer
 REDIS_S = 0.8  # for one answer
 AMQP_S = 2.2  # for RabbitMQ
 AWAY_S = 0.05  # the same, of a Redis that has not answered just now
 SIGNS_S = 1.8  # for all signs of life, and the broker's counts
 ANSWER_S = 2.8  # for all of RabbitMQ
 BATCH_S = 10.0  # for Postgres, where the machine is slow: each statement has a limit of its own
+ENDED = ("closed the connection unexpectedly", "terminating connection")  # says a client
 UNREGISTERED = {"unknown", "not_registered"}
 T = TypeVar("T")
 
 
-class Asked(Generic[T]):
-    """A question in a thread of its own: `answer` waits for it until a moment, and no longer."""
+def look_around_for(settings: Settings, broker_url: str, batch: str) -> Around:
+    """Look around in the broker, in Redis for messages of a batch.
 
-    def __init__(self, ask: Callable[[], T]) -> None:
-        self._ask = ask
+    Raises one of UNANSWERED, or ValueError.
+    """
+    if not is_redis(broker_url):
+        return look_around(broker_url, settings.queue)
+    with connect_once(broker_url, timeout_s=REDIS_S) as client:
+        evictions, consumers = [*eviction_clues(client)], waiting_clients(client)
+        lying = messages_of(client, settings.queues, batch)
+        otherwise = [*popping_clues(client)]
+    found = message_clues(lying, settings.queue, kind_and_path(broker_url))
+    return Around([*found, *evictions], None, consumers, otherwise)
+
+
+def with_broker(explanation: Explanation, settings: Settings, broker_url: str) -> Explanation:
+    """Add where messages of the batch lie, to an explanation for a page.
+
+    Costs nothing where the batch lacks no message; at most some 1.2 s, of a very long queue.
+    """
+    if not lacks_messages(explanation.causes):
+        return explanation
+    try:
+        seen = look_around_for(settings, broker_url, explanation.batch_id)
+    except (*UNANSWERED, ValueError):  # which another cause says
+        return explanation
+    return replace(
+        explanation, causes=with_messages(explanation.causes, seen.clues, seen.otherwise)
+    )
+
+
+class Waiting:
+    """How long whoever asks has waited, in short turns.
+
+    On a machine that is too busy to run us a turn takes far longer: that is no fault of a server.
+    """
+
+    def __init__(self) -> None:
+        self.s = 0.0
+
+    def turn(self, thread: threading.Thread) -> None:
+        began = time.monotonic()
+        thread.join(TURN_S)
+        took_s = time.monotonic() - began
+        self.s += took_s if took_s < 2 * TURN_S else TURN_S
+
+
+class Asked(Generic[T]):
+    """A question in a thread of its own: `answer` waits until so many seconds, and no longer."""
+
+    def __init__(self, ask: Callable[[], T], waiting: Waiting) -> None:
+        self._ask, self._waiting = ask, waiting
         self._found: list[T] = []
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -92,9 +151,10 @@ class Asked(Generic[T]):
         except Exception as error:  # noqa: BLE001 - raised again where the answer is wanted
             self._error = error
 
-    def answer(self, until: float) -> T:
+    def answer(self, until_s: float) -> T:
         """Return the answer. Raises what the question raised, or TimeoutError."""
-        self._thread.join(max(0.0, until - time.monotonic()))
+        while self._thread.is_alive() and self._waiting.s < until_s:
+            self._waiting.turn(self._thread)
         if self._error:
             raise self._error
         if not self._found:
@@ -109,25 +169,25 @@ class Looking:
     settings: Settings
     found: Endpoints
     batch: str
-    began: float = field(default_factory=time.monotonic)
+    waiting: Waiting = field(default_factory=Waiting)
     unanswered: list[str] = field(default_factory=list)
 
     def explain(self) -> Explanation:
         """Ask everything at once; explain from what has answered."""
         client = connect_once(self.found.redis_url, timeout_s=REDIS_S)
         broker, queues = self.found.broker_url, self.settings.queues
-        signs = Asked(lambda: heartbeat_of_queues(client, broker, queues, 0))
-        writes = Asked(lambda: redis_outage(client))
-        waiting = Asked(lambda: ask_waiting(broker, queues))
-        around = Asked(self._around)
-        others = Asked(lambda: celery_workers(broker, queues))
-        receivers = Asked(lambda: read_receivers(self.settings, client, broker))
-        postgres = Asked(lambda: db.connect_once(self.found.database_url, briefly=True))
+        signs = self._ask(lambda: heartbeat_of_queues(client, broker, queues, 0))
+        writes = self._ask(lambda: redis_outage(client))
+        waiting = self._ask(lambda: ask_waiting(broker, queues))
+        around = self._ask(self._around)
+        others = self._ask(lambda: celery_workers(broker, queues))
+        receivers = self._ask(lambda: read_receivers(self.settings, client, broker))
+        postgres = self._ask(lambda: db.connect_once(self.found.database_url, briefly=True))
         heartbeat, error = self._signs(signs)
         heartbeat = self._with_waiting(heartbeat, waiting)
         seen = self._receivers(receivers)
         try:
-            conn: Conn | None = postgres.answer(self.began + BATCH_S)
+            conn: Conn | None = postgres.answer(BATCH_S)
             refused: Exception | None = None
         except (psycopg.Error, TimeoutError) as raised:
             conn, refused = None, raised
@@ -145,46 +205,43 @@ class Looking:
                 client = connect_once(self.found.redis_url, timeout_s=AWAY_S)
             explanation = self._with_postgres(conn, Slots(client), heartbeat, seen, error)
             until_s = BATCH_S if is_redis(broker) else ANSWER_S  # Redis: each search has a limit
-            lying = self._seen_around(around, until_s).clues
+            seen_around = self._seen_around(around, until_s)
             since = self._known_since(conn, explanation)
-            clues = [*lying, *self._sign_clues(heartbeat, since)]
-            return replace(explanation, causes=with_messages(explanation.causes, clues))
+            clues = [*seen_around.clues, *self._sign_clues(heartbeat, since)]
+            causes = with_messages(explanation.causes, clues, seen_around.otherwise)
+            return replace(explanation, causes=causes)
         finally:
             conn.close()
+
+    def _ask(self, question: Callable[[], T]) -> Asked[T]:
+        return Asked(question, self.waiting)
 
     def _signs(self, signs: Asked[Heartbeat]) -> tuple[Heartbeat, str | None]:
         """Return the heartbeat, and the error of a Redis that does not answer."""
         try:
-            return signs.answer(self.began + SIGNS_S), None
+            return signs.answer(SIGNS_S), None
         except (redis.RedisError, TimeoutError) as error:
             self.unanswered.append("redis")
-            return NO_HEARTBEAT, str(error)
+            return NO_HEARTBEAT, _without_tls(self.found.redis_url) or str(error)
 
     def _with_waiting(
         self, heartbeat: Heartbeat, waiting: Asked[tuple[int, datetime | None]]
     ) -> Heartbeat:
         """Add how many messages wait, or the error of a broker that does not say so."""
         try:
-            number, oldest = waiting.answer(self.began + self.broker_s)
+            number, oldest = waiting.answer(self.broker_s)
             return replace(heartbeat, waiting=number, oldest_sent=oldest)
         except (*UNANSWERED, TimeoutError) as error:
             self.unanswered.append("broker")
-            return replace(heartbeat, waiting=None, broker_error=words_of(error))
+            said = _without_tls(self.found.broker_url) or words_of(error)
+            return replace(heartbeat, waiting=None, broker_error=said)
 
     def _around(self) -> Around:
-        """Look around in the broker, in Redis for messages of the batch."""
-        url, queue = self.found.broker_url, self.settings.queue
-        if not is_redis(url):
-            return look_around(url, queue)
-        with connect_once(url, timeout_s=REDIS_S) as client:
-            evictions, consumers = [*eviction_clues(client)], waiting_clients(client)
-            lying = messages_of(client, self.settings.queues, self.batch)
-        clues = [*message_clues(lying, queue, kind_and_path(url)), *evictions]
-        return Around(clues, None, consumers)
+        return look_around_for(self.settings, self.found.broker_url, self.batch)
 
     def _seen_around(self, around: Asked[Around], until_s: float) -> Around:
         try:
-            return around.answer(self.began + until_s)
+            return around.answer(until_s)
         except (*UNANSWERED, TimeoutError, ValueError):
             return NOTHING_AROUND
 
@@ -193,7 +250,7 @@ class Looking:
         if explanation.state not in UNREGISTERED:
             return explanation.sides.get("postgres", {}).get("registered_at")
         try:
-            first = Asked(lambda: first_registered(conn)).answer(self.began + BATCH_S)
+            first = self._ask(lambda: first_registered(conn)).answer(BATCH_S)
         except (psycopg.Error, TimeoutError):
             return None
         return max(first, datetime.now(UTC) - A_DAY) if first else None
@@ -205,7 +262,7 @@ class Looking:
 
     def _others(self, others: Asked[dict[str, list[str]]]) -> dict[str, list[str]]:
         try:
-            return others.answer(self.began + self.broker_s)
+            return others.answer(self.broker_s)
         except (*UNANSWERED, TimeoutError):
             return {}
 
@@ -216,7 +273,7 @@ class Looking:
 
     def _receivers(self, receivers: Asked[Receivers]) -> Receivers:
         try:
-            seen = receivers.answer(self.began + SIGNS_S)
+            seen = receivers.answer(SIGNS_S)
         except (redis.RedisError, TimeoutError):
             seen = replace(NO_RECEIVERS, answered=False)
         if not seen.answered and not self.unanswered:
@@ -225,14 +282,14 @@ class Looking:
 
     def _outage(self, writes: Asked[Outage | None]) -> list[Outage]:
         try:
-            outage = writes.answer(self.began + SIGNS_S)
+            outage = writes.answer(SIGNS_S)
         except (*UNANSWERED, TimeoutError):
             return []
         return [outage] if outage and "redis" not in self.unanswered else []
 
     def _identity(self, conn: Conn | None) -> str | None:
         try:
-            return Asked(lambda: identity(conn)).answer(self.began + BATCH_S) if conn else None
+            return self._ask(lambda: identity(conn)).answer(BATCH_S) if conn else None
         except (psycopg.Error, TimeoutError):
             return None  # the next question of this connection will say so
 
@@ -256,7 +313,7 @@ class Looking:
             return explain(conn, slots, self.batch, seen, receivers, redis_error=error)
 
         try:
-            explanation = Asked(look).answer(self.began + BATCH_S)
+            explanation = self._ask(look).answer(BATCH_S)
         except (psycopg.Error, TimeoutError) as raised:
             return self._without_postgres(heartbeat, error, raised, conn)
         return replace(explanation, unanswered=self.unanswered)
@@ -281,6 +338,14 @@ class Looking:
         causes.sort(key=lambda each: each.code != "worker_other_database")
         return Explanation(self.batch, "unread", causes, [], unanswered=self.unanswered)
 
+    def _short_limits(self) -> Finding | None:
+        """Look whether a limit has ended the connection of whoever asks."""
+        try:
+            url = self.found.database_url
+            return self._ask(lambda: short_limits_of(url)).answer(ANSWER_S)
+        except (psycopg.Error, TimeoutError):
+            return None
+
     def _of_postgres(
         self, heartbeat: Heartbeat, raised: Exception, conn: Conn | None
     ) -> list[Cause]:
@@ -289,20 +354,36 @@ class Looking:
         words = _said(raised)
         if conn is not None and state in NO_SCHEMA:
             with suppress(psycopg.Error):
-                look = Asked(lambda: schema_lacks(conn))
-                found = look.answer(self.began + BATCH_S) or changed_by_hand()
+                look = self._ask(lambda: schema_lacks(conn))
+                found = look.answer(BATCH_S) or changed_columns(conn) or changed_by_hand()
                 return [schema_missing(found, words, None, heartbeat)]
         if conn is not None and state == LOCKED:
-            held = Asked(lambda: locks(conn)).answer(self.began + BATCH_S)
+            held = self._ask(lambda: locks(conn)).answer(BATCH_S)
             if held:
                 return [*lock_causes(held)]
         if state == NO_RIGHT:
             return [CAUSES["cannot_read"].fill(error=words)]
         step = look_at("postgres", words)
+        if (state in CUT_SHORT or any(each in words for each in ENDED)) and (
+            limit := self._short_limits()
+        ):
+            cause = CAUSES["server_refuses"].fill(
+                server="Postgres", step=command(limit.step), error=f"{limit.wrong} ({words})"
+            )
+            return [replace(cause, title="Postgres ends what this service begins")]
         if isinstance(raised, psycopg.Error) and describe(raised):
             finding = away("postgres", self.found.database_url, raised)
             words, step = f"{finding.wrong}; {finding.why}", finding.step
         return [CAUSES["postgres_unreachable"].fill(error=words, step=step)]
+
+
+def _without_tls(url: str) -> str | None:
+    """Say that a Redis speaks no TLS where its URL wants it: a client only waits for an answer."""
+    if not url.startswith("rediss://"):
+        return None
+    at = pieces(url)[0]
+    plain = speaks_plainly((at.hostname or "localhost", at.port or 6379), PLAIN_S)
+    return "it speaks no TLS at this port, and the URL begins with rediss://" if plain else None
 
 
 def _of_postgres(cause: Cause) -> bool:

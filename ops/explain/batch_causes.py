@@ -1,6 +1,6 @@
 """What one batch waits for, or how it ended; with what may have become of what it lacks."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -12,13 +12,27 @@ from core.states import OPEN, BatchStatus, OnDeadline
 from ops.explain import clues, of_one_batch
 from ops.explain.causes import CAUSES
 from ops.explain.clues import Clue, with_clues
-from ops.wording import number, utc
+from ops.installation import POSTGRES
+from ops.wording import age, number, utc
 
 NEAR = timedelta(minutes=10)  # a deadline this near is worth a word
 FAR_DAYS = 30  # a deadline that is further away may be a mistake
 LETTERS = 3  # shown of those that a batch still needs
 MISSING = 5  # numbers of events that are shown
-NO_CLUE = "no dead letter, pending content or similar id that is known here has one"
+RECOUNT = "UPDATE batch_essay_trackers SET expected_count = {} WHERE batch_id = $${}$$"
+SOUND = {  # codes of letters whose message may succeed unchanged
+    "EXPIRED",
+    "REVOKED",
+    "RETRIES_EXHAUSTED",
+    "POISON_MESSAGE",
+    "INTERNAL_ERROR",
+}
+UNSOUND = {"VALIDATION_ERROR", "IDEMPOTENCY_CONFLICT", "UNKNOWN_TASK", "MALFORMED_MESSAGE"}
+NO_TASK = "header task:"  # how the refusal of a message begins that has no such header
+NO_CLUE = (
+    "no dead letter, pending content or similar id that is known here has one: if they were sent,"
+    " it was to another broker, or they are lost, and their sender must repeat them, which is safe"
+)
 ENDINGS = {
     OnDeadline.FAIL: "is timed out",
     OnDeadline.PROCEED: "proceeds with what is there",
@@ -58,12 +72,44 @@ def with_evidence(conn: Conn, cause: Cause, batch_id: str) -> Cause:
     if cause.code == "pending_not_registered":
         return with_clues(cause, clues.of_unregistered(conn, batch_id))
     if cause.code == "dead_letter_waiting":
-        rows = of_one_batch.needed_letters(conn, batch_id, LETTERS)
-        said = [f"{row['id']} ({row['task']}, {row['code']}): {row['message']}" for row in rows]
-        if any(row["task"] == CANCEL_BATCH.name for row in rows):
-            said.append("who replays a cancellation cancels the batch, whatever has come since")
-        return with_clues(cause, [Clue("; ".join(said))]) if said else cause
+        return _with_letters(cause, of_one_batch.needed_letters(conn, batch_id, LETTERS))
+    if cause.code in {"slot_missing", "slot_extra"}:
+        return _of_slots(cause, of_one_batch.counted(conn, batch_id))
     return cause
+
+
+def _with_letters(cause: Cause, rows: Sequence[Row]) -> Cause:
+    """Say what each letter lacks, and whether to replay it or to send it again."""
+    if not rows:
+        return cause
+    said = [f"{row['id']} ({row['task']}, {row['code']}): {row['message']}" for row in rows]
+    if any(row["message"].startswith(NO_TASK) for row in rows):
+        said.append(
+            "a message of Celery's protocol 1 has none: its sender must set task_protocol 2"
+        )
+    if any(row["task"] == CANCEL_BATCH.name for row in rows):
+        said.append("who replays a cancellation cancels the batch, whatever has come since")
+    elif all(row["code"] in SOUND for row in rows):
+        said.append("nothing is wrong with what was sent, so replay it")
+        numbers = " ".join(str(row["id"]) for row in rows)
+        cause = replace(cause, command=f"els dead-letters replay {numbers} --reason WHY")
+    elif all(row["code"] in UNSOUND for row in rows):
+        said.append("its sender must correct that and send it again; then discard the letter")
+    return with_clues(cause, [Clue("; ".join(said))])
+
+
+def _of_slots(cause: Cause, found: Row | None) -> Cause:
+    """Tell a slot that is gone, or one too many, from a count that somebody has changed."""
+    if not found or found["registered"] != found["slots"]:
+        return cause
+    expected, slots = found["expected_count"], number(found["slots"], "slot")
+    update = RECOUNT.format(found["slots"], found["batch_id"])
+    return replace(
+        cause,
+        title=f"Somebody has changed expected_count of the batch to {expected}",
+        reason=f"{slots} were registered and are there, so the batch can never be complete",
+        command=POSTGRES.format(update),
+    )
 
 
 def of_events(conn: Conn, batch_id: str, facts: Row, named: set[str]) -> Iterator[Cause]:
@@ -182,6 +228,12 @@ def _timed_out(conn: Conn, batch_id: str, facts: Row) -> Cause:
         facts["closed_at"],
         batch=batch_id,
         lacked=lacked,
-        deadline=utc(facts["deadline_at"]),
+        deadline=f"{utc(facts['deadline_at'])}, {_after_registration(facts)}",
     )
     return with_clues(cause, found, keep=True)
+
+
+def _after_registration(facts: Row) -> str:
+    """Say how long the deadline was: one of seconds is a mistake of its sender."""
+    whole_s = (facts["deadline_at"] - facts["registered_at"]).total_seconds()
+    return f"{age(whole_s)} after its registration"

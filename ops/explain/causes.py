@@ -2,6 +2,7 @@
 
 from core.rules import RULES, Cause
 
+LAST_STATE = "nothing: this is its last state; its essays may be registered again as another batch"
 # Not broken rules: what every batch waits for, what this one waits for, or how it ended.
 PLAIN = [
     Cause(
@@ -165,7 +166,7 @@ PLAIN = [
         "Delivered, but nobody takes it ({type} is in queue {queue}, where {messages} wait)",
         "{why}",
         "the broker keeps it; start or repair the receiver of queue {queue}, and it takes it",
-        "els env",
+        "els env  # then start its receiver: celery -A PROGRAM -b BROKER_URL worker -Q {queue}",
     ),
     Cause(
         "readiness_goes_nowhere",
@@ -200,7 +201,7 @@ PLAIN = [
         "The batch waits for contents ({open} of {slots} slots are open)",
         "{lacking}",
         "the next content continues it; {ending}",
-        "els find {batch}",
+        "els find {batch}  # lists the files that have come",
     ),
     Cause(
         "waiting_for_students",
@@ -213,21 +214,21 @@ PLAIN = [
         "all_slots_failed",
         "Every file of the batch was rejected",
         "no essay is left to be ready ({rejections})",
-        "nothing: this is its last state",
+        LAST_STATE,
         "els find {batch}",
     ),
     Cause(
         "timed_out",
         "The batch was timed out at its deadline",
         "{lacked} when the deadline passed at {deadline}, and on_deadline does not let it proceed",
-        "nothing: this is its last state",
+        LAST_STATE,
         "els find {batch}",
     ),
     Cause(
         "cancelled",
         "The batch was cancelled",
         "this reason was given: {reason}",
-        "nothing: this is its last state",
+        LAST_STATE,
         "els find {batch}",
     ),
     Cause(

@@ -13,6 +13,9 @@ from ops.wording import number
 
 REPLIES_S = 0.7  # for all workers of the broker
 ASKING_S = 3  # for an explanation
+SHOWN = 5  # of the names of clients
+# Commands by which a program takes messages from a list; our workers use a script.
+POPS = {"brpop", "blpop", "rpop", "lpop", "brpoplpush", "rpoplpush", "blmove", "lmove", "blmpop"}
 TRACKING = "t"  # flag of a client which Redis tells that a list has changed
 
 
@@ -47,6 +50,30 @@ def waiting_clients(client: redis.Redis) -> int | None:
         each["db"] == here and TRACKING in each["flags"] and int(each["age"]) >= ASKING_S
         for each in clients
     )
+
+
+def popping_clues(client: redis.Redis) -> Iterator[Clue]:
+    """Tell of clients of a Redis broker that take from lists, as no worker of this service does.
+
+    Redis does not show from which. Raises redis.RedisError.
+    """
+    here = str(client.connection_pool.connection_kwargs.get("db") or 0)
+    try:
+        clients = client.client_list()
+    except redis.ResponseError:
+        return
+    named = [each for each in clients if each["db"] == here and each["cmd"] in POPS]
+    if named:
+        who = ", ".join(sorted({each["name"] or _host(each["addr"]) for each in named})[:SHOWN])
+        takes = number(len(named), "other client takes", "other clients take")
+        yield Clue(
+            f"{takes} from lists of the broker ({who}): one that is no receiver of events may take"
+            " messages of this service (redis-cli -u BROKER_URL CLIENT LIST)"
+        )
+
+
+def _host(address: str) -> str:
+    return address.rpartition(":")[0] or address
 
 
 def _among(reply: object, queues: Sequence[str]) -> list[str]:

@@ -20,7 +20,7 @@ from ops.explain.causes import CAUSES
 from ops.explain.locks import locks
 from ops.explain.notes import notes
 from ops.explain.promises import last_try, promise
-from ops.explain.receiver_causes import receiver_causes
+from ops.explain.receiver_causes import receiver_causes, taken_note
 from ops.explain.service_causes import command, service_causes
 from ops.heartbeat import Heartbeat
 from ops.queries import batches, sweep
@@ -82,17 +82,22 @@ def explain(
         plain += of_events(conn, batch_id, facts, {cause.code for cause in [*broken, *plain]})
     # An outage keeps every batch waiting, so it comes first; but after a flush of Redis no
     # heartbeat is there, although everything may run.
-    flushed = heartbeat.silent and not heartbeat.others and "error" not in redis_side
+    flushed = heartbeat.silent and not (heartbeat.others or heartbeat.beats.leader)
+    flushed = flushed and "error" not in redis_side
     first = [*broken, *outages] if flushed else [*outages, *broken]
+    causes = [*first, *receiver_causes(conn, batch_id, facts, receivers), *plain]
+    said = [*notes(conn, batch_id, facts)]
+    if facts and not causes:
+        said += taken_note(batch_id, facts, receivers)
     state = facts["status"] if facts else "not_registered" if broken else "unknown"
     return Explanation(
         batch_id,
         state,
-        [*first, *receiver_causes(conn, batch_id, facts, receivers), *plain],
+        causes,
         [(row["at"], row["what"]) for row in moments],
         {"postgres": facts, "redis": redis_side},
         list(_disagreements(facts, redis_side)),
-        notes=list(notes(conn, batch_id, facts)),
+        notes=said,
     )
 
 

@@ -19,17 +19,28 @@ LACKING = {  # causes of a batch that waits for a message
 }
 
 
-def with_messages(causes: Sequence[Cause], found: Sequence[Clue]) -> list[Cause]:
-    """Add to what the batch lacks what is known of messages; nothing else is then unknown."""
-    return [_with(cause, found) if cause.code in LACKING else cause for cause in causes]
+def lacks_messages(causes: Sequence[Cause]) -> bool:
+    """Tell whether a batch lacks a message that may lie somewhere."""
+    return any(cause.code in LACKING for cause in causes)
 
 
-def _with(cause: Cause, found: Sequence[Clue]) -> Cause:
+def with_messages(
+    causes: Sequence[Cause], found: Sequence[Clue], otherwise: Sequence[Clue] = ()
+) -> list[Cause]:
+    """Add to what the batch lacks what is known of messages; nothing else is then unknown.
+
+    `otherwise`: what may be so where nothing at all is known.
+    """
+    return [_with(each, found, otherwise) if each.code in LACKING else each for each in causes]
+
+
+def _with(cause: Cause, found: Sequence[Clue], otherwise: Sequence[Clue]) -> Cause:
     if not found:
-        return cause
+        return with_clues(cause, otherwise, keep=True) if NO_CLUE in cause.reason else cause
     nothing_known = cause.reason == CAUSES[cause.code].reason
-    known = replace(cause, reason=cause.reason.replace(f"; {NO_CLUE}", ""))
-    return with_clues(known, found, keep=not nothing_known)
+    lacking, _, known = cause.reason.replace(f"; {NO_CLUE}", "").partition("; ")
+    said = with_clues(replace(cause, reason=lacking), found, keep=not nothing_known)
+    return replace(said, reason=f"{said.reason}; {known}") if known else said
 
 
 def message_clues(lying: Sequence[Lying], queue: str, broker: str) -> Iterator[Clue]:

@@ -38,6 +38,18 @@ def held_twice(conn: Conn, batch_id: str, limit: int) -> list[DictRow]:
     ).fetchall()
 
 
+def counted(conn: Conn, batch_id: str) -> DictRow | None:
+    """Count the slots of a batch beside what its row and its registration say."""
+    return conn.execute(
+        "SELECT batch_id, expected_count,"
+        " (SELECT count(*) FROM essay_states e WHERE e.batch_id = t.batch_id) AS slots,"
+        " (SELECT max((outcome->>'slots')::bigint) FROM idempotency_keys k"
+        "  WHERE k.batch_id = t.batch_id AND outcome->>'outcome' = 'registered') AS registered"
+        " FROM batch_essay_trackers t WHERE batch_id = %s",
+        [batch_id],
+    ).fetchone()
+
+
 def needed_letters(conn: Conn, batch_id: str, limit: int) -> list[DictRow]:
     """List the letters that a batch still needs, the oldest first."""
     query = among_needed("SELECT * FROM needed ORDER BY id LIMIT %(limit)s")

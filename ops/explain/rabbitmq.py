@@ -1,6 +1,6 @@
 """What RabbitMQ shows without giving a message away: depth and consumers of queues, and alarms."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +27,15 @@ RESTORE = "els worker  # with a RabbitMQ user that may declare them: els access 
 LOOK = "rabbitmqctl list_queues name messages consumers  # on a host of ELS_BROKER_URL"
 
 
+NOTHING_SEEN = Clue(
+    "RabbitMQ drops what no queue is bound for (rabbitmqctl list_bindings), what a policy limits"
+    " (list_policies) and what somebody purges, and keeps what was sent to another virtual host"
+    " (list_vhosts; list_queues -p VHOST); it tells none of this to a client, so look there",
+    "rabbitmqctl list_policies; rabbitmqctl list_bindings; rabbitmqctl list_vhosts"
+    "  # on a host of ELS_BROKER_URL",
+)
+
+
 @dataclass(frozen=True)
 class Around:
     """What was seen in the broker. RabbitMQ does not show whose messages wait there."""
@@ -34,6 +43,7 @@ class Around:
     clues: list[Clue]
     alarm: Outage | None
     consumers: int | None  # as in a heartbeat
+    otherwise: Sequence[Clue] = ()  # what may be so where nothing else is known
 
 
 NOTHING_AROUND = Around([], None, None)
@@ -50,7 +60,7 @@ def look_around(broker_url: str, queue: str) -> Around:
             *_delayed(broker),
             *_in_default_vhost(broker_url, queue),
         ]
-        return Around(clues, _alarm(broker), found[queue][1])
+        return Around(clues, _alarm(broker), found[queue][1], [NOTHING_SEEN])
     finally:
         broker.collect()  # a blocked connection does not answer when it is closed
 

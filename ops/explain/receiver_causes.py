@@ -1,7 +1,7 @@
 """Events that were delivered and not taken: the queues of the receivers, and what waits in them."""
 
 from collections.abc import Iterator, Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from core.catalogue import BATCH_ESSAYS_READY
@@ -36,6 +36,20 @@ def receiver_causes(conn: Conn, batch_id: str, facts: Row, receivers: Receivers)
         BATCH_ESSAYS_READY.name in receivers.nowhere
     ):
         yield CAUSES["readiness_goes_nowhere"].fill(facts["ready_at"], batch=batch_id)
+
+
+def taken_note(batch_id: str, facts: Row, receivers: Receivers) -> Iterator[str]:
+    """Say of a ready batch, whose event waits nowhere, that receivers took it, and what is left."""
+    if facts.get("status") != BatchStatus.READY_FOR_PIPELINE_EXECUTION or not facts.get("ready_at"):
+        return
+    event = BATCH_ESSAYS_READY.name
+    queues = ", ".join(queue.name for queue in receivers.queues if event in queue.types)
+    if queues and datetime.now(UTC) - facts["ready_at"] > PATIENCE:
+        yield (
+            f"{event} was delivered to {queues} and is there no more; where nothing has come of it,"
+            " the log of that receiver says why (no task of this name, an error), and this sends it"
+            f" again: els outbox republish --batch {batch_id} --since 30d"
+        )
 
 
 def _waits(conn: Conn, queue: EventQueue, event: Row) -> bool:

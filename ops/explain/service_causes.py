@@ -3,9 +3,13 @@
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from socket import gethostname
 from typing import Any
+
+import psutil
 
 from core.rules import Cause
 from core.servers.finding import Finding
@@ -15,11 +19,14 @@ from core.signs.pauses import Outage, Pause
 from ops.explain.causes import CAUSES
 from ops.explain.locks import Lock
 from ops.heartbeat import ASKER, NO_SCHEMA, Heartbeat
+from ops.installation import POSTGRES, PSQL
 from ops.obstacles import IN_FUNCTION
 from ops.queries.sweep import Holder
 from ops.signs import Sign
 from ops.wording import number, utc
 
+CALM = timedelta(minutes=1)  # a worker that runs for so long does not end again and again
+STOPPED = {psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP}
 BACKLOG = 1_000  # waiting messages that take the worker more than a second or two
 SERVERS = {"postgres": "Postgres", "redis": "Redis", "broker": "The broker"}
 SETTINGS = {"postgres": "DATABASE", "redis": "REDIS", "broker": "BROKER"}
@@ -29,10 +36,12 @@ TOOK_WRITES = (
     "it has just taken a write of whoever asks, so workers go on within 10 s, unless their role or"
     " address is another"
 )
-PSQL = "els env  # then psql DATABASE_URL"
-POSTGRES = PSQL + " -c '{}'"
 REDIS = "els env  # then redis-cli -u REDIS_URL {}"
 COMPARE = "els env  # ELS_REDIS_URL and ELS_DATABASE_URL of the worker must be these"
+PROMOTE = (
+    "els env  # name the primary in ELS_REDIS_URL (redis-cli -u REDIS_URL ROLE says which it is);"
+    " if it should be this one: redis-cli -u REDIS_URL REPLICAOF NO ONE"
+)
 LOOK_AT = {  # by SQLSTATE, or by a word of Redis' answer
     "25006": POSTGRES.format("SELECT pg_is_in_recovery()"),
     "42501": "els migrate --roles",
@@ -45,8 +54,8 @@ LOOK_AT = {  # by SQLSTATE, or by a word of Redis' answer
     "53300": POSTGRES.format("SHOW max_connections"),
     "OOM": REDIS.format("INFO memory"),
     "OutOfMemoryError": REDIS.format("INFO memory"),
-    "ReadOnlyError": REDIS.format("ROLE"),
-    "READONLY": REDIS.format("ROLE"),
+    "ReadOnlyError": PROMOTE,
+    "READONLY": PROMOTE,
     "PAUSE,": REDIS.format("CLIENT UNPAUSE"),
     "MISCONF": REDIS.format("INFO persistence"),
     "alarm": "rabbitmq-diagnostics alarms  # on each host of ELS_BROKER_URL",
@@ -60,19 +69,38 @@ UNREACHED = {
     "NOAUTH": "put its password into {setting} of every part, and start them again",
     "pg_hba.conf": "let pg_hba.conf on its host admit this user, host and database, and reload it",
     "connection slots": "psql DATABASE_URL, as a superuser: who has them? {sessions}",
+    "connections for role": "psql DATABASE_URL, as a superuser: ALTER ROLE … CONNECTION LIMIT -1;"
+    " or end those that it has: {sessions}",
+    "connections for database": "psql DATABASE_URL, as a superuser: ALTER DATABASE … CONNECTION"
+    " LIMIT -1; or end those that it has: {sessions}",
     "too many": "psql DATABASE_URL, as a superuser: who has them? {sessions}",
     "max number of clients": "redis-cli: CLIENT LIST, who has them? or CONFIG SET maxclients 10000",
     "resolve host": "correct the name of the host in {setting}, or in DNS",
     "Name or service": "correct the name of the host in {setting}, or in DNS",
     "does not exist": "correct {setting}: its server has no such name",
+    "limit (": "rabbitmqctl clear_vhost_limits -p VHOST; rabbitmqctl clear_user_limits USER all",
+    "access to vhost": "rabbitmqctl set_permissions -p VHOST USER '.*' '.*' '.*', or with those"
+    " rights that `els access rabbitmq` prints",
+    "Login was refused": "put the right user and password into {setting} of every part",
+    "ACCESS_REFUSED": "els access rabbitmq prints the rights that each program needs",
+    "vhost": "correct the virtual host in {setting}, or rabbitmqctl add_vhost VHOST",
+    "inequivalent arg": "somebody has declared that queue in another way: stop its senders, empty"
+    " it, rabbitmqctl delete_queue QUEUE, and start the workers again, which declare it",
     "refused": "start it on that host, or correct {setting}",
+    "Timeout reading": "on its host: ps -C redis-server,valkey-server -o pid,stat,etime. T: kill"
+    " -CONT PID. R or D: a long command, or its disk; afterwards SLOWLOG GET 9 names it. S: CLIENT"
+    " PAUSE, which ends by itself",
+    "speaks no TLS": "write redis:// in {setting}, not rediss://, or give its TLS port",
     "starting up": "wait until it has recovered; its log says how far it is",
     "not yet accepting": "wait until it has recovered; its log says how far it is",
     "loading the dataset": "wait until it has read its file; INFO persistence says how far it is",
 }
+OF_A_ROLE = ("password", "log in", "CONNECT privilege", "pg_hba.conf", "connections for role")
 SESSIONS = (
     "SELECT usename, application_name, count(*) FROM pg_stat_activity GROUP BY 1, 2 ORDER BY 3 DESC"
 )
+REPLY = re.compile(r"\([345]\d\d\) [A-Z_]+ ")  # of RabbitMQ, which is there
+LENGTH_OF = re.compile(r"\((?:LLEN|LINDEX) ([^\s)]+)")  # in an error of Redis' client
 HIDDEN = re.compile(r'row-level security policy for table "(\w+)"')
 SILENT_SHOWN_S = 120  # after which the messages of a silent worker have been redelivered
 Row = Mapping[str, Any]  # Any: a database row
@@ -92,16 +120,19 @@ def service_causes(
     if "error" in redis_side:
         step = look_at("redis", str(redis_side["error"]))
         cause = CAUSES["redis_unreachable"].fill(error=redis_side["error"], step=step)
-        if "No permissions" in str(redis_side["error"]):  # it says nothing of the workers' user
+        if "permissions" in str(redis_side["error"]):  # it says nothing of the workers' user
             title = "Redis does not let whoever asks read its keys"
             cause = replace(cause, title=title, by_itself="nothing", command="els access redis")
         yield cause
         return
-    pauses = [pause for pause in heartbeat.pauses if not (locks and _is_locked(pause.outage))]
+    pauses = [each for each in heartbeat.pauses if not (locks and _is_locked(each.outage))]
+    if is_no_list(heartbeat.broker_error or ""):
+        pauses = [each for each in pauses if not is_no_list(each.outage.error)]
     yield from _refusals(pauses, heartbeat)
-    if heartbeat.waiting is None:
-        error = heartbeat.broker_error or "it is down, or not reachable from here"
-        yield CAUSES["broker_unreachable"].fill(error=error, step=look_at("broker", error))
+    if is_no_list(heartbeat.broker_error or ""):
+        yield _no_list(heartbeat.broker_error or "")
+    elif heartbeat.waiting is None:
+        yield from _broker_away(heartbeat, pauses)
     # Where Redis takes no writes, nobody can give a sign of life.
     if not any(pause.outage.server == "redis" for pause in pauses):
         yield from _worker_causes(heartbeat)
@@ -143,7 +174,7 @@ def refusal(outage: Outage, since: datetime | None, heartbeat: Heartbeat) -> Cau
         error, step = f"{obstacle.wrong} ({error})", command(obstacle.step)
     server = SERVERS[outage.server]
     cause = CAUSES["server_refuses"].fill(since, server=server, error=error, step=step)
-    if outage.sqlstate != TOO_SLOW:  # only whoever asks waits so briefly
+    if outage.sqlstate != TOO_SLOW or obstacle:  # only whoever asks waits so briefly
         return cause
     return replace(
         cause,
@@ -199,15 +230,46 @@ def _refusals(pauses: Sequence[Pause], heartbeat: Heartbeat) -> Iterator[Cause]:
     own = {pause.outage.server: pause.outage for pause in pauses if pause.process == ASKER}
     for server, pause in first.items():
         cause = refusal(own.get(server, pause.outage), pause.since, heartbeat)
-        of_a_role = pause.outage.sqlstate == NO_RIGHT  # whoever asks may have another
+        of_a_role = _is_of_a_role(pause.outage)  # whoever asks may have another
         if server in heartbeat.asked.took_writes and not of_a_role:
             step = heartbeat.asked.installation.log("worker")
             cause = replace(cause, reason=f"{cause.reason}; {TOOK_WRITES}", command=step)
         yield cause
 
 
+def _is_of_a_role(outage: Outage) -> bool:
+    """Tell whether Postgres refuses a role, a user or an address, and not everybody."""
+    said = outage.error
+    return outage.sqlstate == NO_RIGHT or any(words in said for words in OF_A_ROLE)
+
+
 def _is_locked(outage: Outage) -> bool:
     return outage.sqlstate == LOCKED
+
+
+def _broker_away(heartbeat: Heartbeat, pauses: Sequence[Pause]) -> Iterator[Cause]:
+    """Name a broker that does not answer, or that refuses whoever asks, unless workers say so."""
+    error = heartbeat.broker_error or "it is down, or not reachable from here"
+    cause = CAUSES["broker_unreachable"].fill(error=error, step=look_at("broker", error))
+    if not REPLY.search(error):
+        yield cause
+    elif not any(each.outage.server == "broker" and error in each.outage.error for each in pauses):
+        yield replace(cause, title="The broker refuses the connection")
+
+
+def is_no_list(error: str) -> bool:
+    """Tell whether a key that should be the list of a queue is something else."""
+    return "WRONGTYPE" in error
+
+
+def _no_list(error: str) -> Cause:
+    named = LENGTH_OF.search(error)
+    key = named[1] if named else "KEY"
+    cause = CAUSES["server_refuses"].fill(None, server=SERVERS["broker"], error=error)
+    title = f"The broker cannot use the queue {key}: its key is no list"
+    why = f"another program has written that key, and senders and workers get this error: {error}"
+    step = f"els env  # then redis-cli -u BROKER_URL RENAME {key} {key}.wrong"
+    return replace(cause, title=title, reason=why, command=step)
 
 
 # --- workers -------------------------------------------------------------------------------------
@@ -286,7 +348,10 @@ def _waiting_to_start(heartbeat: Heartbeat) -> Iterator[Cause]:
 def restarting(heartbeat: Heartbeat) -> Iterator[Cause]:
     """Name workers that end again and again."""
     for worker, starts in heartbeat.restarts.items():
-        step = heartbeat.asked.installation.log("worker")
+        sign, calm = heartbeat.signs.get(worker), datetime.now(UTC) - starts[-1] > CALM
+        if calm and sign and _is_fresh(sign):
+            continue  # it was so, and now it runs
+        step = heartbeat.asked.installation.why_it_ends
         words = {"worker": worker, "times": len(starts), "waiting": _messages(heartbeat)}
         yield CAUSES["worker_restarts"].fill(starts[0], step=step, **words)
 
@@ -360,7 +425,14 @@ def _no_worker(heartbeat: Heartbeat) -> Cause:
         title = "No worker gives a sign of life"
         said = f"the last one, {last}, has given none since {utc(sign.at)}{_was_at(sign)}"
         step = install.restart("worker", sign.pid) if sign.held else step
-    if heartbeat.consumers:
+    silent = sign is not None and not sign.stopped
+    if sign and silent and _is_stopped(sign):
+        said += f"; its process {sign.pid} is stopped, by a signal or a debugger"
+        step = f"kill -CONT {sign.pid}"
+    elif sign and silent and heartbeat.consumers and heartbeat.waiting:
+        said += "; it is still connected to the broker, and takes nothing: it is stopped or hangs"
+        step = install.restart("worker", sign.pid)
+    elif heartbeat.consumers:
         title, step = "No worker gives a sign of life", COMPARE
         said += (
             f"; {number(heartbeat.consumers, 'consumer waits', 'consumers wait')} for messages of"
@@ -369,6 +441,14 @@ def _no_worker(heartbeat: Heartbeat) -> Cause:
     since = sign.at if sign else None
     words = {"title": title, "last": said, "waiting": _messages(heartbeat)}
     return CAUSES["no_worker"].fill(since, step=step, **words)
+
+
+def _is_stopped(sign: Sign) -> bool:
+    """Tell whether the main process of a worker on this host is stopped, as by SIGSTOP."""
+    with suppress(psutil.Error):
+        process = psutil.Process(sign.pid) if sign.pid and sign.host == gethostname() else None
+        return process is not None and process.status() in STOPPED
+    return False
 
 
 def _limited(heartbeat: Heartbeat, serving: Mapping[str, Sign | None]) -> Iterator[Cause]:
@@ -439,8 +519,11 @@ def _beat_causes(heartbeat: Heartbeat, holder: Holder | None) -> Iterator[Cause]
     last = f"; the last sweep ran at {utc(heartbeat.swept_at)}" if heartbeat.swept_at else ""
     part = "beat" if none else "worker"
     install = heartbeat.asked.installation
-    words = {"title": title, "beats": heartbeat.beats, "reason": reason + last}
     step = install.start(part) if none else install.log(part)
+    if heartbeat.beats.leader and not heartbeat.tick_waits:
+        reason = "the beat that leads sends no ticks: its ELS_SWEEP_EVERY is too long"
+        step = "els reconcile  # once; then start beat again without its ELS_SWEEP_EVERY"
+    words = {"title": title, "beats": heartbeat.beats, "reason": reason + last}
     yield CAUSES["beat_silent"].fill(heartbeat.swept_at, step=step, **words)
 
 

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST
+from psycopg.errors import LockNotAvailable
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -27,7 +28,7 @@ from ops.web.api.routes import routes as api_routes
 from ops.web.connections import Connections
 from ops.web.forms import BadForm
 from ops.web.guard import Guard
-from ops.web.health import SnapshotCache, leading_beat
+from ops.web.health import SnapshotCache, leading_beat, without_rows
 from ops.web.limits import Crowded
 from ops.web.metrics import Exposition
 from ops.web.outages import OUTAGES, outage_notice
@@ -76,8 +77,11 @@ def create_app(settings: Settings) -> Starlette:
     def health_batches(request: Request) -> Response:
         beat = leading_beat(connections.client, settings.queue)
         waiting = [queue.as_json() for queue in connections.event_queues.receivers().queues]
-        found = {**snapshots.snapshot().as_json(), "beat": beat, "event_queues": waiting}
-        return JSONResponse(found)
+        try:
+            found = snapshots.snapshot().as_json()
+        except LockNotAvailable:
+            found = without_rows(service_causes_of(connections))
+        return JSONResponse({**found, "beat": beat, "event_queues": waiting})
 
     def metrics(request: Request) -> Response:
         return Response(exposition.page(), media_type=CONTENT_TYPE_LATEST)

@@ -8,6 +8,7 @@ from uuid import UUID
 from core.db.connection import Conn
 from core.rules import RULES
 from core.settings import Settings
+from ops.explain.asking import with_broker
 from ops.explain.explanation import explain
 from ops.queries import batches
 from ops.queries.dead_letters import LETTERS, NEWEST, letter, letters
@@ -54,7 +55,7 @@ def board(connections: Connections, summary: Summary, query: Query) -> Context:
 def batch(
     connections: Connections, summary: Summary, batch_id: str, params: Mapping[str, str]
 ) -> Context:
-    """Read everything about one batch in one snapshot."""
+    """Read everything about one batch in one snapshot, and what the broker has of it."""
     after, chosen = text_of(params, "after"), text_of(params, "slot")
     with connections.postgres() as conn, conn.transaction():
         conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
@@ -64,8 +65,7 @@ def batch(
         slots = batches.slots_page(conn, batch_id, after, GRID + 1)
         without_slot = batches.without_slot(conn, batch_id, LISTED)
         (row,) = rows_of(conn, summary, [batch_id])
-        return {
-            "explanation": explanation,
+        shown = {
             "row": row,
             "slots": slots[:GRID],
             "slots_after": slots[GRID - 1]["essay_id"] if len(slots) > GRID else None,
@@ -81,6 +81,8 @@ def batch(
             ),
             "flower": flower_url(connections.settings),
         }
+    explanation = with_broker(explanation, connections.settings, connections.broker_url)
+    return {**shown, "explanation": explanation}
 
 
 def _without_students(slot: Mapping[str, Any] | None) -> Context | None:

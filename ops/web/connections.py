@@ -48,9 +48,11 @@ class Connections:
         client = connect_once(redis_url)
         pool = db.connect(database_url, checked=True, prepare=settings.database_prepare)
         read_url, prepare = settings.database_read_url, settings.database_prepare
-        replica = Replica(read_url, prepare) if read_url else None
         queues = EventQueues(settings, client)
-        return cls(settings, pool, client, Slots(client), queues, replica, database_url)
+        made = cls(settings, pool, client, Slots(client), queues, None, database_url)
+        if read_url:
+            made.replica = Replica(read_url, prepare, made._identity)
+        return made
 
     def close(self) -> None:
         self.pool.close()
@@ -97,11 +99,14 @@ class Connections:
 
     def heartbeat(self) -> Heartbeat:
         """Read the signs of life, and whether Redis refuses to write."""
-        broker_url = self.settings.broker_url or self.settings.redis_url or ""
-        seen = heartbeat_or_none(self.client, broker_url, self.settings.queues)
+        seen = heartbeat_or_none(self.client, self.broker_url, self.settings.queues)
         if seen is not NO_HEARTBEAT and (refused := redis_outage(self.client)):
             seen = with_outages(seen, [refused])
         return with_asker(seen, self.settings, self.database_url, self._identity())
+
+    @property
+    def broker_url(self) -> str:
+        return self.settings.broker_url or self.settings.redis_url or ""
 
     def _identity(self) -> str | None:
         """Tell which database this is, as far as it has said so once."""

@@ -32,6 +32,7 @@ FRESH_S = 1.0  # a snapshot is kept at least this long
 SHARE = 20  # and this many times as long as it took to read: a twentieth of a core at most
 LONGEST_S = 15.0  # one that waited for a lock or a server says nothing of the time after that
 UNANSWERED = (psycopg.Error, PoolTimeout, redis.RedisError, OSError, OperationalError)
+LOCK_TIMEOUT = "1s"  # whoever holds a lock for longer is a cause, whose name needs no rows
 TIMEOUT_S = 2.0  # for a connection, and for a snapshot that another request is reading
 
 
@@ -104,7 +105,7 @@ class SnapshotCache:
     def snapshot(self) -> Snapshot:
         """Return the last snapshot while it is fresh, else a new one.
 
-        Raises psycopg.Error, PoolTimeout, TimeoutError.
+        Raises psycopg.Error, PoolTimeout, TimeoutError; LockNotAvailable within about a second.
         """
         if not self._reading.acquire(timeout=TIMEOUT_S):
             raise TimeoutError("Postgres is slow to answer")
@@ -121,7 +122,8 @@ class SnapshotCache:
 
     def _read(self) -> Snapshot:
         service = self._service()
-        with self._postgres() as conn:
+        with self._postgres() as conn, conn.transaction():
+            conn.execute("SELECT set_config('lock_timeout', %s, true)", [LOCK_TIMEOUT])
             context = CheckContext(
                 conn,
                 self._slots,
@@ -141,6 +143,17 @@ class SnapshotCache:
                 unmended,
                 service,
             )
+
+
+def without_rows(service: list[Cause]) -> dict[str, object]:
+    """Return the body of `/health/batches` while somebody has locked a table that it reads."""
+    return {
+        "status": "degraded",
+        "service": [_shown(cause) for cause in service],
+        "batches": {},
+        "stuck": [],
+        "unchecked": [rule.code for rule in RULES],
+    }
 
 
 def _shown(cause: Cause) -> dict[str, str | None]:

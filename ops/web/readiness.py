@@ -96,7 +96,7 @@ class Readiness:
             with self._broker.connection_for_write() as connection:
                 connection.ensure_connection(max_retries=1, timeout=2)
                 return [*self._deleted(connection), *self._seen_by_workers()]
-        except (*BROKER_UNANSWERED, redis.RedisError) as error:
+        except BROKER_UNANSWERED as error:
             return [away("broker", self._url, error)]
 
     def _deleted(self, connection: Connection) -> Iterator[Finding]:

@@ -9,6 +9,7 @@ import psycopg
 
 from core import db
 from core.db.connection import Conn, Prepare
+from core.servers.identity import identity
 
 PATIENCE_S = 1.0  # for a connection; a page would rather read from the primary
 AGAIN_S = 10.0  # then it is left alone for so long
@@ -26,7 +27,10 @@ class Replica:
     what the replica does not show, to a second; None: nobody has measured it yet.
     """
 
-    def __init__(self, url: str, prepare: Prepare) -> None:
+    def __init__(
+        self, url: str, prepare: Prepare, of_primary: Callable[[], str | None] = lambda: None
+    ) -> None:
+        self._of_primary, self._is_checked = of_primary, False
         self.pool = db.connect(url, checked=True, prepare=prepare, writes=False)
         self.error: str | None = None
         self.lag_s: float | None = None
@@ -39,12 +43,23 @@ class Replica:
             return None
         try:
             conn = until.enter_context(self.pool.connection(timeout=PATIENCE_S))
+            self._check(conn)
         except psycopg.OperationalError as error:
             self.error = " ".join(str(error).split())
             self.lag_s, self._left_until = None, time.monotonic() + AGAIN_S
             return None
         self.error = None
         return conn
+
+    def _check(self, conn: Conn) -> None:
+        """Refuse a database that is none of the primary's, once both have said which they are."""
+        if self._is_checked or (primary := self._of_primary()) is None:
+            return
+        if (theirs := identity(conn)) not in (None, primary):
+            raise psycopg.OperationalError(
+                "ELS_DATABASE_READ_URL names another database than ELS_DATABASE_URL: correct it"
+            )
+        self._is_checked = theirs is not None
 
     def measure(self, primary: Callable[[], AbstractContextManager[Conn]]) -> None:
         """Compare the positions of both. Raises psycopg.Error where the primary does not answer."""

@@ -215,6 +215,39 @@ def test_who_has_locked_a_table_is_named(database_url, conn):
     assert "lock_held" in [cause["code"] for cause in health["service"]]
 
 
+def test_the_health_of_batches_waits_for_nobody_who_has_locked_a_table(database_url):
+    name = f"held_{new_batch().replace('-', '_')}"
+    with (
+        own_database(database_url, name) as url,
+        serve(ELS_DATABASE_URL=url) as page,
+        psycopg.connect(url, application_name="payroll") as other,
+    ):
+        other.execute("LOCK TABLE essay_states IN ACCESS EXCLUSIVE MODE")
+
+        def named():
+            began = time.monotonic()
+            status, found = page.json("/health/batches")
+            codes = [cause["code"] for cause in found["service"]]
+            return (status, found, time.monotonic() - began) if "lock_held" in codes else None
+
+        status, health, seconds = until(named, 60, "the lock is named")
+
+    assert (status, health["status"], health["batches"]) == (200, "degraded", {})
+    assert health["unchecked"] == [rule.code for rule in RULES]
+    assert seconds < 8  # before, it waited 10 s for Postgres to give up, and named nobody
+
+
+def test_a_read_url_of_another_database_is_refused(database_url, lifecycle):
+    batch, name = new_batch(), f"another_{new_batch().replace('-', '_')}"
+    story.register(lifecycle, batch, 1)
+    with own_database(database_url, name) as other, serve(ELS_DATABASE_READ_URL=other) as page:
+        status, found = page.json(f"/v1/batches/{batch}")
+        samples = page.samples()
+
+    assert (status, found["batch_id"]) == (200, batch)
+    assert samples['els_up{part="replica"}'] == 0
+
+
 def test_a_postgres_that_is_away_is_named_with_its_reason_and_a_step(database_url):
     url = database_url.rpartition("/")[0] + "/gone"
     with serve(ELS_DATABASE_URL=url) as page:

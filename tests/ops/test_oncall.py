@@ -131,7 +131,7 @@ def test_a_ready_batch_has_nothing_to_explain(service, books, tell):
 
     assert told.returncode == 0
     assert f"{batch}: ready_for_pipeline_execution" in told.stdout
-    assert "Nothing is missing." in told.stdout
+    assert "Nothing is missing" in told.stdout
     assert "event delivered: BatchEssaysReady" in told.stdout
 
 

@@ -8,6 +8,7 @@ from core.events import cloud_event
 from core.rules import Cause
 from core.states import ClassType
 from ops import pages
+from ops.explain.asking import with_broker
 from ops.explain.explanation import explain
 from ops.queries.batches import board
 from ops.web.api import models
@@ -76,6 +77,7 @@ class Reader:
             self.conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             explanation = explain(self.conn, connections.slots, batch_id, heartbeat, receivers)
             [row] = board(self.conn, [batch_id])
+        explanation = with_broker(explanation, connections.settings, connections.broker_url)
         if explanation.state == "unknown":
             raise not_found("batch", FIND, [_possible(each) for each in explanation.causes])
         return models.BatchExplained(

@@ -2,6 +2,8 @@
 
 import psycopg
 
+from core.signs.heartbeat import SWEPT
+from core.signs.pauses import server_time
 from ops.heartbeat import BEAT_GONE
 from ops.signs import read_beats
 from tests.explain.cause import cause
@@ -39,6 +41,21 @@ def it_is_stopped_by_a_debugger(place):
     with place.frozen(beat):
         until_the_sweep_is_missed(place)
         yield place.insert_batch()
+
+
+@cause(
+    "beat_silent",
+    says=["The sweep has not run", "sends no ticks: its ELS_SWEEP_EVERY is too long"],
+    never=["no worker executes its ticks", "No worker"],
+    step="els reconcile",
+)
+def it_ticks_once_a_day(place):
+    place.worker()
+    place.start_beat(ELS_SWEEP_EVERY="86400")
+    batch = place.insert_batch()
+    until(lambda: place.valkey.exists(SWEPT), WAIT_S, "it has ticked once, at its start")
+    place.valkey.set(SWEPT, server_time(place.valkey) - 300)
+    yield batch
 
 
 @cause("beat_silent", says=NO_BEAT)

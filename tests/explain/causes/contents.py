@@ -478,3 +478,62 @@ def somebody_deleted_its_readiness(place):
         "DELETE FROM event_outbox WHERE batch_id = %s AND type = 'BatchEssaysReady'", [batch]
     )
     yield batch
+
+
+@cause("ready", nothing=True, says=["was delivered to", "els outbox republish --batch batch-"])
+def its_receiver_took_its_readiness_and_did_nothing(place):
+    place.run()
+    batch = place.register(1)
+    place.content(batch)
+    ended(place, batch, "ready_for_pipeline_execution")
+    place.valkey.delete(f"{place.queue}.events")
+    place.conn.execute("UPDATE batch_essay_trackers SET ready_at = now() - interval '2 min'")
+    yield batch
+
+
+# --- counted --------------------------------------------------------------------------------------
+
+
+@cause(
+    "slot_missing",
+    says=["changed expected_count of the batch to 3", "2 slots were registered and are there"],
+    step="SET expected_count = 2",
+    never=["A slot of the batch is gone", "els cancel"],
+    ends=True,
+)
+def somebody_raised_its_count(running):
+    batch = running.register()
+    running.conn.execute(
+        "UPDATE batch_essay_trackers SET expected_count = 3 WHERE batch_id = %s", [batch]
+    )
+    yield batch
+
+
+@cause(
+    "slot_extra",
+    says=["changed expected_count of the batch to 1"],
+    step="SET expected_count = 2",
+    ends=True,
+)
+def somebody_lowered_its_count(running):
+    batch = running.register()
+    running.content(batch)
+    running.conn.execute(
+        "UPDATE batch_essay_trackers SET expected_count = 1 WHERE batch_id = %s", [batch]
+    )
+    yield batch
+
+
+@cause("slot_missing", says=["A slot of the batch is gone"], never=["expected_count"])
+def somebody_deleted_a_slot(running):
+    batch = running.register()
+    running.conn.execute(
+        "DELETE FROM essay_states WHERE batch_id = %s AND essay_id = 'essay-000001'", [batch]
+    )
+    yield batch
+
+
+@cause("timed_out", says=["2 s after its registration", "registered again as another batch"])
+def its_deadline_was_given_in_days_and_read_in_seconds(running):
+    batch = running.register(deadline_s=2)
+    yield ended(running, batch, "timed_out")

@@ -1,5 +1,6 @@
 """Messages that lie in another place of the broker than the one that workers take from."""
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import redis
@@ -185,3 +186,42 @@ def its_contents_wait_for_a_countdown_in_milliseconds(place):
         place.workers.send("els.assign_content", event, countdown=60_000)
     until(lambda: place.valkey.hlen("unacked") == 2, WAIT_S, "the worker holds them")
     yield batch
+
+
+@cause(
+    WAITING,
+    says=["2 messages for the batch lie in the list els-", ":7, and workers take from"],
+    never=NEVER,
+    step="RPOPLPUSH els-",
+)
+def its_sender_has_priorities_of_its_own(running):
+    sender = Celery("upstream", broker=running.settings["ELS_BROKER_URL"])
+    sender.conf.broker_transport_options = {"priority_steps": list(range(10)), "sep": ":"}
+    batch = running.register()
+    for text in ("text-1", "text-2"):
+        event = make.content(batch, text)
+        sender.send_task(
+            "els.assign_content", kwargs={"event": event}, queue=running.queue, priority=7
+        )
+    yield batch
+    forgotten(running, f"{running.queue}:7")
+
+
+@cause(WAITING, says=["1 other client takes from lists of the broker (payroll)", "CLIENT LIST"])
+def another_program_pops_its_messages(place):
+    place.run()
+    batch = place.register()
+    url = place.valkey_server.url
+    with (
+        redis.Redis.from_url(url, client_name="payroll", socket_timeout=WAIT_S) as client,
+        ThreadPoolExecutor(1) as other,
+    ):
+        popping = other.submit(client.brpop, place.queue, WAIT_S)
+
+        def ids():
+            return [each["id"] for each in place.valkey.client_list() if each["cmd"] == "brpop"]
+
+        until(ids, WAIT_S, "it waits for messages")
+        yield batch
+        place.valkey.client_unblock(ids()[0])
+        popping.result(WAIT_S)

@@ -8,6 +8,7 @@ from kombu.transport.native_delayed_delivery import level_name
 from tests import factories as make
 from tests.explain.cause import cause
 from tests.explain.causes.workers import giving_no_sign, named_by_its_consumer
+from tests.explain.place import WAIT_S
 from tests.live.conftest import until
 from tests.rabbitmq.node import sender
 
@@ -128,7 +129,41 @@ def the_virtual_host_is_not_there(rabbitmq):
     yield rabbitmq.insert_batch(), {"ELS_BROKER_URL": f"{url}/nowhere"}
 
 
-@cause("broker_unreachable", says=["403"], never=["is down"])
+@cause("broker_unreachable", says=["403"], never=["is down", "start it"], step="right user")
 def its_password_is_wrong(rabbitmq):
     url = rabbitmq.node.url.replace("guest:guest", "guest:wrong")
     yield rabbitmq.insert_batch(), {"ELS_BROKER_URL": url}
+
+
+@cause(
+    WAITING,
+    says=[
+        "RabbitMQ drops what no queue is bound for",
+        "what a policy limits",
+        "another virtual host",
+    ],
+    never=["does not answer"],
+    step="rabbitmqctl list_policies",
+)
+def its_message_was_purged(rabbitmq):
+    rabbitmq.run()
+    yield rabbitmq.register()
+
+
+@cause(
+    "server_refuses",
+    says=["The broker refuses writes", "access to vhost", "refused for user 'guest'"],
+    never=["does not answer", "start it on that host"],
+    step="rabbitmqctl set_permissions",
+)
+def its_user_lost_its_rights(rabbitmq):
+    rabbitmq.worker()
+    rabbitmq.start_beat()
+    batch = rabbitmq.insert_batch()
+    rabbitmq.node.ctl("clear_permissions", "-p", "/", "guest")
+    rabbitmq.node.drop_connections()
+    try:
+        until(rabbitmq.pauses, WAIT_S, "the worker is refused")
+        yield batch
+    finally:
+        rabbitmq.node.ctl("set_permissions", "-p", "/", "guest", ".*", ".*", ".*")

@@ -43,6 +43,18 @@ def redis_is_asked_with_a_wrong_password(place):
     yield batch, {"ELS_REDIS_URL": url, "ELS_BROKER_URL": place.valkey_server.url}
 
 
+@cause(
+    "redis_unreachable",
+    says=["it speaks no TLS at this port"],
+    never=GONE[:1],
+    step="write redis:// in ELS_REDIS_URL",
+)
+def redis_is_asked_for_tls_at_its_plain_port(place):
+    batch, url = place.insert_batch(), place.valkey_server.url
+    secure = url.replace("redis://", "rediss://")
+    yield batch, {"ELS_REDIS_URL": secure, "ELS_BROKER_URL": url}
+
+
 def refusing(refuse, words, *, runs):
     def make_it(place):
         if runs:
@@ -87,6 +99,25 @@ def redis_refuses_and_has_a_note_of_a_process_that_was_killed(place):
     place.valkey.hset(PAUSES, "killed:1", json.dumps(note))
     with refusals.without_replicas(place.valkey):
         yield batch
+
+
+@cause("server_refuses", says=["Redis refuses writes", "ReadOnlyError"], step="REPLICAOF NO ONE")
+def redis_was_made_a_replica(place):
+    batch = place.insert_batch()
+    with refusals.replica(place.valkey):
+        yield batch
+
+
+@cause(
+    "server_refuses",
+    says=["The broker cannot use the queue els-", "its key is no list"],
+    step="RENAME els-",
+    never=["does not answer", "The broker refuses"],
+)
+def another_program_has_written_the_key_of_its_queue(place):
+    batch = place.insert_batch()
+    place.valkey.set(place.queue, "busy")
+    yield batch
 
 
 # --- the broker ----------------------------------------------------------------------------------
@@ -291,6 +322,71 @@ def a_trigger_of_others_misses_its_table(place):
     yield batch
 
 
+@cause(
+    "server_refuses",
+    says=["somebody has set idle_session_timeout = 1ms for ROLE r_"],
+    step="RESET idle_session_timeout",
+    never=["does not answer"],
+    ends=True,
+)
+def its_role_has_a_limit_that_ends_its_sessions(place):
+    url = role(place, "SELECT, INSERT, UPDATE, DELETE")
+    name = urlsplit(url).username
+    for limit in ("idle_session_timeout", "statement_timeout"):
+        place.conn.execute(f"ALTER ROLE {name} SET {limit} = '1ms'")
+    yield place.insert_batch(), {"ELS_DATABASE_URL": url}
+
+
+@cause(
+    "schema_missing",
+    says=["the table essay_states has no column text_storage_id", "renamed it to storage_id"],
+    step='RENAME COLUMN "storage_id" TO text_storage_id',
+    never=["compare them"],
+    ends=True,
+)
+def a_column_was_renamed(place):
+    batch = place.insert_batch()
+    place.conn.execute("ALTER TABLE essay_states RENAME COLUMN text_storage_id TO storage_id")
+    yield batch
+
+
+@cause(
+    "schema_missing",
+    says=["the table event_outbox has no column attempts", "dropped or renamed it"],
+    never=["compare them"],
+)
+def a_column_was_dropped(place):
+    batch = place.insert_batch()
+    place.conn.execute("ALTER TABLE event_outbox DROP COLUMN attempts")
+    yield batch
+
+
+@cause(
+    "server_refuses",
+    says=["somebody has added the column region to event_outbox, and it must have a value"],
+    step="DROP NOT NULL",
+    ends=True,
+)
+def a_column_of_others_must_have_a_value(place):
+    batch = place.insert_batch()
+    place.conn.execute("ALTER TABLE event_outbox ADD COLUMN region text NOT NULL")
+    yield batch
+
+
+@cause(
+    "server_refuses",
+    says=["somebody has added the constraint up_only to essay_states"],
+    step="DROP CONSTRAINT",
+    ends=True,
+)
+def a_constraint_of_others_refuses_rows(place):
+    batch = place.insert_batch()
+    place.conn.execute(
+        "ALTER TABLE essay_states ADD CONSTRAINT up_only CHECK (file_upload_id LIKE 'up-%')"
+    )
+    yield batch
+
+
 @cause("server_refuses", says=["Postgres refuses writes"], step="df -h")
 def the_disk_of_postgres_is_full(place):
     batch = place.insert_batch()
@@ -298,13 +394,37 @@ def the_disk_of_postgres_is_full(place):
         yield batch
 
 
-@cause("server_refuses", says=["permission denied for table"], step="els migrate --roles")
+@cause(
+    "server_refuses",
+    says=["permission denied for table", "lacks INSERT ON essay_states"],
+    step="GRANT INSERT ON essay_states TO r_",
+)
 def a_right_of_the_worker_was_revoked(place):
     url = role(place, "SELECT, INSERT, UPDATE, DELETE")
     place.worker(ELS_DATABASE_URL=url)
     place.start_beat()
     batch = place.insert_batch()
     place.conn.execute(f"REVOKE INSERT, UPDATE ON essay_states FROM {urlsplit(url).username}")
+    place.send_content(batch)
+    until(place.pauses, WAIT_S, "a process waits")
+    yield batch
+
+
+@cause(
+    "server_refuses",
+    says=["password authentication failed for user"],
+    never=["whoever asks, so workers go on"],
+    step="new password into ELS_DATABASE_URL",
+)
+def the_password_of_the_worker_was_changed(place):
+    url = role(place, "SELECT, INSERT, UPDATE, DELETE")
+    name = urlsplit(url).username
+    place.worker(ELS_DATABASE_URL=url)
+    place.start_beat()
+    batch = place.insert_batch()
+    place.conn.execute(f"ALTER ROLE {name} PASSWORD 'another'")
+    ending = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s"
+    place.conn.execute(ending, [name])
     place.send_content(batch)
     until(place.pauses, WAIT_S, "a process waits")
     yield batch

@@ -6,8 +6,11 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
+from celery import Celery
+
 from tests import factories as make
 from tests.explain.cause import cause
+from tests.explain.place import WAIT_S
 from tests.live.conftest import until
 
 LETTER = "dead_letter_waiting"
@@ -201,12 +204,24 @@ def its_task_has_the_name_of_a_module(running):
     yield batch
 
 
-@cause(LETTER, says=["EXPIRED", "expired at"])
+@cause(LETTER, says=["EXPIRED", "expired at", "replay it"], step="els dead-letters replay")
 def its_content_expired(running):
     batch = running.register()
     past = datetime.now(UTC) - timedelta(minutes=5)
     send_raw(running, ASSIGN, kwargs={"event": make.content(batch)}, expires=past)
     yield batch
+
+
+@cause(LETTER, says=["header task", "of Celery's protocol 1 has none", "must set task_protocol 2"])
+def its_sender_uses_message_protocol_1(running):
+    batch = running.register()
+    old = Celery("old", broker=running.settings["ELS_BROKER_URL"], task_protocol=1)
+    with discarding(running):
+        event = make.content(batch)
+        old.send_task(ASSIGN, kwargs={"event": event}, queue=running.queue, ignore_result=True)
+        waits = "SELECT count(*) AS n FROM dead_letters WHERE batch_id = %s"
+        until(lambda: running.conn.execute(waits, [batch]).fetchone()["n"], WAIT_S, "it waits")
+        yield batch
 
 
 @cause(LETTER, says=["(els.assign_contents, VALIDATION_ERROR)", "contents"])

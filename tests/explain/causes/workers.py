@@ -8,6 +8,8 @@ from urllib.parse import quote, urlsplit
 import psutil
 import psycopg
 
+from core.signs.pauses import server_time
+from core.signs.starts import STARTS
 from migrations import upgrade
 from ops.explain.consumers import waiting_clients
 from ops.signs import STALLED_AFTER
@@ -16,6 +18,7 @@ from tests.explain.cause import cause
 from tests.explain.place import WAIT_S, copied
 from tests.live.conftest import until
 
+WAITING = "waiting_for_contents"
 GONE = ["No worker is running", "sweep has not run"]
 ONE_PROCESS = "worker --pool prefork --concurrency 1"
 
@@ -66,11 +69,28 @@ def it_was_killed_and_messages_wait(place):
     yield batch
 
 
-@cause("no_worker", says=["gives a sign of life", "has given none since"], never=GONE[:1])
+@cause(
+    "no_worker",
+    says=["gives a sign of life", "has given none since", "is stopped, by a signal or a debugger"],
+    never=[*GONE[:1], "ELS_REDIS_URL"],
+    step="kill -CONT",
+)
 def its_only_process_is_stopped_by_a_debugger(place):
     with place.frozen(place.worker()):
+        batch = place.insert_batch()
+        place.send_content(batch)
         place.until_silent()
-        yield place.insert_batch()
+        yield batch
+
+
+@cause(WAITING, never=["has started"])
+def it_was_killed_again_and_again_and_runs_now(place):
+    place.run()
+    name, now = f"{place.queue}-0@test", server_time(place.valkey)
+    place.valkey.delete(STARTS)
+    for ago_s in (300, 200, 100):
+        place.valkey.zadd(STARTS, {f"{now - ago_s} {name}": now - ago_s})
+    yield place.register()
 
 
 @cause("no_worker", says=["message waits in the queue", "1 message names the batch in the queue"])
@@ -178,6 +198,13 @@ named_by_its_consumer = cause(
     says=["gives a sign of life", "1 consumer waits for messages of", "another ELS_REDIS"],
     step="ELS_REDIS_URL",
 )
+
+
+@cause("no_worker", says=["another ELS_REDIS_URL"], step="ELS_REDIS_URL")
+def it_uses_another_redis_than_beat(place):
+    place.start_beat()
+    with giving_no_sign(place) as batch:
+        yield batch
 
 
 @named_by_its_consumer

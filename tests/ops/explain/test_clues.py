@@ -178,7 +178,9 @@ def test_the_letters_that_a_batch_needs_say_why(asked, lifecycle, batch_id):
 
     cause = asked.cause(batch_id, "dead_letter_waiting")
 
-    assert cause.reason == f"{number} (els.assign_content, VALIDATION_ERROR): why"
+    first, *more = cause.reason.split("; ")
+    assert first == f"{number} (els.assign_content, VALIDATION_ERROR): why"
+    assert more == ["its sender must correct that and send it again", "then discard the letter"]
 
 
 def test_a_registration_of_a_similar_batch_is_named(asked, lifecycle, batch_id):

@@ -1,0 +1,183 @@
+"""What somebody has changed in Postgres besides rows: columns of tables, limits and rights."""
+
+import re
+from collections.abc import Iterable, Iterator
+
+import psycopg
+from psycopg.rows import dict_row
+
+from core.db.connection import Conn, Row
+from core.db.url import address
+from core.schema import State, read_standing
+from core.servers.finding import Finding
+from core.servers.obstacles import fault
+from core.servers.rights import OF_MESSAGES, RIGHTS
+
+COLUMNS = """
+    SELECT relname AS "table", attname AS name, format_type(atttypid, atttypmod) AS type
+    FROM pg_attribute JOIN pg_class c ON c.oid = attrelid
+    WHERE c.oid IN (SELECT to_regclass(name) FROM unnest(%s::text[]) AS needed (name))
+      AND attnum > 0 AND NOT attisdropped ORDER BY relname, attnum
+"""
+# Limits that end a statement, or a session, before it has done anything.
+LIMITS = (
+    "statement_timeout",
+    "idle_in_transaction_session_timeout",
+    "idle_session_timeout",
+    "transaction_timeout",
+    "lock_timeout",
+)
+SET_FOR = """
+    SELECT name, value, role, database FROM (
+        SELECT split_part(said, '=', 1) AS name, split_part(said, '=', 2) AS value,
+               CASE WHEN setrole = 0 THEN 'ALL' ELSE quote_ident(rolname) END AS role,
+               quote_ident(datname) AS database
+        FROM pg_db_role_setting CROSS JOIN unnest(setconfig) AS said
+        LEFT JOIN pg_database d ON d.oid = setdatabase LEFT JOIN pg_roles r ON r.oid = setrole
+        WHERE split_part(said, '=', 1) = ANY(%(names)s)
+          AND (setdatabase = 0 OR datname = current_database())
+          AND (setrole = 0 OR rolname = current_user
+               OR has_any_column_privilege(setrole, to_regclass('essay_states'), 'INSERT'))
+    ) found
+    WHERE CASE WHEN value ~ '^[0-9]+$' THEN value::numeric
+               ELSE extract(epoch FROM value::interval) * 1000 END BETWEEN 0.001 AND %(short_ms)s
+    ORDER BY role, database, name
+"""
+SHORT_MS = 500  # a limit that ends what a server under load does
+# Of the roles that are connected and may write at least somewhere, as workers do.
+LACKING = """
+    WITH needed AS (
+        SELECT usename AS role, name, verb, CASE
+                   WHEN verb = 'DELETE' THEN has_table_privilege(usename, to_regclass(name), verb)
+                   ELSE has_any_column_privilege(usename, to_regclass(name), verb)
+               END AS has
+        FROM (SELECT DISTINCT usename FROM pg_stat_activity
+              WHERE datname = current_database() AND usename IS NOT NULL) connected,
+             unnest(%(names)s::text[], %(verbs)s::text[]) AS rights (name, verb)
+        WHERE to_regclass(name) IS NOT NULL
+    )
+    SELECT quote_ident(role) AS role, array_agg(verb || ' ON ' || name) AS rights FROM needed n
+    WHERE NOT has
+      AND EXISTS (SELECT FROM needed o WHERE o.role = n.role AND verb = 'INSERT' AND has)
+    GROUP BY role ORDER BY role
+"""
+NEEDS_VALUE = re.compile(r'null value in column "(?P<column>[^"]+)" of relation "(?P<table>\w+)"')
+VIOLATES = re.compile(r'"(?P<table>\w+)" violates check constraint "(?P<name>[^"]+)"')
+OUR_CONSTRAINTS = ("ck_", "fk_", "uq_", "pk_")
+PATIENCE = "-c statement_timeout=1500 -c idle_in_transaction_session_timeout=0"
+
+
+def changed_columns(conn: Conn) -> Finding | None:
+    """Find columns of our tables that are gone, and what they are called now.
+
+    None: all are there, or the schema is not of this release. Raises psycopg.Error.
+    """
+    if read_standing(conn).state is not State.HEAD:
+        return None
+    tables = _tables()
+    rows = conn.execute(COLUMNS, [list(tables)]).fetchall()
+    found = [*_gone(tables, rows)]
+    if not found:
+        return None
+    wrong, steps = "; ".join(each for each, _ in found), [step for _, step in found if step]
+    return fault(wrong, "; ".join(steps) or "add it again, with its values from a backup")
+
+
+def _tables() -> dict[str, dict[str, str]]:
+    """Return the tables of this release: name and type of each column."""
+    from sqlalchemy.dialects import postgresql  # noqa: PLC0415 - longer than most answers take
+
+    from migrations.schema import metadata  # noqa: PLC0415 - as above
+
+    dialect = postgresql.dialect()  # type: ignore[no-untyped-call] # SQLAlchemy gives it no types
+    return {
+        table.name: {
+            column.name: column.type.compile(dialect=dialect).lower().partition(" collate")[0]
+            for column in table.columns
+        }
+        for table in metadata.sorted_tables
+    }
+
+
+def _gone(
+    tables: dict[str, dict[str, str]], rows: Iterable[Row]
+) -> Iterator[tuple[str, str | None]]:
+    """Yield what is wrong with a column, and the statement that mends it."""
+    there: dict[str, dict[str, str]] = {}
+    for row in rows:
+        there.setdefault(row["table"], {})[row["name"]] = row["type"]
+    for table, columns in there.items():
+        others = columns.keys() - tables[table].keys()
+        for column, kind in tables[table].items():
+            if column in columns:
+                continue
+            like = [name for name in others if columns[name] == kind]
+            lacking = f"the table {table} has no column {column}"
+            if len(like) == 1:
+                step = f'ALTER TABLE {table} RENAME COLUMN "{like[0]}" TO {column}'
+                yield f"{lacking}: somebody has renamed it to {like[0]}", step
+            else:
+                yield f"{lacking}: somebody has dropped or renamed it", None
+
+
+def short_limits(conn: Conn) -> Finding | None:
+    """Find limits of a role of workers, or of the database, that end what it begins.
+
+    Those of the server's files are not among them. Raises psycopg.Error.
+    """
+    values = {"names": list(LIMITS), "short_ms": SHORT_MS}
+    rows = conn.execute(SET_FOR, values).fetchall()
+    if not rows:
+        return None
+    said = ", ".join(f"{row['name']} = {row['value']} for {_whose(row)}" for row in rows)
+    steps = [f"ALTER {_whose(row)} RESET {row['name']}" for row in rows]
+    wrong = f"somebody has set {said}, so Postgres ends what workers begin"
+    return fault(wrong, "; ".join(steps))
+
+
+def short_limits_of(url: str) -> Finding | None:
+    """Connect in spite of such limits, and find them. Raises psycopg.Error."""
+    at, newer = address(url).conninfo, f"{PATIENCE} -c idle_session_timeout=0"
+    for options in (newer, PATIENCE):  # Postgres 13 does not know that one
+        try:
+            conn = psycopg.connect(at, options=options, autocommit=True, row_factory=dict_row)
+        except psycopg.OperationalError as error:
+            if options is newer and "unrecognized configuration parameter" in str(error):
+                continue
+            raise
+        with conn:
+            return short_limits(conn)
+    return None
+
+
+def lacking_rights(conn: Conn) -> Finding | None:
+    """Find what a role of workers may not do that messages need. Raises psycopg.Error."""
+    needed = [(name, verb) for name in OF_MESSAGES for verb in RIGHTS[name]]
+    names, verbs = zip(*needed, strict=True)
+    rows = conn.execute(LACKING, {"names": list(names), "verbs": list(verbs)}).fetchall()
+    if not rows:
+        return None
+    wrong = ", ".join(f"the role {row['role']} lacks {', '.join(row['rights'])}" for row in rows)
+    steps = [f"GRANT {each} TO {row['role']}" for row in rows for each in row["rights"]]
+    return fault(wrong, "; ".join(steps))
+
+
+def of_others(error: str) -> Finding | None:
+    """Find in an error the column, or the constraint, that others have added to a table of ours."""
+    found = NEEDS_VALUE.search(error)
+    if found and found["column"] not in _tables().get(found["table"], {found["column"]: ""}):
+        table, column = found["table"], found["column"]
+        wrong = f"somebody has added the column {column} to {table}, and it must have a value"
+        return fault(wrong, f'ALTER TABLE {table} ALTER COLUMN "{column}" DROP NOT NULL')
+    found = VIOLATES.search(error)
+    if found and not found["name"].startswith(OUR_CONSTRAINTS):
+        table, name = found["table"], found["name"]
+        wrong = f"somebody has added the constraint {name} to {table}"
+        return fault(wrong, f'ALTER TABLE {table} DROP CONSTRAINT "{name}"')
+    return None
+
+
+def _whose(row: Row) -> str:
+    if row["role"] == "ALL":
+        return f"DATABASE {row['database']}" if row["database"] else "ROLE ALL"
+    return f"ROLE {row['role']}" + (f" IN DATABASE {row['database']}" if row["database"] else "")
