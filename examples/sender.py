@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 
 from celery import Celery
-from kombu.exceptions import OperationalError
+from kombu import exceptions as kombu
 
 app = Celery("sender")
 app.conf.task_create_missing_queue_type = "quorum"  # these three are for RabbitMQ
@@ -25,9 +25,9 @@ def flush():
             db.execute("DELETE FROM spool WHERE rowid = ?", [row])
 
 
-def sent(task, event):
+def sent(task, event):  # nothing, where the broker is away or refuses
     queue = os.environ.get("ELS_QUEUE", "els")
-    with suppress(OperationalError, OSError):  # the broker is away
+    with suppress(OSError, kombu.OperationalError, kombu.ChannelError, kombu.ConnectionError):
         return app.send_task(task, kwargs={"event": event}, queue=queue, ignore_result=True)
 
 

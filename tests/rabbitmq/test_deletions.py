@@ -74,10 +74,12 @@ def test_a_worker_says_that_somebody_has_deleted_something(policed, node, name, 
     policed.upstream.conf.task_queues = [queue]  # so that the sender restores nothing
     policed.start()
     policed.ready(1)
-    with node.connection() as connection:
-        DELETIONS[name](connection.channel(), policed.queue)
 
-    with suppress(NotFound):  # it is the exchange
-        policed.send("els.register_batch", make.registration(make.new_batch()))
+    def delete_and_send():
+        with node.connection() as connection:
+            DELETIONS[name](connection.channel(), policed.queue)
+        with suppress(NotFound):  # it is the exchange
+            policed.send("els.register_batch", make.registration(make.new_batch()))
+        return says in policed.log()
 
-    until(lambda: says in policed.log(), what="its log says so")
+    until(delete_and_send, what="its log says so")  # unless it has restored it before the message

@@ -4,17 +4,18 @@ import threading
 import time
 from contextlib import contextmanager
 
-from amqp.exceptions import AMQPError, MessageNacked
+from amqp.exceptions import AMQPError
 from kombu.exceptions import KombuError
 
 from els_client import Sender
 from tests import factories as make
 from tests.live.conftest import until
+from tests.rabbitmq.node import sender
 
 BEFORE, MEANWHILE, AFTER = 5, 40, 5
 CONTENTS = BEFORE + MEANWHILE + AFTER
 PACE_S = 0.03
-REFUSALS = (OSError, AMQPError, KombuError, MessageNacked)
+REFUSALS = (OSError, AMQPError, KombuError)
 
 
 class Traffic:
@@ -22,7 +23,7 @@ class Traffic:
 
     def __init__(self, workers, spool):
         self._workers = workers
-        self._kit = Sender(workers.node.url, spool=spool, queue=workers.queue)
+        self._kit = Sender(sender(workers.node.url), spool=spool, queue=workers.queue)
         self.batches = [make.new_batch(), make.new_batch()]
         self.numbers = [0, 0]
         self.refusals: set[str] = set()
