@@ -37,6 +37,10 @@ SESSION: Mapping[str, str] = {  # settings of a session
     "statement_timeout": str(STATEMENT_TIMEOUT_MS),
     "lock_timeout": str(LOCK_TIMEOUT_MS),
     "timezone": "UTC",
+    # A role or a database may have others, with which psycopg reads no time and sends no "ł".
+    "datestyle": "ISO, MDY",
+    "intervalstyle": "postgres",
+    "client_encoding": "UTF8",
 }
 ARGUMENT = re.compile(r"(?:\\.|[^\s\\])+", re.DOTALL)  # as Postgres cuts `options`
 SETTING = re.compile(r"(?:-c\s*|--)([\w.-]+)=(.*)", re.DOTALL)

@@ -5,7 +5,9 @@ import shutil
 import signal
 import time
 from contextlib import contextmanager
+from datetime import UTC, timedelta
 from urllib.parse import quote, urlencode, urlsplit
+from uuid import uuid4
 
 import psutil
 import psycopg
@@ -320,3 +322,26 @@ def test_a_setting_that_the_server_refuses_is_never_the_fault_of_a_message(url):
         db.connect_once(f"{url}?options=-cstatement_timeout%3Dsoon")
 
     assert told.value.sqlstate is None
+
+
+STYLES = {"datestyle": "'German'", "intervalstyle": "iso_8601", "client_encoding": "LATIN1"}
+
+
+def test_styles_that_a_role_has_change_nothing(database_url, conn):
+    role = f"styled_{uuid4().hex[:8]}"
+    conn.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'word'")
+    try:
+        for name, value in STYLES.items():
+            conn.execute(f"ALTER ROLE {role} SET {name} = {value}")
+        at = urlsplit(database_url)
+        url = at._replace(netloc=f"{role}:word@{at.hostname}:{at.port}").geturl()
+        with db.connect_once(url) as styled:
+            row = styled.execute(
+                "SELECT now() AS at, interval '36 hours' AS lasts, %s AS text", ["łódź"]
+            ).fetchone()
+    finally:
+        conn.execute(f"DROP ROLE {role}")
+
+    assert row["at"].tzinfo is UTC
+    assert row["lasts"] == timedelta(hours=36)
+    assert row["text"] == "łódź"
