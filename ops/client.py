@@ -136,6 +136,9 @@ def read_events(text: str) -> Iterator[tuple[str, Event]]:
 
 
 def _entries(text: str) -> list[object]:
+    text = text.removeprefix("\ufeff")  # as editors on Windows write it
+    if not text.strip():
+        return []
     try:
         whole = json.loads(text)
     except json.JSONDecodeError as error:

@@ -113,15 +113,16 @@ def submit(
     """
     from ops import client
 
+    place = "standard input" if file == "-" else file
     try:
         text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
         events = list(client.read_events(text))
     except (OSError, UnicodeDecodeError) as error:
         raise typer.BadParameter(str(error), param_hint="FILE") from error
     except ValueError as error:
-        fail(f"{file}: {error}", as_json)
+        fail(f"{place}: {error}", as_json)
     if not events:
-        fail(f"{file} holds no events", as_json)
+        fail(f"{place} holds no events", as_json)
     needed = (POSTGRES, BROKER) if wait else (BROKER,)
     what = f"enqueue {number(len(events), 'event')}"
     settings, found = confirm_change(home, what, *needed, yes=yes, as_json=as_json, repeatable=True)

@@ -47,7 +47,9 @@ def plain_causes(conn: Conn, batch_id: str, facts: Row, redis_side: Row) -> Iter
     match status:
         case BatchStatus.AWAITING_CONTENT_VALIDATION if facts["open"]:
             if held := set(facts["open_ids"]) & set(redis_side.get("recent_claims", ())):
-                yield CAUSES["claims_in_flight"].fill(batch=batch_id, held=len(held))
+                yield CAUSES["claims_in_flight"].fill(
+                    batch=batch_id, held=number(len(held), "slot is", "slots are")
+                )
             yield _waiting_for_contents(conn, batch_id, facts)
         case BatchStatus.AWAITING_STUDENT_VALIDATION:
             yield _waiting_for_students(conn, batch_id, facts)
@@ -159,7 +161,7 @@ def _waiting_for_contents(conn: Conn, batch_id: str, facts: Row) -> Cause:
         facts["last_arrival_at"] or facts["registered_at"],
         batch=batch_id,
         open=facts["open"],
-        slots=facts["slots"],
+        slots=number(facts["slots"], "slot is", "slots are"),
         lacking=_lacking(facts),
         ending=_ending(facts),
     )

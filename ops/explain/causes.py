@@ -58,7 +58,7 @@ PLAIN = [
     Cause(
         "lock_held",
         "Another session has locked {what} ({holder})",
-        "its transaction has not ended; {waiting} other sessions wait for it",
+        "its transaction has not ended; {waiting} for it",
         "messages are tried again meanwhile, and become dead letters after ELS_RETRY_FOR",
         "els env",
     ),
@@ -122,13 +122,13 @@ PLAIN = [
     Cause(
         "worker_stalled",
         "A process of the worker {worker} does not move",
-        "{doing}; the worker holds {held} messages",
+        "{doing}; the worker holds {held}",
         "nothing while it hangs; when it ends, the broker delivers its messages again",
         "els worker",
     ),
     Cause(
         "worker_silent",
-        "The worker {worker} gives no sign of life, and held {held} messages",
+        "The worker {worker} gives no sign of life, and held {held}",
         "it was killed, hangs, or cannot reach Redis{doing}",
         "the broker delivers them again after ELS_VISIBILITY_TIMEOUT, unless the worker comes back",
         "els worker",
@@ -177,7 +177,7 @@ PLAIN = [
     ),
     Cause(
         "claims_in_flight",
-        "Contents of the batch are in work ({held} slots are held for them)",
+        "Contents of the batch are in work ({held} held for them)",
         "a worker writes them at this moment, or it died and the broker delivers them again",
         "the broker delivers them within ELS_VISIBILITY_TIMEOUT; the slots are free in 3 minutes",
         "els health worker",
@@ -198,7 +198,7 @@ PLAIN = [
     ),
     Cause(
         "waiting_for_contents",
-        "The batch waits for contents ({open} of {slots} slots are open)",
+        "The batch waits for contents ({open} of {slots} open)",
         "{lacking}",
         "the next content continues it; {ending}",
         "els find {batch}  # lists the files that have come",

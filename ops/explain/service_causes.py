@@ -148,7 +148,8 @@ def service_causes(
 def lock_causes(locks: Iterable[Lock]) -> Iterator[Cause]:
     """Name each session that others wait for, since its transaction began."""
     for lock in locks:
-        words = {"what": _listed(lock.what), "holder": lock, "waiting": lock.waiting}
+        words = {"what": _listed(lock.what), "holder": lock}
+        words["waiting"] = number(lock.waiting, "other session waits", "other sessions wait")
         step = _end_session(lock.pid)
         if lock.gid is not None:
             step = f"{PSQL} -c {shlex.quote(_rollback(lock.gid))}"
@@ -472,7 +473,7 @@ def _stalled(heartbeat: Heartbeat, serving: Mapping[str, Sign | None]) -> Iterat
             process = f"process {sign.task_pid}" if sign.task_pid else "it"
             doing = f"{process} has been at {sign.task} since {utc(since)}"
         step = heartbeat.asked.installation.restart("worker", sign.task_pid or sign.pid)
-        words = {"worker": name, "doing": doing, "held": sign.held}
+        words = {"worker": name, "doing": doing, "held": number(sign.held, "message")}
         yield CAUSES["worker_stalled"].fill(since, step=step, **words)
 
 
@@ -483,14 +484,15 @@ def _silent(heartbeat: Heartbeat) -> Iterator[Cause]:
         silent = FRESH.total_seconds() < age_s < SILENT_SHOWN_S
         if silent and sign.held and not sign.stopped and not sign.waits:
             step = heartbeat.asked.installation.restart("worker", sign.pid)
-            words = {"worker": name, "held": sign.held, "doing": _was_at(sign)}
+            held = number(sign.held, "message")
+            words = {"worker": name, "held": held, "doing": _was_at(sign)}
             yield CAUSES["worker_silent"].fill(sign.at, step=step, **words)
 
 
 def _was_at(sign: Sign) -> str:
     if sign.task and sign.began_at:
         return f"; it was at {sign.task} since {utc(sign.began_at)}"
-    return f"; it held {sign.held} messages" if sign.held else ""
+    return f"; it held {number(sign.held, 'message')}" if sign.held else ""
 
 
 def _messages(heartbeat: Heartbeat) -> str:

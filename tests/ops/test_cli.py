@@ -181,6 +181,22 @@ def test_help_speaks_of_els_and_not_of_celery_alone(command):
     assert "--hostname" in shown
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "standard input holds no events"),
+        (" \n", "standard input holds no events"),
+        ("{", "standard input: not JSON: Expecting property name"),
+        ("\ufeff[1]", "standard input: entry 1 is not a JSON object"),
+    ],
+)
+def test_what_is_no_event_is_not_submitted(text, said):
+    told = els("submit", "-", stdin=text)
+
+    assert told.returncode == 1
+    assert said in told.stderr
+
+
 def test_one_is_no_plural(service):
     event = make.registration(make.new_batch(), 1)
 
