@@ -17,20 +17,26 @@ from ops.stack.home import running
 from ops.stack.leash import leashed
 from ops.stack.ports import free_port
 from tests.live.conftest import until
+from tests.ops import forked
 from tests.ops.served import page_of_its_own
 
 ROOT = Path(__file__).parents[2]
+LASTING = {"run", "worker", "beat", "ops", "flower", "demo"}  # what takes a process over
 
 
-def els(*arguments, home=None, stdin=None, timeout=120, **environ):
+def els(*arguments, home=None, stdin="", timeout=120, cwd=ROOT, **environ):
     """Run `els`; the servers of the test run are not given to it unless `environ` names them."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("ELS_")}
     if home is not None:
         clean["ELS_HOME"] = str(home)
+    given = [str(each) for each in arguments]
+    environ = {**clean, "COLUMNS": "120", **environ}
+    if given[0] not in LASTING and environ["COLUMNS"] == "120" and "FORCE_COLOR" not in environ:
+        return forked.run(given, environ, cwd, stdin, timeout)
     return subprocess.run(
-        [sys.executable, "-m", "ops", *map(str, arguments)],
-        env={**clean, "COLUMNS": "120", **environ},
-        cwd=ROOT,
+        [sys.executable, "-m", "ops", *given],
+        env=environ,
+        cwd=cwd,
         input=stdin,
         capture_output=True,
         text=True,
