@@ -1,7 +1,7 @@
 """`fake_els` of the Python kit has the values and the events of the service."""
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.catalogue import OPT_IN
@@ -169,11 +169,7 @@ def steps_of(batch, moves, fields):
     return taken
 
 
-@settings(
-    max_examples=40,  # on each of the two services
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@settings(max_examples=40)  # on each of the two services
 @given(
     moves=st.lists(MOVES, min_size=3, max_size=14),
     regular=st.booleans(),
