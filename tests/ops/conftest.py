@@ -21,7 +21,16 @@ from tests.ops import forked
 from tests.ops.served import page_of_its_own
 
 ROOT = Path(__file__).parents[2]
-LASTING = {"run", "worker", "beat", "ops", "flower", "demo"}  # what takes a process over
+LASTING = {
+    "run",
+    "worker",
+    "beat",
+    "ops",
+    "flower",
+    "demo",
+    "bench",
+    "torture",
+}  # take a process over
 
 
 def els(*arguments, home=None, stdin="", timeout=120, cwd=ROOT, **environ):
@@ -82,7 +91,7 @@ class Service:
         return self.process.wait(40)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # even one without work takes time of the others
 def service(memory):
     running = Service(memory / "home of 'the' service")
     yield running

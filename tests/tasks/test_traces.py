@@ -215,7 +215,7 @@ def sweeps(conn, batch_id):
 def test_ticks_leave_no_span_unless_they_mend(spans, pool, slots, conn, batch_id):
     fill(Lifecycle(pool, slots), batch_id, 1)
     app.tasks["els.relay"].apply().get()
-    until(lambda: sweeps(conn, batch_id), what="a sweep announces the batch")
+    until(lambda: sweeps(conn, batch_id))
     app.tasks["els.sweep"].apply().get()
 
     found = spans.all()
