@@ -21,16 +21,8 @@ from tests.ops import forked
 from tests.ops.served import page_of_its_own
 
 ROOT = Path(__file__).parents[2]
-LASTING = {
-    "run",
-    "worker",
-    "beat",
-    "ops",
-    "flower",
-    "demo",
-    "bench",
-    "torture",
-}  # take a process over
+# These take a process over: with its signals, and with processes of their own.
+LASTING = {"run", "worker", "beat", "ops", "flower", "demo", "bench", "torture"}
 
 
 def els(*arguments, home=None, stdin="", timeout=120, cwd=ROOT, **environ):
@@ -40,7 +32,8 @@ def els(*arguments, home=None, stdin="", timeout=120, cwd=ROOT, **environ):
         clean["ELS_HOME"] = str(home)
     given = [str(each) for each in arguments]
     environ = {**clean, "COLUMNS": "120", **environ}
-    if given[0] not in LASTING and environ["COLUMNS"] == "120" and "FORCE_COLOR" not in environ:
+    as_before = environ["COLUMNS"] == "120" and "FORCE_COLOR" not in environ
+    if as_before and LASTING.isdisjoint(given[:1]):
         return forked.run(given, environ, cwd, stdin, timeout)
     return subprocess.run(
         [sys.executable, "-m", "ops", *given],
