@@ -11,6 +11,7 @@ import psutil
 import pytest
 import redis
 import structlog
+from hypothesis import HealthCheck, settings
 
 from core import db
 from core.lifecycle import Lifecycle
@@ -45,6 +46,15 @@ os.environ.update({name: _server(name, Path()).url for name in PORTS})
 # By itself structlog draws each traceback with Rich, which takes seconds where it is deep.
 PLAIN = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
 structlog.configure(processors=[*structlog.get_config()["processors"][:-1], PLAIN])
+
+
+# How long an example takes says how busy the machine is. Fixtures are shared between examples.
+settings.register_profile(
+    "no clock",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("no clock")
 
 
 def pytest_addoption(parser):

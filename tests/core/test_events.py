@@ -714,7 +714,6 @@ def mutated(draw):
 @given(mutated())
 @settings(
     max_examples=400,
-    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
@@ -731,7 +730,7 @@ def test_whatever_comes_is_read_or_refused(case):
 
 
 @given(JSON | st.dictionaries(st.text(st.characters()), JSON))
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 def test_whatever_else_comes_is_refused(raw):
     for task in EXAMPLES:
         refused(task, raw)

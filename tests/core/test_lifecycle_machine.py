@@ -235,7 +235,6 @@ def test_the_invariants_hold_whatever_happens(pool, slots, monkeypatch):
         settings=settings(
             max_examples=60,
             stateful_step_count=25,
-            deadline=None,
             derandomize="CI" in os.environ,
             suppress_health_check=list(HealthCheck),
         ),

@@ -31,7 +31,7 @@ def routes():
     return asked
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # even one without work takes time of the others
 def service(memory):
     running = Service(memory / "home", ELS_EVENT_ROUTES=json.dumps(routes()))
     health = f"{running.env['ops_url']}/healthz"

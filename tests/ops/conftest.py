@@ -17,20 +17,28 @@ from ops.stack.home import running
 from ops.stack.leash import leashed
 from ops.stack.ports import free_port
 from tests.live.conftest import until
+from tests.ops import forked
 from tests.ops.served import page_of_its_own
 
 ROOT = Path(__file__).parents[2]
+# These take a process over: with its signals, and with processes of their own.
+LASTING = {"run", "worker", "beat", "ops", "flower", "demo", "bench", "torture"}
 
 
-def els(*arguments, home=None, stdin=None, timeout=120, **environ):
+def els(*arguments, home=None, stdin="", timeout=120, cwd=ROOT, **environ):
     """Run `els`; the servers of the test run are not given to it unless `environ` names them."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("ELS_")}
     if home is not None:
         clean["ELS_HOME"] = str(home)
+    given = [str(each) for each in arguments]
+    environ = {**clean, "COLUMNS": "120", **environ}
+    as_before = environ["COLUMNS"] == "120" and "FORCE_COLOR" not in environ
+    if as_before and LASTING.isdisjoint(given[:1]):
+        return forked.run(given, environ, cwd, stdin, timeout)
     return subprocess.run(
-        [sys.executable, "-m", "ops", *map(str, arguments)],
-        env={**clean, "COLUMNS": "120", **environ},
-        cwd=ROOT,
+        [sys.executable, "-m", "ops", *given],
+        env=environ,
+        cwd=cwd,
         input=stdin,
         capture_output=True,
         text=True,
@@ -76,7 +84,7 @@ class Service:
         return self.process.wait(40)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # even one without work takes time of the others
 def service(memory):
     running = Service(memory / "home of 'the' service")
     yield running

@@ -80,9 +80,7 @@ def test_every_answer_keeps_the_document(served, known, path, mode):
     positive = mode is GenerationMode.POSITIVE
     statuses = set()
 
-    @settings(
-        max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck)
-    )
+    @settings(max_examples=EXAMPLES, database=None, suppress_health_check=list(HealthCheck))
     @given(case=operation.as_strategy(generation_mode=mode), data=st.data())
     def ask(case, data):
         if positive:

@@ -3,15 +3,14 @@
 `pytest tests/ops/test_browser.py --images FOLDER` keeps pictures; some are in `docs/images`.
 """
 
-import shutil
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from axe_playwright_python.base import AXE_FILE_PATH
 
 from core.metrics import ASSIGNED, HASH, MINUTES
 from core.signs.heartbeat import write_sign
@@ -20,45 +19,41 @@ from tests import factories as make
 from tests.core import story
 from tests.live.conftest import until
 from tests.names import NAMES
+from tests.ops.browsing import (
+    DESK,
+    PHONE,
+    browser,  # noqa: F401 - a fixture
+    needs_browser,
+    profiles,
+    serious_problems,
+)
 from tests.ops.served import Served
 from tests.ops.test_board import SCRIPT, letter
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None,
-    reason="NO BROWSER: the pages are not tested. Install Chromium (Debian: apt install chromium)",
-)
-FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
+pytestmark = needs_browser
 # The cells of tables whose text is wider than they are, as far as something stands right of them.
 CUT_OFF = """() => [...document.querySelectorAll("td, th, .counters div")]
     .filter(cell => cell.scrollWidth > cell.clientWidth + 1 && getComputedStyle(cell).position
         !== "absolute")
     .map(cell => cell.outerHTML)"""
-DESK, PHONE = {"width": 1280, "height": 800}, {"width": 380, "height": 844}
+WIDTHS = [PHONE["width"], 768, 1024]
 
 
 @pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield opened
-        opened.close()
+def profile(browser):  # noqa: F811
+    return profiles(browser)
 
 
 @pytest.fixture
-def visit(browser, served):
+def visit(profile, served):
     """Open an address; whatever the browser complains of, or asks of others, fails the test."""
-    complaints, contexts = [], []
+    complaints, pages = [], []
 
-    def look(path, viewport=DESK, **options):
-        context = browser.new_context(viewport=viewport, **options)
-        contexts.append(context)
-        page = context.new_page()
+    def look(path, viewport=DESK, color_scheme="light", **options):
+        page = profile(**options).new_page()
+        pages.append(page)
+        page.set_viewport_size(viewport)
+        page.emulate_media(color_scheme=color_scheme)
         page.on("console", lambda said: complaints.append(said.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda asked: complaints.append(asked.url) if not ours(asked) else None)
@@ -70,8 +65,8 @@ def visit(browser, served):
 
     served.lives()
     yield look
-    for context in contexts:
-        context.close()
+    for page in pages:
+        page.close()
     assert complaints == []
 
 
@@ -161,7 +156,7 @@ def test_a_batch_fills_while_the_page_is_open(served, school, visit, keep):
         row(page, batch).get_by_text("Ready", exact=True).wait_for()
 
 
-def test_a_page_whose_own_script_comes_late_is_live_all_the_same(served, browser):
+def test_a_page_whose_own_script_comes_late_is_live_all_the_same(served, browser):  # noqa: F811
     def late(route):
         page.wait_for_timeout(1000)  # the stream would answer meanwhile
         route.continue_()
@@ -243,7 +238,7 @@ def test_lists_follow_what_happens(served, visit):
         page.get_by_text("something new went wrong").wait_for()
 
 
-def test_a_page_outlives_the_process_that_served_it(served, browser):
+def test_a_page_outlives_the_process_that_served_it(served, browser):  # noqa: F811
     """Not by `visit`: the browser may well complain that nobody answers."""
     batch = a_class(served, "autumn-essays-9f", 3)
     urls = served.settings.database_url, served.settings.redis_url
@@ -381,23 +376,27 @@ def test_it_is_dark_where_people_want_it_dark(school, visit, keep):
     [
         *("/", "/batches/{half}", "/batches/{overfull}", "/dead-letters", "/dead-letters/{letter}"),
         *("/outbox", "/workers", "/activity", "/nothing", "/?sort=-age&from=3d"),
-        *("/dead-letters?all=1&sort=code&from=3d", "/outbox?sort=attempts", "/outbox?from=soon"),
+        *("/dead-letters?all=1", "/dead-letters?all=1&sort=code&from=3d"),
+        *("/outbox?sort=attempts", "/outbox?from=soon"),
     ],
 )
-def test_nothing_is_wider_than_a_phone(school, visit, keep, path, browser, served):
-    page = browser.new_context(viewport=PHONE).new_page()
-    page.goto(served.url + path.format(**school))
+def test_a_page_fits_and_no_part_is_cut_off_or_covers_another(served, school, profile, keep, path):
+    """Not by `visit`: the browser complains of an address that does not exist."""
+    with profile(timezone_id="Asia/Tokyo").new_page() as page:
+        page.goto(served.url + path.format(**school))
+        page.get_by_role("heading", level=1).wait_for(state="attached")
 
-    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
-    if path == "/":
-        live(page)
-        keep(page, "board-phone")
-    page.context.close()
+        for width in WIDTHS:
+            page.set_viewport_size({**PHONE, "width": width})
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            assert page.evaluate(CUT_OFF) == [], width
+
+        if path == "/":
+            page.set_viewport_size(PHONE)
+            live(page)
+            keep(page, "board-phone")
 
 
-@pytest.mark.parametrize(
-    ("viewport", "scheme"), [(DESK, "light"), (PHONE, "dark")], ids=["desk-light", "phone-dark"]
-)
 @pytest.mark.parametrize(
     "path",
     [
@@ -406,24 +405,15 @@ def test_nothing_is_wider_than_a_phone(school, visit, keep, path, browser, serve
         *("/dead-letters?all=1&sort=-code&from=3d", "/outbox?sort=attempts"),
     ],
 )
-def test_axe_finds_no_serious_problem(school, visit, path, viewport, scheme):
-    page = visit(path.format(**school), viewport, color_scheme=scheme, bypass_csp=True)
-    page.add_script_tag(path=AXE_FILE_PATH)
-
-    found = page.evaluate("axe.run(document)")["violations"]
-
-    assert [
-        (each["id"], [node["html"][:120] for node in each["nodes"]][:3])
-        for each in found
-        if each["impact"] in ("serious", "critical")
-    ] == []
+def test_axe_finds_no_serious_problem(school, visit, path):
+    assert serious_problems(visit(path.format(**school), bypass_csp=True)) == []
 
 
-@pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
-def test_a_field_of_a_filter_stands_below_its_label(visit, viewport):
-    page = visit("/dead-letters", viewport)
+def test_a_field_of_a_filter_stands_below_its_label(visit):
+    page = visit("/dead-letters")
 
-    for name in ("Batch", "Task", "Code"):
+    for viewport, name in product((DESK, PHONE), ("Batch", "Task", "Code")):
+        page.set_viewport_size(viewport)
         label = page.locator(".fields label", has_text=name).first.bounding_box()
         field = page.get_by_label(name, exact=True).bounding_box()
         below, beside = field["y"] - label["y"], field["x"] - label["x"]
@@ -439,18 +429,6 @@ def test_a_date_in_a_list_breaks_into_no_more_lines_than_it_has(school, visit, k
         lines = cell.evaluate("cell => cell.getClientRects()[0].height / 22.5")
         assert lines < 2.5, "UTC; the age and the time there"
     keep(page, "letters")
-
-
-@pytest.mark.parametrize("width", [380, 768, 1024])
-@pytest.mark.parametrize(
-    "path", ["/", "/batches/{half}", "/dead-letters?all=1", "/outbox", "/workers", "/activity"]
-)
-def test_no_part_of_a_page_is_cut_off_or_covers_another(school, visit, width, path):
-    page = visit(path.format(**school), {"width": width, "height": 1000}, timezone_id="Asia/Tokyo")
-    page.get_by_role("heading", level=1).wait_for(state="attached")
-
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert page.evaluate(CUT_OFF) == []
 
 
 def test_a_page_that_is_never_live_does_not_ask_for_a_reload(school, visit):
@@ -469,16 +447,17 @@ def test_in_utc_no_other_time_is_shown(school, visit):
 
 
 @pytest.mark.parametrize("name", ["workers", "activity", "dead-letters/{letter}"])
-@pytest.mark.parametrize(("viewport", "of"), [(DESK, "desk"), (PHONE, "phone")])
-def test_the_other_pages_look_as_they_should(served, school, visit, keep, name, viewport, of):
+def test_the_other_pages_look_as_they_should(served, school, visit, keep, name):
     now = time.time()
     sign = {"at": now, "queues": ["els", "els.internal", "els.control"], "held": 3, "pid": 41}
     more = {"task": "els.assign_content", "began_at": now, "progress_at": now, "host": "host-1"}
     write_sign(served.client, "worker@test", {**sign, **more})
-    page = visit(f"/{name.format(**school)}", viewport)
+    page = visit(f"/{name.format(**school)}")
 
-    page.get_by_role("heading", level=1).wait_for()
-    keep(page, f"{name.partition('/')[0]}-{of}")
+    for viewport, of in ((DESK, "desk"), (PHONE, "phone")):
+        page.set_viewport_size(viewport)
+        page.get_by_role("heading", level=1).wait_for()
+        keep(page, f"{name.partition('/')[0]}-{of}")
 
 
 def test_a_script_in_a_name_is_shown_and_never_run(served, visit):

@@ -3,16 +3,24 @@
 from pathlib import Path
 
 import pytest
-from axe_playwright_python.base import AXE_FILE_PATH
 from pydantic import SecretStr
 
 from core.outbox import relay
 from tests import factories as make
 from tests.core import story
+from tests.ops.browsing import (
+    DESK,
+    PHONE,
+    browser,  # noqa: F401 - a fixture
+    needs_browser,
+    profiles,
+    serious_problems,
+)
 from tests.ops.place import a_place
 from tests.ops.served import Served
-from tests.ops.test_browser import DESK, PHONE, browser, pytestmark  # noqa: F401 - a fixture
 from tests.ops.test_page_actions import LOGIN, SCRIPT
+
+pytestmark = needs_browser
 
 
 @pytest.fixture(scope="module")
@@ -29,21 +37,26 @@ def page(place):
         yield served
 
 
-@pytest.fixture
-def visit(browser, page):  # noqa: F811
-    """Open an address as anna; whatever the browser complains of fails the test."""
-    complaints, contexts = [], []
+@pytest.fixture(scope="module")
+def profile(browser):  # noqa: F811
+    """Profiles of anna, who has logged in."""
     user, _, password = LOGIN.partition(":")
+    return profiles(browser, http_credentials={"username": user, "password": password})
+
+
+@pytest.fixture
+def visit(profile, page):
+    """Open an address as anna; whatever the browser complains of fails the test."""
+    complaints, pages = [], []
 
     def complain(said):
         if "409 (Conflict)" not in said.text:  # somebody else was faster
             complaints.append(said.text)
 
-    def look(path, viewport=DESK, **options):
-        login = {"username": user, "password": password}
-        context = browser.new_context(viewport=viewport, http_credentials=login, **options)
-        contexts.append(context)
-        opened = context.new_page()
+    def look(path, **options):
+        opened = profile(**options).new_page()
+        pages.append(opened)
+        opened.set_viewport_size(DESK)
         opened.on("console", complain)
         opened.on("pageerror", lambda error: complaints.append(str(error)))
         opened.on("dialog", lambda dialog: complaints.append(dialog.message))
@@ -52,8 +65,8 @@ def visit(browser, page):  # noqa: F811
 
     page.lives()
     yield look
-    for context in contexts:
-        context.close()
+    for opened in pages:
+        opened.close()
     assert complaints == []
 
 
@@ -180,14 +193,12 @@ def test_a_form_of_another_site_is_refused_whatever_the_browser_knows(place, pag
 
     with other.expect_response("**/act/cancel") as answer:
         other.get_by_role("button").click()
+    other.close()
 
     assert answer.value.status == 403
     assert place.actions(batch_id=batch) == []
 
 
-@pytest.mark.parametrize(
-    ("viewport", "scheme"), [(DESK, "light"), (PHONE, "dark")], ids=["desk-light", "phone-dark"]
-)
 @pytest.mark.parametrize(
     "path",
     [
@@ -197,20 +208,12 @@ def test_a_form_of_another_site_is_refused_whatever_the_browser_knows(place, pag
         "/batches/{batch}?done=no",
     ],
 )
-def test_axe_finds_no_serious_problem_and_it_fits_a_phone(
-    place, batch, visit, keep, path, viewport, scheme
-):
-    address = path.format(batch=batch, number=place.park(batch))
-    opened = visit(address, viewport, color_scheme=scheme, bypass_csp=True)
-    if viewport is PHONE:
-        keep(opened, "phone-" + path.strip("/").partition("?")[0].replace("/", "-"))
-    opened.add_script_tag(path=AXE_FILE_PATH)
+def test_axe_finds_no_serious_problem_and_it_fits_a_phone(place, batch, visit, keep, path):
+    opened = visit(path.format(batch=batch, number=place.park(batch)), bypass_csp=True)
 
-    found = opened.evaluate("axe.run(document)")["violations"]
+    assert serious_problems(opened) == []
 
-    assert opened.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
-    assert [
-        (each["id"], [node["html"][:120] for node in each["nodes"]][:3])
-        for each in found
-        if each["impact"] in ("serious", "critical")
-    ] == []
+    for width in (DESK["width"], PHONE["width"]):
+        opened.set_viewport_size({**PHONE, "width": width})
+        assert opened.evaluate("document.documentElement.scrollWidth") <= width
+    keep(opened, "phone-" + path.strip("/").partition("?")[0].replace("/", "-"))

@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.metrics import MINUTES
@@ -254,9 +254,7 @@ def quote(text):
     return urllib.parse.quote(text, safe="", errors="replace")
 
 
-@settings(
-    max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=250)
 @given(
     PATHS,
     st.lists(st.tuples(NAMES, JUNK), max_size=4),
@@ -271,9 +269,7 @@ def test_no_address_makes_it_fail(served, path, params, method):
     assert "Traceback" not in answer.text
 
 
-@settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=100)
 @given(st.binary(max_size=60).filter(lambda raw: b"\r" not in raw and b"\n" not in raw))
 def test_no_bytes_make_it_fail(served, raw):
     with socket.create_connection(("127.0.0.1", served.port), timeout=20) as connection:

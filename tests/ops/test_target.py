@@ -5,8 +5,6 @@ import os
 import pty
 import re
 import select
-import subprocess
-import sys
 import time
 from uuid import uuid4
 
@@ -15,6 +13,7 @@ import pytest
 from core.settings import Settings
 from ops.cli.target import location
 from tests import factories as make
+from tests.ops import forked
 from tests.ops.conftest import ROOT, els
 from tests.ops.served import own_database
 
@@ -44,19 +43,9 @@ def other(database_url):
 def beside(service, tmp_path):
     """Run `els` in a folder whose `.els` is the home of the running service."""
     (tmp_path / ".els").symlink_to(service.home)
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("ELS_")}
 
     def run(*arguments, **environ):
-        return subprocess.run(
-            [sys.executable, "-m", "ops", *arguments],
-            env={**clean, "PYTHONPATH": str(ROOT), "COLUMNS": "120", **environ},
-            cwd=tmp_path,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        return els(*arguments, cwd=tmp_path, **environ)
 
     return run
 
@@ -157,38 +146,38 @@ def test_a_change_says_where_it_is_made(service, command):
     assert "broker redis://127.0.0.1:" in told.stderr
 
 
-def typed(arguments, answer, **environ):
+@pytest.fixture
+def typed(tmp_path):
     """Run `els` on a terminal where a person answers; return status, stdout and what was shown."""
-    ours, theirs = pty.openpty()
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("ELS_")}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ops", *arguments],
-        env={**clean, "COLUMNS": "200", **environ},
-        cwd=ROOT,
-        stdin=theirs,
-        stdout=subprocess.PIPE,
-        stderr=theirs,
-    )
-    os.close(theirs)
-    shown, deadline = "", time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if select.select([ours], [], [], 0.1)[0]:
-            try:
+
+    def run(arguments, answer, **environ):
+        ours, theirs = pty.openpty()
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("ELS_")}
+        terminal, told = os.ttyname(theirs), tmp_path / f"{uuid4().hex}.out"
+        environ = {**clean, "COLUMNS": "200", **environ}
+        process = forked.start(list(arguments), environ, ROOT, terminal, told, terminal)
+        shown, deadline = "", time.monotonic() + 60
+        while time.monotonic() < deadline:
+            if select.select([ours], [], [], 0.1)[0]:
                 shown += os.read(ours, 4096).decode()
-            except OSError:  # the other end is closed
+            elif process.exitcode is not None:
                 break
-        if answer and "[y/N]" in shown:
-            os.write(ours, f"{answer}\n".encode())
-            answer = ""
-    out = process.stdout.read().decode()
-    process.stdout.close()
-    os.close(ours)
-    return process.wait(60), out, shown
+            if answer and "[y/N]" in shown:
+                os.write(ours, f"{answer}\n".encode())
+                answer = ""
+        process.join(60)
+        os.close(theirs)
+        os.close(ours)
+        return process.exitcode, told.read_text(), shown
+
+    return run
 
 
 @pytest.mark.parametrize("command", CHANGING, ids=" ".join)
 @pytest.mark.parametrize("by", ["home", "urls"])
-def test_a_person_is_asked_before_a_change_that_cannot_be_repeated(service, other, command, by):
+def test_a_person_is_asked_before_a_change_that_cannot_be_repeated(
+    service, other, typed, command, by
+):
     urls = {"ELS_HOME": str(service.home)} if by == "home" else other
 
     status, out, shown = typed(command, "n", **urls)
@@ -201,7 +190,7 @@ def test_a_person_is_asked_before_a_change_that_cannot_be_repeated(service, othe
         assert out == ""
 
 
-def test_a_person_who_says_yes_is_obeyed_and_yes_is_not_asked_at_all(service):
+def test_a_person_who_says_yes_is_obeyed_and_yes_is_not_asked_at_all(service, typed):
     home = {"ELS_HOME": str(service.home)}
 
     answered = typed(["purge", "--older-than", "36500", "--json"], "y", **home)

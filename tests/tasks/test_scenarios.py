@@ -4,7 +4,7 @@ import os
 from dataclasses import replace
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.catalogue import OPT_IN
@@ -222,11 +222,7 @@ def spoilt(message, field, value):
     return replace(message, event=message.event | {names[field % len(names)]: value}, task_id=None)
 
 
-@settings(
-    max_examples=int(os.environ.get("EXAMPLES", "40")),  # on each of the two services
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@settings(max_examples=int(os.environ.get("EXAMPLES", "40")))  # on each of the two services
 @given(
     moves=st.lists(MOVES, min_size=3, max_size=14),
     regular=st.booleans(),

@@ -15,7 +15,7 @@ from tests.factories import content, essay_ids, new_batch, registration
 from tests.ops.explain.test_explain import alive
 
 MANY = 100_000
-ANSWER_S = 3.0  # on a very busy machine; alone it takes a fifth of a second
+SLOWER = 15  # times as slow as among few batches
 
 
 class Asked:
@@ -359,8 +359,25 @@ def test_a_healthy_batch_has_no_notes(asked, lifecycle, batch_id):
 # --- many ----------------------------------------------------------------------------------------
 
 
+def best(asked, ids):
+    """Measure the quickest of some answers to each id, in seconds."""
+
+    def seconds(given):
+        started = time.monotonic()
+        asked.explain(given)
+        return time.monotonic() - started
+
+    return {given: min(seconds(given) for _ in range(5)) for given in ids}
+
+
 @pytest.fixture
-def many(conn):
+def alone(asked):
+    """Measure how long it takes to say that nothing is known of an id, among few batches."""
+    return best(asked, [new_batch()])
+
+
+@pytest.fixture
+def many(conn, alone):
     """Very many batches of three essays, contents that wait for others, letters without a batch."""
     conn.execute(
         "INSERT INTO batch_essay_trackers (batch_id, status, user_id, course_code, correlation_id,"
@@ -396,13 +413,9 @@ def many(conn):
 
 
 @pytest.mark.slow
-def test_the_answer_is_quick_among_very_many_batches(asked, many):
-    def seconds(given):
-        started = time.monotonic()
-        asked.explain(given)
-        return time.monotonic() - started
-
+def test_the_answer_is_quick_among_very_many_batches(asked, alone, many):
     ids = ("many-77", "MANY-77", "lost-77", "essay-2", new_batch(), "x" * 64)
-    best = {given: min(seconds(given), seconds(given)) for given in ids}
 
-    assert max(best.values()) < ANSWER_S, best
+    took = best(asked, ids)
+
+    assert max(took.values()) < SLOWER * max(alone.values()), (took, alone)
