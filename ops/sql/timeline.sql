@@ -72,8 +72,8 @@ WITH acted AS MATERIALIZED (
                WHEN 'reconcile' THEN 'reconciled'
                WHEN 'replay' THEN min(target) || ' replayed'
                WHEN 'discard' THEN min(target) || ' discarded'
-               WHEN 'republish' THEN 'to be delivered again: '
-                    || sum(coalesce((changes ->> 'events')::int, 0)) || ' events'
+               WHEN 'republish' THEN 'events to be delivered again: '
+                    || sum(coalesce((changes ->> 'events')::int, 0))
                ELSE action END
            || CASE WHEN action IN ('replay', 'discard') AND count(*) > 1
                    THEN ' and ' || count(*) - 1 || ' more' ELSE '' END

@@ -331,7 +331,7 @@ def test_events_that_are_delivered_again_keep_their_first_delivery(place):
     relay(place.pool, [batch], lambda event: None)
 
     assert dry.stdout == "2 events would be delivered again\n"
-    assert done.stdout.startswith("1 events queued")
+    assert done.stdout.startswith("1 event queued")
     with place.pool.connection() as conn:
         kept, again = looks.events(conn, batch)
         untouched = looks.events(conn, other)
@@ -342,7 +342,7 @@ def test_events_that_are_delivered_again_keep_their_first_delivery(place):
     told = place.timeline(batch)
     assert "event delivered: BatchEssaysReady" in told
     assert "event delivered again: BatchEssaysReady" in told
-    assert "to be delivered again: 1 events by anna: lost downstream" in told
+    assert "events to be delivered again: 1 by anna: lost downstream" in told
 
 
 def test_a_sweep_by_hand_is_an_action_with_what_it_mended(place):

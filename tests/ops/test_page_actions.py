@@ -290,7 +290,7 @@ def test_events_are_delivered_again(place, anna):
     (action,) = place.actions()
     assert (action["actor"], action["action"]) == ("anna", "republish")
     assert (action["target"], action["changes"]) == (f"events of batch {batch}", {"events": 1})
-    assert "to be delivered again: 1 events by anna: lost downstream" in place.timeline(batch)
+    assert "events to be delivered again: 1 by anna: lost downstream" in place.timeline(batch)
 
 
 # --- what is refused -----------------------------------------------------------------------------
