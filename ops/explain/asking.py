@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Generic, TypeVar
 
 import psycopg
@@ -83,6 +83,7 @@ AWAY_S = 0.05  # the same, of a Redis that has not answered just now
 SIGNS_S = 1.8  # for all signs of life, and the broker's counts
 ANSWER_S = 2.8  # for all of RabbitMQ
 BATCH_S = 10.0  # for Postgres, where the machine is slow: each statement has a limit of its own
+FILLS = timedelta(seconds=10)  # after its last content a batch fills no more
 ENDED = ("closed the connection unexpectedly", "terminating connection")  # says a client
 UNREGISTERED = {"unknown", "not_registered"}
 T = TypeVar("T")
@@ -106,9 +107,13 @@ def look_around_for(settings: Settings, broker_url: str, batch: str) -> Around:
 def with_broker(explanation: Explanation, settings: Settings, broker_url: str) -> Explanation:
     """Add where messages of the batch lie, to an explanation for a page.
 
-    Costs nothing where the batch lacks no message; at most some 1.2 s, of a very long queue.
+    Costs nothing of a batch that lacks no message, that fills just now, or that nobody knows; at
+    most some 1.2 s, of a very long queue. Pages are asked for often, and by anybody.
     """
-    if not lacks_messages(explanation.causes):
+    calm = datetime.now(UTC) - FILLS
+    if not lacks_messages(
+        [each for each in explanation.causes if each.since and each.since < calm]
+    ):
         return explanation
     try:
         seen = look_around_for(settings, broker_url, explanation.batch_id)

@@ -9,11 +9,13 @@ from jsonschema import Draft202012Validator
 
 from core import events
 from ops import pages
+from ops.client import Sender
 from ops.web.api.openapi import openapi
 from tests.core import story
-from tests.factories import new_batch, registration
+from tests.factories import content, new_batch, registration
 from tests.ops.conftest import answering, fetch
 from tests.ops.served import Served
+from tests.scenarios import ASSIGN
 
 HOSTILE = {
     "NUL": "%00",
@@ -205,6 +207,26 @@ def test_a_batch_has_its_counts_and_its_causes(served, batch_id):
     assert counts == {"expected_count": 3, "open": 2, "assigned": 1}
     assert "waiting_for_contents" in [each["code"] for each in found["causes"]]
     assert found["timeline"]
+
+
+def test_a_batch_that_fills_no_more_names_where_its_message_lies(served, batch_id):
+    story.register(served.lifecycle, batch_id, 3)
+    with Sender(served.settings.redis_url, "elsewhere") as sender:
+        sender.send(ASSIGN, content(batch_id))
+
+    def reasons():
+        found = answer_of(served, f"/v1/batches/{batch_id}", "BatchExplained")
+        return " ".join(each["reason"] for each in found["causes"])
+
+    assert "elsewhere" not in reasons()  # a batch that fills costs the broker nothing
+    with served.pool.connection() as conn:
+        conn.execute(
+            "UPDATE batch_essay_trackers"
+            " SET registered_at = registered_at - interval '1 minute' WHERE batch_id = %s",
+            [batch_id],
+        )
+    assert "1 message for the batch lies in the list elsewhere" in reasons()
+    assert "lies in the list elsewhere" in served.get(f"/batches/{batch_id}").words
 
 
 def test_a_batch_that_contents_wait_for_is_not_registered(served, batch_id):
