@@ -500,6 +500,24 @@ def test_stale_free_slots_are_not_given_away(lifecycle, slots, conn, batch_id, v
     assert looks.broken(conn, batch_id, slots=slots) == []
 
 
+@pytest.mark.parametrize("bulk", [True, False], ids=["upload", "single"])
+def test_an_empty_name_is_no_slot(lifecycle, slots, conn, batch_id, valkey, bulk):
+    register(lifecycle, batch_id, 4)
+    free, assignments = (f"batch:{{{batch_id}}}:{key}" for key in ("available_slots", "assignments"))
+    valkey.delete(free)
+    valkey.sadd(free, "")
+    valkey.hset(assignments, "text-000001", "")
+
+    if bulk:
+        upload(lifecycle, batch_id, texts(4))
+    else:
+        for text in texts(4):
+            assign(lifecycle, batch_id, text)
+
+    assert looks.batch(conn, batch_id)["available_slots"] == 0
+    assert looks.broken(conn, batch_id, slots=slots) == []
+
+
 def test_a_stale_assignment_gives_no_second_content_the_slot(lifecycle, conn, batch_id, valkey):
     register(lifecycle, batch_id, 3)
     first = assign(lifecycle, batch_id, "text-1")
