@@ -124,7 +124,7 @@ def test_a_step_back_says_what_it_deletes_and_asks(this, coming, conn):
     kept = check(coming)[2]
     done = coming.els("migrate", "--downgrade", "--yes", "--json")
 
-    assert "column batch_essay_trackers.of_the_next_release (1 rows)" in unanswered.stderr
+    assert "column batch_essay_trackers.of_the_next_release (1 row)" in unanswered.stderr
     assert (unanswered.returncode, kept) == (1, "9001")
     assert json.loads(done.stdout) == {
         "before": "9001",
