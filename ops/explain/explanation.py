@@ -25,6 +25,7 @@ from ops.explain.service_causes import command, service_causes
 from ops.heartbeat import Heartbeat
 from ops.queries import batches, sweep
 from ops.receivers import NO_RECEIVERS, Receivers
+from ops.wording import number
 
 Row = Mapping[str, Any]  # Any: a database row
 
@@ -142,7 +143,8 @@ def _disagreements(facts: Row, redis_side: Row) -> Iterator[str]:
     if facts["assigned"] + facts["failed"] + facts["open"] + facts["cancelled"] != facts["slots"]:
         yield "essays: their states do not add up to the expected count"
     if facts["pending"]:
-        yield f"pending: {facts['pending']} rows wait for a registered batch"
+        waiting = number(facts["pending"], "row waits", "rows wait")
+        yield f"pending: {waiting} for a registered batch"
     if "error" in redis_side:
         return
     busy = len(set(facts["open_ids"]) & set(redis_side["recent_claims"]))

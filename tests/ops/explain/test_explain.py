@@ -643,7 +643,7 @@ def test_a_wrong_counter_is_a_disagreement(scene):
 def test_rows_that_wait_for_a_registered_batch_are_a_disagreement(scene):
     a_row_waits_by_hand(scene)
 
-    assert scene.explain().disagreements == ["pending: 1 rows wait for a registered batch"]
+    assert scene.explain().disagreements == ["pending: 1 row waits for a registered batch"]
 
 
 def test_without_redis_its_side_is_the_error(scene):
