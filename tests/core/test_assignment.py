@@ -503,10 +503,10 @@ def test_stale_free_slots_are_not_given_away(lifecycle, slots, conn, batch_id, v
 @pytest.mark.parametrize("bulk", [True, False], ids=["upload", "single"])
 def test_an_empty_name_is_no_slot(lifecycle, slots, conn, batch_id, valkey, bulk):
     register(lifecycle, batch_id, 4)
-    free, assignments = (f"batch:{{{batch_id}}}:{key}" for key in ("available_slots", "assignments"))
+    free = f"batch:{{{batch_id}}}:available_slots"
     valkey.delete(free)
     valkey.sadd(free, "")
-    valkey.hset(assignments, "text-000001", "")
+    valkey.hset(f"batch:{{{batch_id}}}:assignments", "text-000001", "")
 
     if bulk:
         upload(lifecycle, batch_id, texts(4))
