@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import inf
 from threading import Event, Thread
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import structlog
@@ -29,6 +29,9 @@ from tasks.worker.amqp_delays import delayed_queues
 from tasks.worker.amqp_dropped import dead_queue
 
 EVERY_S = 5.0
+# RabbitMQ tells consumers that their queue is gone, and workers connect again. Where it finds the
+# queue declared anew before that, it keeps the consumers instead, and they get no message any more.
+CANCELLED_S = 1.0
 DELAYS_EVERY_S = 60.0  # more than a hundred questions
 POLICIES_EVERY_S = 300.0  # each check makes a queue and deletes it
 LEVELS = [level_name(level) for level in range(MAX_NUMBER_OF_BITS_TO_USE)]
@@ -91,6 +94,8 @@ class Restoring:
         for queue in (each for each in queues if each.name not in self._not_allowed):
             if missing := [*_missing(channel, queue.name, queue.exchange.name)]:
                 log.error("deleted_by_somebody", name=queue.name, deleted=missing)
+                if "queue" in missing:
+                    sleep(CANCELLED_S)
                 with self._if_allowed(queue.name):
                     queue(channel).declare()
             self._bind(channel, queue.name, queue.exchange.name, queue.routing_key)

@@ -111,11 +111,11 @@ def test_a_primary_that_dies_under_load_loses_nothing(pair, tmp_path, run, recor
         workers.ready(2)
         sender.start()
         with db.connect_once(pair.primary.url) as conn:
-            until(lambda: assigned(conn, batches) > BATCHES * CONTENTS / 10, 60, "work goes on")
+            some = BATCHES * CONTENTS / 10
+            before = until(lambda: (n := assigned(conn, batches)) > some and n, 60, "work goes on")
         away_s = pair.fail_over()
         sender.join(60)
         with db.connect_once(pair.standby.url) as conn:
-            before = assigned(conn, batches)
             until(lambda: all_ready(conn, batches), 120, "every batch is ready")
             until(lambda: at_rest(conn, batches), 60, "every event is delivered")
             letters = conn.execute("SELECT count(*) AS n FROM dead_letters").fetchone()["n"]
