@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
+from threading import Lock
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
@@ -44,12 +45,17 @@ class EventQueue:
         }
 
 
+# Celery puts another module in its place while it is imported: a second thread may get the first.
+_importing = Lock()
+
+
 @cache
 def app_on(broker_url: str) -> "Celery":
     """Return an app that knows this broker and nothing else."""
-    from celery import Celery  # noqa: PLC0415 - its import takes longer than most answers
+    with _importing:
+        from celery import Celery  # noqa: PLC0415 - its import takes longer than most answers
 
-    from tasks.servers import set_broker  # noqa: PLC0415 - reads the settings, which may be wrong
+        from tasks.servers import set_broker  # noqa: PLC0415 - reads settings, maybe wrong ones
 
     app = Celery("els-broker", set_as_current=False)
     set_broker(app, broker_url)
