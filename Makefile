@@ -28,8 +28,8 @@ run: env ## run the whole service until Ctrl-C
 quick: env ## run the tests of core and tasks, without the slow ones (90 seconds)
 	@$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" tests/core tests/tasks $(ARGS)
 
-test: env ## run the tests, on embedded servers (ten minutes)
-	@echo "== tests (ten minutes on two cores; real servers)"
+test: env ## run the tests, on embedded servers (seven minutes)
+	@echo "== tests (seven minutes on two cores; real servers)"
 	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not outage" $(addprefix --ignore ,$(LIVE)) --ignore tests/rabbitmq --ignore tests/explain --ignore tests/servers --ignore tests/upgrade --ignore tests/clients $(ARGS)
 
 test-live: env ## run the tests with real workers, which some of them kill (eight minutes)
@@ -38,7 +38,7 @@ test-live: env ## run the tests with real workers, which some of them kill (eigh
 test-outages: env ## run the tests of servers that refuse, hang or fall silent (ten minutes)
 	@$(BIN)/python -m pytest -n auto --maxprocesses 3 -m outage tests/live tests/durable_redis $(ARGS)
 
-test-rabbitmq: env ## run the tests of RabbitMQ and tests/live on a real one (Debian's; ten minutes)
+test-rabbitmq: env ## run the tests of RabbitMQ and tests/live on a real one (Debian's; 20 minutes)
 	@sh scripts/rabbitmq install || echo "== its tests are skipped"
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --broker rabbitmq -m "not outage" tests/rabbitmq tests/live $(ARGS)
 
@@ -47,10 +47,10 @@ test-servers: env ## run the tests on Debian's servers: pooled, replicated, encr
 		|| echo "== the tests of what is missing are skipped"
 	@$(BIN)/python -m pytest -n auto --dist loadfile tests/servers $(ARGS)
 
-test-upgrade: env ## run the last release beside this code, under load (four minutes)
+test-upgrade: env ## run the last release beside this code, under load (five minutes)
 	@$(BIN)/python -m pytest -n 0 tests/upgrade $(ARGS)
 
-test-clients: env ## test the kits for Python and Node beside workers (five minutes)
+test-clients: env ## test the kits for Python and Node beside workers (eight minutes)
 	@sh scripts/rabbitmq install || echo "== the tests on RabbitMQ are skipped"
 	@sh scripts/clients-node || [ $$? = 3 ]
 	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/clients $(ARGS)

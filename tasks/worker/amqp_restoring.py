@@ -29,8 +29,8 @@ from tasks.worker.amqp_delays import delayed_queues
 from tasks.worker.amqp_dropped import dead_queue
 
 EVERY_S = 5.0
-# RabbitMQ tells consumers that their queue is gone, and workers connect again. Where it finds the
-# queue declared anew before that, it keeps the consumers instead, and they get no message any more.
+# RabbitMQ tells consumers that their queue is gone, and workers connect again. Where somebody has
+# declared the queue again before that, it keeps the consumers, and they get no message any more.
 CANCELLED_S = 1.0
 DELAYS_EVERY_S = 60.0  # more than a hundred questions
 POLICIES_EVERY_S = 300.0  # each check makes a queue and deletes it
