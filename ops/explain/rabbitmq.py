@@ -1,16 +1,15 @@
 """What RabbitMQ shows without giving a message away: depth and consumers of queues, and alarms."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import urlsplit
 
 from amqp import Message
-from amqp.exceptions import NotFound
 from kombu import Connection
 from kombu.transport.native_delayed_delivery import MAX_LEVEL, level_name
 
+from core.servers.rabbitmq import missing
 from core.servers.urls import kind_and_path
 from core.signs.pauses import Outage
 from ops.explain.clues import Clue
@@ -70,24 +69,15 @@ def deleted(broker: Connection, queue: str) -> list[str]:
 
     Raises one of UNANSWERED.
     """
-    channel: Any = broker.default_channel  # Any: Kombu's channels have no types
-    looks: dict[str, Callable[[str], object]] = {
-        "exchange": lambda name: channel.exchange_declare(name, "topic", passive=True),
-        "queue": lambda name: channel.queue_declare(name, passive=True),
-    }
-    missing = []
-    for name in (queue + end for end in OURS):
-        for kind, look_at in looks.items():
-            try:
-                look_at(name)
-            except NotFound:  # py-amqp opens the channel again
-                missing.append(f"the {kind} {name}")
-    return missing if len(missing) < len(OURS) * len(looks) else []
+    channel = broker.default_channel
+    names = [queue + end for end in OURS]
+    gone = [f"the {kind} {name}" for name in names for kind in missing(channel, name, name)]
+    return gone if len(gone) < 2 * len(names) else []
 
 
 def _deleted(broker: Connection, queue: str) -> Iterator[Clue]:
-    if missing := deleted(broker, queue):
-        what = " and ".join(missing)
+    if gone := deleted(broker, queue):
+        what = " and ".join(gone)
         yield Clue(
             f"RabbitMQ has lost {what}, by somebody's hand: it drops what comes there", RESTORE
         )

@@ -98,16 +98,12 @@ def check(connection: Connection, queue: str) -> None:
     if not lost:
         log.info("broker_hands_over_what_it_drops", to=dead_name(queue))
     elif lost != before:
-        _warn(queue)
-
-
-def _warn(queue: str) -> None:
-    log.warning(
-        "broker_has_no_dead_letter_policy",
-        queue=queue,
-        lost="; ".join(lost),
-        run=policy_commands(queue),
-    )
+        log.warning(
+            "broker_has_no_dead_letter_policy",
+            queue=queue,
+            lost="; ".join(lost),
+            run=policy_commands(queue),
+        )
 
 
 def _hands_over_dropped(connection: Connection, queue: str) -> bool:

@@ -4,7 +4,7 @@ A worker learns that a queue is gone, but not that an exchange or a binding is. 
 binding at all: so it binds again every few seconds, which changes nothing as a rule.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from math import inf
 from threading import Event, Thread
@@ -12,7 +12,7 @@ from time import monotonic, sleep
 from typing import Any
 
 import structlog
-from amqp.exceptions import AccessRefused, ChannelError, NotFound
+from amqp.exceptions import AccessRefused, ChannelError
 from celery import Celery
 from kombu import Connection
 from kombu.transport import pyamqp
@@ -24,6 +24,7 @@ from kombu.transport.native_delayed_delivery import (
 )
 
 from core.faults import describe
+from core.servers.rabbitmq import missing
 from tasks.worker import amqp_policy
 from tasks.worker.amqp_delays import delayed_queues
 from tasks.worker.amqp_dropped import dead_queue
@@ -92,9 +93,9 @@ class Restoring:
         channel = connection.default_channel
         queues = [*self._app.amqp.queues.consume_from.values(), dead_queue(self._queue)]
         for queue in (each for each in queues if each.name not in self._not_allowed):
-            if missing := [*_missing(channel, queue.name, queue.exchange.name)]:
-                log.error("deleted_by_somebody", name=queue.name, deleted=missing)
-                if "queue" in missing:
+            if gone := [*missing(channel, queue.name, queue.exchange.name)]:
+                log.error("deleted_by_somebody", name=queue.name, deleted=gone)
+                if "queue" in gone:
                     sleep(CANCELLED_S)
                 with self._if_allowed(queue.name):
                     queue(channel).declare()
@@ -106,9 +107,9 @@ class Restoring:
 
     def _restore_delays(self, connection: Connection, *, asked: bool) -> None:
         channel = connection.default_channel
-        if missing := [name for name in LEVELS if [*_missing(channel, name, name)]]:
-            log.error("deleted_by_somebody", names=missing, deleted=["exchange or queue"])
-        if missing or asked:
+        if gone := [name for name in LEVELS if [*missing(channel, name, name)]]:
+            log.error("deleted_by_somebody", names=gone, deleted=["exchange or queue"])
+        if gone or asked:
             with self._if_allowed("delays"):
                 declare_native_delayed_delivery_exchanges_and_queues(connection, "quorum")
 
@@ -128,16 +129,3 @@ class Restoring:
             say("not_restored", what=what, error=describe(refused))
             if isinstance(refused, AccessRefused):
                 self._not_allowed.add(what)
-
-
-def _missing(channel: Any, queue: str, exchange: str) -> Iterator[str]:  # Any: as above
-    """Name what is not there, of a queue and its exchange."""
-    looks: dict[str, Callable[[], object]] = {
-        "exchange": lambda: channel.exchange_declare(exchange, "topic", passive=True),
-        "queue": lambda: channel.queue_declare(queue, passive=True),
-    }
-    for kind, look in looks.items():
-        try:
-            look()
-        except NotFound:
-            yield kind
