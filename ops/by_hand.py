@@ -1,4 +1,4 @@
-"""What somebody has changed in Postgres besides rows: columns of tables, limits and rights."""
+"""What somebody has changed in Postgres besides rows: columns, triggers, limits and rights."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -11,6 +11,7 @@ from core.db.url import address
 from core.schema import State, read_standing
 from core.servers.finding import Finding
 from core.servers.obstacles import fault
+from core.servers.postgres import schema_lacks
 from core.servers.rights import OF_MESSAGES, RIGHTS
 
 COLUMNS = """
@@ -61,16 +62,29 @@ LACKING = """
       AND EXISTS (SELECT FROM needed o WHERE o.role = n.role AND verb = 'INSERT' AND has)
     GROUP BY role ORDER BY role
 """
+IN_FUNCTION = re.compile(r'PL/pgSQL function ([\w."]+)\(')  # in the CONTEXT of an error
+TRIGGERS = """
+    SELECT tgrelid::regclass::text AS table, quote_ident(tgname) AS trigger FROM pg_trigger
+    WHERE tgfoid = to_regprocedure(%s) AND NOT tgisinternal AND tgenabled <> 'D'
+    ORDER BY tgrelid::regclass::text, tgname
+"""
 NEEDS_VALUE = re.compile(r'null value in column "(?P<column>[^"]+)" of relation "(?P<table>\w+)"')
 VIOLATES = re.compile(r'"(?P<table>\w+)" violates check constraint "(?P<name>[^"]+)"')
 OUR_CONSTRAINTS = ("ck_", "fk_", "uq_", "pk_")
 PATIENCE = "-c statement_timeout=1500 -c idle_in_transaction_session_timeout=0"
 
 
-def changed_columns(conn: Conn) -> Finding | None:
+def what_lacks(conn: Conn) -> Finding:
+    """Say what is wrong where a statement misses a table or a column. Raises psycopg.Error."""
+    wrong = "every table is there, so somebody has changed one by hand"
+    step = "compare them with those that `els migrate` makes in an empty database"
+    return schema_lacks(conn) or _changed_columns(conn) or fault(wrong, step)
+
+
+def _changed_columns(conn: Conn) -> Finding | None:
     """Find columns of our tables that are gone, and what they are called now.
 
-    None: all are there, or the schema is not of this release. Raises psycopg.Error.
+    None: all are there, or the schema is not of this release.
     """
     if read_standing(conn).state is not State.HEAD:
         return None
@@ -118,6 +132,17 @@ def _gone(
                 yield f"{lacking}: somebody has renamed it to {like[0]}", step
             else:
                 yield f"{lacking}: somebody has dropped or renamed it", None
+
+
+def trigger_raised(conn: Conn, error: str) -> Finding | None:
+    """Find the triggers of others whose function has raised an error. Raises psycopg.Error."""
+    functions = [f"{name}()" for name in IN_FUNCTION.findall(error)]
+    rows = [row for each in functions for row in conn.execute(TRIGGERS, [each])]
+    if not rows:
+        return None
+    named = ", ".join(f"{row['trigger']} on {row['table']}" for row in rows)
+    steps = [f"ALTER TABLE {row['table']} DISABLE TRIGGER {row['trigger']}" for row in rows]
+    return fault(f"a trigger that is none of this service fails: {named}", "; ".join(steps))
 
 
 def short_limits(conn: Conn) -> Finding | None:

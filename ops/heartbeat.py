@@ -13,7 +13,6 @@ from core.probe import probe_redis
 from core.servers.finding import Finding
 from core.servers.identity import location
 from core.servers.obstacles import read_only
-from core.servers.postgres import schema_lacks
 from core.servers.redis_client import connect_once
 from core.servers.rights import NO_RIGHT
 from core.servers.urls import is_redis, kind_and_path
@@ -22,9 +21,8 @@ from core.signs.heartbeat import SINCE, SWEPT, TICK, WORKERS, live_workers
 from core.signs.installation import Kind, detect
 from core.signs.pauses import Outage, Pause, Server, server_time
 from core.slots import Slots
-from ops.by_hand import changed_columns, lacking_rights, of_others, short_limits
+from ops.by_hand import lacking_rights, of_others, short_limits, trigger_raised, what_lacks
 from ops.installation import Installation
-from ops.obstacles import changed_by_hand, trigger_raised
 from ops.queues import UNANSWERED, brief_connection, queue_lengths
 from ops.redis_queues import lengths_on_redis, oldest_sent
 from ops.signs import NO_BEATS, Beats, Sign, read_beats, read_pauses, read_restarts, read_signs
@@ -218,7 +216,7 @@ def with_obstacle(heartbeat: Heartbeat, conn: Conn) -> Heartbeat:
         found = read_only(conn, own=False)
         heartbeat = heartbeat if found else _without_ours(heartbeat)
     elif not states.isdisjoint(NO_SCHEMA) and "postgres" not in heartbeat.asked.took_writes:
-        found = schema_lacks(conn) or changed_columns(conn) or changed_by_hand()
+        found = what_lacks(conn)
     elif NO_RIGHT in states:
         found = lacking_rights(conn)
     elif not states.isdisjoint(CUT_SHORT):

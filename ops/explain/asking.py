@@ -24,14 +24,13 @@ from core.servers.away import away
 from core.servers.finding import Finding
 from core.servers.handshake import describe, speaks_plainly
 from core.servers.identity import identity
-from core.servers.postgres import schema_lacks
 from core.servers.redis_client import connect_once
 from core.servers.rights import NO_RIGHT
 from core.servers.urls import is_redis, kind_and_path, pieces
 from core.settings import Settings
 from core.signs.pauses import Outage
 from core.slots import Slots
-from ops.by_hand import changed_columns, short_limits_of
+from ops.by_hand import short_limits_of, what_lacks
 from ops.explain.causes import CAUSES
 from ops.explain.clues import Clue
 from ops.explain.consumers import (
@@ -69,7 +68,6 @@ from ops.heartbeat import (
     with_obstacle,
     with_outages,
 )
-from ops.obstacles import changed_by_hand
 from ops.queues import UNANSWERED
 from ops.receivers import NO_RECEIVERS, Receivers, read_receivers
 from ops.stack.home import Endpoints
@@ -359,8 +357,7 @@ class Looking:
         words = _said(raised)
         if conn is not None and state in NO_SCHEMA:
             with suppress(psycopg.Error):
-                look = self._ask(lambda: schema_lacks(conn))
-                found = look.answer(BATCH_S) or changed_columns(conn) or changed_by_hand()
+                found = self._ask(lambda: what_lacks(conn)).answer(BATCH_S)
                 return [schema_missing(found, words, None, heartbeat)]
         if conn is not None and state == LOCKED:
             held = self._ask(lambda: locks(conn)).answer(BATCH_S)

@@ -16,11 +16,11 @@ from core.servers.finding import Finding
 from core.servers.rights import NO_RIGHT
 from core.signs.heartbeat import FRESH
 from core.signs.pauses import Outage, Pause
+from ops.by_hand import IN_FUNCTION
 from ops.explain.causes import CAUSES
 from ops.explain.locks import Lock
 from ops.heartbeat import ASKER, NO_SCHEMA, Heartbeat
 from ops.installation import POSTGRES, PSQL
-from ops.obstacles import IN_FUNCTION
 from ops.queries.sweep import Holder
 from ops.signs import Sign
 from ops.wording import number, utc
