@@ -5,7 +5,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
-from typing import LiteralString
+from typing import LiteralString, TypeVar
 
 from psycopg.sql import SQL, Composable, Composed, Identifier, Literal
 
@@ -14,6 +14,7 @@ from core.db.url import SESSION
 from core.errors import ELSError
 from core.servers.rights import RIGHTS
 
+T = TypeVar("T")
 VERSION = "alembic_version"
 WORK = {**RIGHTS, VERSION: ("SELECT",)}
 # What workers need besides, where ELS_RETENTION_DAYS lets them delete.
@@ -82,6 +83,10 @@ class Names:
     @property
     def given(self) -> list[str]:
         return [name for name in astuple(self) if name]
+
+    def each(self, **of: T) -> dict[str, T]:
+        """Return what is of each role, by its name; nothing for a page that has no role."""
+        return {name: it for role, it in of.items() if (name := getattr(self, role))}
 
 
 def write_roles(
@@ -203,14 +208,10 @@ class _Roles:
                     change.format(named, Identifier(self.names.migrate)),
                 )
             work = {**WORK, **(PURGE if self.purges else {})}
-            of: dict[str | None, Mapping[str, tuple[str, ...]]] = {
-                self.names.app: work,
-                self.names.read: READ,
-                self.names.page: WORK,
-            }
+            of: dict[str, Mapping[str, tuple[str, ...]]] = self.names.each(
+                app=work, read=READ, page=WORK
+            )
             for name, rights in of.items():
-                if name is None:
-                    continue
                 at = named.as_string(self.conn)
                 self._grant(name, rights[table], TABLE_VERBS, at, SQL("TABLE {}").format(named))
 
@@ -218,10 +219,8 @@ class _Roles:
         prefix = SQL("ALTER DEFAULT PRIVILEGES FOR ROLE {} IN SCHEMA {} ").format(
             Identifier(self.names.migrate), Identifier(self.schema)
         )
-        of = {self.names.app: LATER, self.names.read: ("SELECT",), self.names.page: ADD}
+        of: dict[str, tuple[str, ...]] = self.names.each(app=LATER, read=("SELECT",), page=ADD)
         for name, verbs in of.items():
-            if name is None:
-                continue
             where = {"kind": "r", "owner": Identifier(self.names.migrate).as_string(self.conn)}
             has = self._verbs(LATER_VERBS, self.schema, name, **where)
             if lacking := [verb for verb in verbs if verb not in has]:
@@ -231,15 +230,13 @@ class _Roles:
 
     def _settings(self) -> None:
         path = {} if self.schema == "public" else {"search_path": self.schema}
-        of = {
-            self.names.migrate: {"timezone": "UTC", "lock_timeout": "5s"},
-            self.names.app: SESSION,
-            self.names.read: {**SESSION, "default_transaction_read_only": "on"},
-            self.names.page: SESSION,
-        }
+        of: dict[str, Mapping[str, str]] = self.names.each(
+            migrate={"timezone": "UTC", "lock_timeout": "5s"},
+            app=SESSION,
+            read={**SESSION, "default_transaction_read_only": "on"},
+            page=SESSION,
+        )
         for name, settings in of.items():
-            if name is None:
-                continue
             role = Identifier(name).as_string(self.conn)
             rows = self.conn.execute(SETTINGS, {"role": role})
             has = dict(row["setting"].split("=", 1) for row in rows)
