@@ -191,6 +191,11 @@ class Settings(BaseModel):
         return timedelta(seconds=self.pending_alarm_s)
 
     @property
+    def broker_or_redis_url(self) -> str:
+        """The broker is the Redis, unless somebody names another one; empty: neither is named."""
+        return self.broker_url or self.redis_url or ""
+
+    @property
     def queues(self) -> tuple[str, ...]:
         """The queues of a worker, the most urgent first."""
         return self.control_queue, self.internal_queue, self.queue

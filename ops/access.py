@@ -132,7 +132,7 @@ def redis_users(settings: Settings) -> dict[str, list[str]]:
 
 def _database(settings: Settings) -> str:
     """Return the number of the broker's database, which is part of the names of its channels."""
-    kind, _, number = kind_and_path(settings.broker_url or settings.redis_url or "").partition("/")
+    kind, _, number = kind_and_path(settings.broker_or_redis_url).partition("/")
     return number if kind == "redis" else "0"
 
 

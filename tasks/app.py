@@ -97,7 +97,7 @@ app.conf.update(
         **({} if settings.retention_days is None else PURGE),
     },
 )
-if broker_url := settings.broker_url or settings.redis_url:
+if broker_url := settings.broker_or_redis_url:
     set_broker(app, broker_url)
 if settings.redis_url:
     set_results(app, settings.redis_url)

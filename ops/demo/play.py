@@ -81,7 +81,7 @@ def play(
 
 def _consumer(settings: Settings) -> str:
     """Return the command of the example, on our transport where Celery cannot read our URL."""
-    url = settings.broker_url or settings.redis_url or ""
+    url = settings.broker_or_redis_url
     ours = url.startswith(("amqps://", "sentinel://"))
     return CONSUMER.replace("examples.consumer", "ops.demo.event_consumer") if ours else CONSUMER
 

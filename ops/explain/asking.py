@@ -20,13 +20,13 @@ from core.db.connection import Conn
 from core.faults import sqlstate
 from core.probe import probe_postgres
 from core.rules import Cause
-from core.servers.away import away
+from core.servers.away import addresses, away
 from core.servers.finding import Finding
 from core.servers.handshake import describe, speaks_plainly
 from core.servers.identity import identity
 from core.servers.redis_client import connect_once
 from core.servers.rights import NO_RIGHT
-from core.servers.urls import is_redis, kind_and_path, pieces
+from core.servers.urls import is_redis, kind_and_path
 from core.settings import Settings
 from core.signs.pauses import Outage
 from core.slots import Slots
@@ -102,7 +102,7 @@ def look_around_for(settings: Settings, broker_url: str, batch: str) -> Around:
     return Around([*found, *evictions], None, consumers, otherwise)
 
 
-def with_broker(explanation: Explanation, settings: Settings, broker_url: str) -> Explanation:
+def with_broker(explanation: Explanation, settings: Settings) -> Explanation:
     """Add where messages of the batch lie, to an explanation for a page.
 
     Costs nothing of a batch that lacks no message, that fills just now, or that nobody knows; at
@@ -114,7 +114,7 @@ def with_broker(explanation: Explanation, settings: Settings, broker_url: str) -
     ):
         return explanation
     try:
-        seen = look_around_for(settings, broker_url, explanation.batch_id)
+        seen = look_around_for(settings, settings.broker_or_redis_url, explanation.batch_id)
     except (*UNANSWERED, ValueError):  # which another cause says
         return explanation
     return replace(
@@ -383,8 +383,8 @@ def _without_tls(url: str) -> str | None:
     """Say that a Redis speaks no TLS where its URL wants it: a client only waits for an answer."""
     if not url.startswith("rediss://"):
         return None
-    at = pieces(url)[0]
-    plain = speaks_plainly((at.hostname or "localhost", at.port or 6379), PLAIN_S)
+    at, _ = next(addresses(url))
+    plain = speaks_plainly(at, PLAIN_S)
     return "it speaks no TLS at this port, and the URL begins with rediss://" if plain else None
 
 

@@ -123,8 +123,7 @@ class Actions:
         settings, client = connections.settings, connections.client
         client.ping()
         routed = routed_as(settings, read_routes(client, settings.queue))  # as the workers do
-        broker_url = settings.broker_url or settings.redis_url or ""
-        with Sender(broker_url, settings.queue) as sender:
+        with Sender(settings.broker_or_redis_url, settings.queue) as sender:
             yield Tools(Acting(routed, connections.pool, connections.slots, sender.app), sender)
 
     def _with_notice(self, page: str, line: str) -> str:

@@ -56,7 +56,7 @@ def create_app(settings: Settings) -> Starlette:
     render = renderer(acts=signer is not None)
     stream = Stream(connections, render)
     actions = Actions(connections, stream, render, signer) if signer else None
-    broker = app_on(settings.broker_url or settings.redis_url)
+    broker = app_on(settings.broker_or_redis_url)
     readiness = Readiness(connections, broker)
 
     async def healthz(request: Request) -> Response:

@@ -81,7 +81,7 @@ def batch(
             ),
             "flower": flower_url(connections.settings),
         }
-    explanation = with_broker(explanation, connections.settings, connections.broker_url)
+    explanation = with_broker(explanation, connections.settings)
     return {**shown, "explanation": explanation}
 
 

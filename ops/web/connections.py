@@ -99,14 +99,12 @@ class Connections:
 
     def heartbeat(self) -> Heartbeat:
         """Read the signs of life, and whether Redis refuses to write."""
-        seen = heartbeat_or_none(self.client, self.broker_url, self.settings.queues)
+        seen = heartbeat_or_none(
+            self.client, self.settings.broker_or_redis_url, self.settings.queues
+        )
         if seen is not NO_HEARTBEAT and (refused := redis_outage(self.client)):
             seen = with_outages(seen, [refused])
         return with_asker(seen, self.settings, self.database_url, self._identity())
-
-    @property
-    def broker_url(self) -> str:
-        return self.settings.broker_url or self.settings.redis_url or ""
 
     def _identity(self) -> str | None:
         """Tell which database this is, as far as it has said so once."""

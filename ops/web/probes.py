@@ -27,7 +27,7 @@ def create_probes(settings: Settings, alive: Callable[[], bool]) -> Starlette:
     if not settings.database_url or not settings.redis_url:
         raise BadSettings("ELS_DATABASE_URL and ELS_REDIS_URL must be set; `els run` sets them")
     connections = Connections.of(settings, settings.database_url, settings.redis_url)
-    broker = app_on(settings.broker_url or settings.redis_url)
+    broker = app_on(settings.broker_or_redis_url)
     answers = Answers(Readiness(connections, broker))
 
     async def healthz(request: Request) -> Response:

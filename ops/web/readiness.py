@@ -37,7 +37,7 @@ class Readiness:
     """Asks every server each time: some ten short questions."""
 
     def __init__(self, connections: Connections, broker: Celery) -> None:
-        url = connections.settings.broker_url or connections.settings.redis_url or ""
+        url = connections.settings.broker_or_redis_url
         self._connections, self._broker = connections, broker
         self._url = url
         self._redis_broker = connect_once(url) if is_redis(url) else None

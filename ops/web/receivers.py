@@ -80,7 +80,7 @@ class EventQueues:
         return Receivers(queues, self._nowhere)
 
     def _look(self) -> list[EventQueue] | None:
-        url = self._settings.broker_url or self._settings.redis_url or ""
+        url = self._settings.broker_or_redis_url
         seen = read_receivers(self._settings, self._client, url)
         self._nowhere = seen.nowhere
         return [self._with_age(queue) for queue in seen.queues] if seen.answered else None

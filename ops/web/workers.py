@@ -51,7 +51,7 @@ def _lengths(connections: Connections) -> dict[str, int] | None:
     """Count what waits in the service's own queues; None: the broker does not answer."""
     settings = connections.settings
     try:
-        with brief_connection(settings.broker_url or settings.redis_url or "") as broker:
+        with brief_connection(settings.broker_or_redis_url) as broker:
             return queue_lengths(broker, settings.queues)
     except UNANSWERED:
         return None

@@ -15,7 +15,7 @@ def describe(settings: Settings) -> dict[str, Any]:  # Any: JSON
     """Describe this process, as part of its sign."""
     return {
         "database_name": location(settings.database_url or ""),
-        "broker": kind_and_path(settings.broker_url or settings.redis_url or ""),
+        "broker": kind_and_path(settings.broker_or_redis_url),
         "host": gethostname(),
         "pid": os.getpid(),
         "version": version("essay-lifecycle-service"),

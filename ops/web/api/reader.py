@@ -77,7 +77,7 @@ class Reader:
             self.conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             explanation = explain(self.conn, connections.slots, batch_id, heartbeat, receivers)
             [row] = board(self.conn, [batch_id])
-        explanation = with_broker(explanation, connections.settings, connections.broker_url)
+        explanation = with_broker(explanation, connections.settings)
         if explanation.state == "unknown":
             raise not_found("batch", FIND, [_possible(each) for each in explanation.causes])
         return models.BatchExplained(
