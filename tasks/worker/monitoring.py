@@ -4,15 +4,16 @@ Ours hold ids and no arguments. Other programs on the same broker send events to
 their messages say: what we run to watch events hides that.
 """
 
-from time import monotonic
+from time import monotonic, time
 from typing import Any, ClassVar
 
 from celery.events import EventDispatcher
 from celery.events.receiver import EventReceiver
+from celery.utils.time import utcoffset
 
 from core.redaction import HIDDEN, task_id
 
-TASK = "task-"  # begins the types of the events of tasks
+GROUP, TASK = "task", "task-"  # the events of tasks: their group, and how their types begin
 IDS = ("uuid", "root_id", "parent_id")
 PLAIN = {  # fields that say nothing of what a message says
     *IDS,
@@ -44,13 +45,52 @@ class EventFlush:
 
 
 class Dispatcher(EventDispatcher):
-    """Celery's, except that it tries once: else a heartbeat holds the main loop in an outage."""
+    """Celery's, except that it tries once: else a heartbeat holds the main loop in an outage.
+
+    It writes an event of a task in less than half the time; each message has three.
+    """
+
+    # Celery's own, absent from its types.
+    buffer_group: frozenset[str]
+    buffer_limit: int
+    clock: Any
+    on_send_buffered: Any
+    pid: int
+    _group_buffer: dict[str, list[dict[str, Any]]]
+
+    _utcoffset = utcoffset()
 
     def send(self, type: str, *args: Any, **fields: Any) -> None:  # noqa: A002 - as Celery calls it
         if type.startswith(TASK):
-            fields |= {name: task_id(fields[name]) for name in IDS if fields.get(name)}
+            for name in IDS:
+                if given := fields.get(name):
+                    fields[name] = task_id(given)
             fields[CONCEALED] = True
+            if self.enabled and GROUP in self.buffer_group:
+                self._buffer(type, fields)
+                return
         super().send(type, *args, **{**fields, "retry": False})
+
+    def _buffer(self, type_: str, fields: dict[str, Any]) -> None:  # Any: JSON
+        fields |= {
+            "type": type_,
+            "timestamp": time(),
+            "utcoffset": self._utcoffset,
+            "hostname": self.hostname,
+            "pid": self.pid,
+            "clock": self.clock.forward(),
+        }
+        buffered = self._group_buffer[GROUP]
+        buffered.append(fields)
+        if len(buffered) >= self.buffer_limit:
+            self.flush()
+        elif self.on_send_buffered:
+            self.on_send_buffered()
+
+    def flush(self, errors: bool = True, groups: bool = True) -> None:
+        """Publish what is buffered."""
+        self._utcoffset = utcoffset()  # once a message of events: summer time may have begun
+        super().flush(errors, groups)
 
 
 class Receiver(EventReceiver):

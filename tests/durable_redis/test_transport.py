@@ -179,6 +179,29 @@ def test_the_prefetch_window_is_kept_and_no_ack_leaves_nothing(place):
     assert place.is_quiet()
 
 
+def test_a_message_that_comes_again_to_its_holder_leaves_the_prefetch_window(place):
+    place.send(1)
+    with channel_on() as channel:
+        taken = []
+        channel.basic_qos(prefetch_count=2)
+        channel.basic_consume(QUEUE, False, taken.append, "tag")
+        channel.connection.client.drain_events(timeout=5)
+        tag = taken[0].delivery_tag
+        assert channel.requeue(tag, place.client.hget("unacked", tag)), "as if it were overdue"
+        channel.connection.client.drain_events(timeout=5)
+        for message in taken:
+            channel.basic_ack(message.delivery_tag)
+
+        place.send(2, 3)
+        for _ in range(2):
+            channel.connection.client.drain_events(timeout=5)
+        for message in taken:
+            channel.basic_ack(message.delivery_tag)
+
+    assert [m.payload[0][0] for m in taken] == [1, 1, 2, 3]
+    assert place.is_quiet()
+
+
 def test_urgent_queues_go_before_all_that_waits_in_others(place):
     taken = []
     with channel_on(urgent_queues=("first", "second")) as channel:
