@@ -5,7 +5,8 @@ learns of it afterwards, and may forget at any time. `StepResult` says what foll
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from uuid import UUID, uuid5
 
 import structlog
@@ -15,7 +16,6 @@ from core import db, metrics
 from core.assignment import Assignment
 from core.catalogue import AMEND_BATCH, BATCH_READINESS_TIMEOUT
 from core.crash import crashpoint
-from core.db.actions import By
 from core.db.completion import Bounds
 from core.db.connection import Conn, Row
 from core.errors import RegistrationConflict, UnknownBatch, UnknownEssay, WrongBatchState
@@ -37,6 +37,7 @@ DRAIN_NAMESPACE = UUID("2f5a0e9c-7f0e-5e0b-9a53-5d3a1f0c8a11")  # of the keys of
 SLOTS_PER_HEADER = 2_500  # of the completion chord, which itself costs 3 ms
 AMENDABLE = frozenset(AMEND_BATCH.known_by)
 WHOLE_BATCH: Bounds = ("", None)
+Watch = Callable[[Conn], AbstractContextManager[object]]  # sees a batch before and after a change
 
 log = structlog.get_logger(__name__)
 
@@ -286,11 +287,9 @@ class Lifecycle(Assignment):
 
     @retry_on_conflict
     def amend_batch(
-        self, event: BatchAmended, idem: Idempotency, by: By | None = None
+        self, event: BatchAmended, idem: Idempotency, watch: Watch = nullcontext
     ) -> StepResult:
         """Change a batch before it is sealed. Raises UnknownBatch, WrongBatchState.
-
-        `by`: an operator does so, whose action is recorded.
 
         An announcement that read the batch before the change takes no effect, so a full batch is
         sealed again: `StepResult.full` says so.
@@ -300,41 +299,36 @@ class Lifecycle(Assignment):
         with db.transaction(self.pool) as conn:
             if done := replayed(conn, idem):
                 return done
-            before = db.batches.terms(conn, batch_id, lock=True) if by else {}
-            open_slots = db.batches.amend(
-                conn, batch_id, event.student_prompt_ref, event.deadline_s, event.on_deadline
-            )
+            with watch(conn):
+                open_slots = db.batches.amend(
+                    conn, batch_id, event.student_prompt_ref, event.deadline_s, event.on_deadline
+                )
             if open_slots is None:
                 tracker = _registered(conn, batch_id)
                 raise WrongBatchState(
                     f"batch {batch_id} is {tracker.status}; it can be amended until it is sealed"
                 )
-            if by:
-                _record(conn, by, "amend", batch_id, before)
             db.idempotency.write_key(conn, idem, batch_id, value)
         return StepResult(value, full=open_slots == 0)
 
     def cancel_batch(
-        self, event: BatchCancelled, idem: Idempotency, by: By | None = None
+        self, event: BatchCancelled, idem: Idempotency, watch: Watch = nullcontext
     ) -> StepResult:
-        """Close a batch before it is ready. Raises UnknownBatch, WrongBatchState.
-
-        `by`: an operator does so, whose action is recorded.
-        """
-        done = self._cancel(event, idem, by)
+        """Close a batch before it is ready. Raises UnknownBatch, WrongBatchState."""
+        done = self._cancel(event, idem, watch)
         self.slots.close([event.batch_id])
         return done
 
     @retry_on_conflict
-    def _cancel(self, event: BatchCancelled, idem: Idempotency, by: By | None) -> StepResult:
+    def _cancel(self, event: BatchCancelled, idem: Idempotency, watch: Watch) -> StepResult:
         batch_id = event.batch_id
         value = outcome("cancelled", batch_id)
         with db.transaction(self.pool) as conn:
             if done := replayed(conn, idem):
                 return done
-            before = db.batches.terms(conn, batch_id) if by else {}
-            db.batches.close_open_slots(conn, batch_id)
-            cancelled = db.batches.cancel(conn, batch_id, event.reason)
+            with watch(conn):
+                db.batches.close_open_slots(conn, batch_id)
+                cancelled = db.batches.cancel(conn, batch_id, event.reason)
             if cancelled:
                 db.outbox.post(conn, batch_id, [batch_cancelled(batch_id, event.reason)])
             else:
@@ -343,17 +337,8 @@ class Lifecycle(Assignment):
                     raise WrongBatchState(
                         f"batch {batch_id} is {tracker.status} already; it cannot be cancelled"
                     )
-            if by:
-                _record(conn, by, "cancel", batch_id, before)
             db.idempotency.write_key(conn, idem, batch_id, value)
         return StepResult(value, posted=cancelled)
-
-
-def _record(conn: Conn, by: By, action: str, batch_id: str, before: Row) -> None:
-    """Record what an operator changed of a batch: each field with its old and new value."""
-    after = db.batches.terms(conn, batch_id)
-    changes = {name: [before[name], after[name]] for name in after if before[name] != after[name]}
-    db.actions.record(conn, by.action(action, f"batch {batch_id}", batch_id, **changes))
 
 
 def _registered(conn: Conn, batch_id: str) -> Tracker:

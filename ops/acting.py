@@ -6,14 +6,13 @@ The command line and the page call the same functions.
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from celery import Celery
 from psycopg_pool import ConnectionPool
 
-from core import db
 from core.catalogue import AMEND_BATCH, CANCEL_BATCH, Task
-from core.db.actions import By
 from core.db.connection import Conn
 from core.lifecycle import Lifecycle
 from core.messages import Idempotency
@@ -25,7 +24,8 @@ from core.settings import Settings
 from core.slots import Slots
 from core.sweep import SweepResult, sweep
 from ops.client import common
-from ops.queries import outbox
+from ops.queries import actions, outbox
+from ops.queries.actions import By, recorded
 from ops.queries.outbox import Events
 from tasks.delivery import deliver
 
@@ -52,14 +52,16 @@ class Acting:
     def cancel(self, batch_id: str, by: By) -> Value:
         """Cancel a batch, with its event. Raises Refusal."""
         event, idem = _parsed(CANCEL_BATCH, common(batch_id, reason=by.reason))
-        value = self.lifecycle.cancel_batch(event, idem, by).value
+        watch = partial(recorded, by, "cancel", batch_id)
+        value = self.lifecycle.cancel_batch(event, idem, watch).value
         relay(self.pool, [batch_id], self.deliver)
         return value
 
     def amend(self, batch_id: str, by: By, **fields: Any) -> Value:  # Any: of a BatchAmended
         """Change the deadline, what happens at it, or the prompt of a batch. Raises Refusal."""
         event, idem = _parsed(AMEND_BATCH, common(batch_id, **fields))
-        return self.lifecycle.amend_batch(event, idem, by).value
+        watch = partial(recorded, by, "amend", batch_id, lock=True)
+        return self.lifecycle.amend_batch(event, idem, watch).value
 
     def reconcile(self, batch_id: str | None, by: By | None) -> list[SweepResult] | None:
         """Run the sweep now, or find only where nobody signs; None: another one is at work."""
@@ -72,7 +74,7 @@ class Acting:
             }
             target = f"batch {batch_id}" if batch_id else EVERY_BATCH
             with self.pool.connection() as conn:
-                db.actions.record(conn, by.action("reconcile", target, batch_id, **found))
+                actions.record(conn, by.action("reconcile", target, batch_id, **found))
         return results
 
 
@@ -85,11 +87,11 @@ def republish(conn: Conn, meant: Events, by: By, progress: Callable[[int], objec
             if not counts:
                 return total
             of = {batch_id: f"batch {batch_id}" if batch_id else "no batch" for batch_id in counts}
-            actions = (
+            rows = (
                 by.action("republish", f"events of {of[batch_id]}", batch_id, events=n)
                 for batch_id, n in counts.items()
             )
-            db.actions.record(conn, *actions)
+            actions.record(conn, *rows)
         total += sum(counts.values())
         progress(total)
 

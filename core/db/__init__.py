@@ -5,7 +5,6 @@ The long statements stand in `sql/`.
 """
 
 from core.db import (
-    actions,
     batches,
     completion,
     dead_letters,
@@ -29,7 +28,6 @@ from core.db.connection import (
 __all__ = [
     "Conn",
     "Row",
-    "actions",
     "batches",
     "completion",
     "connect",

@@ -19,10 +19,10 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from core.db.actions import LONGEST_REASON, By
 from core.errors import Refusal, StackError
 from ops.acting import Acting
 from ops.client import Sender
+from ops.queries.actions import LONGEST_REASON, By
 from ops.routing import read_routes, routed_as
 from ops.web.acts import ACTIONS
 from ops.web.acts.plan import Action, Fields, Plan, Refused, Seen, Tools
