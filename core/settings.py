@@ -4,7 +4,6 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +26,6 @@ from core.servers.tls import TLS, check_files
 from core.servers.urls import complete, complete_database
 
 PREFIX = "ELS_"
-PENDING_ALARM = timedelta(minutes=5)  # contents may come before the registration of their batch
 HOST = r"\*|(\*\.)?[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]|(?=.*:.*:)[0-9A-Fa-f:.]+"  # or pattern
 
 
@@ -66,7 +64,7 @@ class Settings(BaseModel):
     visibility_timeout: float = Field(default=60, ge=5)
     sweep_every: float = Field(default=5, gt=0)
     relay_every: float = Field(default=1, gt=0)
-    pending_alarm_s: float = Field(default=PENDING_ALARM.total_seconds(), ge=0, le=31_622_400)
+    pending_alarm_s: float = Field(default=300, ge=0, le=31_622_400)
     retention_days: float | None = Field(default=None, gt=0, le=36_500)
     concurrency: int = Field(default=2, ge=1, le=64)
     remote_control: bool = False
@@ -184,11 +182,6 @@ class Settings(BaseModel):
     def control_queue(self) -> str:
         """The queue of the sweep and the relay, which only beat writes to."""
         return f"{self.queue}.control"
-
-    @property
-    def pending_alarm(self) -> timedelta:
-        """How long contents may wait for the registration of their batch."""
-        return timedelta(seconds=self.pending_alarm_s)
 
     @property
     def broker_or_redis_url(self) -> str:

@@ -23,6 +23,7 @@ from core.repairs import RepairContext
 from core.settings import Settings
 from core.slots import Slots
 from core.sweep import SweepResult, sweep
+from ops.alarms import all_rules
 from ops.client import common
 from ops.queries import actions, outbox
 from ops.queries.actions import By, recorded
@@ -65,8 +66,9 @@ class Acting:
 
     def reconcile(self, batch_id: str | None, by: By | None) -> list[SweepResult] | None:
         """Run the sweep now, or find only where nobody signs; None: another one is at work."""
-        context = RepairContext(self.lifecycle, self.deliver, self.settings.pending_alarm)
-        results = sweep(context, batch_id, dry_run=by is None, at_once=True)
+        context = RepairContext(self.lifecycle, self.deliver)
+        rules = all_rules(self.settings.pending_alarm_s)
+        results = sweep(context, batch_id, rules, dry_run=by is None, at_once=True)
         if by and results is not None:
             found = {
                 word: dict(Counter(each.rule for each in results if each.mended is mended))

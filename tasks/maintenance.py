@@ -38,7 +38,7 @@ def sweep(**_: object) -> dict[str, int]:
 
 
 def _sweep() -> dict[str, int]:
-    context = RepairContext(resources().lifecycle, send_event, settings.pending_alarm)
+    context = RepairContext(resources().lifecycle, send_event)
     found = run_sweep(context)
     if found is None:
         log.info("sweep_skipped", reason="another session holds its lock")

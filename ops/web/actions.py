@@ -110,7 +110,7 @@ class Actions:
 
     def _plan(self, action: Action, given: Fields) -> Plan:
         broken = {
-            batch_id: [each.rule.title for each in violations]
+            batch_id: [each.cause.title for each in violations]
             for batch_id, violations in self.stream.summary().stuck.violations.items()
         }
         with self.connections.primary() as conn:

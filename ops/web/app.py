@@ -69,7 +69,7 @@ def create_app(settings: Settings) -> Starlette:
     snapshots = SnapshotCache(
         connections.postgres,
         connections.slots,
-        settings.pending_alarm,
+        settings.pending_alarm_s,
         lambda: service_causes_of(connections),
     )
     exposition = Exposition(snapshots, connections, broker, settings.queues, readiness.is_ready)
