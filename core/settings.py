@@ -22,8 +22,9 @@ from core.catalogue import OPT_IN
 from core.errors import BadSettings
 from core.routes import NAME, Route
 from core.servers import secret_files
+from core.servers.postgres_url import complete_database
 from core.servers.tls import TLS, check_files
-from core.servers.urls import complete, complete_database
+from core.servers.urls import complete
 
 PREFIX = "ELS_"
 HOST = r"\*|(\*\.)?[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]|(?=.*:.*:)[0-9A-Fa-f:.]+"  # or pattern

@@ -5,8 +5,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from core.db.url import address
 from core.errors import BadSettings
+from core.servers.postgres_url import address
 from core.servers.redis_client import connect
 from core.servers.urls import for_redis_py, sentinels
 from core.settings import Settings
