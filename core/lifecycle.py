@@ -187,9 +187,9 @@ class Lifecycle(Assignment):
 
     def complete(self, batch_id: str) -> StepResult:
         """Seal and announce a full batch here and now, as the chord does with many hands."""
-        seals = [self.seal_slots({batch_id: each})[batch_id] for each in self.ranges(batch_id)]
+        seal = self.seal_slots({batch_id: WHOLE_BATCH})[batch_id]
         agrees = self.seal_books([batch_id]).get(batch_id, False)
-        return self.announce_ready({batch_id: Sealed(seals, agrees)})[batch_id]
+        return self.announce_ready({batch_id: Sealed([seal], agrees)})[batch_id]
 
     # --- the deadline passes -------------------------------------------------------------------
 

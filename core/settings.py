@@ -202,21 +202,6 @@ class Settings(BaseModel):
                 " in their own process, for unit tests; unset it"
             )
 
-    def ops_login(self) -> tuple[str, str] | None:
-        """Return the user and password of a page that acts; None: it does not act.
-
-        Raises BadSettings where it acts and has no login.
-        """
-        if not self.ops_actions:
-            return None
-        if self.ops_auth is None:
-            raise BadSettings(
-                "ELS_OPS_ACTIONS lets whoever sees the page change data, so it needs a login:"
-                " set ELS_OPS_AUTH=user:password, or unset ELS_OPS_ACTIONS"
-            )
-        user, _, password = self.ops_auth.get_secret_value().partition(":")
-        return user.strip(), password
-
     def routes(self, event_type: str) -> list[Route]:
         return routes.routes_of(event_type, self.event_routes, self.events_queue)
 

@@ -19,6 +19,7 @@ from starlette.types import Scope
 
 from core.errors import BadSettings
 from core.settings import Settings
+from ops.login import login_of
 from ops.queues import app_on
 from ops.web.actions import Actions, refusal_page
 from ops.web.acts.plan import Refused
@@ -50,7 +51,7 @@ def create_app(settings: Settings) -> Starlette:
     """
     if not settings.database_url or not settings.redis_url:
         raise BadSettings("ELS_DATABASE_URL and ELS_REDIS_URL must be set; `els run` sets them")
-    login = settings.ops_login()
+    login = login_of(settings)
     signer = Signer(*login) if login else None
     connections = Connections.of(settings, settings.database_url, settings.redis_url)
     render = renderer(acts=signer is not None)
