@@ -184,6 +184,15 @@ class Settings(BaseModel):
         """The queue of the sweep and the relay, which only beat writes to."""
         return f"{self.queue}.control"
 
+    def server_urls(self, who: str = "the service") -> tuple[str, str]:
+        """Return the URLs of Postgres and Redis. Raises BadSettings where one is missing."""
+        if not (self.database_url and self.redis_url):
+            raise BadSettings(
+                f"{who} needs ELS_DATABASE_URL and ELS_REDIS_URL: `els run` starts both servers,"
+                " `els env` prints the URLs"
+            )
+        return self.database_url, self.redis_url
+
     @property
     def broker_or_redis_url(self) -> str:
         """The broker is the Redis, unless somebody names another one; empty: neither is named."""

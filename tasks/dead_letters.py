@@ -96,10 +96,10 @@ def keep_malformed(queue: str, payload: bytes, why: str) -> bool:
     It runs in the worker's event loop, so it does not wait. The transport offers the bytes again.
     """
     letter = _letter_of_payload(queue, payload, why)
-    assert settings.database_url is not None, "a worker has taken this message"
+    database_url, _ = settings.server_urls()
     with _speaking_of(letter):
         try:
-            with db.connect_once(settings.database_url) as conn:
+            with db.connect_once(database_url) as conn:
                 number = db.dead_letters.add(conn, letter, announced=_announced())
         except psycopg.Error as error:
             log.warning("dead_letter_not_kept_yet", sqlstate=sqlstate(error))

@@ -17,7 +17,6 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from core.errors import BadSettings
 from core.settings import Settings
 from ops.login import login_of
 from ops.queues import app_on
@@ -49,11 +48,10 @@ def create_app(settings: Settings) -> Starlette:
 
     Raises BadSettings without them, and where the pages act and have no login.
     """
-    if not settings.database_url or not settings.redis_url:
-        raise BadSettings("ELS_DATABASE_URL and ELS_REDIS_URL must be set; `els run` sets them")
+    urls = settings.server_urls("the page")
     login = login_of(settings)
     signer = Signer(*login) if login else None
-    connections = Connections.of(settings, settings.database_url, settings.redis_url)
+    connections = Connections.of(settings, *urls)
     render = renderer(acts=signer is not None)
     stream = Stream(connections, render)
     actions = Actions(connections, stream, render, signer) if signer else None
