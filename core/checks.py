@@ -10,7 +10,7 @@ from psycopg.rows import DictRow
 from redis import RedisError
 
 from core import db
-from core.db.connection import Conn
+from core.db.connection import Conn, sql, statements
 from core.slots import Slots
 from core.states import OPEN
 
@@ -30,7 +30,7 @@ CHOSEN: LiteralString = """
     WHERE %(batch)s::text IS NULL OR broken.batch_id = %(batch)s
     ORDER BY u.tried_at NULLS FIRST, broken.since LIMIT %(limit)s
 """
-QUERIES = db.statements(db.sql("rules"), "-- rule: ")
+QUERIES = statements(sql("rules"), "-- rule: ")
 
 
 @dataclass(frozen=True)

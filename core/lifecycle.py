@@ -17,7 +17,7 @@ from core.assignment import Assignment
 from core.catalogue import AMEND_BATCH, BATCH_READINESS_TIMEOUT
 from core.crash import crashpoint
 from core.db.completion import Bounds
-from core.db.connection import Conn, Row
+from core.db.connection import Conn, Row, jsonb
 from core.errors import RegistrationConflict, UnknownBatch, UnknownEssay, WrongBatchState
 from core.events import batch_cancelled, essays_ready, timeout_event
 from core.idempotency import replayed, retry_on_conflict
@@ -56,8 +56,8 @@ class Lifecycle(Assignment):
         batch_id = event.batch_id
         essay_ids = sorted(event.essay_ids)  # the order of slots, ranges and manifest
         row = vars(event) | {
-            "student_prompt_ref": db.jsonb(event.student_prompt_ref),
-            "metadata": db.jsonb(event.metadata),
+            "student_prompt_ref": jsonb(event.student_prompt_ref),
+            "metadata": jsonb(event.metadata),
             "essay_ids_sha256": hashlib.sha256("\n".join(essay_ids).encode()).digest(),
         }
         with db.transaction(self.pool) as conn:

@@ -15,7 +15,7 @@ from random import Random
 import psycopg
 import redis
 
-from core.db import Conn
+from core.db.connection import Conn
 from core.errors import StackError
 from core.servers.postgres_url import address
 from core.servers.redis_client import connect
