@@ -5,7 +5,7 @@ learns of it afterwards, and may forget at any time. `StepResult` says what foll
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from uuid import UUID, uuid5
 
@@ -16,7 +16,7 @@ from core import db, metrics
 from core.assignment import Assignment
 from core.catalogue import AMEND_BATCH, BATCH_READINESS_TIMEOUT
 from core.crash import crashpoint
-from core.db.completion import Bounds
+from core.db.completion import Announcement, Bounds
 from core.db.connection import Conn, Row, jsonb
 from core.errors import RegistrationConflict, UnknownBatch, UnknownEssay, WrongBatchState
 from core.events import batch_cancelled, essays_ready, timeout_event
@@ -172,17 +172,9 @@ class Lifecycle(Assignment):
         self.slots.close(announced)
         for batch_id, seconds in announced.items():
             metrics.ready(seconds)
-            status = announcements[batch_id].status
-            essays = announcements[batch_id].provisioned_count
-            log.info(
-                "announced",
-                batch_id=batch_id,
-                correlation_id=str(trackers[batch_id].correlation_id),
-                status=status,
-                essays=essays,
-                failed=trackers[batch_id].expected_count - essays,
-            )
-            done[batch_id] = StepResult(outcome("announced", batch_id, status=status), posted=True)
+            _log_announced(trackers[batch_id], announcements[batch_id])
+            value = outcome("announced", batch_id, status=announcements[batch_id].status)
+            done[batch_id] = StepResult(value, posted=True)
         return done
 
     def complete(self, batch_id: str) -> StepResult:
@@ -255,15 +247,8 @@ class Lifecycle(Assignment):
                 return done
             if tracker is None:
                 raise UnknownBatch.named(batch_id)
-            if tracker.class_id != event.class_id:
-                raise WrongBatchState(
-                    f"batch {batch_id} was registered with another class_id than this one, or"
-                    " without; correct it and resend"
-                )
             students = db.slots.students(conn, batch_id)
-            if unknown := sorted({row["essay_id"] for row in rows} - students.keys()):
-                named = ", ".join(unknown[:5])
-                raise UnknownEssay(f"batch {batch_id} has no essay {named}; correct it and resend")
+            _check_of_this_class(tracker, event, students)
             if tracker.status is BatchStatus.READY_FOR_PIPELINE_EXECUTION and all(
                 students[row["essay_id"]] == row["student_id"] for row in rows
             ):
@@ -339,6 +324,31 @@ class Lifecycle(Assignment):
                     )
             db.idempotency.write_key(conn, idem, batch_id, value)
         return StepResult(value, posted=cancelled)
+
+
+def _log_announced(batch: Tracker, announced: Announcement) -> None:
+    log.info(
+        "announced",
+        batch_id=batch.batch_id,
+        correlation_id=str(batch.correlation_id),
+        status=announced.status,
+        essays=announced.provisioned_count,
+        failed=batch.expected_count - announced.provisioned_count,
+    )
+
+
+def _check_of_this_class(
+    batch: Tracker, event: StudentAssociationsConfirmed, students: Collection[str]
+) -> None:
+    """Refuse another class, and essays that are none of those that `students` has."""
+    if batch.class_id != event.class_id:
+        raise WrongBatchState(
+            f"batch {batch.batch_id} was registered with another class_id than this one, or"
+            " without; correct it and resend"
+        )
+    if unknown := sorted({each.essay_id for each in event.associations} - set(students)):
+        named = ", ".join(unknown[:5])
+        raise UnknownEssay(f"batch {batch.batch_id} has no essay {named}; correct it and resend")
 
 
 def _registered(conn: Conn, batch_id: str) -> Tracker:
