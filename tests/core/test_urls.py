@@ -250,6 +250,7 @@ def test_a_url_without_tls_stays_as_written(given, url):
         ),
         *("postgresql+psycopg://db/x?connect_timeout=3", "host=db dbname=x"),
         *("postgresql://[2001:db8::1]:5432/x", "postgresql://127.0.0.1,db/x"),
+        *("postgresql:///x?hostaddr=10.0.0.1", "hostaddr=10.0.0.1 dbname=x"),
     ],
 )
 def test_a_remote_postgres_is_verified_where_an_authority_is_named(given, url):
