@@ -48,6 +48,7 @@ class Assignment:
         """Take the two stores, and the types of opt-in events that a route asks for."""
         self.pool = pool
         self.slots = slots
+        self.opt_in_events = opt_in_events
         self.slot_events = ESSAY_SLOT_ASSIGNED.name in opt_in_events
 
     def assign(self, messages: Sequence[Message]) -> list[Result]:

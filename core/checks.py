@@ -10,8 +10,7 @@ from psycopg.rows import DictRow
 from redis import RedisError
 
 from core import db
-from core.db.connection import Conn
-from core.settings import PENDING_ALARM
+from core.db.connection import Conn, sql, statements
 from core.slots import Slots
 from core.states import OPEN
 
@@ -31,9 +30,7 @@ CHOSEN: LiteralString = """
     WHERE %(batch)s::text IS NULL OR broken.batch_id = %(batch)s
     ORDER BY u.tried_at NULLS FIRST, broken.since LIMIT %(limit)s
 """
-RULES_SQL = db.statements(db.sql("rules"), "-- rule: ")
-RULES_SQL["dead_letter_waiting"] = db.dead_letters.among_needed(RULES_SQL["dead_letter_waiting"])
-QUERIES = {code: CHOSEN.format(query) for code, query in RULES_SQL.items()}
+QUERIES = statements(sql("rules"), "-- rule: ")
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ class CheckContext:
     """Where a check looks. `batch` None: at all batches, for `limit` findings at most.
 
     `moves_on` lets the next check of all batches start where this one ended; only the sweep does
-    so. `pending_alarm` is how long contents may wait for the registration of their batch.
+    so.
     """
 
     conn: Conn
@@ -73,14 +70,14 @@ class CheckContext:
     limit: int = PAGE
     moves_on: bool = False
     shared: Shared = field(default_factory=Shared)
-    pending_alarm: timedelta = PENDING_ALARM
 
 
 Check = Callable[[CheckContext], list[Finding]]
 
 
-def by_query(code: str) -> Check:
-    """Make the check of a rule that one query of `rules.sql` answers."""
+def by_query(code: str, query: LiteralString | None = None, **values: object) -> Check:
+    """Make the check of a rule that one query answers: that of `rules.sql`, or another one."""
+    chosen = CHOSEN.format(query or QUERIES[code])
 
     def check(context: CheckContext) -> list[Finding]:
         parameters = {
@@ -88,10 +85,10 @@ def by_query(code: str) -> Check:
             "batch": context.batch,
             "limit": context.limit,
             "grace": RELAY_GRACE,
-            "patience": context.pending_alarm,
             "furthest": db.batches.FURTHEST_DEADLINE,
+            **values,
         }
-        return [Finding(**row) for row in context.conn.execute(QUERIES[code], parameters)]
+        return [Finding(**row) for row in context.conn.execute(chosen, parameters)]
 
     return check
 

@@ -2,13 +2,13 @@
 
 
 class ELSError(Exception):
-    """`code` is the public error code, where the contract has one."""
-
-    code = "ERROR"
+    """Its text says what happened, to which id, and what to do next."""
 
 
 class Refusal(ELSError):
     """The message is wrong and has changed nothing. Keep it as a dead letter; do not retry."""
+
+    code: str  # of the dead letter
 
 
 class InvalidEvent(Refusal):
@@ -48,26 +48,18 @@ class WrongBatchState(Refusal):
 class NotExecuted(ELSError):
     """The message never became a task, or must not run any more: it becomes a dead letter."""
 
-    code = "NOT_EXECUTED"
-
 
 class SlotsInFlight(ELSError):
     """The batch has open slots, but other messages have claimed them all. Retry in a moment."""
-
-    code = "SLOTS_IN_FLIGHT"
 
 
 class BrokenSeal(ELSError):
     """The slots of a batch are not what its seals say. The sweep seals the batch again."""
 
-    code = "BROKEN_SEAL"
-
 
 class BadSettings(ELSError):
-    code = "BAD_SETTINGS"
+    """A setting is wrong or missing."""
 
 
 class StackError(ELSError):
     """`els` cannot start, find or stop a stack, or reach its servers."""
-
-    code = "STACK_ERROR"

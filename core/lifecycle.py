@@ -5,7 +5,8 @@ learns of it afterwards, and may forget at any time. `StepResult` says what foll
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from uuid import UUID, uuid5
 
 import structlog
@@ -15,9 +16,8 @@ from core import db, metrics
 from core.assignment import Assignment
 from core.catalogue import AMEND_BATCH, BATCH_READINESS_TIMEOUT
 from core.crash import crashpoint
-from core.db.actions import By
-from core.db.completion import Bounds
-from core.db.connection import Conn, Row
+from core.db.completion import Announcement, Bounds
+from core.db.connection import Conn, Row, jsonb
 from core.errors import RegistrationConflict, UnknownBatch, UnknownEssay, WrongBatchState
 from core.events import batch_cancelled, essays_ready, timeout_event
 from core.idempotency import replayed, retry_on_conflict
@@ -37,6 +37,7 @@ DRAIN_NAMESPACE = UUID("2f5a0e9c-7f0e-5e0b-9a53-5d3a1f0c8a11")  # of the keys of
 SLOTS_PER_HEADER = 2_500  # of the completion chord, which itself costs 3 ms
 AMENDABLE = frozenset(AMEND_BATCH.known_by)
 WHOLE_BATCH: Bounds = ("", None)
+Watch = Callable[[Conn], AbstractContextManager[object]]  # sees a batch before and after a change
 
 log = structlog.get_logger(__name__)
 
@@ -55,8 +56,8 @@ class Lifecycle(Assignment):
         batch_id = event.batch_id
         essay_ids = sorted(event.essay_ids)  # the order of slots, ranges and manifest
         row = vars(event) | {
-            "student_prompt_ref": db.jsonb(event.student_prompt_ref),
-            "metadata": db.jsonb(event.metadata),
+            "student_prompt_ref": jsonb(event.student_prompt_ref),
+            "metadata": jsonb(event.metadata),
             "essay_ids_sha256": hashlib.sha256("\n".join(essay_ids).encode()).digest(),
         }
         with db.transaction(self.pool) as conn:
@@ -171,24 +172,16 @@ class Lifecycle(Assignment):
         self.slots.close(announced)
         for batch_id, seconds in announced.items():
             metrics.ready(seconds)
-            status = announcements[batch_id].status
-            essays = announcements[batch_id].provisioned_count
-            log.info(
-                "announced",
-                batch_id=batch_id,
-                correlation_id=str(trackers[batch_id].correlation_id),
-                status=status,
-                essays=essays,
-                failed=trackers[batch_id].expected_count - essays,
-            )
-            done[batch_id] = StepResult(outcome("announced", batch_id, status=status), posted=True)
+            _log_announced(trackers[batch_id], announcements[batch_id])
+            value = outcome("announced", batch_id, status=announcements[batch_id].status)
+            done[batch_id] = StepResult(value, posted=True)
         return done
 
     def complete(self, batch_id: str) -> StepResult:
         """Seal and announce a full batch here and now, as the chord does with many hands."""
-        seals = [self.seal_slots({batch_id: each})[batch_id] for each in self.ranges(batch_id)]
+        seal = self.seal_slots({batch_id: WHOLE_BATCH})[batch_id]
         agrees = self.seal_books([batch_id]).get(batch_id, False)
-        return self.announce_ready({batch_id: Sealed(seals, agrees)})[batch_id]
+        return self.announce_ready({batch_id: Sealed([seal], agrees)})[batch_id]
 
     # --- the deadline passes -------------------------------------------------------------------
 
@@ -254,15 +247,8 @@ class Lifecycle(Assignment):
                 return done
             if tracker is None:
                 raise UnknownBatch.named(batch_id)
-            if tracker.class_id != event.class_id:
-                raise WrongBatchState(
-                    f"batch {batch_id} was registered with another class_id than this one, or"
-                    " without; correct it and resend"
-                )
             students = db.slots.students(conn, batch_id)
-            if unknown := sorted({row["essay_id"] for row in rows} - students.keys()):
-                named = ", ".join(unknown[:5])
-                raise UnknownEssay(f"batch {batch_id} has no essay {named}; correct it and resend")
+            _check_of_this_class(tracker, event, students)
             if tracker.status is BatchStatus.READY_FOR_PIPELINE_EXECUTION and all(
                 students[row["essay_id"]] == row["student_id"] for row in rows
             ):
@@ -286,11 +272,9 @@ class Lifecycle(Assignment):
 
     @retry_on_conflict
     def amend_batch(
-        self, event: BatchAmended, idem: Idempotency, by: By | None = None
+        self, event: BatchAmended, idem: Idempotency, watch: Watch = nullcontext
     ) -> StepResult:
         """Change a batch before it is sealed. Raises UnknownBatch, WrongBatchState.
-
-        `by`: an operator does so, whose action is recorded.
 
         An announcement that read the batch before the change takes no effect, so a full batch is
         sealed again: `StepResult.full` says so.
@@ -300,41 +284,36 @@ class Lifecycle(Assignment):
         with db.transaction(self.pool) as conn:
             if done := replayed(conn, idem):
                 return done
-            before = db.batches.terms(conn, batch_id, lock=True) if by else {}
-            open_slots = db.batches.amend(
-                conn, batch_id, event.student_prompt_ref, event.deadline_s, event.on_deadline
-            )
+            with watch(conn):
+                open_slots = db.batches.amend(
+                    conn, batch_id, event.student_prompt_ref, event.deadline_s, event.on_deadline
+                )
             if open_slots is None:
                 tracker = _registered(conn, batch_id)
                 raise WrongBatchState(
                     f"batch {batch_id} is {tracker.status}; it can be amended until it is sealed"
                 )
-            if by:
-                _record(conn, by, "amend", batch_id, before)
             db.idempotency.write_key(conn, idem, batch_id, value)
         return StepResult(value, full=open_slots == 0)
 
     def cancel_batch(
-        self, event: BatchCancelled, idem: Idempotency, by: By | None = None
+        self, event: BatchCancelled, idem: Idempotency, watch: Watch = nullcontext
     ) -> StepResult:
-        """Close a batch before it is ready. Raises UnknownBatch, WrongBatchState.
-
-        `by`: an operator does so, whose action is recorded.
-        """
-        done = self._cancel(event, idem, by)
+        """Close a batch before it is ready. Raises UnknownBatch, WrongBatchState."""
+        done = self._cancel(event, idem, watch)
         self.slots.close([event.batch_id])
         return done
 
     @retry_on_conflict
-    def _cancel(self, event: BatchCancelled, idem: Idempotency, by: By | None) -> StepResult:
+    def _cancel(self, event: BatchCancelled, idem: Idempotency, watch: Watch) -> StepResult:
         batch_id = event.batch_id
         value = outcome("cancelled", batch_id)
         with db.transaction(self.pool) as conn:
             if done := replayed(conn, idem):
                 return done
-            before = db.batches.terms(conn, batch_id) if by else {}
-            db.batches.close_open_slots(conn, batch_id)
-            cancelled = db.batches.cancel(conn, batch_id, event.reason)
+            with watch(conn):
+                db.batches.close_open_slots(conn, batch_id)
+                cancelled = db.batches.cancel(conn, batch_id, event.reason)
             if cancelled:
                 db.outbox.post(conn, batch_id, [batch_cancelled(batch_id, event.reason)])
             else:
@@ -343,17 +322,33 @@ class Lifecycle(Assignment):
                     raise WrongBatchState(
                         f"batch {batch_id} is {tracker.status} already; it cannot be cancelled"
                     )
-            if by:
-                _record(conn, by, "cancel", batch_id, before)
             db.idempotency.write_key(conn, idem, batch_id, value)
         return StepResult(value, posted=cancelled)
 
 
-def _record(conn: Conn, by: By, action: str, batch_id: str, before: Row) -> None:
-    """Record what an operator changed of a batch: each field with its old and new value."""
-    after = db.batches.terms(conn, batch_id)
-    changes = {name: [before[name], after[name]] for name in after if before[name] != after[name]}
-    db.actions.record(conn, by.action(action, f"batch {batch_id}", batch_id, **changes))
+def _log_announced(batch: Tracker, announced: Announcement) -> None:
+    log.info(
+        "announced",
+        batch_id=batch.batch_id,
+        correlation_id=str(batch.correlation_id),
+        status=announced.status,
+        essays=announced.provisioned_count,
+        failed=batch.expected_count - announced.provisioned_count,
+    )
+
+
+def _check_of_this_class(
+    batch: Tracker, event: StudentAssociationsConfirmed, students: Collection[str]
+) -> None:
+    """Refuse another class, and essays that are none of those that `students` has."""
+    if batch.class_id != event.class_id:
+        raise WrongBatchState(
+            f"batch {batch.batch_id} was registered with another class_id than this one, or"
+            " without; correct it and resend"
+        )
+    if unknown := sorted({each.essay_id for each in event.associations} - set(students)):
+        named = ", ".join(unknown[:5])
+        raise UnknownEssay(f"batch {batch.batch_id} has no essay {named}; correct it and resend")
 
 
 def _registered(conn: Conn, batch_id: str) -> Tracker:

@@ -5,7 +5,7 @@ all processes on all hosts; the ops page exports that hash (ADR 8).
 """
 
 from collections import Counter as Tally
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from threading import Event, Lock, Thread
 from uuid import uuid4
@@ -40,6 +40,10 @@ def _counter(name: str, documentation: str, label: str, values: Iterable[str] = 
     return counter
 
 
+def _seconds(name: str, documentation: str, buckets: Sequence[float] = QUICK_S) -> Histogram:
+    return Histogram(name, documentation, buckets=buckets, registry=REGISTRY)
+
+
 REGISTRATIONS = _counter(
     "els_batch_registration",
     "Registrations executed, by outcome.",
@@ -52,11 +56,8 @@ REGISTRATION_FAILURES = _counter(
     "sqlstate",
     [NO_SQLSTATE],
 )
-REGISTRATION_SECONDS = Histogram(
-    "els_batch_registration_seconds",
-    "Time that a worker took for one registration.",
-    buckets=QUICK_S,
-    registry=REGISTRY,
+REGISTRATION_SECONDS = _seconds(
+    "els_batch_registration_seconds", "Time that a worker took for one registration."
 )
 ASSIGNMENTS = _counter(
     "els_content_assignment",
@@ -64,17 +65,14 @@ ASSIGNMENTS = _counter(
     "outcome",
     ("assigned", "failed_slot", "pending", "excess", "closed", "dead_letter"),
 )
-ASSIGNMENT_SECONDS = Histogram(
+ASSIGNMENT_SECONDS = _seconds(
     "els_content_assignment_seconds",
     "Time that a worker took for one message with contents or a rejected file.",
-    buckets=QUICK_S,
-    registry=REGISTRY,
 )
-READINESS_SECONDS = Histogram(
+READINESS_SECONDS = _seconds(
     "els_batch_readiness_seconds",
     "Time from the registration of a batch to its readiness.",
-    buckets=PATIENT_S,
-    registry=REGISTRY,
+    PATIENT_S,
 )
 REPAIRS = _counter("els_sweep_repairs", "What the sweep mended, by rule.", "rule")
 PURGED = _counter(

@@ -13,7 +13,7 @@ from psycopg.types.json import Jsonb
 from core import db
 from core.catalogue import BATCH_CONTENT_PROVISIONING_COMPLETED
 from core.db.completion import Announcement
-from core.db.connection import Conn
+from core.db.connection import Conn, Row
 from core.db.dead_letters import DeadLetter
 from core.events import Outgoing
 from core.messages import Idempotency
@@ -87,7 +87,7 @@ def _write_everything(conn: Conn, batch_id: str, size: int) -> None:
     db.sweep.note_failure(conn, batch_id, TASK, "")
 
 
-def _batch(batch_id: str) -> db.Row:
+def _batch(batch_id: str) -> Row:
     return {
         "batch_id": batch_id,
         "class_id": None,

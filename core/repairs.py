@@ -5,7 +5,6 @@ helped.
 """
 
 from dataclasses import dataclass
-from datetime import timedelta
 
 from core import db, outbox
 from core.catalogue import BATCH_ESSAYS_READY, BATCH_READINESS_TIMEOUT
@@ -13,7 +12,6 @@ from core.errors import BrokenSeal
 from core.events import essays_ready
 from core.lifecycle import Lifecycle
 from core.seals import Sealed, announcement, seal_of
-from core.settings import PENDING_ALARM
 from core.states import ACCOUNTED, BatchStatus, EssayStatus
 
 
@@ -23,7 +21,6 @@ class RepairContext:
 
     lifecycle: Lifecycle
     send: outbox.Send
-    pending_alarm: timedelta = PENDING_ALARM
 
 
 def restore_status(context: RepairContext, batch_id: str) -> bool:

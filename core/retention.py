@@ -16,6 +16,7 @@ from core.db.connection import Conn
 from core.db.retention import FIRST_KEY, WITHOUT_BATCH
 from core.slots import Slots
 
+RETENTION = "retention"  # the actor of what the service purges by itself
 BATCHES_AT_ONCE = 50  # of one transaction
 SLOTS_AT_ONCE = 20_000  # of these: under a second
 ROWS_AT_ONCE = 1_000

@@ -4,7 +4,6 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -23,11 +22,11 @@ from core.catalogue import OPT_IN
 from core.errors import BadSettings
 from core.routes import NAME, Route
 from core.servers import secret_files
+from core.servers.postgres_url import complete_database
 from core.servers.tls import TLS, check_files
-from core.servers.urls import complete, complete_database
+from core.servers.urls import complete
 
 PREFIX = "ELS_"
-PENDING_ALARM = timedelta(minutes=5)  # contents may come before the registration of their batch
 HOST = r"\*|(\*\.)?[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]|(?=.*:.*:)[0-9A-Fa-f:.]+"  # or pattern
 
 
@@ -66,7 +65,7 @@ class Settings(BaseModel):
     visibility_timeout: float = Field(default=60, ge=5)
     sweep_every: float = Field(default=5, gt=0)
     relay_every: float = Field(default=1, gt=0)
-    pending_alarm_s: float = Field(default=PENDING_ALARM.total_seconds(), ge=0, le=31_622_400)
+    pending_alarm_s: float = Field(default=300, ge=0, le=31_622_400)
     retention_days: float | None = Field(default=None, gt=0, le=36_500)
     concurrency: int = Field(default=2, ge=1, le=64)
     remote_control: bool = False
@@ -185,10 +184,14 @@ class Settings(BaseModel):
         """The queue of the sweep and the relay, which only beat writes to."""
         return f"{self.queue}.control"
 
-    @property
-    def pending_alarm(self) -> timedelta:
-        """How long contents may wait for the registration of their batch."""
-        return timedelta(seconds=self.pending_alarm_s)
+    def server_urls(self, who: str = "the service") -> tuple[str, str]:
+        """Return the URLs of Postgres and Redis. Raises BadSettings where one is missing."""
+        if not (self.database_url and self.redis_url):
+            raise BadSettings(
+                f"{who} needs ELS_DATABASE_URL and ELS_REDIS_URL: `els run` starts both servers,"
+                " `els env` prints the URLs"
+            )
+        return self.database_url, self.redis_url
 
     @property
     def broker_or_redis_url(self) -> str:
@@ -207,21 +210,6 @@ class Settings(BaseModel):
                 f"{what} makes no sense with ELS_EAGER, which lets callers run the tasks"
                 " in their own process, for unit tests; unset it"
             )
-
-    def ops_login(self) -> tuple[str, str] | None:
-        """Return the user and password of a page that acts; None: it does not act.
-
-        Raises BadSettings where it acts and has no login.
-        """
-        if not self.ops_actions:
-            return None
-        if self.ops_auth is None:
-            raise BadSettings(
-                "ELS_OPS_ACTIONS lets whoever sees the page change data, so it needs a login:"
-                " set ELS_OPS_AUTH=user:password, or unset ELS_OPS_ACTIONS"
-            )
-        user, _, password = self.ops_auth.get_secret_value().partition(":")
-        return user.strip(), password
 
     def routes(self, event_type: str) -> list[Route]:
         return routes.routes_of(event_type, self.event_routes, self.events_queue)

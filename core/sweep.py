@@ -4,7 +4,7 @@ A repair that raised or did not help is remembered. From the second time in a ro
 reports it, and tries it less and less often.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -39,6 +39,7 @@ class SweepResult:
 def sweep(
     context: RepairContext,
     batch: str | None = None,
+    rules: Sequence[Rule] = RULES,
     *,
     dry_run: bool = False,
     at_once: bool = False,
@@ -56,7 +57,7 @@ def sweep(
             known = db.sweep.unmended(conn, batch, KNOWN)
             at_once = at_once or batch is not None
             sweeping = _Sweep(conn, holding, context, batch, known, dry_run, at_once)
-            found = [*sweeping.run()]
+            found = [result for rule in rules for result in sweeping.run(rule)]
     if sweeping.bugs:
         raise sweeping.bugs[0]
     return found
@@ -78,20 +79,18 @@ class _Sweep:
     def slots(self) -> Slots:
         return self.context.lifecycle.slots
 
-    def run(self) -> Iterator[SweepResult]:
+    def run(self, rule: Rule) -> list[SweepResult]:
+        """Check one rule and repair what breaks it."""
         moves_on = self.batch is None and not self.dry_run
-        alarm = self.context.pending_alarm
-        context = CheckContext(
-            self.conn, self.slots, self.batch, PAGE, moves_on, self.shared, alarm
+        db.sweep.keep(self.holding)
+        found = rule.find(
+            CheckContext(self.conn, self.slots, self.batch, PAGE, moves_on, self.shared)
         )
-        for rule in RULES:
-            db.sweep.keep(self.holding)
-            found = rule.find(context)
-            if found is None:
-                log.warning("check_failed", rule=rule.code, error="Redis does not answer")
-            results = [self._settle(rule, each) for each in found or []]
-            self._forget_mended(rule, results)
-            yield from results
+        if found is None:
+            log.warning("check_failed", rule=rule.code, error="Redis does not answer")
+        results = [self._settle(rule, each) for each in found or []]
+        self._forget_mended(rule, results)
+        return results
 
     def _settle(self, rule: Rule, finding: Finding) -> SweepResult:
         """Repair a finding if that can help now; remember what a person must repair."""
@@ -123,7 +122,7 @@ class _Sweep:
             return self._raised(rule, finding, raised)
         self.shared.forget(batch_id)
         if still:
-            error = f"after the repair: {still[0].detail or rule.title}"
+            error = f"after the repair: {still[0].detail or rule.code}"
             return self._did_not_help(rule, finding, error)
         if not changed:
             return SweepResult(rule.code, finding, mended=False)

@@ -10,8 +10,8 @@ from typing import LiteralString, TypeVar
 from psycopg.sql import SQL, Composable, Composed, Identifier, Literal
 
 from core.db.connection import Conn, connect_once
-from core.db.url import SESSION
 from core.errors import ELSError
+from core.servers.postgres_url import SESSION
 from core.servers.rights import RIGHTS
 
 T = TypeVar("T")

@@ -22,8 +22,8 @@ from sqlalchemy.exc import DBAPIError
 
 from core.attempt import Attempt
 from core.db.connection import SettledConnection
-from core.db.url import address
 from core.errors import ELSError
+from core.servers.postgres_url import address
 
 MIGRATION_LOCK = 7_203_115_554  # any number; 1.0.0 takes it too
 PATIENCE_S = 600.0  # for locks that others hold, in all

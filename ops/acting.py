@@ -6,14 +6,13 @@ The command line and the page call the same functions.
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from celery import Celery
 from psycopg_pool import ConnectionPool
 
-from core import db
 from core.catalogue import AMEND_BATCH, CANCEL_BATCH, Task
-from core.db.actions import By
 from core.db.connection import Conn
 from core.lifecycle import Lifecycle
 from core.messages import Idempotency
@@ -24,8 +23,10 @@ from core.repairs import RepairContext
 from core.settings import Settings
 from core.slots import Slots
 from core.sweep import SweepResult, sweep
+from ops.alarms import all_rules
 from ops.client import common
-from ops.queries import outbox
+from ops.queries import actions, outbox
+from ops.queries.actions import By, recorded
 from ops.queries.outbox import Events
 from tasks.delivery import deliver
 
@@ -52,19 +53,22 @@ class Acting:
     def cancel(self, batch_id: str, by: By) -> Value:
         """Cancel a batch, with its event. Raises Refusal."""
         event, idem = _parsed(CANCEL_BATCH, common(batch_id, reason=by.reason))
-        value = self.lifecycle.cancel_batch(event, idem, by).value
+        watch = partial(recorded, by, "cancel", batch_id)
+        value = self.lifecycle.cancel_batch(event, idem, watch).value
         relay(self.pool, [batch_id], self.deliver)
         return value
 
     def amend(self, batch_id: str, by: By, **fields: Any) -> Value:  # Any: of a BatchAmended
         """Change the deadline, what happens at it, or the prompt of a batch. Raises Refusal."""
         event, idem = _parsed(AMEND_BATCH, common(batch_id, **fields))
-        return self.lifecycle.amend_batch(event, idem, by).value
+        watch = partial(recorded, by, "amend", batch_id, lock=True)
+        return self.lifecycle.amend_batch(event, idem, watch).value
 
     def reconcile(self, batch_id: str | None, by: By | None) -> list[SweepResult] | None:
         """Run the sweep now, or find only where nobody signs; None: another one is at work."""
-        context = RepairContext(self.lifecycle, self.deliver, self.settings.pending_alarm)
-        results = sweep(context, batch_id, dry_run=by is None, at_once=True)
+        context = RepairContext(self.lifecycle, self.deliver)
+        rules = all_rules(self.settings.pending_alarm_s)
+        results = sweep(context, batch_id, rules, dry_run=by is None, at_once=True)
         if by and results is not None:
             found = {
                 word: dict(Counter(each.rule for each in results if each.mended is mended))
@@ -72,7 +76,7 @@ class Acting:
             }
             target = f"batch {batch_id}" if batch_id else EVERY_BATCH
             with self.pool.connection() as conn:
-                db.actions.record(conn, by.action("reconcile", target, batch_id, **found))
+                actions.record(conn, by.action("reconcile", target, batch_id, **found))
         return results
 
 
@@ -85,11 +89,11 @@ def republish(conn: Conn, meant: Events, by: By, progress: Callable[[int], objec
             if not counts:
                 return total
             of = {batch_id: f"batch {batch_id}" if batch_id else "no batch" for batch_id in counts}
-            actions = (
+            rows = (
                 by.action("republish", f"events of {of[batch_id]}", batch_id, events=n)
                 for batch_id, n in counts.items()
             )
-            db.actions.record(conn, *actions)
+            actions.record(conn, *rows)
         total += sum(counts.values())
         progress(total)
 

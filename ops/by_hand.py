@@ -7,11 +7,11 @@ import psycopg
 from psycopg.rows import dict_row
 
 from core.db.connection import Conn, Row
-from core.db.url import address
 from core.schema import State, read_standing
 from core.servers.finding import Finding
 from core.servers.obstacles import fault
 from core.servers.postgres import schema_lacks
+from core.servers.postgres_url import address
 from core.servers.rights import OF_MESSAGES, RIGHTS
 
 COLUMNS = """

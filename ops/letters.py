@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 
 from psycopg.rows import DictRow
 
-from core import db
-from core.db.actions import By
 from core.db.connection import Conn, Row
 from core.errors import StackError
 from ops.client import Sender
-from ops.queries import dead_letters
+from ops.queries import actions, dead_letters
+from ops.queries.actions import By
 from ops.queries.dead_letters import Letters
 
 CHUNK = 20  # letters of one transaction: a body may have 8 MiB
@@ -128,7 +127,7 @@ def target(number: int) -> str:
 
 def _record(conn: Conn, by: By, name: str, rows: Sequence[Row], **more: str) -> None:
     """Write an action for each letter."""
-    db.actions.record(
+    actions.record(
         conn,
         *(
             by.action(

@@ -26,7 +26,7 @@ from core.seals import Seal, Sealed
 from tasks import versions
 from tasks.app import DEATHS, app, settings
 from tasks.attempts import attempts
-from tasks.dead_letters import body_of, keep, letter_of
+from tasks.dead_letters import keep, letter_of_call
 from tasks.delivery import redacted_kwargs
 from tasks.resources import resources, send_event
 from tasks.worker import deaths
@@ -142,8 +142,7 @@ def _hold(task: AnyTask, batches: Sequence[str], error: versions.UnknownVersion)
     if waited_s(task.request.retries) < settings.retry_for:
         log.warning("held_for_another_release", batches=list(batches), error=describe(error))
         raise again(task, error) from error
-    body = body_of(task.request.args or (), task.request.kwargs or {})
-    keep(letter_of(task.name, str(task.request.id), body, error, error.code))
+    keep(letter_of_call(task.name, task.request, error, error.code))
 
 
 def _of_all(

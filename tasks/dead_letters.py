@@ -7,8 +7,7 @@ message goes back to the broker.
 
 import base64
 import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,48 +21,32 @@ from core.catalogue import MESSAGE_REFUSED
 from core.db.dead_letters import DeadLetter
 from core.errors import NotExecuted
 from core.faults import describe, safe_message, sqlstate
-from core.messages import WIRE_LIMIT
-from core.named_batch import batch_of, ids_of
-from core.parsing import canonical
-from durable_redis import MALFORMED, Misshapen
+from core.named_batch import batch_of
+from durable_redis import MALFORMED
 from tasks.app import app, settings
 from tasks.attempts import attempts
+from tasks.bodies import LONGEST_NAME, as_json, body_of, body_of_message, message_of, name_of
 from tasks.resources import resources
 
-LONGEST_NAME = 255  # characters of a task's name or id that are kept
-BEGINNING = 64 * 1024  # bytes of a body that is too large to be kept
 UNKNOWN = "unknown"  # the task of a malformed message: nobody can replay it
 log = structlog.get_logger(__name__)
 
 
-def letter_of(
-    task: str, task_id: str, body: object, error: Exception, code: str, deliveries: int = 1
+def letter_of_call(
+    task: str, request: Any, error: Exception, code: str, deliveries: int = 1
 ) -> DeadLetter:
-    """Make the dead letter of a message with any body."""
-    return DeadLetter(
-        task=_printable(task)[:LONGEST_NAME],
-        task_id=_known_by(task_id),
-        batch_id=batch_of(body),
-        body=as_json(body),
-        code=code,
-        message=safe_message(error),
-        sqlstate=sqlstate(error),
-        deliveries=deliveries,
-    )
+    """Make the dead letter of a call; `request` is Celery's, of a task or of a worker's parent."""
+    body = body_of(request.args or (), request.kwargs or {})
+    return _letter(task, str(request.id), body, error, code, deliveries)
 
 
 def letter_of_message(message: Message, error: Exception, code: str) -> DeadLetter:
     """Make the dead letter of a message that never became a task."""
     headers: Mapping[str, Any] = message.headers if isinstance(message.headers, Mapping) else {}
     ids = (headers.get("id"), message.properties.get("correlation_id"), message.delivery_tag)
-    task_id = next(filter(None, map(_name, ids)), UNKNOWN)
-    task = _name(headers.get("task")) or UNKNOWN
-    return letter_of(task, task_id, _body(message), error, code)
-
-
-def _name(given: object) -> str:
-    """Return a name or number as text; empty for anything else."""
-    return str(given) if isinstance(given, str) or type(given) is int else ""
+    task_id = next(filter(None, map(name_of, ids)), UNKNOWN)
+    task = name_of(headers.get("task")) or UNKNOWN
+    return _letter(task, task_id, body_of_message(message), error, code)
 
 
 def keep(letter: DeadLetter) -> int:
@@ -113,10 +96,10 @@ def keep_malformed(queue: str, payload: bytes, why: str) -> bool:
     It runs in the worker's event loop, so it does not wait. The transport offers the bytes again.
     """
     letter = _letter_of_payload(queue, payload, why)
-    assert settings.database_url is not None, "a worker has taken this message"
+    database_url, _ = settings.server_urls()
     with _speaking_of(letter):
         try:
-            with db.connect_once(settings.database_url) as conn:
+            with db.connect_once(database_url) as conn:
                 number = db.dead_letters.add(conn, letter, announced=_announced())
         except psycopg.Error as error:
             log.warning("dead_letter_not_kept_yet", sqlstate=sqlstate(error))
@@ -150,57 +133,34 @@ def _speaking_of(letter: DeadLetter) -> Iterator[None]:
         yield
 
 
+def _letter(
+    task: str, task_id: str, body: object, error: Exception, code: str, deliveries: int = 1
+) -> DeadLetter:
+    return DeadLetter(
+        task=_printable(task)[:LONGEST_NAME],
+        task_id=_known_by(task_id),
+        batch_id=batch_of(body),
+        body=as_json(body),
+        code=code,
+        message=safe_message(error),
+        sqlstate=sqlstate(error),
+        deliveries=deliveries,
+    )
+
+
 def _letter_of_payload(queue: str, payload: bytes, why: str) -> DeadLetter:
     """Make the dead letter of bytes from Redis, with whatever of them can be read."""
     error, code = NotExecuted(why), "MALFORMED_MESSAGE"
     try:
-        return letter_of_message(_message(payload), error, code)
+        return letter_of_message(message_of(payload), error, code)
     except MALFORMED:
         body = {"queue": queue, "base64": base64.b64encode(payload).decode()}
-        return letter_of(UNKNOWN, hashlib.sha256(payload).hexdigest(), body, error, code)
-
-
-def _message(payload: bytes) -> Message:
-    """Make a message of bytes from Redis that lack parts of one. Raises one of MALFORMED."""
-    raw = json.loads(payload)
-    parts = (raw.get(name) for name in ("headers", "properties"))
-    headers, properties = (part if isinstance(part, dict) else {} for part in parts)
-    body = raw.get("body")
-    try:
-        if properties.get("body_encoding") == "base64":
-            body = base64.b64decode(body, validate=True)
-    except MALFORMED:
-        body = None
-    return Message(
-        body=body if isinstance(body, str | bytes) else payload,  # type: ignore[arg-type] # is right
-        delivery_tag=_name(properties.get("delivery_tag")) or hashlib.sha256(payload).hexdigest(),
-        content_type=raw.get("content-type"),
-        properties=properties,
-        headers=headers,
-    )
+        return _letter(UNKNOWN, hashlib.sha256(payload).hexdigest(), body, error, code)
 
 
 def _announced() -> bool:
     """Tell whether a route asks for the event of a dead letter."""
     return MESSAGE_REFUSED.name in settings.opt_in_events()
-
-
-def names_event(args: Sequence[object], kwargs: Mapping[str, object]) -> bool:
-    """Tell whether the only argument of a call is `event`."""
-    return not args and kwargs.keys() == {"event"}
-
-
-def body_of(args: Sequence[object], kwargs: Mapping[str, object]) -> object:
-    """Return the event of a call, or all of its arguments if it has others."""
-    return kwargs["event"] if names_event(args, kwargs) else {"args": args, "kwargs": kwargs}
-
-
-def as_json(body: object) -> str:
-    """Write a body as JSON: exactly where JSON can hold it, else its `repr`."""
-    try:
-        return json.dumps(json.loads(canonical(body)), allow_nan=False)
-    except (ValueError, TypeError, RecursionError):
-        return json.dumps({**ids_of(body, batch_of(body)), "not_json": _repr(body)})
 
 
 def _printable(text: str) -> str:
@@ -217,40 +177,6 @@ def _known_by(task_id: str) -> str:
     return hashlib.sha256(task_id.encode(errors="surrogatepass")).hexdigest()
 
 
-def _body(message: Message) -> object:
-    """Return the event of a message, else its body. Does not parse what is too large for that."""
-    if any(not isinstance(error, Misshapen) for _, error, _ in message.errors or ()):
-        return _raw(message)
-    try:
-        call = json.loads(message.body or "")
-    except (ValueError, TypeError, RecursionError):
-        return _raw(message)
-    if not isinstance(call, list) or len(call) != 3:
-        return _raw(message)
-    args, kwargs, _ = call
-    return body_of(args, kwargs) if isinstance(kwargs, dict) else {"args": args, "kwargs": kwargs}
-
-
 def _shown_task(letter: DeadLetter) -> str:
     """Name the task of a letter if there is such a task: its sender may have written anything."""
     return letter.task if letter.task in app.tasks else UNKNOWN
-
-
-def _raw(message: Message) -> dict[str, object]:
-    """Return a body as it came, in base64; of a very large one the beginning."""
-    body = message.body or b""
-    raw = body if isinstance(body, bytes) else body.encode("utf-8", "surrogatepass")
-    about = {"content_type": _name(message.content_type)[:LONGEST_NAME]}
-    if compression := _name(message.headers.get("compression")):
-        about["compression"] = compression[:LONGEST_NAME]
-    if len(raw) <= WIRE_LIMIT:
-        return {**about, "base64": base64.b64encode(raw).decode()}
-    beginning = base64.b64encode(raw[:BEGINNING]).decode()
-    return {**about, "bytes": len(raw), "beginning_base64": beginning}
-
-
-def _repr(body: object) -> str:
-    try:
-        return repr(body)
-    except RecursionError:
-        return f"{type(body).__name__}, nested too deeply to be written"

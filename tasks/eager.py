@@ -14,7 +14,7 @@ import celery
 from celery.exceptions import AlwaysEagerIgnored, Reject
 from celery.result import EagerResult
 
-from core.errors import BadSettings, StackError
+from core.errors import StackError
 from core.servers.finding import Severity
 from core.servers.requirements import check_servers
 from core.settings import Settings
@@ -48,11 +48,7 @@ def not_for_events() -> Iterator[None]:
 @cache
 def _check_servers_once() -> None:
     settings = Settings.from_env()
-    if not (settings.database_url and settings.redis_url):
-        raise BadSettings(
-            "with ELS_EAGER tasks run in this process, and need Postgres and Redis: set"
-            " ELS_DATABASE_URL and ELS_REDIS_URL; `els run` starts both, `els env` prints the URLs"
-        )
+    settings.server_urls("with ELS_EAGER tasks run in this process, which")
     for found in check_servers(settings):
         if found.severity is Severity.FAULT:
             raise StackError(f"with ELS_EAGER tasks run in this process: {found}")

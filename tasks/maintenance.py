@@ -12,11 +12,10 @@ from psycopg.errors import InsufficientPrivilege
 from redis import RedisError
 
 from core import metrics, outbox
-from core.db.actions import RETENTION
 from core.db.retention import FIRST_KEY
 from core.model import StepResult, outcome
 from core.repairs import RepairContext
-from core.retention import Purge
+from core.retention import RETENTION, Purge
 from core.signs import heartbeat
 from core.sweep import sweep as run_sweep
 from tasks.app import app, settings
@@ -39,7 +38,7 @@ def sweep(**_: object) -> dict[str, int]:
 
 
 def _sweep() -> dict[str, int]:
-    context = RepairContext(resources().lifecycle, send_event, settings.pending_alarm)
+    context = RepairContext(resources().lifecycle, send_event)
     found = run_sweep(context)
     if found is None:
         log.info("sweep_skipped", reason="another session holds its lock")

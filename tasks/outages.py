@@ -95,8 +95,8 @@ def find_outage(size: int, *, rights: bool) -> Outage | None:
     `rights`: ask for each right, as the probe needs fewer than all messages together.
     """
     try:
-        assert settings.database_url is not None, "a worker does not start without"
-        with db.connect_once(settings.database_url) as conn:
+        database_url, _ = settings.server_urls()
+        with db.connect_once(database_url) as conn:
             outage = probe_postgres(conn, size=size) or (_missing_right(conn) if rights else None)
             if outage and outage.sqlstate == READ_ONLY:
                 end_read_only_session(conn)

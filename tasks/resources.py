@@ -53,18 +53,17 @@ def traces() -> "Traces | None":
 @cache
 def resources() -> Resources:
     """Open Postgres and Redis, once a process and after the fork. Raises BadSettings."""
-    if not settings.database_url or not settings.redis_url:
-        raise BadSettings("ELS_DATABASE_URL and ELS_REDIS_URL must be set; `els run` sets them")
+    database_url, redis_url = settings.server_urls("a task")
     pool = db.connect(
-        settings.database_url,
+        database_url,
         size=settings.concurrency + 2,
         by_key=True,
         prepare=settings.database_prepare,
     )
-    slots = Slots(connect(settings.redis_url))
+    slots = Slots(connect(redis_url))
     if spans := traces():
         spans.watch(pool, slots.client)
-    pusher = Pusher(connect(settings.redis_url, timeout_s=1))  # ending waits for it
+    pusher = Pusher(connect(redis_url, timeout_s=1))  # ending waits for it
     if not app.conf.task_always_eager:
         pusher.start()
         atexit.register(pusher.stop)  # a child of prefork skips this, but sends a signal

@@ -37,8 +37,9 @@ from core.parsing import FIELD, parse
 from tasks import locks
 from tasks.app import DEATHS, app, settings
 from tasks.attempts import attempts
+from tasks.bodies import names_event
 from tasks.completion import after_commit, again
-from tasks.dead_letters import body_of, keep, letter_of, names_event, value_of
+from tasks.dead_letters import keep, letter_of_call, value_of
 from tasks.resources import resources
 from tasks.worker import deaths
 from tasks.worker.batching import Call
@@ -66,7 +67,7 @@ def execute(
     bind_contextvars(task=task.name, task_id=task.request.id)
     if (died := deaths.count(task.request)) >= DEATHS:
         error = NotExecuted("its worker died at each delivery")
-        return _refuse(task, body_of(args, kwargs), error, "POISON_MESSAGE", died)
+        return _refuse(task, error, "POISON_MESSAGE", died)
     started = time.monotonic()
     try:
         event, idem = _parse(task.name, args, kwargs)
@@ -80,7 +81,7 @@ def execute(
                     result = step(event, idem)
                 after_commit([result])
     except Exception as error:  # noqa: BLE001 - the edge of a task
-        return _deal_with(task, body_of(args, kwargs), error)
+        return _deal_with(task, error)
     deaths.forget(task.request)
     _report(task.name, str(task.request.id), event, result, started)
     crashpoint("before_ack")
@@ -198,20 +199,20 @@ def _parse_or_none(call: Call) -> Parsed | None:
         return None
 
 
-def _deal_with(task: AnyTask, body: object, error: Exception) -> Value:
+def _deal_with(task: AnyTask, error: Exception) -> Value:
     """Turn the error that ended a step into a dead letter, a retry, or a delivery by the broker."""
     match error, fault(error):
         case Reject(), _:
             raise error
         case Refusal(), _:
-            return _refuse(task, body, error, error.code)
+            return _refuse(task, error, error.code)
         case _, Fault.CONTENTION:
             if waited_s(task.request.retries) >= settings.retry_for:
-                return _refuse(task, body, error, "RETRIES_EXHAUSTED")
+                return _refuse(task, error, "RETRIES_EXHAUSTED")
             _count_retry(task, error)
             log.warning("retried", error=describe(error), sqlstate=sqlstate(error))
             raise again(task, error) from error
-    _refuse(task, body, error, "INTERNAL_ERROR")
+    _refuse(task, error, "INTERNAL_ERROR")
     log.error("task_failed", exc_info=error)
     raise KeptAsDeadLetter(describe(error)) from error
 
@@ -234,9 +235,9 @@ def _report(task: str, task_id: str, event: Event, result: StepResult, started: 
     )
 
 
-def _refuse(task: AnyTask, body: object, error: Exception, code: str, deliveries: int = 1) -> Value:
+def _refuse(task: AnyTask, error: Exception, code: str, deliveries: int = 1) -> Value:
     """Keep a message as a dead letter; return the task's value. Raises Reject if that fails."""
-    letter = letter_of(task.name, str(task.request.id), body, error, code, deliveries)
+    letter = letter_of_call(task.name, task.request, error, code, deliveries)
     try:
         number = keep(letter)
     except Exception as unkept:

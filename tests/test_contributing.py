@@ -37,7 +37,7 @@ EXAMPLES = {
     "ELS_AMEND_LIMIT",
     "amend_limit",
     "amended_at",
-    "migrations/versions/0004_amended_at.py",
+    "migrations/versions/NNNN_amended_at.py",
 }
 OF_OTHERS = {"NOT", "VALID"}  # of Postgres
 COLUMNS_OF_RULES = {"since", "detail"}

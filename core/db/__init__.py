@@ -4,44 +4,14 @@ Each takes a connection first: on an autocommitting one the statement is a trans
 The long statements stand in `sql/`.
 """
 
-from core.db import (
-    actions,
-    batches,
-    completion,
-    dead_letters,
-    idempotency,
-    outbox,
-    retention,
-    slots,
-    sweep,
-)
-from core.db.connection import (
-    Conn,
-    Row,
-    connect,
-    connect_once,
-    jsonb,
-    sql,
-    statements,
-    transaction,
-)
-
-__all__ = [
-    "Conn",
-    "Row",
-    "actions",
-    "batches",
-    "completion",
-    "connect",
-    "connect_once",
-    "dead_letters",
-    "idempotency",
-    "jsonb",
-    "outbox",
-    "retention",
-    "slots",
-    "sql",
-    "statements",
-    "sweep",
-    "transaction",
-]
+from core.db import batches as batches
+from core.db import completion as completion
+from core.db import dead_letters as dead_letters
+from core.db import idempotency as idempotency
+from core.db import outbox as outbox
+from core.db import retention as retention
+from core.db import slots as slots
+from core.db import sweep as sweep
+from core.db.connection import connect as connect
+from core.db.connection import connect_once as connect_once
+from core.db.connection import transaction as transaction

@@ -87,16 +87,6 @@ def close_open_slots(conn: Conn, batch_id: str) -> None:
     )
 
 
-def terms(conn: Conn, batch_id: str, *, lock: bool = False) -> Row:
-    """Read what an operator can change of a batch, as JSON; empty: it is not registered."""
-    query: LiteralString = (
-        "SELECT status, to_json(deadline_at) AS deadline_at, on_deadline, student_prompt_ref"
-        " FROM batch_essay_trackers WHERE batch_id = %s"
-    )
-    row = conn.execute(query + " FOR UPDATE" if lock else query, [batch_id]).fetchone()
-    return row or {}
-
-
 def amend(
     conn: Conn,
     batch_id: str,

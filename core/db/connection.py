@@ -24,8 +24,8 @@ from core.crash import crashpoint
 from core.db import session
 from core.db.moments import CONTEXT
 from core.db.silence import ANSWER_S, BUSY_S, POLL_S, Impatient, Silence, beside
-from core.db.url import address
 from core.errors import ELSError
+from core.servers.postgres_url import address
 
 Conn = Connection[DictRow]
 Row = Mapping[str, Any]  # Any: a value as Postgres has it

@@ -3,15 +3,12 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
-from typing import LiteralString
 from uuid import UUID
 
 from core.db import outbox
-from core.db.connection import Conn, Row, sql
+from core.db.connection import Conn, Row
 from core.events import message_refused
 from core.named_batch import ids_of
-
-NEEDED = sql("needed_letters")
 
 
 @dataclass(frozen=True)
@@ -43,11 +40,6 @@ def add(conn: Conn, letter: DeadLetter, *, announced: bool = False) -> int:
             event = message_refused(number, letter.task, letter.code, letter.message, ids)
             outbox.post_refusal(conn, event)
     return number
-
-
-def among_needed(query: LiteralString) -> LiteralString:
-    """Let a query read the letters that their batches still need, as `needed`."""
-    return f"WITH needed AS ({NEEDED}) {query}"
 
 
 def _ids_of(letter: DeadLetter) -> Row:

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from core.db.url import parameters
 from core.servers.finding import Finding, Severity
 from core.servers.handshake import OPEN, describe, handshake, speaks_plainly, speaks_tls
+from core.servers.postgres_url import parameters
 from core.servers.tls import CA, CERTIFICATE, KEY, VERIFY
 from core.servers.urls import SENTINEL_PORT, is_amqp, is_redis, pieces, query_of
 

@@ -5,8 +5,8 @@ from hashlib import sha256
 import psycopg
 
 from core.db.connection import Conn, connect_once
-from core.db.url import address, parameters
 from core.errors import BadSettings
+from core.servers.postgres_url import address, parameters
 
 
 def identity(conn: Conn) -> str | None:

@@ -18,13 +18,11 @@ from core.settings import Settings
 
 def check_servers(settings: Settings) -> list[Finding]:
     """Ask every server of these settings; takes `PATIENCE_S` for each that does not answer."""
-    assert settings.database_url, "callers refuse to start without"
-    assert settings.redis_url, "callers refuse to start without"
-    broker_url = settings.broker_url or settings.redis_url
-    shared = broker_url == settings.redis_url
-    found = find_in_postgres(settings.database_url, settings.database_prepare)
-    if not shared:
-        found += _redis(settings.redis_url, "redis")
+    database_url, redis_url = settings.server_urls()
+    broker_url = settings.broker_or_redis_url
+    found = find_in_postgres(database_url, settings.database_prepare)
+    if broker_url != redis_url:
+        found += _redis(redis_url, "redis")
     if is_redis(broker_url):
         found += _redis(broker_url, "broker")
     elif is_amqp(broker_url):

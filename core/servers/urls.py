@@ -1,4 +1,4 @@
-"""The URLs of the servers: checked, and completed with what other settings say of them.
+"""The URLs of Redis and the broker: checked, and completed with what other settings say of them.
 
 A URL then holds all that a connection needs, so it is enough to pass it on, to other processes too.
 """
@@ -9,9 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
-
-import psycopg
-from psycopg.conninfo import conninfo_to_dict
 
 from core.servers.tls import HOSTNAME, TLS, VERIFY
 
@@ -43,7 +40,6 @@ PLACES = ("username", "password", "db", "virtual_host")  # which have a place of
 PORT = re.compile(r"(\[[^]]*\]|[^:]*):?")  # what stands before it, in a host
 ESCAPE = "in a password write @ / : # ? % as %40 %2F %3A %23 %3F %25"
 CLUSTER = ("redis+cluster", "rediss+cluster", "redis-cluster", "rediscluster", "cluster")
-POSTGRES = re.compile(r"(postgres(?:ql)?(?:\+\w+)?)://(?:[^@/]*@)?([^/?]*)[^?]*(?:\?(.*))?", re.S)
 
 
 def complete(name: str, url: str, tls: TLS, primary: str | None = None) -> str:
@@ -87,11 +83,11 @@ def _checked(name: str, url: str) -> SplitResult:
         hint = f"; did you mean {near[0]}://?" if near and scheme else ""
         raise ValueError(f"it must begin with one of {listed}{hint}")
     parts = urlsplit(url)
-    _check_ports([PORT.sub("", parts.netloc.rpartition("@")[2], count=1)])
+    check_ports([PORT.sub("", parts.netloc.rpartition("@")[2], count=1)])
     return parts
 
 
-def _check_ports(written: Iterable[str]) -> None:
+def check_ports(written: Iterable[str]) -> None:
     """Raise ValueError unless each is a port, or empty: the usual one."""
     for each in written:
         if each and not (re.fullmatch("[0-9]{1,5}", each) and 0 < int(each) < 2**16):
@@ -169,49 +165,6 @@ def _with_tls(url: str, tls: TLS) -> str:
     return parts._replace(query=query).geturl()
 
 
-def complete_database(url: str, tls: TLS) -> str:
-    """Add TLS to a URL of Postgres, in either form of libpq. Raises ValueError."""
-    found = POSTGRES.fullmatch(url)
-    if found is None:
-        return _complete_words(url, tls)
-    _, hosts, query = found.groups()
-    pairs = parse_qsl(query or "", keep_blank_values=True)
-    given = dict(pairs)
-    _check_ports(PORT.sub("", each, count=1) for each in hosts.split(","))
-    _check_ports(given.get("port", "").split(","))
-    if "service" in given:
-        return url  # its file may say more
-    named = [name for key, value in pairs if key == "host" for name in value.split(",")]
-    more = tls.for_postgres(given, [_host(each) for each in [*hosts.split(","), *named] if each])
-    if not more:
-        return url
-    mark = "&" if query else "" if url.endswith("?") else "?"
-    return url + mark + urlencode(more, safe="/", quote_via=quote)
-
-
-def _complete_words(url: str, tls: TLS) -> str:
-    try:
-        given = {name: str(value) for name, value in conninfo_to_dict(url).items()}
-    except psycopg.ProgrammingError:
-        return url  # who connects says what is wrong with it
-    _check_ports(given.get("port", "").split(","))
-    if not given or "service" in given:
-        return url
-    hosts = given.get("host", given.get("hostaddr", "")).split(",")
-    more: Mapping[str, str] = tls.for_postgres(given, hosts)
-    return " ".join([url, *(f"{name}='{_quoted(value)}'" for name, value in more.items())])
-
-
-def _quoted(value: str) -> str:
-    return value.replace("\\", "\\\\").replace("'", "\\'")
-
-
-def _host(written: str) -> str:
-    """Return the host of `host:port`, also where it is an address in brackets or a socket."""
-    found = re.fullmatch(r"\[(.*)\](?::\d*)?|([^:]*)(?::.*)?", written)
-    return unquote((found[1] or found[2] or "") if found else written)
-
-
 # --- Sentinel ------------------------------------------------------------------------------------
 
 
@@ -244,7 +197,7 @@ def _complete_sentinels(written: Sequence[str], tls: TLS, primary: str | None) -
         raise ValueError("its parts differ in user, password or database: say each once")
     if not all(re.fullmatch(r"(\[[^]]+\]|[^:\s]+)(:\d{1,5})?", host) for host in hosts):
         raise ValueError("each Sentinel is a host and its port: sentinel://host:26379;…")
-    _check_ports(PORT.sub("", host, count=1) for host in hosts)
+    check_ports(PORT.sub("", host, count=1) for host in hosts)
     if paths and not "".join(paths).isdigit():
         raise ValueError("its path is the number of a database, such as /0")
     query = _of_sentinels(query, tls, primary)

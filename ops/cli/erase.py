@@ -4,7 +4,6 @@ from typing import Annotated, Any
 
 import typer
 
-from core import db
 from core.servers.redis_client import connect
 from core.servers.urls import is_amqp
 from ops.cli.options import (
@@ -20,6 +19,7 @@ from ops.cli.options import (
 )
 from ops.cli.target import POSTGRES, REDIS, endpoints
 from ops.output import fail, print_json, print_line
+from ops.queries import actions
 from ops.wording import number
 
 
@@ -69,7 +69,7 @@ def erase(
         client = connect(found.redis_url)
         in_redis = erasure.erase_redis(client, person, queues, dry_run=dry_run)
         if not dry_run:
-            db.actions.record(
+            actions.record(
                 conn,
                 by.action("erase", f"a {person.kind}", rows=dict(rows), redis=in_redis.entries),
             )

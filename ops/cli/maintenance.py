@@ -7,7 +7,6 @@ from typing import Annotated, Any
 import typer
 
 from core import db
-from core.db.actions import By
 from core.retention import Purge
 from core.servers.redis_client import connect
 from core.settings import Settings
@@ -29,7 +28,8 @@ from ops.cli.options import (
 )
 from ops.cli.target import POSTGRES, REDIS, endpoints
 from ops.output import fail, out, print_json, print_line, print_result
-from ops.queries import retention, sweep
+from ops.queries import actions, retention, sweep
+from ops.queries.actions import By
 from ops.stack.home import Endpoints
 from ops.wording import number
 
@@ -143,5 +143,5 @@ def _purge(settings: Settings, found: Endpoints, older_than: float, by: By) -> d
         steps.run(each=lambda: note(steps.done["batches"]))
         with pool.connection() as conn:
             target = f"what is older than {older_than:g} days"
-            db.actions.record(conn, by.action("purge", target, **dict[str, Any](steps.done)))
+            actions.record(conn, by.action("purge", target, **dict[str, Any](steps.done)))
     return dict(steps.done)

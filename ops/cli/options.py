@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from core import db, logs
-from core.db.actions import LONGEST_REASON, By
 from core.db.connection import Conn
 from core.messages import NAME_LENGTH
 from core.servers.redis_client import connect
@@ -23,6 +22,7 @@ from core.slots import Slots
 from ops.cli.target import POSTGRES, conflict, endpoints, explicit, locations
 from ops.moments import moment_of
 from ops.output import err, fail, say
+from ops.queries.actions import LONGEST_REASON, By
 from ops.stack.home import Endpoints
 from ops.wording import age
 

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from core.catalogue import EVENTS
-from core.db.actions import By
 from ops.cli.completion import among
 from ops.cli.options import (
     AsJson,
@@ -28,6 +27,7 @@ from ops.cli.target import POSTGRES
 from ops.moments import moment_of
 from ops.output import out, print_json, print_line, print_result
 from ops.queries import outbox
+from ops.queries.actions import By
 from ops.wording import age_of, number, one_line
 
 

@@ -13,11 +13,11 @@ from rich.table import Table
 from core.checks import CheckContext
 from core.db.connection import Conn, Row
 from core.errors import StackError
-from core.rules import RULES
 from core.servers.redis_client import connect, connect_once
 from core.settings import Settings
 from core.slots import Slots
 from core.states import BatchStatus
+from ops.alarms import all_rules
 from ops.cli.options import AsJson, Home, connection, no_blank, settings_to_read
 from ops.cli.target import POSTGRES, REDIS, endpoints
 from ops.output import Terminal, fail, out, print_json, print_line
@@ -90,13 +90,9 @@ def _show_beats(settings: Settings) -> None:
 def _stuck(conn: Conn, settings: Settings) -> list[str]:
     """List the batches that break a rule, up to `STUCK_LIMIT` for each rule."""
     slots = Slots(connect(endpoints(settings, POSTGRES, REDIS).redis_url))
-    context = CheckContext(
-        conn,
-        slots,
-        limit=STUCK_LIMIT,
-        pending_alarm=settings.pending_alarm,
-    )
-    found = [finding for rule in RULES for finding in rule.find(context) or ()]
+    context = CheckContext(conn, slots, limit=STUCK_LIMIT)
+    rules = all_rules(settings.pending_alarm_s)
+    found = [finding for rule in rules for finding in rule.find(context) or ()]
     return sorted({finding.batch_id for finding in found})
 
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from urllib.parse import SplitResult, urlsplit
 
-from core.db.url import parameters
 from core.errors import BadSettings, StackError
+from core.servers.postgres_url import parameters
 from core.servers.urls import SCHEMES as KNOWN
 from core.settings import Settings
 from ops.stack.home import Endpoints, running

@@ -8,10 +8,10 @@ from psycopg.sql import SQL, Identifier
 from psycopg.sql import Literal as Value
 from psycopg.types.json import Json, Jsonb
 
-from core.db.actions import By
 from core.db.connection import Conn, Row
 from core.servers.rights import RIGHTS
 from ops.erasure.scrub import Person, Scrub
+from ops.queries.actions import By
 
 AT_ONCE = 100  # rows of one transaction
 PASSES = 5  # over a table: a row that others change meanwhile is found by the next one

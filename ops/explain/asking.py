@@ -19,7 +19,6 @@ from core import db
 from core.db.connection import Conn
 from core.faults import sqlstate
 from core.probe import probe_postgres
-from core.rules import Cause
 from core.servers.away import addresses, away
 from core.servers.finding import Finding
 from core.servers.handshake import describe, speaks_plainly
@@ -31,7 +30,7 @@ from core.settings import Settings
 from core.signs.pauses import Outage
 from core.slots import Slots
 from ops.by_hand import short_limits_of, what_lacks
-from ops.explain.causes import CAUSES
+from ops.explain.causes import CAUSES, Cause
 from ops.explain.clues import Clue
 from ops.explain.consumers import (
     celery_workers,

@@ -7,10 +7,9 @@ from typing import Any
 
 from core.catalogue import CANCEL_BATCH
 from core.db.connection import Conn
-from core.rules import Cause
 from core.states import OPEN, BatchStatus, OnDeadline
 from ops.explain import clues, of_one_batch
-from ops.explain.causes import CAUSES
+from ops.explain.causes import CAUSES, Cause
 from ops.explain.clues import Clue, with_clues
 from ops.installation import POSTGRES
 from ops.wording import age, number, utc

@@ -17,8 +17,8 @@ from core.catalogue import AMEND_BATCH, BATCHED, CANCEL_BATCH, CONFIRM_STUDENTS,
 from core.db.connection import Conn
 from core.db.moments import EARLIEST
 from core.named_batch import batch_ids
-from core.rules import Cause
 from ops.explain import queries
+from ops.explain.causes import Cause
 from ops.explain.locks import UNREADABLE
 from ops.explain.lookalikes import alike, variants
 from ops.wording import number, utc

@@ -11,12 +11,13 @@ from core import db
 from core.checks import CheckContext, Finding
 from core.db.connection import Conn
 from core.db.sweep import Unmended
-from core.rules import RULES, Cause, Rule
+from core.rules import Rule
 from core.servers.obstacles import hidden_rows
 from core.slots import Slots
 from core.states import OPEN
+from ops.alarms import all_rules
 from ops.explain.batch_causes import of_events, plain_causes, unknown, with_evidence
-from ops.explain.causes import CAUSES
+from ops.explain.causes import CAUSES, Cause
 from ops.explain.locks import locks
 from ops.explain.notes import notes
 from ops.explain.promises import last_try, promise
@@ -105,9 +106,10 @@ def explain(
 def _rules_broken(
     conn: Conn, slots: Slots, batch_id: str, redis_side: Row, heartbeat: Heartbeat
 ) -> Iterator[Cause]:
-    unmended = db.sweep.unmended(conn, batch_id, len(RULES))
+    rules = all_rules()
+    unmended = db.sweep.unmended(conn, batch_id, len(rules))
     context = CheckContext(conn, slots, batch_id)
-    for rule in RULES:
+    for rule in rules:
         if "error" in redis_side and rule.code == "slot_drift":
             continue  # it would wait for Redis once more
         for finding in rule.find(context) or []:
@@ -116,7 +118,8 @@ def _rules_broken(
 
 
 def _broken(rule: Rule, finding: Finding, failed: Unmended | None, heartbeat: Heartbeat) -> Cause:
-    cause = rule.fill(finding.since or (failed.since if failed else None), batch=finding.batch_id)
+    since = finding.since or (failed.since if failed else None)
+    cause = CAUSES[rule.code].fill(since, batch=finding.batch_id)
     if finding.detail:
         cause = replace(cause, title=f"{cause.title} ({finding.detail})")
     reason = cause.reason + last_try(rule, failed, heartbeat)

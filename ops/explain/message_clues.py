@@ -4,9 +4,8 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from core.rules import Cause
 from ops.explain.batch_causes import NO_CLUE
-from ops.explain.causes import CAUSES
+from ops.explain.causes import CAUSES, Cause
 from ops.explain.clues import Clue, with_clues
 from ops.explain.messages import Lying
 from ops.wording import number, utc

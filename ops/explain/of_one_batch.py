@@ -7,7 +7,7 @@ from uuid import UUID
 from psycopg.rows import DictRow
 
 from core.db.connection import Conn
-from core.db.dead_letters import among_needed
+from ops.queries.dead_letters import among_needed
 
 
 def first_registered(conn: Conn) -> datetime | None:

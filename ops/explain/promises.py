@@ -2,6 +2,7 @@
 
 from core.db.sweep import Unmended
 from core.rules import Rule
+from ops.explain.causes import CAUSES
 from ops.heartbeat import Heartbeat
 from ops.wording import utc
 
@@ -13,14 +14,15 @@ def promise(rule: Rule, failed: Unmended | None, heartbeat: Heartbeat) -> str:
 
     `failed`: a repair of this batch that did not help so far.
     """
+    by_itself = CAUSES[rule.code].by_itself
     if rule.repair is None:
-        return rule.by_itself
+        return by_itself
     if failed and failed.hopeless:
         return _not_mending(failed)
     if heartbeat.beat_silent or heartbeat.pauses:
-        then = rule.by_itself.replace(SOON, "").rstrip(",")
+        then = by_itself.replace(SOON, "").rstrip(",")
         return f"nothing for now: {_last_sweep(heartbeat)}; later {then}"
-    return rule.by_itself
+    return by_itself
 
 
 def last_try(rule: Rule, failed: Unmended | None, heartbeat: Heartbeat) -> str:

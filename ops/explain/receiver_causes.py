@@ -6,10 +6,9 @@ from typing import Any
 
 from core.catalogue import BATCH_ESSAYS_READY
 from core.db.connection import Conn
-from core.rules import Cause
 from core.states import BatchStatus
 from ops.explain import of_one_batch
-from ops.explain.causes import CAUSES
+from ops.explain.causes import CAUSES, Cause
 from ops.queues import EventQueue
 from ops.receivers import Receivers
 

@@ -11,13 +11,12 @@ from typing import Any
 
 import psutil
 
-from core.rules import Cause
 from core.servers.finding import Finding
 from core.servers.rights import NO_RIGHT
 from core.signs.heartbeat import FRESH
 from core.signs.pauses import Outage, Pause
 from ops.by_hand import IN_FUNCTION
-from ops.explain.causes import CAUSES
+from ops.explain.causes import CAUSES, Cause
 from ops.explain.locks import Lock
 from ops.heartbeat import ASKER, NO_SCHEMA, Heartbeat
 from ops.installation import POSTGRES, PSQL

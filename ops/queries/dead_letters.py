@@ -9,8 +9,10 @@ from psycopg.rows import DictRow
 
 from core.db.connection import Conn
 from core.messages import BIGINT_MAX
+from ops.queries.statements import sql
 from ops.sorting import Sort, Sortable
 
+NEEDED = sql("needed_letters")
 LETTERS = Sortable(
     source="dead_letters",
     row="id",
@@ -30,6 +32,11 @@ LETTERS_FIT: LiteralString = (  # a filter
     " AND (%(since)s::timestamptz IS NULL OR parked_at >= %(since)s)"
     " AND (%(until)s::timestamptz IS NULL OR parked_at < %(until)s)"
 )
+
+
+def among_needed(query: LiteralString) -> LiteralString:
+    """Let a query read the letters that their batches still need, as `needed`."""
+    return f"WITH needed AS ({NEEDED}) {query}"
 
 
 def letters(  # noqa: PLR0913 - a filter each

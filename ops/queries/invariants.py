@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import LiteralString
 
 from core import db
-from core.db.connection import Conn
+from core.db.connection import Conn, statements
 from core.slots import Slots
 from ops.queries.statements import sql
 
@@ -16,7 +16,7 @@ CHOSEN: LiteralString = """
     SELECT DISTINCT batch_id FROM ({}) broken
     WHERE %(batches)s::text[] IS NULL OR batch_id = ANY(%(batches)s) ORDER BY batch_id
 """
-INVARIANTS = db.statements(sql("invariants"), "-- invariant: ")
+INVARIANTS = statements(sql("invariants"), "-- invariant: ")
 QUERIES = {title: CHOSEN.format(query) for title, query in INVARIANTS.items()}
 
 

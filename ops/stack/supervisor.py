@@ -21,6 +21,7 @@ from honcho.environ import parse_procfile  # type: ignore[import-untyped] # has 
 
 from core.settings import Settings
 from core.signs import health_file
+from ops.login import login_of
 from ops.stack.child import Child
 from ops.stack.console import Console
 from ops.stack.embedded import Postgres, Valkey
@@ -119,7 +120,7 @@ class Stack:
     def _start(self, undo: ExitStack) -> None:
         given = Settings.from_env({**os.environ, **self._env})
         given.refuse_eager("a stack with workers")
-        given.ops_login()  # raises where the page could not start
+        login_of(given)  # raises where the page could not start
         undo.enter_context(self._home.locked())
         self._handle_signals(undo)
         settings = self._settings

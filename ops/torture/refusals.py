@@ -17,8 +17,8 @@ from psycopg import sql
 from psycopg.rows import DictRow, dict_row
 
 from core.db.connection import Conn
-from core.db.url import address
 from core.errors import StackError
+from core.servers.postgres_url import address
 from core.servers.rights import OF_MESSAGES
 from ops.stack.ports import LOOPBACK, free_port
 from ops.stack.server import until

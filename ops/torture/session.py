@@ -15,9 +15,9 @@ from random import Random
 import psycopg
 import redis
 
-from core.db import Conn
-from core.db.url import address
+from core.db.connection import Conn
 from core.errors import StackError
+from core.servers.postgres_url import address
 from core.servers.redis_client import connect
 from core.settings import Settings
 from core.slots import CLAIM_LEASE, Slots

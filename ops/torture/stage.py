@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 from core import db
-from core.db import Conn
+from core.db.connection import Conn
 from core.errors import StackError
 from ops.stack.leash import leashed
 from ops.stack.proxy import Proxy

@@ -19,10 +19,10 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from core.db.actions import LONGEST_REASON, By
 from core.errors import Refusal, StackError
 from ops.acting import Acting
 from ops.client import Sender
+from ops.queries.actions import LONGEST_REASON, By
 from ops.routing import read_routes, routed_as
 from ops.web.acts import ACTIONS
 from ops.web.acts.plan import Action, Fields, Plan, Refused, Seen, Tools
@@ -110,7 +110,7 @@ class Actions:
 
     def _plan(self, action: Action, given: Fields) -> Plan:
         broken = {
-            batch_id: [each.rule.title for each in violations]
+            batch_id: [each.cause.title for each in violations]
             for batch_id, violations in self.stream.summary().stuck.violations.items()
         }
         with self.connections.primary() as conn:

@@ -17,8 +17,8 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from core.errors import BadSettings
 from core.settings import Settings
+from ops.login import login_of
 from ops.queues import app_on
 from ops.web.actions import Actions, refusal_page
 from ops.web.acts.plan import Refused
@@ -48,11 +48,10 @@ def create_app(settings: Settings) -> Starlette:
 
     Raises BadSettings without them, and where the pages act and have no login.
     """
-    if not settings.database_url or not settings.redis_url:
-        raise BadSettings("ELS_DATABASE_URL and ELS_REDIS_URL must be set; `els run` sets them")
-    login = settings.ops_login()
+    urls = settings.server_urls("the page")
+    login = login_of(settings)
     signer = Signer(*login) if login else None
-    connections = Connections.of(settings, settings.database_url, settings.redis_url)
+    connections = Connections.of(settings, *urls)
     render = renderer(acts=signer is not None)
     stream = Stream(connections, render)
     actions = Actions(connections, stream, render, signer) if signer else None
@@ -69,7 +68,7 @@ def create_app(settings: Settings) -> Starlette:
     snapshots = SnapshotCache(
         connections.postgres,
         connections.slots,
-        settings.pending_alarm,
+        settings.pending_alarm_s,
         lambda: service_causes_of(connections),
     )
     exposition = Exposition(snapshots, connections, broker, settings.queues, readiness.is_ready)

@@ -6,8 +6,8 @@ from typing import Any
 from uuid import UUID
 
 from core.db.connection import Conn
-from core.rules import RULES
 from core.settings import Settings
+from ops.alarms import all_rules
 from ops.explain.asking import with_broker
 from ops.explain.explanation import explain
 from ops.queries import batches
@@ -75,7 +75,7 @@ def batch(
             "timeline": with_files(timeline, slots, without_slot),
             "events": events(conn, batch_id, LISTED),
             "letters": letters(conn, batch_id=batch_id, task=None, every=True, limit=LISTED),
-            "rules": {rule.code for rule in RULES},
+            "rules": {rule.code for rule in all_rules()},
             "kept_until": kept_until(
                 explanation.sides["postgres"], connections.settings.retention_days
             ),

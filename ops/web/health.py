@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
 from threading import Lock
 
 import psycopg
@@ -20,10 +19,12 @@ from core import db
 from core.checks import CheckContext, Finding
 from core.db.connection import Conn
 from core.db.sweep import Unmended
-from core.rules import RULES, Cause, Rule
+from core.rules import Rule
 from core.signs.pauses import Pause
 from core.slots import Slots
 from core.states import BatchStatus, ClassType
+from ops.alarms import all_rules
+from ops.explain.causes import CAUSES, Cause
 from ops.queries import numbers
 from ops.signs import read_beats, read_pauses
 
@@ -55,7 +56,7 @@ class Snapshot:
         for (state, _), number in self.batches.items():
             counts[state] += number
         stuck = [
-            {"batch_id": finding.batch_id, "reason": rule.code, "title": rule.title}
+            {"batch_id": finding.batch_id, "reason": rule.code, "title": CAUSES[rule.code].title}
             | self._not_mending(finding.batch_id, rule)
             for rule, findings in self.stuck
             for finding in findings or []
@@ -93,11 +94,11 @@ class SnapshotCache:
         self,
         postgres: Callable[[], AbstractContextManager[Conn]],
         slots: Slots,
-        pending_alarm: timedelta,
+        pending_alarm_s: float,
         service: Callable[[], list[Cause]] = list,
     ) -> None:
-        self._postgres, self._slots, self._alarm = postgres, slots, pending_alarm
-        self._service = service
+        self._postgres, self._slots, self._service = postgres, slots, service
+        self._rules = all_rules(pending_alarm_s)
         self._reading = Lock()
         self._last: Snapshot | None = None
         self._fresh_until = 0.0
@@ -124,14 +125,9 @@ class SnapshotCache:
         service = self._service()
         with self._postgres() as conn, conn.transaction():
             conn.execute("SELECT set_config('lock_timeout', %s, true)", [LOCK_TIMEOUT])
-            context = CheckContext(
-                conn,
-                self._slots,
-                limit=STUCK_LIMIT,
-                pending_alarm=self._alarm,
-            )
-            stuck = [(rule, rule.find(context)) for rule in RULES]
-            unmended = db.sweep.unmended(conn, None, STUCK_LIMIT * len(RULES))
+            context = CheckContext(conn, self._slots, limit=STUCK_LIMIT)
+            stuck = [(rule, rule.find(context)) for rule in self._rules]
+            unmended = db.sweep.unmended(conn, None, STUCK_LIMIT * len(self._rules))
             pauses = paused_processes(self._slots.client)
             return Snapshot(
                 numbers.counts(conn),
@@ -152,7 +148,7 @@ def without_rows(service: list[Cause]) -> dict[str, object]:
         "service": [_shown(cause) for cause in service],
         "batches": {},
         "stuck": [],
-        "unchecked": [rule.code for rule in RULES],
+        "unchecked": [rule.code for rule in all_rules()],
     }
 
 

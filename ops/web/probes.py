@@ -12,7 +12,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from core.errors import BadSettings
 from core.settings import Settings
 from ops.queues import app_on
 from ops.web.connections import Connections
@@ -24,9 +23,7 @@ PARTS = ("postgres", "redis", "broker")
 
 def create_probes(settings: Settings, alive: Callable[[], bool]) -> Starlette:
     """Build the app on connections of its own; `alive` tells whether the page's loop runs."""
-    if not settings.database_url or not settings.redis_url:
-        raise BadSettings("ELS_DATABASE_URL and ELS_REDIS_URL must be set; `els run` sets them")
-    connections = Connections.of(settings, settings.database_url, settings.redis_url)
+    connections = Connections.of(settings, *settings.server_urls("the page"))
     broker = app_on(settings.broker_or_redis_url)
     answers = Answers(Readiness(connections, broker))
 

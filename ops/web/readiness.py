@@ -77,9 +77,8 @@ class Readiness:
                 return _or_refusal(found, lambda: _refusal(conn), lambda: _locked(conn))
         except PoolTimeout:  # a pool says nothing of why it has no connection
             settings = self._connections.settings
-            assert settings.database_url, "a page does not start without"
-            url, prepare = settings.database_url, settings.database_prepare
-            found = find_in_postgres(url, prepare, briefly=True)
+            url, _ = settings.server_urls()
+            found = find_in_postgres(url, settings.database_prepare, briefly=True)
             if not found:
                 raise
             return found

@@ -10,9 +10,10 @@ import redis
 
 from core.checks import PAGE, CheckContext, Finding
 from core.db.connection import Conn, Row
-from core.rules import RULES, Cause, Rule
+from core.rules import Rule
 from core.servers.obstacles import hidden_rows
-from ops.explain.causes import CAUSES
+from ops.alarms import all_rules
+from ops.explain.causes import CAUSES, Cause
 from ops.explain.locks import locks, standby_awaited
 from ops.explain.receiver_causes import PATIENCE
 from ops.explain.service_causes import command, service_causes
@@ -30,6 +31,10 @@ class Violation:
 
     rule: Rule
     finding: Finding
+
+    @property
+    def cause(self) -> Cause:
+        return CAUSES[self.rule.code]
 
 
 @dataclass(frozen=True)
@@ -103,12 +108,9 @@ def find_stuck(connections: Connections) -> StuckBatches:
     Takes some 50 ms, and up to a second after a flush of Redis, when many batches violate one.
     """
     with connections.postgres() as conn:
-        context = CheckContext(
-            conn,
-            connections.slots,
-            pending_alarm=connections.settings.pending_alarm,
-        )
-        return _stuck(conn, [(rule, rule.find(context) or []) for rule in RULES])
+        context = CheckContext(conn, connections.slots)
+        rules = all_rules(connections.settings.pending_alarm_s)
+        return _stuck(conn, [(rule, rule.find(context) or []) for rule in rules])
 
 
 def _stuck(conn: Conn, found: list[tuple[Rule, list[Finding]]]) -> StuckBatches:

@@ -16,13 +16,13 @@ from celery import beat
 from celery.schedules import schedstate
 from kombu import Connection
 
+from core.errors import BadSettings
 from core.faults import describe
 from core.servers.urls import is_amqp
 from core.signs import health_file, heartbeat
 from tasks.app import settings
 from tasks.worker.clients import brief_redis
 from tasks.worker.lease import RENEW_S, Lease
-from tasks.worker.starting import refuse_eager
 
 ANSWER_S = 2.0  # for a broker to answer; meanwhile beat sends nothing
 WAIT_S = 20.0  # for a tick that no worker begins, before another is sent: the first may be lost
@@ -73,7 +73,10 @@ class Scheduler(beat.Scheduler):
     Producer: Any  # Celery's own, absent from its types
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # Any: as Celery calls it
-        refuse_eager(settings, "beat")
+        try:
+            settings.refuse_eager("beat")
+        except BadSettings as error:
+            raise SystemExit(f"els: {error}") from error
         self._broker: Connection | None = None
         self._sent: dict[str, Sent] = {}
         self._well = True

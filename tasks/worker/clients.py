@@ -12,6 +12,6 @@ ANSWER_S = 1  # a main loop, or beat, waits meanwhile
 
 @cache
 def brief_redis() -> Redis:
-    """Connect so that each call is tried once, and briefly. A worker has a Redis URL."""
-    assert settings.redis_url is not None, "a worker does not start without"
-    return connect_once(settings.redis_url, timeout_s=ANSWER_S)
+    """Connect so that each call is tried once, and briefly."""
+    _, redis_url = settings.server_urls()
+    return connect_once(redis_url, timeout_s=ANSWER_S)

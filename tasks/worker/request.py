@@ -119,9 +119,9 @@ class QuietRequest(Request):
         code = "EXPIRED" if expired else "REVOKED"
         why = f"expired at {self.expires}" if expired else f"was {reason} by remote control"
         dead_letters = import_module(self.task.app.conf.dead_letters)
-        body = dead_letters.body_of(self.args or (), self.kwargs or {})
-        error = NotExecuted(f"the message {why}")
-        letter = dead_letters.letter_of(self.name, self.id, body, error, code)
+        letter = dead_letters.letter_of_call(
+            self.name, self, NotExecuted(f"the message {why}"), code
+        )
         acknowledge = partial(announce, reason, terminated, signum, expired)
         release = partial(self._release, acknowledge)
         self.pool.apply_async(dead_letters.keep_if_possible, args=(letter,), callback=release)

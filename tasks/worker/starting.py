@@ -35,12 +35,12 @@ def start(app: Celery, settings: Settings, sender: Any, **_: object) -> None:  #
     if sender.app is not app:
         return
     logs.configure(settings)  # Celery asks for that after this signal
-    refuse_eager(settings, "a worker")
-    if not (settings.database_url and settings.redis_url):
-        raise SystemExit(
-            "els: a worker needs ELS_DATABASE_URL and ELS_REDIS_URL; `els run` sets both"
-        )
-    _note_start(settings.redis_url, sender.hostname)
+    try:
+        settings.refuse_eager("a worker")
+        urls = settings.server_urls("a worker")
+    except BadSettings as error:
+        raise SystemExit(f"els: {error}") from error
+    _note_start(urls[1], sender.hostname)
     _wait_for_servers(settings, sender.hostname)
     gc.set_threshold(*GARBAGE)  # its processes inherit it
 
@@ -60,14 +60,6 @@ def _note_start(url: str, worker: str) -> None:
 
     with suppress(redis.RedisError), connect_once(url, timeout_s=1) as client:
         atexit.register(forget, note_start(client, worker))
-
-
-def refuse_eager(settings: Settings, what: str) -> None:
-    """Exit where callers run the tasks in their own process."""
-    try:
-        settings.refuse_eager(what)
-    except BadSettings as error:
-        raise SystemExit(f"els: {error}") from error
 
 
 def _wait_for_servers(settings: Settings, worker: str) -> None:
@@ -119,10 +111,10 @@ class _Waiting:
 
 
 def _wait_for_schema(settings: Settings, stopped: Callable[[], bool], waiting: _Waiting) -> bool:
-    assert settings.database_url, "a worker has refused to start without"
+    database_url, _ = settings.server_urls()
     try:
         return wait_for_schema(
-            settings.database_url,
+            database_url,
             waiting.found,
             stopped,
             waiting.send_heartbeat,

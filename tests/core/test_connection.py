@@ -16,9 +16,9 @@ import redis
 from psycopg.errors import LockNotAvailable
 
 from core import db
-from core.db.url import address, parameters
 from core.errors import BadSettings
 from core.servers import redis_client
+from core.servers.postgres_url import address, parameters
 from migrations import current, head, upgrade
 from ops.stack.embedded import Postgres
 from ops.stack.ports import free_port

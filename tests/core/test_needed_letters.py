@@ -7,12 +7,13 @@ from uuid import uuid4
 import pytest
 
 from core import db
-from core.checks import CheckContext, by_query
+from core.checks import CheckContext
 from core.db.dead_letters import DeadLetter
+from ops.alarms import all_rules
 from tests.core.story import assign, cancel, confirm, fill, register, reject
 from tests.factories import a_content, content, contents, essay_ids, registration, rejection
 
-check = by_query("dead_letter_waiting")
+(check,) = (rule.check for rule in all_rules() if rule.code == "dead_letter_waiting")
 
 
 @pytest.fixture

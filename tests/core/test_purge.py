@@ -8,7 +8,7 @@ from core.outbox import relay
 from core.repairs import RepairContext
 from core.retention import Purge
 from core.sweep import sweep
-from ops.queries import batches, dead_letters
+from ops.queries import actions, batches, dead_letters
 from ops.queries.retention import count, kept_until
 from tests.core import looks
 from tests.core.story import assign, cancel, confirm, fill, register, reject
@@ -172,7 +172,7 @@ def test_a_purged_batch_leaves_nothing_behind(story, conn, slots):
     assign(story.lifecycle, batch_id, "one-too-many")
     relay(story.lifecycle.pool, [batch_id], lambda event: None)
     dead_letters.mark_discarded(conn, story.park(batch_id))
-    db.actions.record(conn, db.actions.By("anna", "why").action("cancel", "batch", batch_id))
+    actions.record(conn, actions.By("anna", "why").action("cancel", "batch", batch_id))
     story.age(batch_id, 10)
     before = counts(conn, batch_id)
 
@@ -345,8 +345,8 @@ def test_keys_letters_and_actions_of_no_batch_go_and_those_of_a_batch_stay(story
     for batch_id in (gone, here):
         letter = story.park(batch_id)
         aged(conn, "dead_letters", "parked_at", "id", letter, 800)
-        by = db.actions.By("anna", "why")
-        db.actions.record(conn, by.action("replay", "x", batch_id), by.action("erase", "a person"))
+        by = actions.By("anna", "why")
+        actions.record(conn, by.action("replay", "x", batch_id), by.action("erase", "a person"))
         conn.execute(
             "INSERT INTO idempotency_keys (key, task, fingerprint, outcome, batch_id)"
             " VALUES (gen_random_uuid(), 'els.assign_content', 'x', '{}', %s)",

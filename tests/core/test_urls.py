@@ -5,8 +5,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from core.db.url import address
 from core.errors import BadSettings
+from core.servers.postgres_url import address
 from core.servers.redis_client import connect
 from core.servers.urls import for_redis_py, sentinels
 from core.settings import Settings
@@ -250,6 +250,7 @@ def test_a_url_without_tls_stays_as_written(given, url):
         ),
         *("postgresql+psycopg://db/x?connect_timeout=3", "host=db dbname=x"),
         *("postgresql://[2001:db8::1]:5432/x", "postgresql://127.0.0.1,db/x"),
+        *("postgresql:///x?hostaddr=10.0.0.1", "hostaddr=10.0.0.1 dbname=x"),
     ],
 )
 def test_a_remote_postgres_is_verified_where_an_authority_is_named(given, url):

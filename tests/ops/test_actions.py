@@ -8,6 +8,7 @@ from core import db
 from core.db.dead_letters import DeadLetter
 from core.outbox import relay
 from ops import letters
+from ops.queries import actions
 from ops.queries.dead_letters import Letters
 from ops.queries.dead_letters import letters as listed
 from tests import factories as make
@@ -272,7 +273,7 @@ def test_what_was_sent_before_the_broker_fails_stays_noted(place):
     with place.pool.connection() as conn:
         given = (
             Letters(),
-            db.actions.By("anna", "x"),
+            actions.By("anna", "x"),
             letters.Pace(None),
             lambda done: None,
         )

@@ -101,7 +101,7 @@ def plant(place, user, student):
     """Put both people wherever something can be, of no batch too."""
     teacher = user
     batch = a_batch(place, user, student, teacher)
-    by = db.actions.By(user, f"{user} asked for {student}")
+    by = actions.By(user, f"{user} asked for {student}")
     waiting = make.new_batch()
     story.assign(place.lifecycle, waiting, "text-1", original_file_name=f"{student}-{user}.txt")
     raw = in_base64(user, student)
@@ -115,7 +115,7 @@ def plant(place, user, student):
         place.park(batch, body=body)
         place.park(None, body=body)
     with place.pool.connection() as conn:
-        db.actions.record(conn, by.action("cancel", f"asked by {user}", batch, of=[user, student]))
+        actions.record(conn, by.action("cancel", f"asked by {user}", batch, of=[user, student]))
         conn.execute(
             "UPDATE dead_letters SET message = %s WHERE batch_id = %s", [f"{user} {student}", batch]
         )

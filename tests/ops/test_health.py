@@ -12,10 +12,10 @@ import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 from core import db, metrics
-from core.rules import RULES
 from core.signs.heartbeat import note_sweep, note_worker
 from core.signs.starts import forget_start, note_start
 from core.states import BatchStatus
+from ops.alarms import all_rules
 from ops.stack.embedded import Valkey
 from ops.stack.ports import free_port
 from tests.core import story
@@ -233,7 +233,7 @@ def test_the_health_of_batches_waits_for_nobody_who_has_locked_a_table(database_
         status, health, seconds = until(named, 60, "the lock is named")
 
     assert (status, health["status"], health["batches"]) == (200, "degraded", {})
-    assert health["unchecked"] == [rule.code for rule in RULES]
+    assert health["unchecked"] == [rule.code for rule in all_rules()]
     assert seconds < 8  # before, it waited 10 s for Postgres to give up, and named nobody
 
 
@@ -268,7 +268,7 @@ def test_every_metric_of_the_contract_is_there_from_the_start(page):
         for class_type in ("GUEST", "REGULAR"):
             labels = f'{{class_type="{class_type}",status="{status}"}}'
             assert f"els_batches{labels}" in {_sorted(name) for name in samples}
-    assert {f'els_stuck_batches{{reason="{rule.code}"}}' for rule in RULES} <= samples.keys()
+    assert {f'els_stuck_batches{{reason="{rule.code}"}}' for rule in all_rules()} <= samples.keys()
     assert {
         'els_batch_registration_total{outcome="registered"}',
         'els_batch_registration_failures_total{sqlstate="none"}',

@@ -6,6 +6,7 @@ from uuid import uuid4
 
 import pytest
 import structlog
+from celery.app.task import Context
 
 from core.errors import NotExecuted
 from tasks import dead_letters as keeping
@@ -331,7 +332,8 @@ def lines(logged):
 def test_a_line_of_a_refused_message_names_no_other_message(send, batch_id, lines):
     other, refused = content(f"other-{batch_id}"), content(batch_id)
     send(ASSIGN, other)
-    letter = keeping.letter_of(ASSIGN, "1", refused, NotExecuted("late"), "EXPIRED")
+    request = Context(id="1", kwargs={"event": refused})
+    letter = keeping.letter_of_call(ASSIGN, request, NotExecuted("late"), "EXPIRED")
 
     keeping.keep_if_possible(letter)
     send(ASSIGN, other)

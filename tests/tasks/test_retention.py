@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from core import metrics
-from core.db.actions import RETENTION
+from core.retention import RETENTION
 from tasks import maintenance
 from tests.core import looks, story
 from tests.factories import new_batch

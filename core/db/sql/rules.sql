@@ -39,14 +39,3 @@ SELECT batch_id, min(created_at) AS since,
 FROM event_outbox
 WHERE published_at IS NULL AND created_at < now() - %(grace)s::interval AND batch_id IS NOT NULL
 GROUP BY batch_id
-
--- rule: dead_letter_waiting
--- Follows `needed_letters.sql`.
-SELECT batch_id, min(parked_at) AS since, string_agg(DISTINCT code, ', ') AS detail
-FROM needed GROUP BY batch_id
-
--- rule: pending_not_registered
-SELECT batch_id, min(received_at) AS since, count(*) || ' waiting' AS detail
-FROM batch_pending_content p GROUP BY batch_id
-HAVING (%(batch)s::text IS NOT NULL OR min(received_at) < now() - %(patience)s::interval)
-   AND (SELECT true FROM batch_essay_trackers t WHERE t.batch_id = p.batch_id) IS NULL

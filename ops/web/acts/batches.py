@@ -5,12 +5,11 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from core import db
-from core.db.actions import By
 from core.db.connection import Conn, Row
 from core.states import BatchStatus, OnDeadline
 from ops.moments import from_now
-from ops.queries import batches
+from ops.queries import actions, batches
+from ops.queries.actions import By
 from ops.web.acts.plan import Fields, Plan, Refused, Seen, Tools, wrong
 from ops.web.rendering import NOT_REGISTERED, STATES, batch_url
 from ops.wording import age, number, utc
@@ -42,7 +41,7 @@ def plan_amend(seen: Seen, given: Fields) -> Plan:
     row = _batch(seen.conn, given)
     _refuse_closed(row, "amended", sealed_too=True)
     batch_id = row["batch_id"]
-    terms = db.batches.terms(seen.conn, batch_id)
+    terms = actions.terms(seen.conn, batch_id)
     left, at_deadline, prompt = _amendment(given)
     fields, will = {"batch": batch_id}, []
     if left is not None:

@@ -3,10 +3,10 @@
 import shlex
 from dataclasses import replace
 
-from core.db.actions import By
 from core.db.connection import Conn, Row
 from ops import letters
 from ops.letters import Done, Pace
+from ops.queries.actions import By
 from ops.queries.dead_letters import Letters, count_letters, letter
 from ops.web.acts.plan import Fields, Plan, Refused, Seen, Tools, silently, wrong
 from ops.web.addresses import Span, address

@@ -3,10 +3,10 @@
 import shlex
 from datetime import UTC, datetime
 
-from core.db.actions import By
 from core.db.connection import Conn
 from ops import acting
 from ops.moments import moment_of
+from ops.queries.actions import By
 from ops.queries.outbox import Events, count_delivered
 from ops.web.acts.plan import Fields, Plan, Refused, Seen, Tools, silently, wrong
 from ops.web.rendering import batch_url

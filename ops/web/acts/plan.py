@@ -4,10 +4,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.db.actions import By
 from core.db.connection import Conn
 from ops.acting import Acting
 from ops.client import Sender
+from ops.queries.actions import By
 
 Fields = Mapping[str, str]  # of a form or an address
 

@@ -5,10 +5,10 @@ from typing import Any
 
 from core.db.connection import Conn
 from core.events import cloud_event
-from core.rules import Cause
 from core.states import ClassType
 from ops import pages
 from ops.explain.asking import with_broker
+from ops.explain.causes import Cause
 from ops.explain.explanation import explain
 from ops.queries.batches import board
 from ops.web.api import models
@@ -143,7 +143,7 @@ def _batch_fields(row: Row, stuck: StuckBatches) -> Row:
     broken = [
         models.Broken(
             code=each.rule.code,
-            title=each.rule.fill(batch=row["batch_id"]).title,
+            title=each.cause.fill(batch=row["batch_id"]).title,
             since=each.finding.since,
         )
         for each in stuck.violations.get(row["batch_id"], [])

@@ -13,13 +13,13 @@ from core import db
 from core.db.dead_letters import DeadLetter
 from core.outbox import relay
 from core.repairs import RepairContext
-from core.rules import RULES
 from core.signs import heartbeat
 from core.signs.heartbeat import FORGOTTEN, FRESH
 from core.signs.pauses import Outage, Pause
 from core.slots import CLAIM_LEASE, Slots
 from core.sweep import sweep
-from ops.explain.causes import CAUSES, PLAIN
+from ops.alarms import all_rules
+from ops.explain.causes import BROKEN_RULES, CAUSES, PLAIN
 from ops.explain.explanation import explain
 from ops.explain.service_causes import BACKLOG
 from ops.heartbeat import NO_HEARTBEAT, SWEEP_LATE, Heartbeat, read_heartbeat
@@ -490,7 +490,8 @@ def test_every_code_is_made_by_some_cause():
     named |= {"worker_limited", "worker_restarts"}
 
     assert named == CAUSES.keys()
-    assert len(CAUSES) == len(RULES) + len(PLAIN)
+    assert [cause.code for cause in BROKEN_RULES] == [rule.code for rule in all_rules()]
+    assert len(CAUSES) == len(BROKEN_RULES) + len(PLAIN)
 
 
 # --- what a cause says ---------------------------------------------------------------------------

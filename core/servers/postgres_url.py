@@ -1,4 +1,4 @@
-"""The database's URL, as SQLAlchemy or libpq writes it, with our parameters added.
+"""The URL of Postgres, as SQLAlchemy or libpq writes it, with TLS and our parameters added.
 
 libpq reads it, for the service and for the migrations alike, so both see the same schema. A
 parameter of the URL wins over ours.
@@ -12,13 +12,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlencode
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import Conninfo
 
 from core.errors import BadSettings
+from core.servers.tls import TLS
+from core.servers.urls import check_ports
 
 STATEMENT_TIMEOUT_MS = 60_000  # registering 100 000 slots takes a few seconds
 LOCK_TIMEOUT_MS = 10_000  # below the statement's, so that a lock is reported as a lock (55P03)
@@ -69,6 +71,26 @@ def address(url: str, ours: Mapping[str, str] = SESSION, *, writes: bool = True)
     added = {name: value for name, value in added.items() if name not in given}
     settings, others = _settings(known.get("options", ""))
     return Address(make_conninfo(**given | added | {"options": others}), {**ours, **settings})
+
+
+def complete_database(url: str, tls: TLS) -> str:
+    """Check the ports of a URL, in either form of libpq, and add TLS. Raises ValueError."""
+    try:
+        given = parameters(url)
+    except BadSettings:
+        return url  # who connects says what is wrong with it
+    check_ports(given.get("port", "").split(","))
+    if "service" in given:
+        return url  # its file may say more
+    hosts = given.get("host") or given.get("hostaddr", "")
+    more = tls.for_postgres(given, hosts.split(","))
+    if not more:
+        return url
+    found = URL.fullmatch(url)
+    if found is None:
+        return make_conninfo(url, **more)
+    mark = "&" if found[3] else "" if url.endswith("?") else "?"
+    return url + mark + urlencode(more, safe="/", quote_via=quote)
 
 
 def _settings(options: str) -> tuple[dict[str, str], str]:
