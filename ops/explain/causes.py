@@ -106,7 +106,7 @@ PLAIN = [
     ),
     Cause(
         "worker_restarts",
-        "The worker {worker} has started {times} times in 10 minutes, and nobody stopped it",
+        "The worker {worker} has started {times} times in 20 minutes, and nobody stopped it",
         "it ends by itself or is killed, as for want of memory; its log, or that of its host, says"
         " why{waiting}",
         "the broker delivers again what it held; what five processes died of becomes a dead letter",
