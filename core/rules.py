@@ -124,7 +124,7 @@ RULES = [
     ),
     Rule(
         code="slot_drift",
-        title="Redis and Postgres disagree on the free slots",
+        title="Redis offers other slots than Postgres has open",
         reason="Redis was flushed or restored, or a worker died between claim and commit",
         by_itself="the next content of the batch, or the sweep, rebuilds Redis from Postgres",
         check=checks.slot_drift,
