@@ -199,8 +199,8 @@ def _drift(context: CheckContext, batch_id: str) -> str | None:
     missing, stale = is_open - free - claimed, free - is_open  # a recent claim may still commit
     if not missing and not stale:
         return None
-    said = [f"{len(missing)} open ones are not offered"] if missing else []
-    return ", ".join([*said, *([f"{len(stale)} offered ones are not open"] if stale else [])])
+    said = [f"{len(missing)} open and not offered"] if missing else []
+    return ", ".join([*said, *([f"{len(stale)} offered and not open"] if stale else [])])
 
 
 def _wrong_status(row: DictRow) -> str:

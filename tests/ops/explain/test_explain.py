@@ -575,7 +575,7 @@ def test_drift_says_what_is_missing_and_what_is_stale(scene):
 
     told = scene.explain()
 
-    assert "3 open ones are not offered, 1 offered ones are not open" in told.causes[0].title
+    assert "3 open and not offered, 1 offered and not open" in told.causes[0].title
     assert told.disagreements == ["redis: 1 free and 0 just claimed, open slots: 3"]
 
 
