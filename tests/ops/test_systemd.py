@@ -50,7 +50,7 @@ def test_systemd_takes_a_unit(analyze, name):
     assert (told.returncode, told.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", [name for name in UNITS if name.endswith(".service")])
 def test_a_unit_exposes_little(analyze, name):
     told = analyze("security", "--offline=true", f"--threshold={EXPOSURE}", f"./{name}")
 
