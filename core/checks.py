@@ -196,7 +196,8 @@ def _drift(context: CheckContext, batch_id: str) -> str | None:
     missing, stale = is_open - free - claimed, free - is_open  # a recent claim may still commit
     if not missing and not stale:
         return None
-    return f"{len(missing)} open slots are not offered, {len(stale)} offered ones are not open"
+    said = [f"{len(missing)} open and not offered"] if missing else []
+    return ", ".join([*said, *([f"{len(stale)} offered and not open"] if stale else [])])
 
 
 def _wrong_status(row: DictRow) -> str:

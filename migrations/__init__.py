@@ -16,6 +16,7 @@ from sqlalchemy.pool import NullPool
 from core.db.connection import connect_once
 from core.errors import ELSError
 from core.schema import Standing, State, read_standing
+from core.servers.postgres import other_encoding
 from migrations.turn import PATIENCE_S, Turn, connect, retrying
 
 HERE = Path(__file__).parent
@@ -25,6 +26,10 @@ Say = Callable[[str], object]
 
 class CannotDowngrade(ELSError):
     """A step back that would delete batches, or bring nothing back."""
+
+
+class UnfitDatabase(ELSError):
+    """A database in another encoding than UTF8, which cannot hold every name."""
 
 
 class UnknownSchema(ELSError):
@@ -51,7 +56,8 @@ def upgrade(
     `say` gets a line for each wait and for long progress. `waits` is the migration after
     `revision`, if that is to wait until somebody asks for it. Does nothing to the schema of a newer
     release that this version can use. Raises UnknownSchema for another one, and MigrationBlocked
-    where somebody holds a lock for longer than `patience_s`; what is done by then stays.
+    where somebody holds a lock for longer than `patience_s`; what is done by then stays. Raises
+    UnfitDatabase for an empty one that is not in UTF8.
     """
     found = stands(url)
     if found.state is State.AHEAD and found.usable:
@@ -59,6 +65,8 @@ def upgrade(
         return
     if found.state in {State.AHEAD, State.UNKNOWN}:
         raise UnknownSchema(f"{found.wrong}; {found.step}")
+    if found.state is State.EMPTY:
+        _require_utf8(url)
 
     def run(configured: Config) -> None:
         configured.attributes["waits"] = waits
@@ -79,6 +87,12 @@ def _migrate(url: str, say: Say, patience_s: float, command_of: Callable[[Config
             with attempt, _engine(url).connect() as connection:
                 configured.attributes.update(connection=connection, turn=turn)
                 command_of(configured)
+
+
+def _require_utf8(url: str) -> None:
+    with connect_once(url) as conn:
+        if found := other_encoding(conn):
+            raise UnfitDatabase(f"{found.wrong}, and {found.why}; {found.step}")
 
 
 def stands(url: str) -> Standing:

@@ -33,6 +33,7 @@ SWEEP_LATE = timedelta(seconds=60)  # the sweep runs every few seconds
 BEAT_GONE = timedelta(seconds=10)  # the same without a beat, whose last tick may have run after it
 BROKER_S = 0.8  # for Redis as the broker
 LOCK_S = 0.3  # for a lock that the probe meets; whoever holds it is found otherwise
+CALM = timedelta(minutes=1)  # a worker that runs for so long does not end again and again
 ASKER = "this command"
 HOLDS_BACK = "CLIENT PAUSE, as tools for a failover do"
 READ_ONLY = "25006"
@@ -92,6 +93,15 @@ class Heartbeat:
             return True
         patience = BEAT_GONE if self.beats.gone else SWEEP_LATE
         return abs(datetime.now(UTC) - self.swept_at) > patience
+
+    def restarting(self) -> Mapping[str, Sequence[datetime]]:
+        """Return the starts of each worker that ends again and again, unless it runs by now."""
+        last_calm = datetime.now(UTC) - CALM
+        return {
+            worker: starts
+            for worker, starts in self.restarts.items()
+            if starts[-1] > last_calm or not (sign := self.signs.get(worker)) or not sign.fresh
+        }
 
     def in_work(self) -> tuple[int, float]:
         """Return how many messages the workers hold, and how long they execute the oldest, s."""

@@ -13,7 +13,7 @@ from typing import Any, cast
 from redis import Redis, RedisError
 
 from core.signs import beats
-from core.signs.heartbeat import SIGN
+from core.signs.heartbeat import FRESH, SIGN
 from core.signs.installation import Kind
 from core.signs.pauses import PAUSES, Outage, Pause, server_time
 from core.signs.starts import REMEMBERED, STARTS
@@ -50,6 +50,11 @@ class Sign:
     broker_lacks: tuple[Mapping[str, str], ...] = ()  # each with `wrong`, `why`, and the `step`
     waits: Mapping[str, str] | None = None  # to start: what is `wrong`, `why`, and the `step`
     waits_since: datetime | None = None
+
+    @property
+    def fresh(self) -> bool:
+        """Its worker lives, and nobody has stopped it."""
+        return not self.stopped and abs(datetime.now(UTC) - self.at) <= FRESH
 
     @property
     def stalled_since(self) -> datetime | None:

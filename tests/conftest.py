@@ -3,9 +3,10 @@
 import gc
 import os
 import shutil
+import tempfile
 from contextlib import ExitStack
+from multiprocessing.util import Finalize
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import psutil
 import pytest
@@ -57,6 +58,31 @@ settings.register_profile(
 settings.load_profile("no clock")
 
 
+def pytest_configure():
+    """Let all that this run writes to a temporary folder be in one, which goes with the run.
+
+    Programs that tests end leave files there, as the server that forks `els` does.
+    """
+    if ONE_OF_SEVERAL:  # it inherits the folder
+        return
+    place = Path(tempfile.gettempdir())
+    remove_interrupted(place, "els-tests-")
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(place))  # pytest keeps its last three
+    made = tempfile.mkdtemp(prefix=f"els-tests-{os.getpid()}-")
+    Path(made).chmod(0o1777)  # some programs run as another user
+    os.environ["TMPDIR"], tempfile.tempdir = made, made
+    # After multiprocessing's own, which expects its folder to be there (priority -100).
+    Finalize(None, shutil.rmtree, (made,), {"ignore_errors": True}, exitpriority=-1_000)
+
+
+def remove_interrupted(place, prefix):
+    """Remove the folders of runs that did not come to it; the process id follows the prefix."""
+    for left in place.glob(f"{prefix}*"):
+        pid = left.name.removeprefix(prefix).partition("-")[0]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def pytest_addoption(parser):
     parser.addoption("--runs", type=int, default=1, help="how often each crash point is tried")
     parser.addoption(
@@ -91,13 +117,11 @@ def pytest_generate_tests(metafunc):
 @pytest.fixture(scope="session")
 def memory(tmp_path_factory):
     """Lend a folder for data of servers: in memory, if there is room, as no test is about disks."""
-    for left in MEMORY.glob("els-memory-*"):
-        if not psutil.pid_exists(int(left.name.split("-")[2])):  # that run was interrupted
-            shutil.rmtree(left, ignore_errors=True)
+    remove_interrupted(MEMORY, "els-memory-")
     roomy = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOM
     where = MEMORY if roomy else tmp_path_factory.getbasetemp()
     prefix = f"els-memory-{os.getpid()}-"
-    with TemporaryDirectory(prefix=prefix, dir=where, ignore_cleanup_errors=True) as made:
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=where, ignore_cleanup_errors=True) as made:
         yield Path(made)
 
 

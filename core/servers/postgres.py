@@ -52,7 +52,19 @@ def check_postgres(conn: Conn) -> list[Finding]:
         return [Finding("postgres", Severity.FAULT, wrong, why, "upgrade the server")]
     missing = missing_for_work(conn)
     found = [missing] if missing else [*_other_schema(conn)]
+    encoding = other_encoding(conn)
+    found += [encoding] if encoding else []
     return [*found, *_settings_of(conn), *_skew_of_postgres(conn)]
+
+
+def other_encoding(conn: Conn) -> Finding | None:
+    """Warn of a database that is not in UTF8: names that it cannot hold make dead letters."""
+    encoding = conn.info.parameter_status("server_encoding")
+    if encoding in (None, "UTF8"):  # None: a pooler does not say
+        return None
+    wrong, why = f"the database is in {encoding}, not in UTF8", "names need every character"
+    step = "createdb --encoding=UTF8 --template=template0 NAME, and restore a dump into it"
+    return Finding("postgres", Severity.WARNING, wrong, why, step)
 
 
 def missing_for_work(conn: Conn) -> Finding | None:

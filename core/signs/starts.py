@@ -7,7 +7,7 @@ from redis import Redis
 from core.signs.pauses import server_time
 
 STARTS = "els:starts"  # sorted set: "time worker" of each start, without those that were stopped
-REMEMBERED = timedelta(minutes=10)
+REMEMBERED = timedelta(minutes=20)  # Kubernetes starts it again within 5; three starts must fit
 
 
 def note_start(client: Redis, worker: str) -> str:

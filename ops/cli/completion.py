@@ -29,8 +29,13 @@ def offer_more(app: typer.Typer) -> None:
     from ops.stack import celery_command, worker_health
 
     for name in celery_command.HELP:
-        _offer(app, name, map(_of_click, celery_command.command(name).params))
+        shown = [each for each in celery_command.command(name).params if not _is_hidden(each)]
+        _offer(app, name, map(_of_click, shown))
     _offer(app, "health", map(_of_argparse, worker_health.parser()._actions))
+
+
+def _is_hidden(each: Any) -> bool:  # Any: a parameter of click's
+    return bool(each.hidden)
 
 
 def _of_click(each: Any) -> Option:  # Any: a parameter of click's

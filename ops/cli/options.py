@@ -95,10 +95,12 @@ def connection(settings: Settings) -> Iterator[Conn]:
 
 @contextmanager
 def acting_on(settings: Settings, found: Endpoints) -> "Iterator[Acting]":
-    """Lend what an operator acts with. Raises redis.RedisError where Redis does not answer."""
+    """Lend what an operator acts with. Raises psycopg.Error or redis.RedisError if one is away."""
     from ops.acting import Acting
     from ops.client import Sender
 
+    # A pool would try again for ten seconds, log each try, and not say why.
+    db.connect_once(found.database_url, prepare=settings.database_prepare).close()
     with (
         db.connect(found.database_url, prepare=settings.database_prepare) as pool,
         Sender(found.broker_url, settings.queue) as sender,

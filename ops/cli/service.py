@@ -62,7 +62,7 @@ def flower() -> None:
 
 
 def worker(context: typer.Context) -> None:
-    """Start a worker; takes every option of `celery worker` (`els run` starts one)."""
+    """Start a worker; takes the options of `celery worker` (`els run` starts one)."""
     from ops.stack.celery_command import main
 
     main("worker", context.args)

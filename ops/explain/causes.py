@@ -81,7 +81,7 @@ BROKEN_RULES = [
     ),
     Cause(
         code="slot_drift",
-        title="Redis and Postgres disagree on the free slots",
+        title="Redis offers other slots than Postgres has open",
         reason="Redis was flushed or restored, or a worker died between claim and commit",
         by_itself="the next content of the batch, or the sweep, rebuilds Redis from Postgres",
         command=RECONCILE,
@@ -233,7 +233,7 @@ PLAIN = [
     ),
     Cause(
         "worker_restarts",
-        "The worker {worker} has started {times} times in 10 minutes, and nobody stopped it",
+        "The worker {worker} has started {times} times in 20 minutes, and nobody stopped it",
         "it ends by itself or is killed, as for want of memory; its log, or that of its host, says"
         " why{waiting}",
         "the broker delivers again what it held; what five processes died of becomes a dead letter",

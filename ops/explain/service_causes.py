@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from socket import gethostname
 from typing import Any
 
@@ -24,7 +24,6 @@ from ops.queries.sweep import Holder
 from ops.signs import Sign
 from ops.wording import number, utc
 
-CALM = timedelta(minutes=1)  # a worker that runs for so long does not end again and again
 STOPPED = {psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP}
 BACKLOG = 1_000  # waiting messages that take the worker more than a second or two
 SERVERS = {"postgres": "Postgres", "redis": "Redis", "broker": "The broker"}
@@ -315,13 +314,9 @@ def serving_workers(heartbeat: Heartbeat) -> dict[str, Sign | None]:
 
 def _live(heartbeat: Heartbeat) -> dict[str, Sign | None]:
     """Return the workers that give signs of life; None: of an older release, which says no more."""
-    by_sign = {name: sign for name, sign in heartbeat.signs.items() if _is_fresh(sign)}
+    by_sign = {name: sign for name, sign in heartbeat.signs.items() if sign.fresh}
     known = {name: heartbeat.signs.get(name) for name in heartbeat.workers}
     return {name: sign for name, sign in (known | by_sign).items() if not (sign and sign.waits)}
-
-
-def _is_fresh(sign: Sign) -> bool:
-    return not sign.stopped and abs(datetime.now(UTC) - sign.at) <= FRESH
 
 
 def _wrong(sign: Sign | None, wanted: str | None, name: str) -> bool:
@@ -337,7 +332,7 @@ def _of_other_broker(sign: Sign | None, heartbeat: Heartbeat) -> bool:
 
 def _waiting_to_start(heartbeat: Heartbeat) -> Iterator[Cause]:
     for name, sign in heartbeat.signs.items():
-        if sign.waits and _is_fresh(sign):
+        if sign.waits and sign.fresh:
             said = {key: sign.waits.get(key, "") for key in ("wrong", "why", "step")}
             if said["step"] == "els migrate":
                 said["step"] = heartbeat.asked.installation.migrate
@@ -347,10 +342,7 @@ def _waiting_to_start(heartbeat: Heartbeat) -> Iterator[Cause]:
 
 def restarting(heartbeat: Heartbeat) -> Iterator[Cause]:
     """Name workers that end again and again."""
-    for worker, starts in heartbeat.restarts.items():
-        sign, calm = heartbeat.signs.get(worker), datetime.now(UTC) - starts[-1] > CALM
-        if calm and sign and _is_fresh(sign):
-            continue  # it was so, and now it runs
+    for worker, starts in heartbeat.restarting().items():
         step = heartbeat.asked.installation.why_it_ends
         words = {"worker": worker, "times": len(starts), "waiting": _messages(heartbeat)}
         yield CAUSES["worker_restarts"].fill(starts[0], step=step, **words)
@@ -390,7 +382,7 @@ def _none_serves(
             words["waiting"] = f", as remote control has cancelled this one{waiting}"
             step = asked.installation.restart("worker", sign.pid)
         yield CAUSES["worker_other_queue"].fill(None, step=step, **words)
-    elif not any(sign.waits and _is_fresh(sign) for sign in heartbeat.signs.values()):
+    elif not any(sign.waits and sign.fresh for sign in heartbeat.signs.values()):
         yield _no_worker(heartbeat)
 
 

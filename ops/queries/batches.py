@@ -9,9 +9,11 @@ from typing import LiteralString
 from uuid import UUID
 
 from psycopg.rows import DictRow
+from psycopg.types.json import Jsonb
 
 from core.db.connection import Conn, Row
 from core.messages import NAME_LENGTH
+from core.rules import RULES
 from core.states import BatchStatus
 from ops.queries.statements import sql
 from ops.sorting import Sort, Sortable
@@ -253,4 +255,5 @@ def facts(conn: Conn, batch_id: str) -> Row:
 
 def timeline(conn: Conn, batch_id: str) -> list[DictRow]:
     """Read the history of a batch, in order: `at`, `what`, and the `place` of its files, if any."""
-    return conn.execute(sql("timeline"), {"batch_id": batch_id}).fetchall()
+    given = {"batch_id": batch_id, "titles": Jsonb({rule.code: rule.title for rule in RULES})}
+    return conn.execute(sql("timeline"), given).fetchall()

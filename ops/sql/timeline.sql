@@ -53,7 +53,7 @@ WITH acted AS MATERIALIZED (
     FROM event_outbox WHERE batch_id = %(batch_id)s AND published_at > first_published_at
     GROUP BY type, date_trunc('second', published_at)
     UNION ALL
-    SELECT repaired_at, 8, id, 'mended by the sweep: ' || rule
+    SELECT repaired_at, 8, id, 'mended by the sweep: ' || coalesce(%(titles)s::jsonb ->> rule, rule)
     FROM repairs WHERE batch_id = %(batch_id)s
     UNION ALL
     SELECT parked_at, 9, id, 'dead letter ' || id || ': ' || task || ', ' || code

@@ -1,4 +1,4 @@
-"""`els worker` and `els beat`: Celery's own commands on our app, with all of their options.
+"""`els worker` and `els beat`: Celery's own commands on our app, with nearly all of their options.
 
 Celery's own command line imports every installed command, Flower and an interactive shell among
 them, into each worker: 12 MB.
@@ -6,17 +6,17 @@ them, into each worker: 12 MB.
 
 import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
 
-from click import Command
+from click import Choice, Command, Context, UsageError
 
 from core.errors import BadSettings
 
 HELP = {
     "worker": """Start one more worker of the service.
 
-    It takes every option of Celery's worker. The settings (ELS_…) say which servers, queues and how
+    It takes the options of Celery's worker. The settings (ELS_…) say which servers, queues and how
     many processes; an option wins over them.
 
     \b
@@ -25,10 +25,63 @@ HELP = {
     """,
     "beat": """Start beat, which enqueues sweep and relay every few seconds.
 
-    It takes every option of Celery's beat. Start several if you like: one leads, the others stand
+    It takes the options of Celery's beat. Start several if you like: one leads, the others stand
     by.
     """,
 }
+
+
+POOLS = Choice(["prefork", "processes", "solo", "threads"])  # gevent and eventlet need patches
+SIGNS = "whoever watches this worker relies on a sign of life every 2 s"
+Refuse = Callable[[Any, Context], str | None]  # Any: the value that click has read
+
+
+def _if_given(why: str) -> Refuse:
+    """Refuse an option, whatever its value."""
+    return lambda value, _: why if value else None
+
+
+def _queues(value: Sequence[str] | None, context: Context) -> str | None:
+    """Refuse a queue that is none of the service: Celery would declare it and wait there."""
+    queues = [queue.name for queue in context.obj.app.conf.task_queues]
+    if unknown := [name for name in value or () if name not in queues]:
+        return (
+            f"{', '.join(unknown)}: the queues of the service are {', '.join(queues)} (ELS_QUEUE)"
+        )
+    return None
+
+
+def _left_out(value: Sequence[str] | None, context: Context) -> str | None:
+    queues = {queue.name for queue in context.obj.app.conf.task_queues}
+    nothing = "no queue would be left" if queues <= {*(value or ())} else None
+    return _queues(value, context) or nothing
+
+
+def _modules(value: Sequence[str] | None, context: Context) -> str | None:
+    for name in value or ():
+        try:
+            context.obj.app.loader.import_task_module(name)
+        except ImportError as error:
+            return f"{name} cannot be imported: {error}"
+    return None
+
+
+# What Celery would do with these loses messages, hides the worker, or is another program's.
+WORKER: Mapping[str, Refuse] = {
+    "purge": _if_given("it deletes the messages that wait, and their senders do not hear of it"),
+    "detach": _if_given("let systemd or another supervisor run it in the background"),
+    "without_heartbeat": _if_given(SIGNS),
+    "heartbeat_interval": _if_given(SIGNS),
+    "scheduler": _if_given("beat of the service sends ticks in its own way"),
+    "queues": _queues,
+    "exclude_queues": _left_out,
+    "include": _modules,
+}
+REFUSED: Mapping[str, Mapping[str, Refuse]] = {
+    "worker": WORKER,
+    "beat": {"detach": WORKER["detach"], "scheduler": WORKER["scheduler"]},
+}
+NEVER = ("purge", "detach", "without_heartbeat", "heartbeat_interval", "scheduler")
 
 
 def main(name: str, arguments: Sequence[str]) -> NoReturn:
@@ -55,4 +108,25 @@ def command(name: str) -> Command:
 
     found: Command = {"worker": worker, "beat": beat}[name]
     found.help = HELP[name]
+    for each in found.params:
+        if each.name == "pool":
+            each.type = POOLS
+        if each.name in REFUSED[name]:
+            each.callback = _unless(REFUSED[name][each.name], each.callback)
+            each.hidden = each.name in NEVER  # type: ignore[attr-defined] # it is an option
     return found
+
+
+Callback = Callable[[Context, Any, Any], Any]  # Any: as click calls it
+
+
+def _unless(refuse: Refuse, go_on: Callback | None) -> Callback:
+    """Return a callback for an option. It ends the command with the reason, or goes on."""
+
+    def callback(context: Context, option: Any, value: Any) -> Any:  # Any: likewise
+        if why := refuse(value, context):
+            [name, *_] = [each for each in option.opts if each.startswith("--")]
+            raise UsageError(f"{name}: {why}", context)
+        return go_on(context, option, value) if go_on else value
+
+    return callback

@@ -132,6 +132,8 @@ class Exposition(Collector):
         seen = read_heartbeat(self._client, None)
         age = (datetime.now(UTC) - seen.swept_at).total_seconds() if seen.swept_at else math.inf
         yield _one("els_workers", "Workers whose heartbeat is fresh.", len(seen.workers))
+        ends = len(seen.restarting())
+        yield _one("els_restarting_workers", "Workers that end again and again.", ends)
         beats = read_beats(self._client, self._queues[-1])
         count = (beats.leader is not None) + len(beats.standing_by)
         yield _one("els_beats", "Beats that lead or stand by.", count)

@@ -33,9 +33,10 @@ class PythonNeighbours(Neighbours):
         script = str(PROGRAMS / "kit_sender.py")
         return self.run("sender", script, BROKER_URL=broker_url, SPOOL=spool, QUEUE=self.queue)
 
-    def receiver(self, broker_url: str, **environ: str) -> Program:
+    def receiver(self, broker_url: str, *pool: str, **environ: str) -> Program:
         queue = f"{self.queue}.events"
-        worker = ["-m", "celery", "-A", "kit_receiver", "worker", "-Q", queue, "--pool", "solo"]
+        worker = ["-m", "celery", "-A", "kit_receiver", "worker", "-Q", queue]
+        worker += pool or ["--pool", "solo"]
         environ |= {"BROKER_URL": broker_url, "DATABASE_URL": self.database_url}
         return self.run("receiver", *worker, *ALONE, **environ)
 
@@ -63,9 +64,10 @@ def test_an_event_comes_again_until_its_effect_is_there(beside, broker, task):
     assert "comes again in 0.4 s" in "\n".join(receiver.said)
 
 
-def test_a_worker_that_stops_gives_back_what_it_cannot_take(beside, broker):
+@pytest.mark.parametrize("pool", [[], ["--concurrency", "2"]], ids=["solo", "prefork"])
+def test_a_worker_that_stops_gives_back_what_it_cannot_take(beside, broker, pool):
     neighbours = beside(f"refusing-{uuid4().hex[:8]}")
-    receiver = neighbours.receiver(broker.url, REFUSALS="1000")
+    receiver = neighbours.receiver(broker.url, *pool, REFUSALS="1000")
     receiver.says(1, "receiving", 60)
     event = EVENT_EXAMPLES["BatchCancelled"] | {"subject": neighbours.queue}
     with Celery(broker=broker.url, set_as_current=False) as sender:

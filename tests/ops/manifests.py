@@ -88,7 +88,7 @@ def _kubernetes():
         environ = {each["name"]: str(each["value"]) for each in container["env"]}
         yield Program(
             name.removeprefix("els-"),
-            container["command"],
+            [each.replace("/run/secrets/els", "{secrets}") for each in container["command"]],
             {k: v.replace("/run/secrets/els", "{secrets}") for k, v in environ.items()},
             spec["terminationGracePeriodSeconds"],
             {each["path"]: each["key"] for each in _secrets_of(spec)},

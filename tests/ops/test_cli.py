@@ -154,7 +154,7 @@ def test_els_tells_its_version():
         ("els worker --conc", {"--concurrency"}),
         ("els worker --pool pre", {"prefork"}),
         ("els worker --purge --host", {"--hostname"}),
-        ("els beat --sched", {"--schedule", "--scheduler"}),
+        ("els beat --sched", {"--schedule"}),
         ("els health ", {"worker", "beat"}),
         ("els health worker --max", {"--max-age"}),
         ("els dead-letters list --code UNKNOWN_B", {"UNKNOWN_BATCH"}),

@@ -151,18 +151,6 @@ def test_the_rights_are_those_of_els_access():
     assert json.loads((rights / "rabbitmq.json").read_text()) == as_json(Settings(), "rabbitmq")
 
 
-def test_no_two_containers_share_a_login():
-    logins = [source for it in SERVICES.values() for source in secrets_of(it).values()]
-
-    assert [each for each in logins if logins.count(each) > 1] == []
-    for name in ("worker", "beat", "ops", "flower"):
-        given = secrets_of(SERVICES[name])
-        assert given["redis_url"] == f"{name}_redis_url"
-        assert given["broker_url"] == f"{name}_broker_url"
-    assert secrets_of(SERVICES["migrate"])["database_url"] == "migrate_database_url"
-    assert secrets_of(SERVICES["ops"])["database_url"] == "page_database_url"
-
-
 def test_the_policy_of_rabbitmq_is_the_documented_one(tmp_path):
     runpy.run_path(str(ROOT / "scripts/secrets"))["main"](tmp_path)
     policies = json.loads((tmp_path / "rabbitmq_definitions").read_text())["policies"]

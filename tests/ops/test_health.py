@@ -13,7 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from core import db, metrics
 from core.signs.heartbeat import note_sweep, note_worker
-from core.signs.starts import forget_start, note_start
+from core.signs.pauses import server_time
+from core.signs.starts import STARTS, forget_start, note_start
 from core.states import BatchStatus
 from ops.alarms import all_rules
 from ops.stack.embedded import Valkey
@@ -160,6 +161,7 @@ def test_what_a_server_lacks_is_listed_with_the_next_step(
 def test_a_worker_that_ends_again_and_again_is_a_warning(page, valkey):
     starts = [note_start(valkey, "worker@looping") for _ in range(3)]
     status, ready = page.json("/readyz")
+    counted = page.samples()["els_restarting_workers"]
     for start in starts:
         forget_start(valkey, start)
     after = page.json("/readyz")[1]
@@ -167,7 +169,23 @@ def test_a_worker_that_ends_again_and_again_is_a_warning(page, valkey):
     (finding,) = ready["findings"]
     assert (status, finding["server"], finding["severity"]) == (200, "worker", "warning")
     assert "worker@looping has started 3 times" in finding["wrong"]
+    assert counted == 1
     assert "findings" not in after
+    assert page.samples()["els_restarting_workers"] == 0
+
+
+def test_a_worker_that_waits_five_minutes_between_two_starts_still_ends_again_and_again(
+    page, valkey
+):
+    """Kubernetes makes the pauses longer, up to five minutes."""
+    now = server_time(valkey)
+    starts = {f"{at} worker@slow": at for at in (now - 690, now - 360, now - 30)}
+    valkey.zadd(STARTS, starts)
+
+    counted = page.samples()["els_restarting_workers"]
+    valkey.zrem(STARTS, *starts)
+
+    assert counted == 1
 
 
 def test_a_redis_that_refuses_writes_is_named_and_not_its_silent_workers(database_url, broker):

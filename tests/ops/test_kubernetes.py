@@ -61,6 +61,11 @@ def test_a_pod_reads_only_secrets_that_it_has(name):
         for each in container(PODS[name])["env"]
         if each["name"].endswith("_FILE")
     }
+    asked |= {
+        each.rpartition("/")[2]
+        for each in container(PODS[name])["command"]
+        if each.startswith("/run/secrets")
+    }
     assert asked == paths
     assert not any("valueFrom" in each for each in container(PODS[name])["env"])
 

@@ -93,6 +93,7 @@ def test_every_alert_that_was_agreed_is_there():
     assert set(ALERTS) == {
         "ElsServiceDown",
         "ElsNoWorker",
+        "ElsWorkerRestarts",
         "ElsSweepSilent",
         "ElsBatchStuck",
         "ElsBatchPastDeadline",

@@ -412,7 +412,8 @@ def test_reconcile_says_what_it_found_and_mended(quiet, conn, lifecycle, slots, 
         (code, False) for code in codes
     ]
     assert told.returncode == 0, told.stdout + told.stderr
-    assert f"mended  pending_though_registered  {batch_id} (2 waiting)\n" in told.stdout
+    title = "Contents wait although the batch is registered"
+    assert f"mended  pending_though_registered  {batch_id}: {title} (2 waiting)\n" in told.stdout
     assert (again.returncode, json.loads(again.stdout)) == (0, [])
     assert set(looks.placed(conn, batch_id)) == {"text-1", "text-2"}
     assert slots.free(batch_id) == looks.open_slots(conn, batch_id)
@@ -443,7 +444,8 @@ def test_reconcile_tells_of_what_only_a_person_can_mend(service, tell):
     told = until(alone, what="no other sweep is at work")
 
     assert told.returncode == 1
-    assert f"not mended  dead_letter_waiting  {batch} (WRONG_BATCH_STATE)" in told.stdout
+    assert f"not mended  dead_letter_waiting  {batch}: The service could not carry" in told.stdout
+    assert "(WRONG_BATCH_STATE)" in told.stdout
 
 
 def test_reconcile_tells_of_a_repair_that_does_not_help(quiet, conn, lifecycle, batch_id):

@@ -50,7 +50,7 @@ def test_systemd_takes_a_unit(analyze, name):
     assert (told.returncode, told.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", [name for name in UNITS if name.endswith(".service")])
 def test_a_unit_exposes_little(analyze, name):
     told = analyze("security", "--offline=true", f"--threshold={EXPOSURE}", f"./{name}")
 
@@ -67,11 +67,9 @@ def test_a_unit_gets_each_secret_that_it_names(name):
 
     loaded = {each.split(":")[0] for each in values["LoadCredential"]}
     named = {m[1] for each in values["Environment"] if (m := re.search(r"_FILE=%d/(.+)$", each))}
+    named |= {*re.findall(r"%d/(\S+)", values["ExecStart"][0])}
     assert named == loaded
-    assert all(
-        each.endswith(f":/etc/els/secrets/{each.split(':')[0]}")
-        for each in values["LoadCredential"]
-    )
+    assert all(":/etc/els/secrets/" in each for each in values["LoadCredential"])
 
 
 @pytest.mark.parametrize("part", ["worker", "beat", "ops", "flower", "migrate"])

@@ -217,6 +217,8 @@ def test_a_person_who_says_yes_is_obeyed_and_yes_is_not_asked_at_all(service, ty
         ("cancel x --reason y", "ELS_REDIS_URL", "redis://:sesame@h:no/0", "ELS_REDIS_URL"),
         ("purge --older-than 1", "ELS_BROKER_URL", "kafka://:sesame@h:1", "ELS_BROKER_URL"),
         ("reconcile", "ELS_REDIS_URL", "redis://:sesame@127.0.0.1:9/0", "Redis does not answer"),
+        ("reconcile", "ELS_DATABASE_URL", "postgresql://u:sesame@127.0.0.1:9/d", "refused"),
+        ("cancel x --reason y", "ELS_DATABASE_URL", "postgresql://:sesame@127.1:9/d", "refused"),
         ("submit examples/events.jsonl", "ELS_BROKER_URL", "redis://:x@127.1:9/0", "els: broker: "),
     ],
 )
@@ -229,6 +231,7 @@ def test_a_wrong_url_is_one_line_that_says_what_to_do(tmp_path, other, command, 
     assert said in errors[0]
     assert "Traceback" not in told.stderr
     assert "sesame" not in told.stderr
+    assert "psycopg" not in told.stderr  # no log of a pool that tries again
 
 
 @pytest.mark.parametrize(

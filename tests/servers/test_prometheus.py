@@ -26,6 +26,7 @@ from core.metrics import Pusher
 from core.servers.redis_client import connect
 from core.signs.heartbeat import SWEPT, note_sweep, note_worker, write_sign
 from core.signs.pauses import Outage, Pause, delete_pause, server_time, write_pause
+from core.signs.starts import STARTS, note_start
 from core.slots import Slots
 from migrations import upgrade
 from ops.stack.embedded import Postgres, Valkey
@@ -184,6 +185,18 @@ def no_worker(w):
     return {}, lambda: note_sweep(w.client)
 
 
+def crash_loop(w):
+    """A worker of one name starts again and again, and lives in between, as under a supervisor."""
+
+    def live_and_die():
+        w.lives()
+        note_start(w.client, "worker@crashing")
+
+    for _ in range(3):
+        note_start(w.client, "worker@crashing")
+    return {}, live_and_die
+
+
 def silent_sweep(w):
     return {}, lambda: (w.client.set(SWEPT, time.time() - 120), note_worker(w.client, WORKER))
 
@@ -337,13 +350,14 @@ def cleared(w):
             "TRUNCATE batch_essay_trackers, essay_states, batch_pending_content, excess_content,"
             " event_outbox, dead_letters, idempotency_keys CASCADE"
         )
-    w.client.delete("els", "els.events", *w.client.scan_iter("batch:*"))
+    w.client.delete("els", "els.events", STARTS, *w.client.scan_iter("batch:*"))
     delete_pause(w.client, "host:1")
     write_sign(w.client, WORKER, {"at": server_time(w.client)})
 
 
 STATES = {
     "ElsNoWorker": no_worker,
+    "ElsWorkerRestarts": crash_loop,
     "ElsSweepSilent": silent_sweep,
     "ElsBatchStuck": wrong_counter,
     "ElsBatchPastDeadline": past_deadline,

@@ -5,18 +5,20 @@ know: either way the event would be gone.
 """
 
 import logging
+import mmap
 import time
 from collections.abc import Callable
 from typing import Any
 
 from celery import Celery
 from celery.exceptions import Reject
-from celery.worker import state
+from celery.signals import worker_shutting_down
 from celery.worker.consumer import Consumer
 
 CATCH_ALL = "els.event"
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 30.0  # between two tries, doubled each time
 log = logging.getLogger(__name__)
+_stopping = mmap.mmap(-1, 1)  # 1: the worker stops. Its processes share this byte with it.
 
 Event = dict[str, Any]  # Any: a CloudEvent, JSON
 
@@ -27,6 +29,11 @@ class _KeepsAll(Consumer):
     def on_unknown_task(self, body: object, message: Any, exc: object) -> None:  # Any: of Kombu
         message.headers["task"] = CATCH_ALL
         self.create_task_handler()(message)
+
+
+@worker_shutting_down.connect
+def _note_stop(**_: object) -> None:
+    _stopping[0] = 1
 
 
 def receive_events(app: Celery, receive: Callable[[Event], object]) -> None:
@@ -60,10 +67,9 @@ def _until_it_returns(receive: Callable[[Event], object], event: Event) -> None:
 
 
 def _pause(wait_s: float) -> None:
-    """Wait; give the event back if the worker stops meanwhile. (A child of a pool cannot know.)"""
+    """Wait; give the event back if the worker stops meanwhile."""
     until = time.monotonic() + wait_s
     while (left := until - time.monotonic()) > 0:
-        asked = (state.should_stop, state.should_terminate)  # 0 is the status to exit with
-        if any(each is not None and each is not False for each in asked):
+        if _stopping[0]:
             raise Reject("the worker stops", requeue=True)
         time.sleep(min(left, 0.5))

@@ -278,7 +278,7 @@ def again_and_again(place, end, *more):
         worker.wait(WAIT_S)
 
 
-@cause("worker_restarts", says=["has started 3 times in 10 minutes"], never=GONE[1:])
+@cause("worker_restarts", says=["has started 3 times in 20 minutes"], never=GONE[1:])
 def it_is_killed_again_and_again(place):
     def kill(worker):
         until_it_lives(place, worker)
@@ -295,13 +295,13 @@ def until_it_lives(place, worker):
     until(lives, WAIT_S, "it lives")
 
 
-@cause("worker_restarts", says=["has started 3 times in 10 minutes"], never=GONE[1:])
+@cause("worker_restarts", says=["has started 3 times in 20 minutes"], never=GONE[1:])
 def it_fails_at_each_start(place):
     again_and_again(place, lambda _: None, "--statedb", "/nowhere/state")
     yield place.insert_batch()
 
 
-@cause("no_worker", says=["was stopped at"], never=["times in 10 minutes"])
+@cause("no_worker", says=["was stopped at"], never=["times in 20 minutes"])
 def it_was_restarted_by_its_people(place):
     def stop(worker):
         until_it_lives(place, worker)

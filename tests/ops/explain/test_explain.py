@@ -576,7 +576,7 @@ def test_drift_says_what_is_missing_and_what_is_stale(scene):
 
     told = scene.explain()
 
-    assert "3 open slots are not offered, 1 offered ones are not open" in told.causes[0].title
+    assert "3 open and not offered, 1 offered and not open" in told.causes[0].title
     assert told.disagreements == ["redis: 1 free and 0 just claimed, open slots: 3"]
 
 
@@ -722,11 +722,11 @@ def test_the_timeline_tells_the_whole_story_in_order(scene):
         "every slot accounted for and sealed",
         "event written: BatchContentProvisioningCompleted",
         "event written: BatchValidationErrors",
-        "mended by the sweep: full_not_announced",
+        "mended by the sweep: All slots are accounted for, but the batch was not announced",
         "event delivered: ExcessContentProvisioned",
         "event delivered: BatchContentProvisioningCompleted",
         "event delivered: BatchValidationErrors",
-        "mended by the sweep: event_not_delivered",
+        "mended by the sweep: An event of the batch has not been delivered",
         f"dead letter {letter}: els.assign_content, WRONG_BATCH_STATE",
         f"dead letter {other}: els.assign_content, UNKNOWN_ESSAY",
         f"dead letter {letter} replayed",
@@ -795,11 +795,12 @@ def test_repairs_and_letters_that_repeat_are_one_line(scene):
     letters = [db.dead_letters.add(scene.conn, each) for each in alike]
     other = scene.park("WRONG_BATCH_STATE")
 
+    drift = "mended by the sweep: Redis offers other slots than Postgres has open"
     assert lines(scene) == [
         "registered with 3 slots",
-        "mended by the sweep: slot_drift, and 1 more such, the last at 2026-01-31 08:00:02 UTC",
-        "mended by the sweep: event_missing",
-        "mended by the sweep: slot_drift, and 1496 more such, the last at 2026-01-31 08:25:00 UTC",
+        f"{drift}, and 1 more such, the last at 2026-01-31 08:00:02 UTC",
+        "mended by the sweep: The outbox lacks an event of the batch",
+        f"{drift}, and 1496 more such, the last at 2026-01-31 08:25:00 UTC",
         f"dead letter {letters[0]}: els.assign_content, UNKNOWN_ESSAY, and 2 more such, the last at"
         f" {parked(scene, letters[-1])}",
         f"dead letter {other}: els.assign_content, WRONG_BATCH_STATE",
