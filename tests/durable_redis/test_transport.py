@@ -3,6 +3,7 @@
 import base64
 import json
 import random
+import re
 import signal
 import ssl
 import statistics
@@ -23,6 +24,7 @@ from tests.durable_redis.crew import (
     PREFIX,
     QUEUE,
     STOCK,
+    URL,
     VISIBILITY_S,
     channel_on,
     take,
@@ -87,6 +89,32 @@ def test_two_workers_restore_a_message_once(place):
 
     assert moved == [True, False]
     assert place.client.llen(QUEUE) == 1
+
+
+def test_what_a_dead_worker_held_comes_back_though_the_index_was_deleted(place):
+    place.send(1, 2)
+    with channel_on() as channel:
+        assert channel.basic_get(QUEUE)
+        place.client.delete("unacked_index")
+        assert channel.basic_get(QUEUE)
+    place.start()
+
+    place.all_have_run(2)
+
+    assert sorted(place.numbers()) == [1, 2]
+
+
+def test_a_user_who_may_not_count_entries_restores_what_is_overdue(place):
+    rights = ["+@all", "-hlen", "-zcard", "-hkeys"]
+    place.client.acl_setuser("older", True, True, commands=rights, keys=["*"], channels=["*"])
+    place.send(1)
+    with channel_on() as dead:
+        assert dead.basic_get(QUEUE)
+
+    place.start(url=re.sub("//.*@", "//older:any@", URL))
+
+    place.all_have_run(1)
+    place.client.acl_deluser("older")
 
 
 def test_a_slow_restorer_leaves_a_message_that_is_in_work_again(place):
