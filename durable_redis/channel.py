@@ -69,6 +69,7 @@ class Channel(stock.Channel):
     _queue_cycle: Any
     _q_for_pri: Callable[[str, int], str]
     _flush_brpop_reauth: Callable[[], None]
+    _close_clients: Callable[[], None]
     _get_pool: Callable[[], redis.ConnectionPool]
     connection_errors: tuple[type[Exception], ...]
 
@@ -363,8 +364,6 @@ class Channel(stock.Channel):
 
     @cached_property
     def _shared_client(self) -> redis.Redis:
-        if self.connection is None:  # closed while somebody publishes: Kombu then opens another
-            raise redis.ConnectionError("the channel is closed")
         return cast(redis.Redis, stock.Channel._create_client(self))  # type: ignore[attr-defined]
 
     def _create_client(self, asynchronous: bool = False) -> redis.Redis:
@@ -385,12 +384,23 @@ class Channel(stock.Channel):
         return pubsub
 
     def close(self) -> None:
-        """Close; a message that arrived in the meantime goes back."""
+        """Close; a message that arrived in the meantime goes back.
+
+        Kombu stops halfway where the connection is lost; then this does the rest. Celery would go
+        on with half a channel, and the error would end the worker.
+        """
         if self._qos is not None:
             self.qos.stop_renewal()
         if self._awaits_invalidation:
             self._awaits_invalidation, self._in_poll = False, None  # no reply is due
-        super().close()
+        try:
+            super().close()
+        except self.connection_errors:
+            if self.connection is not None:
+                cast(Any, self.connection).cycle.discard(self)
+            self._disconnect_pools()
+            self._close_clients()
+            virtual.Channel.close(self)
 
     def drop_silent_connection(self) -> None:
         """Drop the connection if a reply is due for too long; the poller reconnects."""
@@ -417,7 +427,13 @@ class Channel(stock.Channel):
         return monotonic() > self._listens_from
 
     def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
-        """Speak RESP3, in which Redis can send something unasked."""
+        """Speak RESP3, in which Redis can send something unasked.
+
+        Raises redis.ConnectionError where the channel is closed, or its connection: somebody may
+        close it while this thread publishes.
+        """
+        if getattr(self.connection, "client", None) is None:
+            raise redis.ConnectionError("the connection is closed")
         return {**super()._connparams(asynchronous), "protocol": 3}  # type: ignore[misc] # untyped
 
     def _disconnect_pools(self) -> None:

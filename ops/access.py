@@ -44,7 +44,7 @@ TAKE = (
     *("+lpush", "+rpush", "+llen", "+sadd", "+srem", "+smembers", "+hset", "+hget", "+hdel"),
     *("+zadd", "+zrem", "+zscore", "+time", "+zrange", "+zrevrangebyscore", "+set", "+get", "+del"),
     *("+expire", "+eval", "+evalsha", "+hsetnx", "+lindex", "+exists", "+zremrangebyrank"),
-    *("+script|load", "+info"),
+    *("+script|load", "+info", "+hlen", "+hkeys", "+zcard"),
 )
 # A page that acts sends letters and events again, and repairs the slots of batches.
 REPAIR = "(+@read +@write -@dangerous +eval +evalsha ~batch:{*)"

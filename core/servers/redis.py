@@ -13,6 +13,10 @@ from core.servers.finding import Finding, Severity, since, skew
 OLDEST_REDIS = (6, 2)  # CLIENT TRACKING came with 6.0, LPOP with a count with 6.2
 AWAY = (redis.ConnectionError, redis.TimeoutError)
 INFORMATION = "version, eviction and append-only file"  # what INFO says
+STEPS = {  # by words of an error
+    "BUSY": "SCRIPT KILL, or FUNCTION KILL; what has written ends by itself",
+    "max number of clients": "end some of CLIENT LIST, or CONFIG SET maxclients",
+}
 
 
 def check_redis(client: redis.Redis, server: str, url: str = "") -> list[Finding]:
@@ -22,17 +26,27 @@ def check_redis(client: redis.Redis, server: str, url: str = "") -> list[Finding
     """
     is_broker = server == "broker"
     found: list[Finding] = []
+    answers = False
     try:
-        client.ping()
+        answers = bool(client.ping())
         found += _allowed(_information(client, server, is_broker=is_broker), server, INFORMATION)
         found += _writes(client, server)
         found += _tracking(client) if is_broker else []
         found += _allowed(_skew_of_redis(client, server), server, "the clock")
-    except AWAY as error:
-        return [away(server, url, error)]
-    except redis.RedisError as error:  # of PING: the others name what they met
-        return [refused(server, error, f"mend {setting_of(server)}, or the ACL of its user")]
+    except redis.RedisError as error:  # a refusal: of PING, as the others name what they met
+        return [_unanswered(server, url, error, answers=answers)]
     return [*{each.wrong: each for each in reversed(found)}.values()][::-1]
+
+
+def _unanswered(server: str, url: str, error: redis.RedisError, *, answers: bool) -> Finding:
+    if answers and isinstance(error, redis.TimeoutError):
+        wrong = "it answers PING, and holds everything else up"
+        return refused(server, wrong, "CLIENT UNPAUSE, or look at SLOWLOG GET")
+    if step := next((step for words, step in STEPS.items() if words in str(error)), None):
+        return refused(server, error, step)
+    if isinstance(error, AWAY):
+        return away(server, url, error)
+    return refused(server, error, f"mend {setting_of(server)}, or the ACL of its user")
 
 
 def _allowed(checks: Iterator[Finding], server: str, what: str) -> list[Finding]:

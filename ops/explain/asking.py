@@ -83,6 +83,7 @@ BATCH_S = 10.0  # for Postgres, where the machine is slow: each statement has a 
 FILLS = timedelta(seconds=10)  # after its last content a batch fills no more
 ENDED = ("closed the connection unexpectedly", "terminating connection")  # says a client
 UNREGISTERED = {"unknown", "not_registered"}
+UNSAID = Clue("the broker does not say whether messages for the batch wait there")
 T = TypeVar("T")
 
 
@@ -245,7 +246,7 @@ class Looking:
         try:
             return around.answer(until_s)
         except (*UNANSWERED, TimeoutError, ValueError):
-            return NOTHING_AROUND
+            return replace(NOTHING_AROUND, clues=[UNSAID])
 
     def _known_since(self, conn: Conn, explanation: Explanation) -> datetime | None:
         """Return from when on what was dropped may concern the batch; None: nothing was there."""

@@ -56,6 +56,7 @@ LOOK_AT = {  # by SQLSTATE, or by a word of Redis' answer
     "READONLY": PROMOTE,
     "PAUSE,": REDIS.format("CLIENT UNPAUSE"),
     "MISCONF": REDIS.format("INFO persistence"),
+    "BUSY": REDIS.format("SCRIPT KILL; UNKILLABLE: it has written, and ends by itself"),
     "alarm": "rabbitmq-diagnostics alarms  # on each host of ELS_BROKER_URL",
     "NOREPLICAS": REDIS.format("INFO replication"),
 }

@@ -1,6 +1,7 @@
 """What servers lack is found on real ones, each with its reason and the next step."""
 
 import os
+import threading
 import time
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,6 +16,7 @@ from core.servers import finding, postgres
 from core.servers import redis as redis_server
 from core.servers.postgres import check_postgres, missing_for_work
 from core.servers.redis import check_redis
+from core.servers.redis_client import connect_once
 from core.servers.requirements import check_servers
 from core.servers.rights import RIGHTS
 from core.settings import Settings
@@ -22,6 +24,7 @@ from migrations import head
 from ops.stack.embedded import Valkey
 from ops.stack.ports import free_port
 from tests.factories import new_batch
+from tests.live.conftest import until
 from tests.ops.served import own_database
 
 
@@ -99,6 +102,30 @@ def test_what_a_broker_lacks_is_named(valkey_of_its_own, commands, found):
     for (told, severity), (words, meant) in zip(seen.items(), found.items(), strict=True):
         assert words.lower() in told.lower() or "used memory" in told
         assert severity == meant
+
+
+def test_the_step_fits_what_holds_a_redis_up(valkey_of_its_own):
+    with valkey_of_its_own("CONFIG SET busy-reply-threshold 10") as client:
+        port = client.connection_pool.connection_kwargs["port"]
+        asks = connect_once(f"redis://:password@127.0.0.1:{port}/0", timeout_s=1)
+        client.client_pause(60_000, all=False)
+        (paused,) = check_redis(asks, "redis")
+        client.client_unpause()
+        script = threading.Thread(target=run_until_killed, args=[client])
+        script.start()
+        (busy,) = until(lambda: check_redis(asks, "redis"), 5, "it is busy")
+        asks.script_kill()
+        script.join()
+
+    assert "PING" in paused.wrong
+    assert "UNPAUSE" in paused.step
+    assert "BUSY" in busy.wrong
+    assert "SCRIPT KILL" in busy.step
+
+
+def run_until_killed(client):
+    with pytest.raises(redis.ResponseError, match=r"(?i)script killed"):
+        client.eval("while true do end", 0)
 
 
 def test_a_redis_that_is_away_is_a_fault():

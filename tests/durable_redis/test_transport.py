@@ -3,6 +3,7 @@
 import base64
 import json
 import random
+import re
 import signal
 import ssl
 import statistics
@@ -12,10 +13,14 @@ from uuid import uuid4
 import pytest
 import redis
 from kombu import Connection, transport
+from kombu.asynchronous import Hub
+from kombu.pidbox import Mailbox
 
 import durable_redis
 from durable_redis.channel import Channel
 from durable_redis.unacked import Batching
+from ops.stack.embedded import Valkey
+from ops.stack.ports import free_port
 from tests.durable_redis.crew import (
     KEEP,
     MARGIN_S,
@@ -23,6 +28,7 @@ from tests.durable_redis.crew import (
     PREFIX,
     QUEUE,
     STOCK,
+    URL,
     VISIBILITY_S,
     channel_on,
     take,
@@ -87,6 +93,32 @@ def test_two_workers_restore_a_message_once(place):
 
     assert moved == [True, False]
     assert place.client.llen(QUEUE) == 1
+
+
+def test_what_a_dead_worker_held_comes_back_though_the_index_was_deleted(place):
+    place.send(1, 2)
+    with channel_on() as channel:
+        assert channel.basic_get(QUEUE)
+        place.client.delete("unacked_index")
+        assert channel.basic_get(QUEUE)
+    place.start()
+
+    place.all_have_run(2)
+
+    assert sorted(place.numbers()) == [1, 2]
+
+
+def test_a_user_who_may_not_count_entries_restores_what_is_overdue(place):
+    rights = ["+@all", "-hlen", "-zcard", "-hkeys"]
+    place.client.acl_setuser("older", True, True, commands=rights, keys=["*"], channels=["*"])
+    place.send(1)
+    with channel_on() as dead:
+        assert dead.basic_get(QUEUE)
+
+    place.start(url=re.sub("//.*@", "//older:any@", URL))
+
+    place.all_have_run(1)
+    place.client.acl_deluser("older")
 
 
 def test_a_slow_restorer_leaves_a_message_that_is_in_work_again(place):
@@ -339,6 +371,34 @@ def test_a_channel_that_closes_gives_back_what_it_holds(place):
 
     assert place.client.llen(QUEUE) == 2
     assert not place.client.exists("unacked", "unacked_index")
+
+
+def test_a_lost_connection_may_be_closed_twice_and_keeps_what_is_acknowledged(tmp_path):
+    """Celery does so: the first time a reply is due, and something is to be acknowledged."""
+    server = Valkey(tmp_path / "valkey", free_port(), "password")
+    server.start()
+    try:
+        connection = Connection(server.url, transport=OURS)
+        channel = connection.default_channel
+        channel.basic_publish(channel.prepare_message("1"), "", QUEUE)
+        taken = channel.basic_get(QUEUE)
+        connection.transport.register_with_event_loop(connection.connection, Hub())
+        Mailbox("celery").Node("worker", channel=connection.channel()).listen(callback=print)
+        channel.basic_consume(QUEUE, False, print, "tag")
+        connection.transport.cycle.on_poll_start()
+        taken.ack()
+        server.stop()
+
+        connection.collect()
+        connection.close()
+
+        server.start()
+        with Connection(server.url, transport=OURS) as again, redis.from_url(server.url) as client:
+            assert client.hlen("unacked") == 1
+            again.default_channel.qos.flush()
+            assert not client.exists(QUEUE, "unacked", "unacked_index")
+    finally:
+        server.stop()
 
 
 # --- beside the stock transport ----------------------------------------------------------------

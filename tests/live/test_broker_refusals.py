@@ -1,6 +1,7 @@
 """A Redis broker that answers and refuses, or stands still, beside workers that must outlive it."""
 
 import os
+import random
 import re
 import signal
 import threading
@@ -22,6 +23,7 @@ from tests.live.conftest import until
 pytestmark = pytest.mark.redis_only("it makes a Redis refuse")
 ESSAYS = 60
 REFUSED_S = 4
+RESTARTS = 8
 FROZEN_S = 12  # longer than a silence that counts as one
 PLACED = "SELECT 1 FROM essay_states WHERE batch_id = %s AND text_storage_id IS NOT NULL"
 ADMIN, PASSWORD = "admin", "admin-password"  # a user that keeps its rights
@@ -153,11 +155,16 @@ def broker(tmp_path):
 @pytest.fixture
 def service(workers, broker, tmp_path):
     """Workers whose broker is one that can be made to refuse; their slots are elsewhere."""
+    return moved(workers, broker.url, tmp_path)
+
+
+def moved(workers, broker_url, tmp_path):
+    """Give workers and their upstream another broker."""
     workers.upstream.close()
-    workers.upstream = Celery("upstream", broker=broker.url, backend=os.environ["ELS_REDIS_URL"])
+    workers.upstream = Celery("upstream", broker=broker_url, backend=os.environ["ELS_REDIS_URL"])
     workers.upstream.conf.broker_transport_options = {"socket_timeout": 2}
     workers.home = tmp_path / "home"
-    workers.settings |= {"ELS_BROKER_URL": broker.url, "ELS_HOME": str(workers.home)}
+    workers.settings |= {"ELS_BROKER_URL": broker_url, "ELS_HOME": str(workers.home)}
     return workers
 
 
@@ -292,6 +299,34 @@ def test_a_worker_that_is_stopped_while_its_broker_refuses_ends_and_loses_nothin
     assert letters(conn, batch) == []
     assert "messages_not_given_back" in log_of(service)
     assert "Traceback" not in log_of(service)
+
+
+@pytest.mark.outage
+@pytest.mark.timeout(300)
+def test_workers_outlive_a_broker_that_restarts_again_and_again(workers, tmp_path, events_of):
+    broker = Valkey(tmp_path / "broker", free_port(), "password")
+    broker.start()
+    service = moved(workers, broker.url, tmp_path)
+    more = [service.start(**service.settings) for _ in range(3)]
+    service.start("-s", str(tmp_path / "beat"), command="beat", ELS_RELAY_EVERY="0.1")
+    service.ready(3)
+    batches = [make.new_batch() for _ in range(RESTARTS)]
+
+    try:
+        for batch in batches:
+            service.send("els.register_batch", make.registration(batch, ESSAYS))
+            with load(service, batch):
+                time.sleep(random.uniform(0.2, 1))
+                broker.stop()
+                broker.start()
+        for batch in batches:
+            until(lambda b=batch: events_of(b, "BatchEssaysReady"), 60, "the batch is ready")
+
+        assert [worker.poll() for worker in more] == [None] * 3, log_of(service)
+        assert "Traceback" not in "".join(log_of(service, number) for number in range(3))
+    finally:
+        service.close()
+        broker.stop()
 
 
 def test_what_a_worker_is_refused_with_can_be_read(broker):

@@ -1,10 +1,12 @@
 """Servers that are away, frozen, full, or refuse."""
 
 import json
+import threading
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import psycopg
+import redis
 
 from core.signs.pauses import PAUSES
 from ops.stack.embedded import Valkey
@@ -92,6 +94,26 @@ def redis_holds_writes_back(place):
     place.valkey.client_unpause()
 
 
+@cause("redis_unreachable", says=["BUSY"], never=["they are lost"], step="SCRIPT KILL")
+def redis_runs_a_script_that_does_not_end(place):
+    batch = place.insert_batch()
+    client = redis.Redis.from_url(place.valkey_server.url, socket_timeout=60)
+    place.valkey.config_set("busy-reply-threshold", 10)
+    script = threading.Thread(target=lambda: reply_of(client.eval, "while true do end", 0))
+    script.start()
+    until(lambda: "BUSY" in reply_of(place.valkey.ping), what="it is busy")
+    yield batch
+    place.valkey.script_kill()
+    script.join()
+
+
+def reply_of(call, *args):
+    try:
+        return str(call(*args))
+    except redis.RedisError as error:
+        return str(error)
+
+
 @cause("server_refuses", says=["Redis refuses writes", "NOREPLICAS"], never=["Postgres refuses"])
 def redis_refuses_and_has_a_note_of_a_process_that_was_killed(place):
     batch = place.insert_batch()
@@ -133,7 +155,11 @@ def broker(place):
         server.stop()
 
 
-@cause("broker_unreachable", says=["The broker does not answer"], never=GONE[:1])
+@cause(
+    "broker_unreachable",
+    says=["The broker does not answer", "the broker does not say whether messages"],
+    never=[*GONE[:1], "they are lost"],
+)
 def the_broker_is_stopped(place):
     with broker(place) as server:
         place.settings["ELS_BROKER_URL"] = server.url

@@ -154,6 +154,7 @@ def test_what_whoever_asks_has_met_is_newer_than_what_a_process_noted():
         ("postgres", 'FATAL: role "els" is not permitted to log in', "LOGIN"),
         ("redis", "invalid username-password pair or user is disabled.", "ELS_REDIS_URL"),
         ("redis", "max number of clients reached", "CLIENT LIST"),
+        ("redis", "BUSY Redis is busy running a script.", "SCRIPT KILL"),
         ("redis", "Redis is loading the dataset in memory", "wait"),
         ("broker", "[Errno 111] Connection refused", "ELS_BROKER_URL"),
     ],

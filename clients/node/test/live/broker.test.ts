@@ -213,20 +213,23 @@ test("a sender sends in order, and what it sends again has its id", { skip }, as
 test("what Celery's worker held when it died is received", redisOnly, async (context) => {
   const { queue, put } = aQueue(context);
   const lost = event();
-  await put([lost]);
+  const unindexed = event();
+  await put([lost, unindexed]);
   const redis = new Redis(broker);
   context.after(() => redis.disconnect());
-  const message = await redis.rpop(queue);
-  await redis.hset(`${queue}.unacked`, "tag", `[${message}, "${queue}", "${queue}"]`);
+  for (const tag of ["tag", "unindexed"]) {
+    const message = await redis.rpop(queue);
+    await redis.hset(`${queue}.unacked`, tag, `[${message}, "${queue}", "${queue}"]`);
+  }
   await redis.zadd(`${queue}.unacked_index`, Date.now() / 1000 - 60, "tag");
   await redis.hset(`${queue}.unacked`, "damaged", "no entry");
   await redis.zadd(`${queue}.unacked_index`, Date.now() / 1000 - 50, "damaged");
 
   const { got, troubles } = receive(context, queue);
 
-  await until("it is received", () => got.length === 1);
-  assert.equal(got[0]?.id, lost.id);
-  await until("it is acknowledged", async () => (await redis.hlen(`${queue}.unacked`)) === 1);
+  await until("both are received", () => got.length === 2);
+  assert.deepEqual(got.map(({ id }) => id), [lost.id, unindexed.id]);
+  await until("they are acknowledged", async () => (await redis.hlen(`${queue}.unacked`)) === 1);
   assert.equal(await redis.hget(`${queue}.unacked`, "damaged"), "no entry");
   await until("somebody hears of the other", () => troubles.some((each) => each.includes("damaged")));
 });
