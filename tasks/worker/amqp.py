@@ -9,12 +9,19 @@ import re
 import socket
 import ssl
 from collections.abc import Callable, Mapping
+from mmap import mmap
 from time import monotonic
 from typing import Any, ClassVar
 
 import structlog
 from amqp import serialization, spec
-from amqp.exceptions import AccessRefused, AMQPError, NotFound, PreconditionFailed
+from amqp.exceptions import (
+    AccessRefused,
+    AMQPError,
+    NotFound,
+    PreconditionFailed,
+    RecoverableConnectionError,
+)
 from billiard.process import current_process
 from celery import Celery
 from kombu import Exchange, Queue, transport
@@ -164,6 +171,7 @@ class Channel(Waits, pyamqp.Channel):
         too long; then the connection is closed, since a late confirm would be taken for another's.
         """
         confirm_s = kwargs.pop("confirm_timeout", None) or CONFIRM_S
+        self.connection.end_if_lost()
         lasts = msg.properties.get("delivery_mode") == PERSISTENT and not exchange.endswith(CHAT)
         if lasts and not self._confirm_selected:
             self.confirm_select()
@@ -294,8 +302,33 @@ def _log_difference(kind: str, name: str, refusal: str) -> None:
     )
 
 
+_losses = mmap(
+    -1, 1
+)  # of the worker's connection, modulo 256; shared with the processes of its pool
+
+
+def note_loss() -> None:
+    """Note that this worker has lost its connection. Those of its pool have mostly died as well.
+
+    They send no heartbeats: each would wait for a confirm until its deadline, one after the other.
+    """
+    _losses[0] = (_losses[0] + 1) % 256
+
+
 class Connection(Waits, pyamqp.Connection):
+    """A connection that no process uses any more once its worker has lost its own."""
+
     Channel = Channel
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # Any: as Kombu calls it
+        super().__init__(*args, **kwargs)
+        self._losses = _losses[0]
+
+    def end_if_lost(self) -> None:
+        """Raise RecoverableConnectionError where the worker has lost its connection since."""
+        if self._losses != _losses[0]:
+            self.collect()
+            raise RecoverableConnectionError("the worker has lost its own connection")
 
 
 class Transport(pyamqp.Transport):

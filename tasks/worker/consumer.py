@@ -11,6 +11,7 @@ from kombu.exceptions import DecodeError
 import durable_redis
 from core.catalogue import unknown_task
 from core.errors import NotExecuted
+from tasks.worker import amqp
 from tasks.worker.batching import Batcher
 from tasks.worker.connecting import pause_if_denied, wait_for_broker
 from tasks.worker.monitoring import EventFlush
@@ -59,6 +60,7 @@ class Consumer(consumer.Consumer):
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """Reconnect, after a pause if the broker is there and refuses."""
         durable_redis.note_refusal(exc)
+        amqp.note_loss()
         super().on_connection_error_after_connected(exc)
         pause_if_denied(exc, self.hostname)
 
