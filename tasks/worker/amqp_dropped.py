@@ -8,6 +8,7 @@ becomes a dead letter; the other messages have done nothing wrong, and go back t
 from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Any
+from uuid import uuid4
 
 import structlog
 from amqp.exceptions import AMQPError
@@ -38,6 +39,11 @@ log = structlog.get_logger(__name__)
 def dead_name(queue: str) -> str:
     """Name the exchange and the queue of dropped messages."""
     return f"{queue}.dead"
+
+
+def check_name(queue: str) -> str:
+    """Name a queue or exchange by which a worker checks something: nobody else knows the name."""
+    return f"{queue}.check-{uuid4().hex}"
 
 
 def dead_queue(queue: str) -> Queue:

@@ -7,13 +7,12 @@ them, and `/readyz` names what is lost without.
 import json
 from time import monotonic
 from typing import Any
-from uuid import uuid4
 
 import structlog
 from kombu import Connection, Consumer, Exchange, Message, Producer, Queue
 from kombu.exceptions import OperationalError
 
-from tasks.worker.amqp_dropped import CHECK, DELAYED, dead_name, dead_queue, unroutable
+from tasks.worker.amqp_dropped import CHECK, DELAYED, check_name, dead_name, dead_queue, unroutable
 
 ANSWER_S = 5  # that RabbitMQ gets to drop the message by which the policy is checked
 CHECK_EXPIRES_MS = 60_000  # of a queue that a check left behind
@@ -108,7 +107,7 @@ def check(connection: Connection, queue: str) -> None:
 
 def _hands_over_dropped(connection: Connection, queue: str) -> bool:
     """Let RabbitMQ drop a message, and see."""
-    name = f"{queue}.check-{uuid4().hex}"
+    name = check_name(queue)
     arguments = {"x-queue-type": "quorum", "x-expires": CHECK_EXPIRES_MS}
     checked = Queue(name, Exchange(""), name, queue_arguments=arguments)(connection.channel())
     checked.queue_declare()
@@ -120,7 +119,7 @@ def _hands_over_dropped(connection: Connection, queue: str) -> bool:
 
 def _hands_over_unroutable(connection: Connection, queue: str) -> bool:
     """Send a message to an exchange without queues, and see."""
-    name = f"{queue}.check-{uuid4().hex}"
+    name = check_name(queue)
     checked = Exchange(name, "topic", durable=False)(connection.channel())
     checked.declare()
     try:
