@@ -12,9 +12,19 @@ import structlog
 from kombu import Connection, Consumer, Exchange, Message, Producer, Queue
 from kombu.exceptions import OperationalError
 
-from tasks.worker.amqp_dropped import CHECK, DELAYED, check_name, dead_name, dead_queue, unroutable
+from tasks.worker.amqp_dropped import (
+    CHECK,
+    DELAYED,
+    check_name,
+    dead_name,
+    dead_queue,
+    left_name,
+    outlived,
+    unroutable,
+)
 
 ANSWER_S = 5  # that RabbitMQ gets to drop the message by which the policy is checked
+PRIORITY = 10  # a policy for all queues is mostly set with the default, 0
 CHECK_EXPIRES_MS = 60_000  # of a queue that a check left behind
 
 DROPPED_LOST = "messages that expire, or reach a limit of the queue"
@@ -34,15 +44,16 @@ def policies(queue: str) -> list[tuple[str, str, dict[str, str], str, int]]:
     kept, full = {"dead-letter-exchange": dead}, {"overflow": "reject-publish"}
     at_least_once = {**kept, "dead-letter-strategy": "at-least-once", **full}
     return [
-        (f"{queue}-quorum", f"^{ours}$", at_least_once, "queues", 1),
-        (f"{queue}-classic", f"^{ours}$", {**kept, **full}, "queues", 0),  # the other is none there
-        (f"{queue}-dead", f"^{_literal(dead)}$", full, "queues", 0),
+        (f"{queue}-quorum", f"^{ours}$", at_least_once, "queues", PRIORITY + 1),
+        # RabbitMQ takes the other for none on a classic queue.
+        (f"{queue}-classic", f"^{ours}$", kept | full, "queues", PRIORITY),
+        (f"{queue}-dead", f"^{_literal(dead)}$", full, "queues", PRIORITY),
         (
             f"{queue}-unroutable",
             f"^({ours}|{DELAYED}.*)$",
             {"alternate-exchange": dead},
             "exchanges",
-            0,
+            PRIORITY,
         ),
     ]
 
@@ -77,7 +88,13 @@ def lacks(queue: str) -> list[dict[str, str]]:
         found += [
             {"wrong": wrong, "why": f"lost: {'; '.join(lost)}", "step": policy_commands(queue)}
         ]
-    if number := unroutable():
+    if outlived.number:
+        wrong = f"a policy limits how long messages wait in {dead_name(queue)}"
+        why = "lost: what RabbitMQ drops while no worker is there to take it from that queue"
+        look = "rabbitmqctl list_policies; rabbitmqctl list_operator_policies"
+        step = f"{look}; leave {dead_name(queue)} out of the one that has a message-ttl"
+        found += [{"wrong": wrong, "why": why, "step": step}]
+    if number := unroutable.number:
         wrong = f"it had no queue for {number} messages within the last minutes"
         why = "somebody deletes what the workers declare; they declare it again"
         step = "find out who: rabbitmqctl list_connections user peer_host"
@@ -103,6 +120,27 @@ def check(connection: Connection, queue: str) -> None:
             lost="; ".join(lost),
             run=policy_commands(queue),
         )
+
+
+def leave_one(connection: Connection, queue: str) -> None:
+    """Leave a message where nobody takes it: a policy that ends it does so in `els.dead` too.
+
+    RabbitMQ shows policies to administrators alone, but it hands over what it drops. Raises
+    AMQPError, KombuError or OSError.
+    """
+    name, dead = left_name(queue), dead_name(queue)
+    arguments = {
+        "x-queue-type": "quorum",
+        "x-dead-letter-exchange": dead,
+        "x-dead-letter-routing-key": name,
+    }
+    channel: Any = connection.channel()  # Any: absent from its types
+    channel.queue_declare(name, durable=True, auto_delete=False, arguments=arguments)
+    channel.queue_purge(
+        name
+    )  # RabbitMQ drops the first message alone, by the limit that it came with
+    Producer(channel).publish("", routing_key=name, exchange="", headers={CHECK: name})
+    channel.close()
 
 
 def _hands_over_dropped(connection: Connection, queue: str) -> bool:

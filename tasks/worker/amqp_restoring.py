@@ -28,7 +28,7 @@ from core.faults import describe
 from core.servers.rabbitmq import missing
 from tasks.worker import amqp_policy
 from tasks.worker.amqp_delays import delayed_queues
-from tasks.worker.amqp_dropped import dead_queue
+from tasks.worker.amqp_dropped import LEFT_S, dead_queue
 from tasks.worker.amqp_marks import marked
 
 EVERY_S = 5.0
@@ -81,7 +81,7 @@ class Restoring:
 
     def _keep(self, connection: Connection) -> None:
         """Restore until the connection ends. Raises AMQPError, KombuError or OSError."""
-        delays_at = policies_at = -inf
+        delays_at = policies_at = left_at = -inf
         self._not_allowed.clear()
         asked = False
         while True:
@@ -93,6 +93,10 @@ class Restoring:
                 policies_at = monotonic()
                 with self._if_allowed("policies"):
                     amqp_policy.check(connection, self._queue)
+            if monotonic() - left_at > LEFT_S:
+                left_at = monotonic()
+                with self._if_allowed("a message left to wait"):
+                    amqp_policy.leave_one(connection, self._queue)
             asked = self._pause()
 
     def _restore(self, connection: Connection, *, delays: bool, asked: bool) -> None:
