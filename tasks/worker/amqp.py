@@ -51,6 +51,12 @@ OPTIONS = {
     "socket_settings": SOCKET_SETTINGS,
 }
 FAREWELL_S = 2  # for the answer to a farewell: often the connection is dead, and there are several
+COSTS = {  # of a queue that is declared otherwise, by RabbitMQ's words; others lose nothing
+    "arg 'durable'": "lost: what waits in it when RabbitMQ restarts",
+    "arg 'auto_delete'": "lost: what waits in it when the last worker ends",
+    "arg 'x-expires'": "lost: what waits in it while no worker runs",
+    "current is 'stream'": "no worker takes messages from a stream",
+}
 CARRIED_OVER = {"correlation_id", "reply_to", "priority", "message_id", "timestamp", "type"}
 FAREWELLS = (spec.Connection.CloseOk, spec.Channel.CloseOk, spec.Basic.CancelOk)
 RETURNED = "els-returned"  # a header: a worker has put the message back into its queue
@@ -273,6 +279,7 @@ class Channel(Waits, pyamqp.Channel):
 
 
 _logged: set[tuple[str, str]] = set()
+costly: dict[str, dict[str, str]] = {}  # queue -> for `/readyz`, what its declaration costs
 
 
 def _is_first(kind: str, name: str) -> bool:
@@ -287,24 +294,30 @@ def _log_difference(kind: str, name: str, refusal: str) -> None:
     """Log it once. The processes of a pool leave that to the worker's parent."""
     if not _is_first(kind, name):
         return
+    costs = [cost for words, cost in COSTS.items() if kind == "queue" and words in refusal]
     say = log.warning if current_process().name == "MainProcess" else log.debug
     again = {
         "queue": f"rabbitmqctl delete_queue {name} --if-empty",
         "exchange": f"celery -A tasks.app amqp exchange.delete {name} false",
     }[kind]
+    step = (
+        f"stop all workers and senders, empty it, run `{again}`, start the workers first;"
+        " docs/tasks.md says how senders declare it"
+    )
+    if costs:
+        wrong = f"somebody has declared the queue {name} otherwise: {refusal}"
+        costly[name] = {"wrong": wrong, "why": "; ".join(costs), "step": step}
     say(
         f"{kind}_declared_otherwise",
         **{kind: name},
         refusal=refusal,
         used="unchanged",
-        to_change_it=f"stop all workers and senders, empty it, run `{again}`, start the workers"
-        " first; docs/tasks.md says how senders declare it",
+        to_change_it=step,
     )
 
 
-_losses = mmap(
-    -1, 1
-)  # of the worker's connection, modulo 256; shared with the processes of its pool
+# Of the worker's connection, modulo 256; its pool shares that.
+_losses = mmap(-1, 1)
 
 
 def note_loss() -> None:

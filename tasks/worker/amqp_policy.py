@@ -12,6 +12,7 @@ import structlog
 from kombu import Connection, Consumer, Exchange, Message, Producer, Queue
 from kombu.exceptions import OperationalError
 
+from tasks.worker.amqp import costly
 from tasks.worker.amqp_dropped import (
     CHECK,
     DELAYED,
@@ -82,7 +83,7 @@ def policy_commands(queue: str) -> str:
 
 def lacks(queue: str) -> list[dict[str, str]]:
     """Say for `/readyz` what this worker has found to be wrong with RabbitMQ."""
-    found = []
+    found = [*costly.values()]
     if lost:
         wrong = "it has no policy by which it hands over what it drops"
         found += [

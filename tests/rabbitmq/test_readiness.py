@@ -70,3 +70,18 @@ def test_a_limit_of_the_queue_of_the_dropped_is_named(policed, node, readyz, kin
     dead = f"wait in {policed.queue}.dead"
     until(lambda: any(dead in each for each in readyz()[2]), what="it is named")
     node.ctl(f"clear_{kind}", policed.queue)
+
+
+@pytest.mark.parametrize(
+    "declaration",
+    [{"auto_delete": True}, {"auto_delete": False, "arguments": {"x-queue-type": "stream"}}],
+    ids=["it goes with its last consumer", "a stream"],
+)
+def test_a_declaration_that_costs_messages_is_named(workers, node, readyz, declaration):
+    with node.connection() as connection:
+        connection.channel().queue_declare(workers.queue, durable=True, **declaration)
+    workers.start()
+    workers.ready(1)
+
+    named = f"somebody has declared the queue {workers.queue} otherwise"
+    until(lambda: any(named in each for each in readyz()[2]), what="it is named")
