@@ -129,7 +129,9 @@ class Waits:
         timeout: float | None = None,
         returns_tuple: bool = False,
     ) -> Any:
-        """Wait for an answer. Raises TimeoutError where none comes."""
+        """Wait for an answer. Raises TimeoutError where none comes, or what `_end_if_lost` does."""
+        if method not in FAREWELLS:
+            _end_if_lost(getattr(self, "connection", None) or self)
         timeout = timeout or (FAREWELL_S if method in FAREWELLS else ANSWER_S)
         return super().wait(method, callback, timeout, returns_tuple)  # type: ignore[misc] # theirs
 
@@ -177,7 +179,7 @@ class Channel(Waits, pyamqp.Channel):
         too long; then the connection is closed, since a late confirm would be taken for another's.
         """
         confirm_s = kwargs.pop("confirm_timeout", None) or CONFIRM_S
-        self.connection.end_if_lost()
+        _end_if_lost(self.connection)
         lasts = msg.properties.get("delivery_mode") == PERSISTENT and not exchange.endswith(CHAT)
         if lasts and not self._confirm_selected:
             self.confirm_select()
@@ -335,13 +337,14 @@ class Connection(Waits, pyamqp.Connection):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # Any: as Kombu calls it
         super().__init__(*args, **kwargs)
-        self._losses = _losses[0]
+        self.losses = _losses[0]
 
-    def end_if_lost(self) -> None:
-        """Raise RecoverableConnectionError where the worker has lost its connection since."""
-        if self._losses != _losses[0]:
-            self.collect()
-            raise RecoverableConnectionError("the worker has lost its own connection")
+
+def _end_if_lost(connection: object) -> None:
+    """Raise RecoverableConnectionError where the worker has lost its own connection since."""
+    if isinstance(connection, Connection) and connection.losses != _losses[0]:
+        connection.collect()
+        raise RecoverableConnectionError("the worker has lost its own connection")
 
 
 class Transport(pyamqp.Transport):
