@@ -293,7 +293,7 @@ class Channel(stock.Channel):
 
     def end_refusal(self) -> None:
         """Take note that Redis takes commands; after a refusal, restore nothing for a while."""
-        if REFUSALS.current:
+        if REFUSALS.current and REFUSALS.is_over:
             REFUSALS.end()
             self.qos.restore_later()
 

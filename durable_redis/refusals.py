@@ -13,6 +13,8 @@ from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, 
 
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 10.0
+ONE_KEY = "WRONGTYPE"  # a queue is no list; Redis takes commands for the others
+CALM_S = 3.0  # without that, until it counts as over
 ERROR_CHARS = 300  # of an error's text; that of a script may quote it
 # What a server says that a client can reach. redis-py takes the first two for lost connections.
 AT_CONNECT = (AuthenticationError, BusyLoadingError, ResponseError)
@@ -42,6 +44,11 @@ class Refusals:
     def paused(self) -> bool:
         """Whether it is too early to ask again."""
         return self.current is not None and monotonic() < self._paused_until
+
+    @property
+    def is_over(self) -> bool:
+        """Whether a command that Redis takes now is a sign that it refuses none."""
+        return self._code != ONE_KEY or monotonic() > self._paused_until + CALM_S
 
     def begin(self, error: RedisError, *, while_connecting: bool = False) -> None:
         """Pause; log the first refusal, and each one with another code."""

@@ -9,12 +9,19 @@ import re
 import socket
 import ssl
 from collections.abc import Callable, Mapping
+from mmap import mmap
 from time import monotonic
 from typing import Any, ClassVar
 
 import structlog
 from amqp import serialization, spec
-from amqp.exceptions import AccessRefused, AMQPError, NotFound, PreconditionFailed
+from amqp.exceptions import (
+    AccessRefused,
+    AMQPError,
+    NotFound,
+    PreconditionFailed,
+    RecoverableConnectionError,
+)
 from billiard.process import current_process
 from celery import Celery
 from kombu import Exchange, Queue, transport
@@ -44,6 +51,12 @@ OPTIONS = {
     "socket_settings": SOCKET_SETTINGS,
 }
 FAREWELL_S = 2  # for the answer to a farewell: often the connection is dead, and there are several
+COSTS = {  # of a queue that is declared otherwise, by RabbitMQ's words; others lose nothing
+    "arg 'durable'": "lost: what waits in it when RabbitMQ restarts",
+    "arg 'auto_delete'": "lost: what waits in it when the last worker ends",
+    "arg 'x-expires'": "lost: what waits in it while no worker runs",
+    "current is 'stream'": "no worker takes messages from a stream",
+}
 CARRIED_OVER = {"correlation_id", "reply_to", "priority", "message_id", "timestamp", "type"}
 FAREWELLS = (spec.Connection.CloseOk, spec.Channel.CloseOk, spec.Basic.CancelOk)
 RETURNED = "els-returned"  # a header: a worker has put the message back into its queue
@@ -116,7 +129,9 @@ class Waits:
         timeout: float | None = None,
         returns_tuple: bool = False,
     ) -> Any:
-        """Wait for an answer. Raises TimeoutError where none comes."""
+        """Wait for an answer. Raises TimeoutError where none comes, or what `_end_if_lost` does."""
+        if method not in FAREWELLS:
+            _end_if_lost(getattr(self, "connection", None) or self)
         timeout = timeout or (FAREWELL_S if method in FAREWELLS else ANSWER_S)
         return super().wait(method, callback, timeout, returns_tuple)  # type: ignore[misc] # theirs
 
@@ -164,6 +179,7 @@ class Channel(Waits, pyamqp.Channel):
         too long; then the connection is closed, since a late confirm would be taken for another's.
         """
         confirm_s = kwargs.pop("confirm_timeout", None) or CONFIRM_S
+        _end_if_lost(self.connection)
         lasts = msg.properties.get("delivery_mode") == PERSISTENT and not exchange.endswith(CHAT)
         if lasts and not self._confirm_selected:
             self.confirm_select()
@@ -265,6 +281,7 @@ class Channel(Waits, pyamqp.Channel):
 
 
 _logged: set[tuple[str, str]] = set()
+costly: dict[str, dict[str, str]] = {}  # queue -> for `/readyz`, what its declaration costs
 
 
 def _is_first(kind: str, name: str) -> bool:
@@ -279,23 +296,55 @@ def _log_difference(kind: str, name: str, refusal: str) -> None:
     """Log it once. The processes of a pool leave that to the worker's parent."""
     if not _is_first(kind, name):
         return
+    costs = [cost for words, cost in COSTS.items() if kind == "queue" and words in refusal]
     say = log.warning if current_process().name == "MainProcess" else log.debug
     again = {
         "queue": f"rabbitmqctl delete_queue {name} --if-empty",
         "exchange": f"celery -A tasks.app amqp exchange.delete {name} false",
     }[kind]
+    step = (
+        f"stop all workers and senders, empty it, run `{again}`, start the workers first;"
+        " docs/tasks.md says how senders declare it"
+    )
+    if costs:
+        wrong = f"somebody has declared the queue {name} otherwise: {refusal}"
+        costly[name] = {"wrong": wrong, "why": "; ".join(costs), "step": step}
     say(
         f"{kind}_declared_otherwise",
         **{kind: name},
         refusal=refusal,
         used="unchanged",
-        to_change_it=f"stop all workers and senders, empty it, run `{again}`, start the workers"
-        " first; docs/tasks.md says how senders declare it",
+        to_change_it=step,
     )
 
 
+# Of the worker's connection, modulo 256; its pool shares that.
+_losses = mmap(-1, 1)
+
+
+def note_loss() -> None:
+    """Note that this worker has lost its connection. Those of its pool have mostly died as well.
+
+    They send no heartbeats: each would wait for a confirm until its deadline, one after the other.
+    """
+    _losses[0] = (_losses[0] + 1) % 256
+
+
 class Connection(Waits, pyamqp.Connection):
+    """A connection that no process uses any more once its worker has lost its own."""
+
     Channel = Channel
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # Any: as Kombu calls it
+        super().__init__(*args, **kwargs)
+        self.losses = _losses[0]
+
+
+def _end_if_lost(connection: object) -> None:
+    """Raise RecoverableConnectionError where the worker has lost its own connection since."""
+    if isinstance(connection, Connection) and connection.losses != _losses[0]:
+        connection.collect()
+        raise RecoverableConnectionError("the worker has lost its own connection")
 
 
 class Transport(pyamqp.Transport):

@@ -8,6 +8,7 @@ becomes a dead letter; the other messages have done nothing wrong, and go back t
 from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Any
+from uuid import uuid4
 
 import structlog
 from amqp.exceptions import AMQPError
@@ -30,7 +31,7 @@ UNROUTABLE = "no queue"
 NOT_ITS_FAULT = ("delivery_limit", OUTLIVED, UNROUTABLE)
 DELAYED = "celery_delayed_"  # begin of the names of exchanges and queues that delay
 AGAIN_S = 1  # before a message is put back that could not be
-SHOWN_S = 600  # in `/readyz`, that messages found no queue
+LEFT_S = 3600  # until a worker leaves the next message to wait
 
 log = structlog.get_logger(__name__)
 
@@ -38,6 +39,16 @@ log = structlog.get_logger(__name__)
 def dead_name(queue: str) -> str:
     """Name the exchange and the queue of dropped messages."""
     return f"{queue}.dead"
+
+
+def check_name(queue: str) -> str:
+    """Name a queue or exchange by which a worker checks something: nobody else knows the name."""
+    return f"{queue}.check-{uuid4().hex}"
+
+
+def left_name(queue: str) -> str:
+    """Name the queue where messages wait, so that a policy which also limits `els.dead` shows."""
+    return f"{queue}.check-{dead_name(queue)}"
 
 
 def dead_queue(queue: str) -> Queue:
@@ -70,6 +81,8 @@ class Keeper:
         task = given if isinstance(given, str) else ""  # a sender may write anything
         reason, queue = self._why_dropped(message)
         if CHECK in message.headers or (task in self._ticks and reason != UNROUTABLE):
+            if (reason, queue) == (OUTLIVED, left_name(self._queue)):
+                outlived.note()
             message.ack_log_error(log, self._worker.connection_errors)
             return
         if queue in self._queues and reason in NOT_ITS_FAULT:
@@ -98,7 +111,7 @@ class Keeper:
     def _put_back(self, message: Message, reason: str, queue: str) -> None:
         """Send a message to its queue, whatever exchange is missing; try again if that is, too."""
         if reason == UNROUTABLE:
-            note_unroutable()
+            unroutable.note()
             self._restore()
         returned = {} if reason == UNROUTABLE else {RETURNED: reason}
         try:
@@ -111,18 +124,23 @@ class Keeper:
         message.ack_log_error(log, self._worker.connection_errors)
 
 
-_unroutable: tuple[int, float] = 0, 0.0  # messages of this process, and when the last one came
+class Recent:
+    """What this process has seen, until it has not seen it for a while."""
+
+    def __init__(self, shown_s: float) -> None:
+        self._number, self._at, self._shown_s = 0, 0.0, shown_s
+
+    def note(self) -> None:
+        self._number, self._at = self._number + 1, monotonic()
+
+    @property
+    def number(self) -> int:
+        """How often it was seen; 0 where that is long ago."""
+        return self._number if self._number and monotonic() - self._at < self._shown_s else 0
 
 
-def note_unroutable() -> None:
-    global _unroutable  # noqa: PLW0603 - of the process
-    _unroutable = _unroutable[0] + 1, monotonic()
-
-
-def unroutable() -> int:
-    """Count the messages that found no queue, while the last one is recent."""
-    number, at = _unroutable
-    return number if number and monotonic() - at < SHOWN_S else 0
+unroutable = Recent(shown_s=600)  # messages that found no queue
+outlived = Recent(shown_s=2 * LEFT_S)  # messages that were left where nobody takes them
 
 
 def why_dropped(headers: Mapping[str, Any]) -> str:  # Any: AMQP's

@@ -7,15 +7,25 @@ them, and `/readyz` names what is lost without.
 import json
 from time import monotonic
 from typing import Any
-from uuid import uuid4
 
 import structlog
 from kombu import Connection, Consumer, Exchange, Message, Producer, Queue
 from kombu.exceptions import OperationalError
 
-from tasks.worker.amqp_dropped import CHECK, DELAYED, dead_name, dead_queue, unroutable
+from tasks.worker.amqp import costly
+from tasks.worker.amqp_dropped import (
+    CHECK,
+    DELAYED,
+    check_name,
+    dead_name,
+    dead_queue,
+    left_name,
+    outlived,
+    unroutable,
+)
 
 ANSWER_S = 5  # that RabbitMQ gets to drop the message by which the policy is checked
+PRIORITY = 10  # a policy for all queues is mostly set with the default, 0
 CHECK_EXPIRES_MS = 60_000  # of a queue that a check left behind
 
 DROPPED_LOST = "messages that expire, or reach a limit of the queue"
@@ -35,15 +45,16 @@ def policies(queue: str) -> list[tuple[str, str, dict[str, str], str, int]]:
     kept, full = {"dead-letter-exchange": dead}, {"overflow": "reject-publish"}
     at_least_once = {**kept, "dead-letter-strategy": "at-least-once", **full}
     return [
-        (f"{queue}-quorum", f"^{ours}$", at_least_once, "queues", 1),
-        (f"{queue}-classic", f"^{ours}$", {**kept, **full}, "queues", 0),  # the other is none there
-        (f"{queue}-dead", f"^{_literal(dead)}$", full, "queues", 0),
+        (f"{queue}-quorum", f"^{ours}$", at_least_once, "queues", PRIORITY + 1),
+        # RabbitMQ takes the other for none on a classic queue.
+        (f"{queue}-classic", f"^{ours}$", kept | full, "queues", PRIORITY),
+        (f"{queue}-dead", f"^{_literal(dead)}$", full, "queues", PRIORITY),
         (
             f"{queue}-unroutable",
             f"^({ours}|{DELAYED}.*)$",
             {"alternate-exchange": dead},
             "exchanges",
-            0,
+            PRIORITY,
         ),
     ]
 
@@ -72,13 +83,19 @@ def policy_commands(queue: str) -> str:
 
 def lacks(queue: str) -> list[dict[str, str]]:
     """Say for `/readyz` what this worker has found to be wrong with RabbitMQ."""
-    found = []
+    found = [*costly.values()]
     if lost:
         wrong = "it has no policy by which it hands over what it drops"
         found += [
             {"wrong": wrong, "why": f"lost: {'; '.join(lost)}", "step": policy_commands(queue)}
         ]
-    if number := unroutable():
+    if outlived.number:
+        wrong = f"a policy limits how long messages wait in {dead_name(queue)}"
+        why = "lost: what RabbitMQ drops while no worker is there to take it from that queue"
+        look = "rabbitmqctl list_policies; rabbitmqctl list_operator_policies"
+        step = f"{look}; leave {dead_name(queue)} out of the one that has a message-ttl"
+        found += [{"wrong": wrong, "why": why, "step": step}]
+    if number := unroutable.number:
         wrong = f"it had no queue for {number} messages within the last minutes"
         why = "somebody deletes what the workers declare; they declare it again"
         step = "find out who: rabbitmqctl list_connections user peer_host"
@@ -106,9 +123,30 @@ def check(connection: Connection, queue: str) -> None:
         )
 
 
+def leave_one(connection: Connection, queue: str) -> None:
+    """Leave a message where nobody takes it: a policy that ends it does so in `els.dead` too.
+
+    RabbitMQ shows policies to administrators alone, but it hands over what it drops. Raises
+    AMQPError, KombuError or OSError.
+    """
+    name, dead = left_name(queue), dead_name(queue)
+    arguments = {
+        "x-queue-type": "quorum",
+        "x-dead-letter-exchange": dead,
+        "x-dead-letter-routing-key": name,
+    }
+    channel: Any = connection.channel()  # Any: absent from its types
+    channel.queue_declare(name, durable=True, auto_delete=False, arguments=arguments)
+    channel.queue_purge(
+        name
+    )  # RabbitMQ drops the first message alone, by the limit that it came with
+    Producer(channel).publish("", routing_key=name, exchange="", headers={CHECK: name})
+    channel.close()
+
+
 def _hands_over_dropped(connection: Connection, queue: str) -> bool:
     """Let RabbitMQ drop a message, and see."""
-    name = f"{queue}.check-{uuid4().hex}"
+    name = check_name(queue)
     arguments = {"x-queue-type": "quorum", "x-expires": CHECK_EXPIRES_MS}
     checked = Queue(name, Exchange(""), name, queue_arguments=arguments)(connection.channel())
     checked.queue_declare()
@@ -120,7 +158,7 @@ def _hands_over_dropped(connection: Connection, queue: str) -> bool:
 
 def _hands_over_unroutable(connection: Connection, queue: str) -> bool:
     """Send a message to an exchange without queues, and see."""
-    name = f"{queue}.check-{uuid4().hex}"
+    name = check_name(queue)
     checked = Exchange(name, "topic", durable=False)(connection.channel())
     checked.declare()
     try:

@@ -1,7 +1,8 @@
 """Sets up RabbitMQ before a worker's first message: delays, and the queue of dropped messages."""
 
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import structlog
@@ -14,7 +15,8 @@ from kombu import Consumer
 from core.faults import describe
 from tasks.worker.amqp import Channel
 from tasks.worker.amqp_delays import bind_to_delays, delayed_queues, sending_back_far_etas
-from tasks.worker.amqp_dropped import Keeper, dead_queue, drop
+from tasks.worker.amqp_dropped import Keeper, dead_name, dead_queue, drop
+from tasks.worker.amqp_marks import mark
 from tasks.worker.amqp_restoring import Restoring
 
 DROPPED_AT_ONCE = 10  # dropped messages that a worker holds
@@ -28,6 +30,15 @@ def _or_without(event: str) -> Iterator[None]:
         yield
     except ChannelError as refused:  # py-amqp opens the channel again
         log.warning(event, error=describe(refused))
+
+
+def _reconnect(worker: Any) -> None:  # Any: Celery's consumer, untyped
+    """End the connection of the event loop, from another thread: the loop makes a new one."""
+    worker.queue_deleted = True
+    connected = getattr(worker.connection, "_connection", None)
+    if sock := getattr(getattr(connected, "transport", None), "sock", None):
+        with suppress(OSError):  # it has ended by itself
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)  # below TLS, where the loop waits
 
 
 class Queues(bootsteps.StartStopStep):
@@ -54,7 +65,7 @@ class Queues(bootsteps.StartStopStep):
         with _or_without("delays_not_bound"):
             for name in delayed_queues(app):
                 bind_to_delays(channel, name)
-        self._restoring = self._restoring or Restoring(app)
+        self._restoring = self._restoring or Restoring(app, lambda: _reconnect(worker))
         with _or_without("dropped_messages_not_consumed"):
             keeper = Keeper(worker, self._restoring.now)
             self._dropped = Consumer(
@@ -65,6 +76,9 @@ class Queues(bootsteps.StartStopStep):
             )
             self._dropped.qos(prefetch_count=DROPPED_AT_ONCE)
             self._dropped.consume()
+        with _or_without("deleted_queues_may_go_unnoticed"):
+            names = (*app.amqp.queues.consume_from, dead_name(queue))
+            self._restoring.watch({name: mark(channel, queue, name) for name in names})
         self._restoring.start()
 
     def stop(self, worker: Any) -> None:  # Any: as above

@@ -69,6 +69,11 @@ class Batcher:
         """Drop what waits: the connection is lost, the broker delivers it again."""
         self._waiting = UrgentFirst(URGENCY, AT_ONCE, BYTES_AT_ONCE)
 
+    def go_on(self) -> None:
+        """Execute what waits all the same: its queue was deleted, nobody delivers it again."""
+        if self._waiting:
+            self._hub.call_soon(self._ask)
+
     def _ask(self) -> None:
         if self._waiting:
             self._process(self)

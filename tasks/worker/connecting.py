@@ -4,13 +4,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from amqp.exceptions import AccessRefused, NotAllowed, NotFound
+from amqp.exceptions import ChannelError, NotAllowed, ResourceError
 from celery.worker import state
 
 import durable_redis
 from tasks.worker import heartbeat
 
-DENIED = (AccessRefused, NotAllowed, NotFound)  # a right, a queue, or a virtual host is missing
+# RabbitMQ's answers, of which none gets better by asking at once: rights, limits, queues of others.
+DENIED = (ChannelError, NotAllowed, ResourceError)
 
 
 def wait_for_broker(connection: Any, worker: str) -> None:  # Any: Kombu's connection, untyped

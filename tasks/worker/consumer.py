@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import structlog
+from amqp.exceptions import ConsumerCancelled
 from celery.worker import consumer
 from kombu import Message
 from kombu.exceptions import DecodeError
@@ -11,6 +12,7 @@ from kombu.exceptions import DecodeError
 import durable_redis
 from core.catalogue import unknown_task
 from core.errors import NotExecuted
+from tasks.worker import amqp
 from tasks.worker.batching import Batcher
 from tasks.worker.connecting import pause_if_denied, wait_for_broker
 from tasks.worker.monitoring import EventFlush
@@ -32,6 +34,8 @@ class Consumer(consumer.Consumer):
     pool: Any
     loop: Callable[..., None]
 
+    queue_deleted = False  # by somebody, so that this worker has to connect again
+
     def __init__(self, process: Callable[[Any], object], *args: Any, **kwargs: Any) -> None:
         if not kwargs["app"].conf.worker_enable_remote_control:  # these listen to others as well
             quiet = {"without_gossip": True, "without_mingle": True}
@@ -47,9 +51,13 @@ class Consumer(consumer.Consumer):
             self.on_send_event_buffered: Any = EventFlush(self).schedule
 
     def on_close(self) -> None:
-        """Forget what no process has begun: its broker's connection is lost."""
+        """Forget what no process has begun: its broker's connection is lost, and redelivers it."""
         super().on_close()
-        self.batcher.forget()
+        if self.queue_deleted:
+            self.batcher.go_on()
+        else:
+            self.batcher.forget()
+        self.queue_deleted = False
 
     def ensure_connected(self, conn: Any) -> Any:  # Any: Kombu's connection, untyped
         """Connect to the broker, however long that takes."""
@@ -59,6 +67,8 @@ class Consumer(consumer.Consumer):
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """Reconnect, after a pause if the broker is there and refuses."""
         durable_redis.note_refusal(exc)
+        amqp.note_loss()
+        self.queue_deleted |= isinstance(exc, ConsumerCancelled)
         super().on_connection_error_after_connected(exc)
         pause_if_denied(exc, self.hostname)
 

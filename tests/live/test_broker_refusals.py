@@ -14,6 +14,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from core.signs import health_file
+from core.signs.heartbeat import SWEPT
 from durable_redis.refusals import Refusals
 from ops.stack.embedded import Valkey
 from ops.stack.ports import free_port
@@ -250,6 +251,25 @@ def test_a_broker_that_refuses_for_a_while_costs_no_message_and_no_worker(
     assert log.count("broker_refuses") == (how not in TAKES_ON | SILENT), log
     until(lambda: not broker.admin.exists("unacked", "unacked_index"), what="all is forgotten")
     assert service.upstream.control.ping(timeout=5, limit=1), "remote control works"
+
+
+@pytest.mark.outage
+def test_a_queue_that_is_no_list_is_logged_once_though_others_are_well(service, broker, valkey):
+    service.start(**service.settings)
+    beat = ("--schedule", str(service.logs / "beat"), "--pidfile=")
+    service.start(*beat, command="beat", ELS_SWEEP_EVERY="1")
+    service.ready(1)
+
+    broker.admin.set(service.queue, "a mistake")
+    until(lambda: "broker_refuses" in log_of(service), what="the worker says so")
+    for _ in range(3):
+        before = valkey.get(SWEPT)
+        until(lambda before=before: valkey.get(SWEPT) != before, 60, "beat's messages are executed")
+    broker.admin.delete(service.queue)
+
+    until(lambda: "broker_takes_again" in log_of(service), what="the worker says so")
+    log = log_of(service)
+    assert (log.count("broker_refuses"), log.count("broker_takes_again")) == (1, 1), log
 
 
 @pytest.mark.outage

@@ -55,6 +55,30 @@ def test_a_connection_that_is_dead_in_silence_is_replaced(workers, proxy, outcom
     assert until(lambda: outcome_of(event), 30, "another connection is made")
 
 
+def test_the_processes_of_a_pool_notice_a_dead_connection_with_their_worker(
+    workers, proxy, assert_invariants
+):
+    """They send no heartbeats, and would learn it one after the other, by messages of theirs."""
+    broker = f"amqp://guest:guest@127.0.0.1:{proxy.port}//"
+    workers.start(ELS_BROKER_URL=broker, command="worker --pool prefork --concurrency 3")
+    workers.ready(1)
+    assert_invariants([ready_batch(workers) for _ in range(20)])
+
+    proxy.swallow()
+    time.sleep(1)
+    proxy.pass_again()
+    batch = ready_batch(workers)
+
+    assert_invariants([batch], 30)
+
+
+def ready_batch(workers):
+    batch = make.new_batch()
+    workers.send("els.register_batch", make.registration(batch, 1))
+    workers.send("els.assign_content", make.content(batch))
+    return batch
+
+
 def test_a_frozen_broker_is_waited_for_with_a_deadline(node):
     app = sender(node.url)
     app.conf.update(

@@ -8,6 +8,7 @@ from kombu import Exchange, Queue
 
 from tests import factories as make
 from tests.live.conftest import until
+from tests.rabbitmq.test_connections import held
 from tests.rabbitmq.traffic import Traffic
 
 
@@ -29,6 +30,18 @@ def queue_of(name):
     return lambda channel, queue: channel.queue_delete(queue + name)
 
 
+def declared_again(name):
+    """Delete a queue, and declare it as a sender does that cleans up when it starts."""
+
+    def delete(channel, queue):
+        channel.queue_delete(queue + name)
+        exchange = Exchange(queue + name, type="topic", no_declare=True)
+        arguments = {"x-queue-type": "quorum"}
+        Queue(queue + name, exchange, queue + name, queue_arguments=arguments)(channel).declare()
+
+    return delete
+
+
 def binding(name):
     return lambda channel, queue: channel.queue_unbind(queue + name, queue + name, queue + name)
 
@@ -44,6 +57,9 @@ DELETIONS = {
     "the queue of beat": queue_of(".control"),
     "the exchange of the dropped": exchange(".dead"),
     "the queue of the dropped": queue_of(".dead"),
+    "the queue els, and declares it": declared_again(""),
+    "the queue of the chord, and declares it": declared_again(".internal"),
+    "the queue of beat, and declares it": declared_again(".control"),
 }
 
 
@@ -58,6 +74,28 @@ def test_what_was_deleted_is_restored_and_nothing_is_lost(
         traffic.send(within_s=5)
 
     assert_invariants(traffic.batches, 30)
+    assert letters() == []
+
+
+@pytest.mark.parametrize("name", ["the queue els", "the queue els, and declares it"])
+def test_what_a_worker_holds_when_its_queue_is_deleted_is_executed(
+    policed, node, pool, outcome_of, letters, name
+):
+    first = make.registration(make.new_batch())
+    rest = [make.registration(make.new_batch()) for _ in range(40)]
+    policed.start()
+    policed.ready(1)
+
+    with held(pool, first):
+        for event in (first, *rest):
+            policed.send("els.register_batch", event)
+        until(lambda: policed.depth() == 0, what="the worker holds them all")
+        with node.connection() as connection:
+            DELETIONS[name](connection.channel(), policed.queue)
+        until(lambda: "consumer/consumer.py" in policed.log(), what="the worker connects again")
+
+    for event in (first, *rest):
+        assert until(lambda event=event: outcome_of(event), 30, "it is registered")
     assert letters() == []
 
 

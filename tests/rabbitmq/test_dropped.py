@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import time
 from uuid import uuid4
 
 import pytest
@@ -42,6 +43,23 @@ def test_a_message_that_expires_becomes_a_dead_letter(policed, letters):
     [letter] = until(letters, what="the letter is written")
 
     assert (letter["code"], letter["body"]) == ("EXPIRED", event)
+
+
+def test_a_policy_for_all_queues_drops_no_dead_letter(policed, node, letters):
+    """An administrator sets it with the default priority, and sees no harm in it."""
+    event = make.content(make.new_batch())
+    set_up(policed)
+    careless = (f"{policed.queue}-a", f"^{policed.queue}", json.dumps({"message-ttl": 100}))
+    node.ctl("set_policy", *careless, "--apply-to", "queues")
+
+    policed.send("els.assign_content", event, expires=0.2)
+    until(lambda: policed.depth(".dead") == 1, what="it expires")
+    time.sleep(1)  # longer than it would live there
+    policed.start()
+    [letter] = until(letters, what="the letter is written")
+
+    assert (letter["code"], letter["body"]) == ("EXPIRED", event)
+    node.ctl("clear_policy", careless[0])
 
 
 def test_a_tick_that_expires_leaves_no_dead_letter(policed, letters):

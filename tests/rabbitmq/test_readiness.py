@@ -54,3 +54,34 @@ def test_a_deleted_exchange_is_named_until_a_worker_is_there(policed, node, read
     assert f"the exchange {policed.queue} is missing" in broker
     assert any(f"the exchange {policed.queue}" in clue for clue in clues), clues
     until(lambda: readyz()[1] == "ok", what="it is declared")
+
+
+@pytest.mark.parametrize("kind", ["policy", "operator_policy"])
+def test_a_limit_of_the_queue_of_the_dropped_is_named(policed, node, readyz, kind):
+    policed.start()
+    policed.ready(1)
+    until(lambda: "broker_hands_over" in policed.log(), what="the worker has checked the policies")
+    strong = ("--priority", "20") if kind == "policy" else ()
+    limit = (policed.queue, f"^{policed.queue}", json.dumps({"message-ttl": 300}), *strong)
+
+    node.ctl(f"set_{kind}", *limit, "--apply-to", "queues")
+    node.drop_connections()
+
+    dead = f"wait in {policed.queue}.dead"
+    until(lambda: any(dead in each for each in readyz()[2]), what="it is named")
+    node.ctl(f"clear_{kind}", policed.queue)
+
+
+@pytest.mark.parametrize(
+    "declaration",
+    [{"auto_delete": True}, {"auto_delete": False, "arguments": {"x-queue-type": "stream"}}],
+    ids=["it goes with its last consumer", "a stream"],
+)
+def test_a_declaration_that_costs_messages_is_named(workers, node, readyz, declaration):
+    with node.connection() as connection:
+        connection.channel().queue_declare(workers.queue, durable=True, **declaration)
+    workers.start()
+    workers.ready(1)
+
+    named = f"somebody has declared the queue {workers.queue} otherwise"
+    until(lambda: any(named in each for each in readyz()[2]), what="it is named")

@@ -76,7 +76,7 @@ def test_a_worker_that_may_declare_nothing_uses_what_is_there(
     assert letters() == []
 
 
-@pytest.mark.parametrize("missing", ["rights", "password"])
+@pytest.mark.parametrize("missing", ["rights", "password", "queues"])
 def test_a_worker_whose_account_is_refused_for_a_while_says_so_and_goes_on(
     workers, account, node, valkey, outcome_of, missing
 ):
@@ -86,6 +86,7 @@ def test_a_worker_whose_account_is_refused_for_a_while_says_so_and_goes_on(
     take, give = {
         "rights": (("clear_permissions", name), ("set_permissions", name, ".*", ".*", ".*")),
         "password": (("change_password", name, "other"), ("change_password", name, "secret")),
+        "queues": (("set_vhost_limits", '{"max-queues": 0}'), ("clear_vhost_limits",)),
     }[missing]
 
     node.ctl(*take)
@@ -96,7 +97,10 @@ def test_a_worker_whose_account_is_refused_for_a_while_says_so_and_goes_on(
 
     assert until(lambda: outcome_of(event), 30, "it is registered")["outcome"] == "registered"
     until(lambda: not refusals_of(valkey, name), what="it says no more")
-    assert "AccessRefused" in pause.outage.error or "NotAllowed" in pause.outage.error
+    assert any(
+        each in pause.outage.error for each in ("AccessRefused", "NotAllowed", "queue limit")
+    )
+    assert workers.log().count(pause.outage.error) < 10, "it does not ask without a pause"
     assert worker.poll() is None
 
 
