@@ -8,7 +8,6 @@ import typer
 
 from core import db
 from core.retention import Purge
-from core.rules import RULES
 from core.servers.redis_client import connect
 from core.settings import Settings
 from core.slots import Slots
@@ -28,6 +27,7 @@ from ops.cli.options import (
     signed,
 )
 from ops.cli.target import POSTGRES, REDIS, endpoints
+from ops.explain.causes import TITLES
 from ops.output import fail, out, print_json, print_line, print_result
 from ops.queries import actions, retention, sweep
 from ops.queries.actions import By
@@ -91,11 +91,10 @@ def _sweep(
 
 
 def _show_results(results: Sequence[SweepResult], dry_run: bool) -> None:
-    titles = {rule.code: rule.title for rule in RULES}
     for each in results:
         did = "mended" if each.mended else "found" if dry_run else "not mended"
         detail = f" ({each.finding.detail})" if each.finding.detail else ""
-        print_line(f"{did}  {each.rule}  {each.finding.batch_id}: {titles[each.rule]}{detail}")
+        print_line(f"{did}  {each.rule}  {each.finding.batch_id}: {TITLES[each.rule]}{detail}")
         if each.error:
             times = f"tried {number(each.failures, 'time')} in a row" if each.failures else "tried"
             print_line(f"    {times}: {each.error}")

@@ -374,3 +374,4 @@ PLAIN = [
     ),
 ]
 CAUSES = {cause.code: cause for cause in [*BROKEN_RULES, *PLAIN]}
+TITLES = {cause.code: cause.title for cause in BROKEN_RULES}  # of the rules

@@ -17,7 +17,7 @@ from core.slots import Slots
 from core.states import OPEN
 from ops.alarms import all_rules
 from ops.explain.batch_causes import of_events, plain_causes, unknown, with_evidence
-from ops.explain.causes import CAUSES, Cause
+from ops.explain.causes import CAUSES, TITLES, Cause
 from ops.explain.locks import locks
 from ops.explain.notes import notes
 from ops.explain.promises import last_try, promise
@@ -66,7 +66,7 @@ def explain(
         unread = CAUSES["cannot_read"].fill(error=hidden.wrong, step=step)
         others = service_causes(redis_side, heartbeat)
         return Explanation(batch_id, "unread", [unread, *others], [])
-    moments = batches.timeline(conn, batch_id) if timeline is None else timeline
+    moments = batches.timeline(conn, batch_id, TITLES) if timeline is None else timeline
     facts = batches.facts(conn, batch_id)
     broken = list(_rules_broken(conn, slots, batch_id, redis_side, heartbeat))
     if not facts:  # slots of a batch that is gone say nothing of Redis

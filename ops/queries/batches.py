@@ -1,7 +1,7 @@
 """Batches: listed, sorted, searched, and what one of them holds."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import product
@@ -13,7 +13,6 @@ from psycopg.types.json import Jsonb
 
 from core.db.connection import Conn, Row
 from core.messages import NAME_LENGTH
-from core.rules import RULES
 from core.states import BatchStatus
 from ops.queries.statements import sql
 from ops.sorting import Sort, Sortable
@@ -253,7 +252,10 @@ def facts(conn: Conn, batch_id: str) -> Row:
     return conn.execute(sql("facts"), {"batch_id": batch_id}).fetchone() or {}
 
 
-def timeline(conn: Conn, batch_id: str) -> list[DictRow]:
-    """Read the history of a batch, in order: `at`, `what`, and the `place` of its files, if any."""
-    given = {"batch_id": batch_id, "titles": Jsonb({rule.code: rule.title for rule in RULES})}
+def timeline(conn: Conn, batch_id: str, titles: Mapping[str, str]) -> list[DictRow]:
+    """Read the history of a batch, in order: `at`, `what`, and the `place` of its files, if any.
+
+    `titles` are those of the rules, by code.
+    """
+    given = {"batch_id": batch_id, "titles": Jsonb(dict(titles))}
     return conn.execute(sql("timeline"), given).fetchall()

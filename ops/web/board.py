@@ -9,6 +9,7 @@ from core.db.connection import Conn
 from core.settings import Settings
 from ops.alarms import all_rules
 from ops.explain.asking import with_broker
+from ops.explain.causes import TITLES
 from ops.explain.explanation import explain
 from ops.queries import batches
 from ops.queries.dead_letters import LETTERS, NEWEST, letter, letters
@@ -60,7 +61,7 @@ def batch(
     with connections.postgres() as conn, conn.transaction():
         conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         receivers = connections.event_queues.receivers()
-        heartbeat, timeline = connections.heartbeat(), batches.timeline(conn, batch_id)
+        heartbeat, timeline = connections.heartbeat(), batches.timeline(conn, batch_id, TITLES)
         explanation = explain(conn, connections.slots, batch_id, heartbeat, receivers, timeline)
         slots = batches.slots_page(conn, batch_id, after, GRID + 1)
         without_slot = batches.without_slot(conn, batch_id, LISTED)

@@ -13,6 +13,7 @@ from core.db.dead_letters import DeadLetter
 from core.lifecycle import Lifecycle
 from core.slots import Slots
 from ops.cli.main import app
+from ops.explain.causes import TITLES
 from ops.queries import actions, batches, dead_letters
 from tests import factories as make
 from tests.ops.served import own_database, own_redis
@@ -50,7 +51,7 @@ class Place:
 
     def timeline(self, batch_id):
         with self.pool.connection() as conn:
-            return [row["what"] for row in batches.timeline(conn, batch_id)]
+            return [row["what"] for row in batches.timeline(conn, batch_id, TITLES)]
 
 
 @contextmanager
