@@ -40,7 +40,7 @@ def check_redis(client: redis.Redis, server: str, url: str = "") -> list[Finding
 
 def _unanswered(server: str, url: str, error: redis.RedisError, *, answers: bool) -> Finding:
     if answers and isinstance(error, redis.TimeoutError):
-        wrong = "it answers PING, and holds everything else up"
+        wrong = "it answers, and holds writes back"
         return refused(server, wrong, "CLIENT UNPAUSE, or look at SLOWLOG GET")
     if step := next((step for words, step in STEPS.items() if words in str(error)), None):
         return refused(server, error, step)

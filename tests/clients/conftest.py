@@ -36,7 +36,9 @@ def stack(broker, database_url, tmp_path_factory):
     workers.start()
     workers.start("-s", str(folder / "beat"), command="beat")
     yield workers.ready(1)
+    ended = [n for n, process in enumerate(workers.processes) if process.poll() is not None]
     workers.close()
+    assert not ended, "\n".join((folder / f"{n}.log").read_text()[-4000:] for n in ended)
 
 
 @pytest.fixture
