@@ -19,7 +19,7 @@ MARKS = "els:marks"  # hash: queue -> its mark, so that one serves all workers, 
 
 
 def mark(channel: Any, work_queue: str, queue: str) -> str:  # Any: Kombu's
-    """Return the mark of a queue. Raises AMQPError or OSError."""
+    """Return the mark of a queue, which is new where the queue is. Raises AMQPError or OSError."""
     if (known := _known(queue)) and marked(channel, known):
         return known
     new = check_name(work_queue)
