@@ -15,8 +15,9 @@ from core.servers.obstacles import hidden_rows
 from ops.explain.causes import CAUSES
 from ops.explain.locks import locks, standby_awaited
 from ops.explain.receiver_causes import PATIENCE
-from ops.explain.service_causes import command, service_causes
+from ops.explain.service_causes import service_causes
 from ops.heartbeat import Heartbeat, with_obstacle, with_outages
+from ops.installation import command
 from ops.queries import batches, numbers, sweep
 from ops.queues import EventQueue
 from ops.web.connections import Connections
