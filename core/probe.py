@@ -4,6 +4,7 @@ It runs the service's own statements on a batch of its own and rolls them back. 
 writes of the service (a read-only server, a full disk, a missing table or right) stops the probe.
 """
 
+from collections.abc import Sized
 from secrets import token_hex
 from uuid import uuid4
 
@@ -15,6 +16,7 @@ from core.catalogue import BATCH_CONTENT_PROVISIONING_COMPLETED
 from core.db.completion import Announcement
 from core.db.connection import Conn, Row
 from core.db.dead_letters import DeadLetter
+from core.errors import ELSError
 from core.events import Outgoing
 from core.messages import Idempotency
 from core.model import Message, Submission
@@ -24,6 +26,15 @@ from core.states import BatchStatus, ExcessReason
 
 TASK = "probe"
 LOCK_TIMEOUT_S = 2  # for a lock on a whole table; nobody else locks the rows of the probe
+
+
+class NoEffect(ELSError):
+    """Postgres has taken a write, and nothing was written: a trigger of others drops rows."""
+
+
+def _insist(rows: Sized, table: str) -> None:
+    if not rows:
+        raise NoEffect(f"a write to {table} has no effect")
 
 
 def probe_postgres(
@@ -44,6 +55,8 @@ def probe_postgres(
             conn.execute("SET CONSTRAINTS ALL IMMEDIATE")
     except psycopg.Error as error:
         return Outage.of("postgres", error)
+    except NoEffect as error:
+        return Outage("postgres", str(error))
     return None
 
 
@@ -74,12 +87,13 @@ def _write_everything(conn: Conn, batch_id: str, size: int) -> None:
     db.slots.park_pending(conn, batch_id, [content, rejected])
     db.batches.register(conn, _batch(batch_id), ["essay-1", "essay-2", "essay-3"])
     slot_of = {late.claimant: "essay-3"}
-    db.slots.place(conn, {message: slot_of}, with_keys=True, slot_events=True)
+    placed = db.slots.place(conn, {message: slot_of}, with_keys=True, slot_events=True)
+    _insist(placed, "essay_states")
     db.slots.record_excess(conn, batch_id, [more], ExcessReason.NO_AVAILABLE_SLOT)
     completed = Outgoing(BATCH_CONTENT_PROVISIONING_COMPLETED.name, {})
     announcement = Announcement(BatchStatus.READY_FOR_PIPELINE_EXECUTION, 2, "", 0, [completed])
-    db.completion.announce(conn, {batch_id: announcement})
-    db.outbox.take_unpublished(conn, [batch_id], 10)
+    _insist(db.completion.announce(conn, {batch_id: announcement}), "batch_essay_trackers")
+    _insist(db.outbox.take_unpublished(conn, [batch_id], 10), "event_outbox")
     db.dead_letters.add(
         conn, DeadLetter(TASK, batch_id, batch_id, f'"{token_hex(size)}"', "PROBE", "")
     )

@@ -1,7 +1,7 @@
 """What somebody has changed in Postgres besides rows: columns, triggers, limits and rights."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import psycopg
 from psycopg.rows import dict_row
@@ -68,9 +68,35 @@ TRIGGERS = """
     WHERE tgfoid = to_regprocedure(%s) AND NOT tgisinternal AND tgenabled <> 'D'
     ORDER BY tgrelid::regclass::text, tgname
 """
+BEFORE_ROWS = """
+    SELECT tgrelid::regclass::text AS table, quote_ident(tgname) AS trigger FROM pg_trigger
+    WHERE tgrelid = ANY(%s::regclass[]) AND NOT tgisinternal AND tgenabled <> 'D'
+      AND tgtype & 2 = 2 -- before the row is written
+    ORDER BY tgrelid::regclass::text, tgname
+"""
 NEEDS_VALUE = re.compile(r'null value in column "(?P<column>[^"]+)" of relation "(?P<table>\w+)"')
-VIOLATES = re.compile(r'"(?P<table>\w+)" violates check constraint "(?P<name>[^"]+)"')
-OUR_CONSTRAINTS = ("ck_", "fk_", "uq_", "pk_")
+VIOLATES = re.compile(r'violates (?:\w+ )?\w+ constraint "(?P<name>[^"]+)"')
+OURS = ("ck_", "fk_", "uq_", "pk_", "ix_")  # how our constraints and indexes begin
+# A constraint, or an index that is none, and the statement that drops it.
+NOT_OURS = """
+    SELECT conrelid::regclass::text AS table,
+           format('ALTER TABLE %%s DROP CONSTRAINT %%I', conrelid::regclass, conname) AS step
+    FROM pg_constraint WHERE conname = %(name)s AND conrelid = ANY(%(tables)s::regclass[])
+    UNION ALL
+    SELECT indrelid::regclass::text, format('DROP INDEX %%s', indexrelid::regclass)
+    FROM pg_index JOIN pg_class c ON c.oid = indexrelid
+    WHERE relname = %(name)s AND indrelid = ANY(%(tables)s::regclass[])
+      AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = indexrelid)
+"""
+OTHER_TYPE = re.compile(r"but expression is of type|SQLSTATE 22|^StringDataRightTruncation")
+RULE_IN_THE_WAY = re.compile(r"DO (?:INSTEAD|ALSO)|perform \w+ RETURNING on relation")
+RULES = """
+    SELECT quote_ident(rulename) AS name, ev_class::regclass::text AS table FROM pg_rewrite
+    WHERE ev_class = ANY(%s::regclass[]) AND rulename <> '_RETURN' AND ev_enabled <> 'D'
+    ORDER BY ev_class::regclass::text, rulename
+"""
+NO_EFFECT = re.compile("has no effect")  # as the probe says
+NO_IDENTITY = re.compile(r'table "(?P<table>\w+)" because it does not have a replica identity')
 PATIENCE = "-c statement_timeout=1500 -c idle_in_transaction_session_timeout=0"
 
 
@@ -78,13 +104,13 @@ def what_lacks(conn: Conn) -> Finding:
     """Say what is wrong where a statement misses a table or a column. Raises psycopg.Error."""
     wrong = "every table is there, so somebody has changed one by hand"
     step = "compare them with those that `els migrate` makes in an empty database"
-    return schema_lacks(conn) or _changed_columns(conn) or fault(wrong, step)
+    return schema_lacks(conn) or changed_columns(conn) or fault(wrong, step)
 
 
-def _changed_columns(conn: Conn) -> Finding | None:
-    """Find columns of our tables that are gone, and what they are called now.
+def changed_columns(conn: Conn) -> Finding | None:
+    """Find columns of our tables that are gone, and what they are called now; or of another type.
 
-    None: all are there, or the schema is not of this release.
+    None: all are there, or the schema is not of this release. Raises psycopg.Error.
     """
     if read_standing(conn).state is not State.HEAD:
         return None
@@ -124,6 +150,9 @@ def _gone(
         others = columns.keys() - tables[table].keys()
         for column, kind in tables[table].items():
             if column in columns:
+                if columns[column] != kind:
+                    wrong = f"the column {column} of {table} is now {columns[column]}, not {kind}"
+                    yield wrong, f"ALTER TABLE {table} ALTER COLUMN {column} TYPE {kind}"
                 continue
             like = [name for name in others if columns[name] == kind]
             lacking = f"the table {table} has no column {column}"
@@ -162,12 +191,13 @@ def short_limits(conn: Conn) -> Finding | None:
 
 def short_limits_of(url: str) -> Finding | None:
     """Connect in spite of such limits, and find them. Raises psycopg.Error."""
-    at, newer = address(url).conninfo, f"{PATIENCE} -c idle_session_timeout=0"
-    for options in (newer, PATIENCE):  # Postgres 13 does not know that one
+    at, since_14 = address(url).conninfo, f"{PATIENCE} -c idle_session_timeout=0"
+    since_17 = f"{since_14} -c transaction_timeout=0"
+    for options in (since_17, since_14, PATIENCE):
         try:
             conn = psycopg.connect(at, options=options, autocommit=True, row_factory=dict_row)
         except psycopg.OperationalError as error:
-            if options is newer and "unrecognized configuration parameter" in str(error):
+            if options != PATIENCE and "unrecognized configuration parameter" in str(error):
                 continue
             raise
         with conn:
@@ -187,19 +217,85 @@ def lacking_rights(conn: Conn) -> Finding | None:
     return fault(wrong, "; ".join(steps))
 
 
-def of_others(error: str) -> Finding | None:
-    """Find in an error the column, or the constraint, that others have added to a table of ours."""
-    found = NEEDS_VALUE.search(error)
-    if found and found["column"] not in _tables().get(found["table"], {found["column"]: ""}):
-        table, column = found["table"], found["column"]
+def of_others(conn: Conn, error: str) -> Finding | None:
+    """Find what others have added to our tables, or taken from them, by an error that names it.
+
+    A column, a default, a type, a constraint, a rule, a trigger, a replica identity. Raises
+    psycopg.Error.
+    """
+    for pattern, find in BY_ERROR.items():
+        if (match := pattern.search(error)) and (found := find(conn, match)):
+            return found
+    return None
+
+
+def _constraint(conn: Conn, match: re.Match[str]) -> Finding | None:
+    name = match["name"]
+    if name.startswith(OURS):
+        return None
+    row = conn.execute(NOT_OURS, {"name": name, "tables": _there(conn)}).fetchone()
+    wrong = f"somebody has added the constraint {name} to"
+    return fault(f"{wrong} {row['table']}", row["step"]) if row else None
+
+
+def _identity(conn: Conn, match: re.Match[str]) -> Finding | None:
+    wrong = f"a publication has the table {match['table']}, and that has no replica identity"
+    return fault(wrong, f"ALTER TABLE {match['table']} REPLICA IDENTITY DEFAULT")
+
+
+def _types(conn: Conn, match: re.Match[str]) -> Finding | None:
+    return changed_columns(conn)
+
+
+def _rules(conn: Conn, match: re.Match[str]) -> Finding | None:
+    found = [f"{row['name']} ON {row['table']}" for row in conn.execute(RULES, [_there(conn)])]
+    wrong = f"a rule that is none of this service: {', '.join(found)}".replace(" ON ", " on ")
+    return fault(wrong, "; ".join(f"DROP RULE {each}" for each in found)) if found else None
+
+
+def _triggers(conn: Conn, match: re.Match[str]) -> Finding | None:
+    rows = conn.execute(BEFORE_ROWS, [_there(conn)]).fetchall()
+    named = ", ".join(f"{row['trigger']} on {row['table']}" for row in rows)
+    steps = [f"ALTER TABLE {row['table']} DISABLE TRIGGER {row['trigger']}" for row in rows]
+    return fault(f"a trigger of others drops rows: {named}", "; ".join(steps)) if rows else None
+
+
+def _needs_value(conn: Conn, match: re.Match[str]) -> Finding | None:
+    """Tell a column of others from one of ours that has lost its default."""
+    from migrations.schema import metadata  # noqa: PLC0415 - longer than most answers take
+
+    table, column = match["table"], match["column"]
+    if table not in metadata.tables:
+        return None
+    ours = metadata.tables[table].columns.get(column)
+    if ours is None:
         wrong = f"somebody has added the column {column} to {table}, and it must have a value"
         return fault(wrong, f'ALTER TABLE {table} ALTER COLUMN "{column}" DROP NOT NULL')
-    found = VIOLATES.search(error)
-    if found and not found["name"].startswith(OUR_CONSTRAINTS):
-        table, name = found["table"], found["name"]
-        wrong = f"somebody has added the constraint {name} to {table}"
-        return fault(wrong, f'ALTER TABLE {table} DROP CONSTRAINT "{name}"')
-    return None
+    default = getattr(ours.server_default, "arg", None)
+    if default is None:
+        return None
+    default = f"$${default}$$" if isinstance(default, str) else default
+    wrong = f"somebody has dropped the default of the column {column} of {table}"
+    return fault(wrong, f"ALTER TABLE {table} ALTER COLUMN {column} SET DEFAULT {default}")
+
+
+def _there(conn: Conn) -> list[str]:
+    """List those of our tables that this session sees."""
+    rows = conn.execute(
+        "SELECT name FROM unnest(%s::text[]) AS n (name) WHERE to_regclass(name) IS NOT NULL",
+        [list(RIGHTS)],
+    )
+    return [row["name"] for row in rows]
+
+
+BY_ERROR: dict[re.Pattern[str], Callable[[Conn, re.Match[str]], Finding | None]] = {
+    NEEDS_VALUE: _needs_value,
+    VIOLATES: _constraint,
+    NO_IDENTITY: _identity,
+    OTHER_TYPE: _types,
+    NO_EFFECT: _triggers,
+    RULE_IN_THE_WAY: _rules,
+}
 
 
 def _whose(row: Row) -> str:

@@ -1,6 +1,7 @@
 """The heartbeat of the running service, read for explanations and the board."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,7 +25,7 @@ from core.slots import Slots
 from ops.by_hand import lacking_rights, of_others, short_limits, trigger_raised, what_lacks
 from ops.installation import Installation
 from ops.queues import UNANSWERED, brief_connection, queue_lengths
-from ops.redis_queues import lengths_on_redis, oldest_sent
+from ops.redis_queues import as_bytes, lengths_on_redis, oldest_sent
 from ops.signs import NO_BEATS, Beats, Sign, read_beats, read_pauses, read_restarts, read_signs
 from ops.wording import words_of
 
@@ -137,8 +138,8 @@ def read_heartbeat(client: redis.Redis, waiting: int | None) -> Heartbeat:
     """
     now = server_time(client)
     swept_at, since = (
-        datetime.now(UTC) - timedelta(seconds=now - float(at)) if at else None
-        for at in cast("list[str | None]", client.mget(SWEPT, SINCE))
+        datetime.now(UTC) - timedelta(seconds=now - at) if at else None
+        for at in map(_number, cast("list[bytes | None]", as_bytes(client, "MGET", SWEPT, SINCE)))
     )
     everybody = cast("list[str]", client.zrange(WORKERS, 0, -1))
     return Heartbeat(
@@ -150,6 +151,13 @@ def read_heartbeat(client: redis.Redis, waiting: int | None) -> Heartbeat:
         since=since,
         restarts=read_restarts(client, now),
     )
+
+
+def _number(written: bytes | None) -> float | None:
+    """Read a moment; None: it is not there, or another program has written its key."""
+    with suppress(ValueError):
+        return float(written) if written else None
+    return None
 
 
 def heartbeat_of_queues(
@@ -231,7 +239,7 @@ def with_obstacle(heartbeat: Heartbeat, conn: Conn) -> Heartbeat:
         found = lacking_rights(conn)
     elif not states.isdisjoint(CUT_SHORT):
         found = short_limits(conn)
-    found = _trigger(heartbeat, conn) or found or _added(heartbeat)
+    found = _trigger(heartbeat, conn) or found or _of_others(heartbeat, conn)
     return replace(heartbeat, asked=replace(heartbeat.asked, obstacle=found))
 
 
@@ -241,8 +249,8 @@ def _trigger(heartbeat: Heartbeat, conn: Conn) -> Finding | None:
     return next(filter(None, found), None)
 
 
-def _added(heartbeat: Heartbeat) -> Finding | None:
-    found = (of_others(each.outage.error) for each in heartbeat.pauses)
+def _of_others(heartbeat: Heartbeat, conn: Conn) -> Finding | None:
+    found = (of_others(conn, each.outage.error) for each in heartbeat.pauses)
     return next(filter(None, found), None)
 
 

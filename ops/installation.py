@@ -32,6 +32,15 @@ MIGRATE = {
 UNITS = {"worker": "els-worker@*", "beat": "els-beat"}
 
 
+def command(step: str) -> str:
+    """Write the step of a finding about Postgres as a command: it may be SQL, or words."""
+    if step.startswith("els "):
+        return step
+    if not step.partition(" ")[0].isupper():
+        return f"els env  # then {step}"
+    return " ".join([PSQL, *(f"-c '{each}'" for each in step.split("; "))])  # ALTER SYSTEM: alone
+
+
 @dataclass(frozen=True)
 class Installation:
     """What starts the processes of this service, and where. `up`: an `els run` lives there."""

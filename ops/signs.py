@@ -17,6 +17,7 @@ from core.signs.heartbeat import FRESH, SIGN
 from core.signs.installation import Kind
 from core.signs.pauses import PAUSES, Outage, Pause, server_time
 from core.signs.starts import REMEMBERED, STARTS
+from ops.redis_queues import as_bytes
 
 STALLED_AFTER = timedelta(seconds=10)  # a message takes milliseconds; a lock is given up after 10 s
 PAUSE_FRESH_S = 30.0  # three times the longest pause between two probes
@@ -77,13 +78,19 @@ def read_signs(client: Redis, workers: Iterable[str], now: float) -> dict[str, S
     names = list(workers)
     if not names:
         return {}
-    stored = cast("list[str | None]", client.mget([SIGN.format(worker=name) for name in names]))
+    keys = [SIGN.format(worker=name) for name in names]
+    stored = cast("list[bytes | None]", as_bytes(client, "MGET", *keys))
     here = datetime.now(UTC)
-    return {
-        name: _sign(json.loads(text), now, here)
-        for name, text in zip(names, stored, strict=True)
-        if text
-    }
+    said = {name: _said(text) for name, text in zip(names, stored, strict=True)}
+    return {name: _sign(those, now, here) for name, those in said.items() if those}
+
+
+def _said(text: bytes | None) -> dict[str, Any]:  # Any: JSON
+    """Read what a process has said; nothing, where another program has written that key."""
+    with suppress(ValueError, RecursionError):
+        said = json.loads(text or b"null")
+        return said if isinstance(said, dict) and "at" in said else {}
+    return {}
 
 
 def _sign(said: dict[str, Any], now: float, here: datetime) -> Sign:  # Any: JSON
@@ -114,16 +121,17 @@ def read_restarts(client: Redis, now: float) -> Mapping[str, Sequence[datetime]]
 
 def read_pauses(client: Redis) -> list[Pause]:
     """List the pauses, the longest first."""
-    rows = cast("Mapping[str, str]", client.hgetall(PAUSES))
+    rows = cast("Mapping[bytes, bytes]", as_bytes(client, "HGETALL", PAUSES))
     if not rows:
         return []
     now = server_time(client)
     pauses = []
     for process, text in rows.items():
-        row = json.loads(text)
-        if now - row["at"] <= PAUSE_FRESH_S:
+        row = _said(text)
+        if row and now - row["at"] <= PAUSE_FRESH_S:
             outage = Outage(row["server"], row["error"], row.get("sqlstate"))
-            pauses.append(Pause(process, outage, datetime.fromtimestamp(row["since"], UTC)))
+            name, since = process.decode(), datetime.fromtimestamp(row["since"], UTC)
+            pauses.append(Pause(name, outage, since))
         else:  # killed: a process that resumes deletes its own
             with suppress(RedisError):  # who reads must also read a Redis that takes no writes
                 client.hdel(PAUSES, process)
@@ -137,6 +145,7 @@ class Beats:
     leader: str | None = None
     standing_by: Sequence[str] = ()
     gone: bool = False  # one was there, and none is now
+    never_ends: str | None = None  # the key of a lease that does not end by itself, as each should
 
     def __str__(self) -> str:
         if self.leader is None:
@@ -156,9 +165,11 @@ def read_beats(client: Redis, queue: str) -> Beats:
         pipe.get(leader_key)
         pipe.zrangebyscore(all_key, oldest, "+inf")
         pipe.exists(all_key)
-        leader, those, known = cast("tuple[str | None, list[str], int]", pipe.execute())
+        pipe.ttl(leader_key)
+        leader, those, known, ttl_s = cast("tuple[str | None, list[str], int, int]", pipe.execute())
     standing_by = [_host(each) for each in those if each != leader]
-    return Beats(leader and _host(leader), standing_by, bool(known and not leader and not those))
+    gone = bool(known and not leader and not those)
+    return Beats(leader and _host(leader), standing_by, gone, leader_key if ttl_s == -1 else None)
 
 
 def _host(beat: str) -> str:

@@ -13,7 +13,12 @@ from uuid import uuid4
 import psycopg
 from psycopg import Connection, Cursor, generators
 from psycopg.abc import PQGen
-from psycopg.errors import DuplicatePreparedStatement, ReadOnlySqlTransaction, _WaitTimeout
+from psycopg.errors import (
+    DuplicatePreparedStatement,
+    FeatureNotSupported,
+    ReadOnlySqlTransaction,
+    _WaitTimeout,
+)
 from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.rows import DictRow, dict_row, tuple_row
 from psycopg.sql import SQL, Identifier
@@ -48,6 +53,7 @@ END_READ_ONLY = """
     WHERE current_setting('transaction_read_only')::boolean
 """
 BRIEF = {"statement_timeout": "1800", "lock_timeout": "300"}
+STALE = "cached plan must not change result type"  # says Postgres before it executes anything
 NAMES_OF_PSYCOPG = "_pg3_"  # of prepared statements; a pooler that keeps them gives its own
 
 
@@ -105,6 +111,11 @@ class SettledConnection(Connection[Any]):  # Any: rows as their reader wants the
         except ReadOnlySqlTransaction:
             self.refuses_writes = True
             raise
+        except FeatureNotSupported as error:  # somebody has altered a table of a prepared statement
+            if not (alone and STALE in str(error)):
+                raise
+            self._prepared.clear()
+            return super().execute(query, *args, **options)
 
     def _ask(self, query: Any, params: Any = None, **options: Any) -> Cursor[Any]:  # as psycopg's
         """Execute a statement of the connection's own, which no trace shows."""

@@ -47,6 +47,11 @@ ELSEWHERE = """
       AND to_regclass('batch_essay_trackers') IS NULL
     GROUP BY setting, source
 """
+POLICIES = """
+    SELECT name, quote_ident(polname) AS policy FROM unnest(%s::text[]) AS needed (name)
+    JOIN pg_policy ON polrelid = to_regclass(name)
+    WHERE row_security_active(to_regclass(name)) ORDER BY name, polname
+"""
 HIDDEN = """
     SELECT name FROM unnest(%s::text[]) AS needed (name)
     WHERE to_regclass(name) IS NOT NULL AND row_security_active(to_regclass(name))
@@ -97,6 +102,18 @@ def _primary(conn: Conn) -> str:
     row = conn.execute(PRIMARY).fetchone()
     named = f" ({row['host']}:{row['port']})" if row and row["host"] else ""
     return f"its primary{named}, or every host and target_session_attrs=read-write,"
+
+
+def policies(conn: Conn) -> Finding | None:
+    """Find the policies that may hide rows of our tables from this role. Raises psycopg.Error."""
+    rows = conn.execute(POLICIES, [list(RIGHTS)]).fetchall()
+    if not rows:
+        return None
+    named = ", ".join(f"{row['policy']} on {row['name']}" for row in rows)
+    tables = dict.fromkeys(row["name"] for row in rows)
+    step = "; ".join(f"ALTER TABLE {each} DISABLE ROW LEVEL SECURITY" for each in tables)
+    wrong = f"row level security may hide rows from the role {conn.info.user} ({named})"
+    return fault(wrong, step)
 
 
 def hidden_rows(conn: Conn) -> Finding | None:

@@ -36,6 +36,7 @@ from ops.explain.consumers import (
     celery_workers,
     consumer_clues,
     popping_clues,
+    refused_clues,
     waiting_clients,
 )
 from ops.explain.explanation import Explanation, explain
@@ -45,8 +46,8 @@ from ops.explain.messages import messages_of
 from ops.explain.of_one_batch import first_registered
 from ops.explain.rabbitmq import NOTHING_AROUND, Around, look_around
 from ops.explain.service_causes import (
+    ENDS_SESSIONS,
     LOCKED,
-    command,
     lock_causes,
     look_at,
     schema_missing,
@@ -67,6 +68,7 @@ from ops.heartbeat import (
     with_obstacle,
     with_outages,
 )
+from ops.installation import command
 from ops.queues import UNANSWERED
 from ops.receivers import NO_RECEIVERS, Receivers, read_receivers
 from ops.stack.home import Endpoints
@@ -80,8 +82,18 @@ AWAY_S = 0.05  # the same, of a Redis that has not answered just now
 SIGNS_S = 1.8  # for all signs of life, and the broker's counts
 ANSWER_S = 2.8  # for all of RabbitMQ
 BATCH_S = 10.0  # for Postgres, where the machine is slow: each statement has a limit of its own
+OF_KOMBU = {"unacked": "hash", "unacked_index": "zset"}  # what workers hold, and since when
 FILLS = timedelta(seconds=10)  # after its last content a batch fills no more
-ENDED = ("closed the connection unexpectedly", "terminating connection")  # says a client
+ENDED = (  # says a client
+    "closed the connection unexpectedly",
+    "terminating connection",
+    "the connection is closed",
+)
+BY_SOMEBODY = (  # the same, of a session that somebody has ended
+    "closed the connection unexpectedly",
+    "administrator command",
+    "the connection is closed",
+)
 UNREGISTERED = {"unknown", "not_registered"}
 UNSAID = Clue("the broker does not say whether messages for the batch wait there")
 T = TypeVar("T")
@@ -95,11 +107,25 @@ def look_around_for(settings: Settings, broker_url: str, batch: str) -> Around:
     if not is_redis(broker_url):
         return look_around(broker_url, settings.queue)
     with connect_once(broker_url, timeout_s=REDIS_S) as client:
+        if wrong := wrong_type(client):
+            return replace(NOTHING_AROUND, alarm=wrong)
         evictions, consumers = [*eviction_clues(client)], waiting_clients(client)
         lying = messages_of(client, settings.queues, batch)
-        otherwise = [*popping_clues(client)]
+        otherwise = [*refused_clues(client, settings.queue), *popping_clues(client)]
     found = message_clues(lying, settings.queue, kind_and_path(broker_url))
     return Around([*found, *evictions], None, consumers, otherwise)
+
+
+def wrong_type(client: redis.Redis) -> Outage | None:
+    """Find a key of the broker, besides its queues, that another program has written.
+
+    Raises redis.RedisError.
+    """
+    for key, wanted in OF_KOMBU.items():
+        found = str(client.type(key))
+        if found not in (wanted, "none"):
+            return Outage("broker", f"WRONGTYPE the key {key} is a {found}, not a {wanted}")
+    return None
 
 
 def with_broker(explanation: Explanation, settings: Settings) -> Explanation:
@@ -373,6 +399,11 @@ class Looking:
                 server="Postgres", step=command(limit.step), error=f"{limit.wrong} ({words})"
             )
             return [replace(cause, title="Postgres ends what this service begins")]
+        if any(each in words for each in BY_SOMEBODY):
+            title = "Somebody ends sessions of Postgres, or it is stopping"
+            why = f"a person, a job or a pooler did so to that of this command ({words})"
+            cause = CAUSES["postgres_unreachable"].fill(error=why, step=ENDS_SESSIONS)
+            return [replace(cause, title=title)]
         if isinstance(raised, psycopg.Error) and describe(raised):
             finding = away("postgres", self.found.database_url, raised)
             words, step = f"{finding.wrong}; {finding.why}", finding.step

@@ -7,11 +7,13 @@ from typing import Any
 
 from core.catalogue import CANCEL_BATCH
 from core.db.connection import Conn
+from core.servers.obstacles import policies
 from core.states import OPEN, BatchStatus, OnDeadline
+from ops.by_hand import of_others
 from ops.explain import clues, of_one_batch
 from ops.explain.causes import CAUSES, Cause
 from ops.explain.clues import Clue, with_clues
-from ops.installation import POSTGRES
+from ops.installation import POSTGRES, command
 from ops.wording import age, number, utc
 
 NEAR = timedelta(minutes=10)  # a deadline this near is worth a word
@@ -26,11 +28,15 @@ SOUND = {  # codes of letters whose message may succeed unchanged
     "POISON_MESSAGE",
     "INTERNAL_ERROR",
 }
+OF_ROWS = {"slot_missing", "counter_wrong", "event_missing"}  # causes by rows that are not there
 UNSOUND = {"VALIDATION_ERROR", "IDEMPOTENCY_CONFLICT", "UNKNOWN_TASK", "MALFORMED_MESSAGE"}
+NO_CLASS = {"null", "none", "nil", "undefined", "nan"}
+CANCELLED_BY_HAND = "no message and no operator did so: somebody changed its row by hand"
 NO_TASK = "header task:"  # how the refusal of a message begins that has no such header
 NO_CLUE = (
     "no dead letter, pending content or similar id that is known here has one: if they were sent,"
-    " it was to another broker, or they are lost, and their sender must repeat them, which is safe"
+    " it was to another broker, or under the event_id of one that has come, or they are lost, and"
+    " their sender must repeat them, each under its own event_id, which is safe"
 )
 ENDINGS = {
     OnDeadline.FAIL: "is timed out",
@@ -58,7 +64,9 @@ def plain_causes(conn: Conn, batch_id: str, facts: Row, redis_side: Row) -> Iter
             yield _timed_out(conn, batch_id, facts)
         case BatchStatus.CANCELLED:
             reason = facts["closed_reason"]
-            yield CAUSES["cancelled"].fill(facts["closed_at"], batch=batch_id, reason=reason)
+            cause = CAUSES["cancelled"].fill(facts["closed_at"], batch=batch_id, reason=reason)
+            by_hand = not of_one_batch.was_cancelled(conn, batch_id)
+            yield replace(cause, reason=CANCELLED_BY_HAND) if by_hand else cause
 
 
 def unknown(conn: Conn, batch_id: str, redis_side: Row) -> Cause:
@@ -73,13 +81,16 @@ def with_evidence(conn: Conn, cause: Cause, batch_id: str) -> Cause:
     if cause.code == "pending_not_registered":
         return with_clues(cause, clues.of_unregistered(conn, batch_id))
     if cause.code == "dead_letter_waiting":
-        return _with_letters(cause, of_one_batch.needed_letters(conn, batch_id, LETTERS))
+        return _with_letters(conn, cause, of_one_batch.needed_letters(conn, batch_id, LETTERS))
+    if cause.code in OF_ROWS and (hidden := policies(conn)):
+        step = command(hidden.step)
+        return replace(cause, reason=hidden.wrong, by_itself="nothing while it does", command=step)
     if cause.code in {"slot_missing", "slot_extra"}:
         return _of_slots(cause, of_one_batch.counted(conn, batch_id))
     return cause
 
 
-def _with_letters(cause: Cause, rows: Sequence[Row]) -> Cause:
+def _with_letters(conn: Conn, cause: Cause, rows: Sequence[Row]) -> Cause:
     """Say what each letter lacks, and whether to replay it or to send it again."""
     if not rows:
         return cause
@@ -91,9 +102,15 @@ def _with_letters(cause: Cause, rows: Sequence[Row]) -> Cause:
     if any(row["task"] == CANCEL_BATCH.name for row in rows):
         said.append("who replays a cancellation cancels the batch, whatever has come since")
     elif all(row["code"] in SOUND for row in rows):
-        said.append("nothing is wrong with what was sent, so replay it")
         numbers = " ".join(str(row["id"]) for row in rows)
-        cause = replace(cause, command=f"els dead-letters replay {numbers} --reason WHY")
+        replay = f"els dead-letters replay {numbers} --reason WHY"
+        found = (of_others(conn, row["message"]) for row in rows)
+        if by_hand := next(filter(None, found), None):
+            said.append(f"{by_hand.wrong}: undo that, and then {replay}")
+            cause = replace(cause, command=command(by_hand.step))
+        else:
+            said.append("nothing is wrong with what was sent, so replay it")
+            cause = replace(cause, command=replay)
     elif all(row["code"] in UNSOUND for row in rows):
         said.append("its sender must correct that and send it again; then discard the letter")
     return with_clues(cause, [Clue("; ".join(said))])
@@ -122,6 +139,15 @@ def of_events(conn: Conn, batch_id: str, facts: Row, named: set[str]) -> Iterato
             gone=number(facts["events_written"] - facts["events"], "event"),
             numbers=", ".join(map(str, numbers)),
             written=facts["events_written"],
+        )
+    if marked := of_one_batch.never_sent(conn, batch_id):
+        types = ", ".join(row["type"] for row in marked)
+        yield replace(
+            CAUSES["event_not_delivered"].fill(marked[0]["published_at"], batch=batch_id),
+            title=f"An event of the batch was never sent ({types})",
+            reason="somebody has set its published_at by hand, and no relay has ever taken it",
+            by_itself="nothing: it counts as delivered",
+            command=f"els outbox republish --batch {batch_id} --since 30d",
         )
     if facts["undelivered"] and not named:
         error = facts["undelivered_error"]
@@ -186,6 +212,10 @@ def _waiting_for_students(conn: Conn, batch_id: str, facts: Row) -> Cause:
         ending=_ending(facts),
     )
     found = clues.of_missing_students(conn, batch_id, facts["registered_at"])
+    if (facts["class_id"] or "").strip().lower() in NO_CLASS:
+        said = f"its class_id is the text {facts['class_id']}, so it is no guest batch"
+        again = "if it should be one, register its essays again as another batch, without class_id"
+        found = [Clue(f"{said}: {again}", f"els cancel {batch_id} --reason WHY"), *found]
     return with_clues(cause, found, keep=True)
 
 
@@ -231,6 +261,10 @@ def _timed_out(conn: Conn, batch_id: str, facts: Row) -> Cause:
         lacked=lacked,
         deadline=f"{utc(facts['deadline_at'])}, {_after_registration(facts)}",
     )
+    if amended := of_one_batch.last_amended(conn, batch_id):
+        why = f" ({amended['reason']})" if amended["reason"] else ""
+        said = f"{amended['actor']} amended the batch at {utc(amended['at'])}{why}"
+        found = [Clue(said), *found]
     return with_clues(cause, found, keep=True)
 
 

@@ -13,7 +13,14 @@ from typing import Any
 
 from psycopg.errors import UndefinedTable
 
-from core.catalogue import AMEND_BATCH, BATCHED, CANCEL_BATCH, CONFIRM_STUDENTS, REGISTER_BATCH
+from core.catalogue import (
+    AMEND_BATCH,
+    BATCHED,
+    CANCEL_BATCH,
+    CONFIRM_STUDENTS,
+    REGISTER_BATCH,
+    TASKS,
+)
 from core.db.connection import Conn
 from core.db.moments import EARLIEST
 from core.named_batch import batch_ids
@@ -24,6 +31,8 @@ from ops.explain.lookalikes import alike, variants
 from ops.wording import number, utc
 
 SHOWN = 3  # of a list
+NAMELESS = "no batch: "  # of letters that may be of any batch
+SAME_ESSAYS = "its essays are registered as "
 PATIENCE = timedelta(seconds=10)  # for a registration that comes after the first contents
 LONG = 8  # characters of an id that is part of another one by no chance
 EARLY = timedelta(days=1)  # a message may come so long before the registration of its batch
@@ -39,6 +48,7 @@ class Clue:
     command: str | None = None
     title: str | None = None
     since: datetime | None = None
+    weak: bool = False  # it may have nothing to do with the batch, so a command of another wins
 
 
 def with_clues(cause: Cause, clues: Sequence[Clue], *, keep: bool = False) -> Cause:
@@ -49,7 +59,7 @@ def with_clues(cause: Cause, clues: Sequence[Clue], *, keep: bool = False) -> Ca
     if not clues:
         return cause
     titles = [clue.title for clue in clues if clue.title]
-    commands = [clue.command for clue in clues if clue.command]
+    commands = [clue.command for clue in sorted(clues, key=_is_weak) if clue.command]
     times = [clue.since for clue in clues if clue.since]
     return replace(
         cause,
@@ -58,6 +68,10 @@ def with_clues(cause: Cause, clues: Sequence[Clue], *, keep: bool = False) -> Ca
         command=next(iter(commands), cause.command),
         since=cause.since or next(iter(times), None),
     )
+
+
+def _is_weak(clue: Clue) -> bool:
+    return clue.weak
 
 
 def of_unknown(conn: Conn, batch_id: str, in_redis: int = 0) -> list[Clue]:
@@ -70,6 +84,7 @@ def of_unknown(conn: Conn, batch_id: str, in_redis: int = 0) -> list[Clue]:
         lambda: _registered(conn, batch_id, ids),
         lambda: _pending(conn, batch_id),
         lambda: _letters(conn, batch_id, skip=set()),
+        lambda: _discarded(conn, batch_id, TASKS),
         lambda: _other_kind(conn, batch_id),
     )
     if not found and in_redis:
@@ -102,6 +117,7 @@ def of_missing_contents(conn: Conn, batch_id: str, registered_at: datetime) -> l
         conn,
         lambda: _pending(conn, batch_id),
         lambda: _for_its_essays(conn, batch_id),
+        lambda: _for_its_other_ids(conn, batch_id),
         lambda: _excess(conn, batch_id),
         lambda: _named_elsewhere(conn, batch_id),
         lambda: _letters(conn, batch_id, skip=skip, since=since),
@@ -112,8 +128,12 @@ def of_missing_contents(conn: Conn, batch_id: str, registered_at: datetime) -> l
 
 
 def of_others(conn: Conn, batch_id: str, registered_at: datetime) -> list[Clue]:
-    """Name the ids that nobody has registered and contents came for since, where they are few."""
-    return _collect(conn, lambda: _unregistered(conn, batch_id, registered_at))
+    """Name the ids that contents came for since, and found no batch or no slot, if they are few."""
+    return _collect(
+        conn,
+        lambda: _unregistered(conn, batch_id, registered_at),
+        lambda: _excess_since(conn, batch_id, registered_at),
+    )
 
 
 def of_missing_students(conn: Conn, batch_id: str, registered_at: datetime) -> list[Clue]:
@@ -201,6 +221,24 @@ def _for_its_essays(conn: Conn, batch_id: str) -> Iterator[Clue]:
         )
 
 
+def _for_its_other_ids(conn: Conn, batch_id: str) -> Iterator[Clue]:
+    for row in queries.pending_for_its_other_ids(conn, batch_id):
+        waiting = number(row["contents"], "content waits", "contents wait")
+        other = row["batch_id"]
+        yield Clue(
+            f"{waiting} for {other}, which is the {row['field']} of this batch and no batch: their"
+            " sender must send them again with its batch_id",
+            f"els explain {other}",
+        )
+
+
+def _excess_since(conn: Conn, batch_id: str, registered_at: datetime) -> Iterator[Clue]:
+    rows = queries.excess_since(conn, batch_id, registered_at)
+    if rows and len(rows) <= SHOWN:
+        each = [f"{row['batch_id']} ({number(row['contents'], 'content')})" for row in rows]
+        yield Clue(f"since then contents found no slot in {', '.join(each)}")
+
+
 def _unregistered(conn: Conn, batch_id: str, registered_at: datetime) -> Iterator[Clue]:
     late = datetime.now(UTC) - PATIENCE
     rows = [row for row in queries.pending_batches(conn) if registered_at < row["since"] < late]
@@ -267,7 +305,9 @@ def _same_essays(conn: Conn, batch_id: str) -> Iterator[Clue]:
     for row in queries.with_the_same_essays(conn, batch_id):
         other = row["batch_id"]
         yield Clue(
-            f"its essays are registered as {other} too ({row['status']})", f"els find {other}"
+            f"{SAME_ESSAYS}{other} too ({row['status']})",
+            f"els find {other}",
+            weak=True,
         )
 
 
@@ -305,10 +345,10 @@ def _letters(
         yield Clue(f"{_each([row])} names {named}", _show([row]))
     if nameless:
         count = number(len(nameless), "dead letter names", "dead letters name")
-        yield Clue(f"{count} no batch: {_listed(nameless)}", _show(nameless))
+        yield Clue(f"{count} {NAMELESS}{_listed(nameless)}", _show(nameless), weak=True)
 
 
-def _discarded(conn: Conn, batch_id: str, tasks: Sequence[str]) -> Iterator[Clue]:
+def _discarded(conn: Conn, batch_id: str, tasks: Iterable[str]) -> Iterator[Clue]:
     for row in queries.discarded_letters(conn, batch_id, tasks)[:SHOWN]:
         yield Clue(
             f"dead letter {row['id']} ({row['task']}, {row['code']}) was discarded at"

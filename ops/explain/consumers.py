@@ -1,6 +1,6 @@
 """Who else takes messages of our queues: Celery workers that answer, and consumers by number."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
 import redis
@@ -9,6 +9,7 @@ from ops.explain.clues import Clue
 from ops.explain.service_causes import serving_workers
 from ops.heartbeat import Heartbeat
 from ops.queues import app_on, brief_connection
+from ops.redis_queues import lists_of
 from ops.wording import number
 
 REPLIES_S = 0.7  # for all workers of the broker
@@ -69,6 +70,26 @@ def popping_clues(client: redis.Redis) -> Iterator[Clue]:
         yield Clue(
             f"{takes} from lists of the broker ({who}): one that is no receiver of events may take"
             " messages of this service (redis-cli -u BROKER_URL CLIENT LIST)"
+        )
+
+
+def refused_clues(client: redis.Redis, queue: str) -> Iterator[Clue]:
+    """Tell whom the broker has refused to write to the queue, where our role may read its log.
+
+    Raises redis.RedisError.
+    """
+    try:
+        log = cast("Iterable[Mapping[str, object]]", client.acl_log())
+    except redis.ResponseError:
+        return
+    keys = lists_of(queue)
+    refused = [each for each in log if each["reason"] != "key" or each["object"] in keys]
+    named = [f"{each['username']} ({each['reason']} {each['object']})" for each in refused]
+    if named:
+        yield Clue(
+            f"the broker has refused {', '.join(dict.fromkeys(named[:SHOWN]))} (ACL LOG): a sender"
+            " without the rights that it needs has lost what it did not keep",
+            "els access redis  # prints the rights that each program needs",
         )
 
 

@@ -22,8 +22,9 @@ from ops.explain.locks import locks
 from ops.explain.notes import notes
 from ops.explain.promises import last_try, promise
 from ops.explain.receiver_causes import receiver_causes, taken_note
-from ops.explain.service_causes import command, service_causes
+from ops.explain.service_causes import service_causes
 from ops.heartbeat import Heartbeat
+from ops.installation import command
 from ops.queries import batches, sweep
 from ops.receivers import NO_RECEIVERS, Receivers
 from ops.wording import number

@@ -72,15 +72,20 @@ def locks(conn: Conn, batch_id: str | None = None) -> list[Lock]:
 def standby_awaited(conn: Conn) -> Outage | None:
     """Tell whether commits wait for a synchronous standby: then every write does."""
     row = conn.execute(
-        "SELECT count(*) AS commits, current_setting('synchronous_standby_names') AS names"
+        "SELECT count(*) AS commits, current_setting('synchronous_standby_names') AS names,"
+        " current_setting('synchronous_commit') NOT IN ('off', 'local')"
+        "  AND NOT EXISTS (SELECT FROM pg_stat_replication) AS alone"
         " FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'SyncRep'"
         " AND query_start < now() - %s",
         [PATIENCE],
     ).fetchone()
-    if row is None or not row["commits"]:
+    if row is None or not (row["commits"] or (row["names"] and row["alone"])):
         return None
-    commits = number(row["commits"], "commit waits", "commits wait")
-    said = f"{commits} for a synchronous standby (synchronous_standby_names: {row['names']})"
+    # Another role does not see what a session waits for.
+    waiting = number(row["commits"], "commit waits", "commits wait") if row["commits"] else ""
+    commits = waiting or "no standby is connected, so commits wait"
+    said = f"{commits} for a synchronous standby (synchronous_standby_names: {row['names']}):"
+    said += " start it, or do without"
     return Outage("postgres", said)
 
 

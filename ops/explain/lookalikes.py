@@ -4,6 +4,7 @@ import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable
 from string import ascii_letters, digits
+from urllib.parse import unquote
 from uuid import UUID
 
 CHARACTERS = f"{ascii_letters}{digits}-_"  # of an identifier
@@ -19,13 +20,20 @@ NOT_SAID = re.compile("[^a-z0-9]")
 
 
 def fold(given: str) -> str:
-    """Return an id without what people mix up: case, blanks, `-` and `_`, O and 0, l, I and 1."""
-    return NOT_SAID.sub("", given.lower()).translate(ALIKE)
+    """Return an id without what people mix up: case, blanks, `-` and `_`, O and 0, l, I and 1.
+
+    Signs may be written as in an address: `%2D`.
+    """
+    return _said(given).translate(ALIKE)
+
+
+def _said(given: str) -> str:
+    return NOT_SAID.sub("", unquote(given).lower())
 
 
 def variants(given: str) -> list[str]:
     """List every id that differs from this one in one character, or in two that are swapped."""
-    given = given.strip()[: LONGEST + 1]
+    given = bare(given)[: LONGEST + 1]
     cuts = [(given[:n], given[n:]) for n in range(len(given) + 1)]
     found = {given, *parts(given), *forms(given)}
     found |= {a + b[1:] for a, b in cuts if b}
@@ -35,9 +43,16 @@ def variants(given: str) -> list[str]:
     return sorted(each for each in found if 0 < len(each) <= LONGEST)
 
 
+def bare(given: str) -> str:
+    """Return an id without blanks, and without the dots where somebody has cut it."""
+    return given.strip().removesuffix("...").strip("…").strip()
+
+
 def parts(given: str) -> list[str]:
-    """List the identifiers in a text that is none, such as an address or a path."""
-    return re.findall(rf"[A-Za-z0-9_-]{{{LEAST_PART},{LONGEST}}}", given)[:10]
+    """List the identifiers in a text that is none, such as an address, a path, or an id twice."""
+    half = given[: len(given) // 2]
+    twice = [half] if half * 2 == given else []
+    return twice + re.findall(rf"[A-Za-z0-9_-]{{{LEAST_PART},{LONGEST}}}", given)[:10]
 
 
 def forms(given: str) -> list[str]:
@@ -58,12 +73,12 @@ def forms(given: str) -> list[str]:
 
 def difference(given: str, other: str) -> str | None:
     """Say what makes an id of the given one, after "this id"; None: they are not alike."""
-    bare = given.strip()
-    if bare == other:
-        return BLANKS if bare != given else None
-    if other in forms(bare) and fold(bare) != fold(other):
+    one = bare(given)
+    if one == other:
+        return BLANKS if one != given else None
+    if other in forms(one) and fold(one) != fold(other):
         return SAME_UUID
-    return _mix_up(bare, other) or _one_edit(bare, other) or _part(bare, other)
+    return _mix_up(one, other) or _one_edit(one, other) or _part(one, other)
 
 
 def alike(given: str, others: Iterable[str]) -> dict[str, str]:
@@ -78,8 +93,7 @@ def _mix_up(one: str, other: str) -> str | None:
         return CASE
     if not fold(one) or fold(one) != fold(other):
         return None
-    said, meant = (re.sub("[^a-z0-9]", "", each.lower()) for each in (one, other))
-    return DASHES if said == meant else LETTERS
+    return DASHES if _said(one) == _said(other) else LETTERS
 
 
 def _one_edit(one: str, other: str) -> str | None:

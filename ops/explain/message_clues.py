@@ -6,10 +6,12 @@ from dataclasses import replace
 
 from ops.explain.batch_causes import NO_CLUE
 from ops.explain.causes import CAUSES, Cause
-from ops.explain.clues import Clue, with_clues
+from ops.explain.clues import NAMELESS, SAME_ESSAYS, Clue, with_clues
 from ops.explain.messages import Lying
 from ops.wording import number, utc
 
+KINDS = {"list": "list", "stream": "stream", "zset": "sorted set"}
+LOOKS = {"list": "LRANGE {} 0 9", "stream": "XREVRANGE {} + - COUNT 9", "zset": "ZRANGE {} 0 9"}
 LACKING = {  # causes of a batch that waits for a message
     "waiting_for_contents",
     "waiting_for_students",
@@ -35,7 +37,8 @@ def with_messages(
 
 def _with(cause: Cause, found: Sequence[Clue], otherwise: Sequence[Clue]) -> Cause:
     if not found:
-        return with_clues(cause, otherwise, keep=True) if NO_CLUE in cause.reason else cause
+        unknown = any(words in cause.reason for words in (NO_CLUE, NAMELESS, SAME_ESSAYS))
+        return with_clues(cause, otherwise, keep=True) if unknown else cause
     nothing_known = cause.reason == CAUSES[cause.code].reason
     lacking, _, known = cause.reason.replace(f"; {NO_CLUE}", "").partition("; ")
     said = with_clues(replace(cause, reason=lacking), found, keep=not nothing_known)
@@ -59,6 +62,12 @@ def _held(each: Lying) -> str:
     if each.until is None:
         return f"a worker holds {those} the batch, and has not finished"
     first = "" if each.messages == 1 else ", the first"
+    if each.tried:
+        times = number(each.tried, "time", "times")
+        return (
+            f"a worker holds {those} the batch{first} until {utc(each.until)}, when it tries again"
+            f" (it has tried {times}: a lock, or slots in flight)"
+        )
     return (
         f"a worker holds {those} the batch{first} until {utc(each.until)}, because its sender gave"
         " that moment (`eta`, or `countdown` in seconds)"
@@ -68,8 +77,8 @@ def _held(each: Lying) -> str:
 def _elsewhere(each: Lying, queue: str, broker: str) -> Clue:
     """Name a list that this service takes nothing from, and a command that helps."""
     key = str(each.key)
-    where = f"the list {key}"
-    command = f"LRANGE {shlex.quote(key)} 0 9"
+    where = f"the {KINDS[each.kind]} {key}"
+    command = LOOKS[each.kind].format(shlex.quote(key))
     if each.database is not None:
         where += f" of database {each.database}"
         command = f"-n {each.database} {command}"

@@ -25,6 +25,10 @@ LISTS_S = 0.5  # for all other lists
 OLDEST = 50  # messages of another list, and a page of its newest ones
 HELD = "unacked"  # as Kombu calls it
 AN_EVENT = b'"specversion"'  # in what goes to receivers
+NEWEST: dict[str, tuple[str, *tuple[str | int, ...]]] = {  # of keys that are no list: some entries
+    "stream": ("XREVRANGE", "+", "-", "COUNT", OLDEST),
+    "zset": ("ZRANGE", 0, OLDEST - 1),
+}
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Lying:
     ours: bool = True  # all that was looked at are messages for this service, and that is the list
     database: str | None = None  # None: the broker's own
     until: datetime | None = None  # the first `eta` to come
+    kind: str = "list"  # of the key
+    tried: int = 0  # times at least one of them was tried, where a worker holds it
 
 
 def messages_of(client: redis.Redis, queues: Sequence[str], batch_id: str) -> list[Lying]:
@@ -65,7 +71,7 @@ def _in_queue(client: redis.Redis, queue: str, name: bytes) -> Lying:
 
 def _held(client: redis.Redis, name: bytes) -> Lying:
     """Look at what workers have taken and not finished, also what waits for its `eta` there."""
-    until, found, looked, moments = time.monotonic() + HELD_S, 0, 0, []
+    until, found, looked, tried, moments = time.monotonic() + HELD_S, 0, 0, 0, []
     cursor: Any = None
     while cursor != 0 and time.monotonic() < until:
         cursor, page = cast("Any", as_bytes(client, "HSCAN", HELD, cursor or 0, "COUNT", PAGE))
@@ -74,7 +80,8 @@ def _held(client: redis.Redis, name: bytes) -> Lying:
             if name in _said(message):
                 found += 1
                 moments += _eta(message)
-    return Lying(None, found, looked, until=min(moments, default=None))
+                tried = max(tried, _retries(message))
+    return Lying(None, found, looked, until=min(moments, default=None), tried=tried)
 
 
 def _elsewhere(client: redis.Redis, queues: Sequence[str], name: bytes) -> Iterator[Lying]:
@@ -96,17 +103,34 @@ def _elsewhere(client: redis.Redis, queues: Sequence[str], name: bytes) -> Itera
 def _in_lists(
     client: redis.Redis, name: bytes, until: float, skipped: set[bytes]
 ) -> Iterator[Lying]:
-    for key in _lists(client, until):
+    for key in _keys(client, "list", until):
         if key not in skipped:
             yield _in_list(client, key, name, until)
+    for kind, newest in NEWEST.items():
+        for key in _keys(client, kind, until):
+            entries = as_bytes(client, newest[0], key, *newest[1:])
+            yield Lying(_shown(key), _times(name, entries), 0, ours=False, kind=kind)
 
 
-def _lists(client: redis.Redis, until: float) -> Iterator[bytes]:
+def _keys(client: redis.Redis, kind: str, until: float) -> Iterator[bytes]:
     cursor: Any = None
     while cursor != 0 and time.monotonic() < until:
-        page = cast("Any", as_bytes(client, "SCAN", cursor or 0, "TYPE", "list", "COUNT", 1000))
+        page = cast("Any", as_bytes(client, "SCAN", cursor or 0, "TYPE", kind, "COUNT", 1000))
         cursor = int(page[0])
         yield from page[1]
+
+
+def _shown(key: bytes) -> str:
+    return key.decode("utf-8", "backslashreplace")
+
+
+def _times(name: bytes, entries: object) -> int:
+    """Count the texts that name the batch in an answer of Redis, however deep they lie."""
+    if isinstance(entries, bytes):
+        said = _said(entries)
+        return int(name in said and AN_EVENT not in said)
+    inner = entries.values() if isinstance(entries, dict) else entries
+    return sum(_times(name, each) for each in inner) if isinstance(inner, Iterable) else 0
 
 
 def _in_list(client: redis.Redis, key: bytes, name: bytes, until: float) -> Lying:
@@ -119,7 +143,7 @@ def _in_list(client: redis.Redis, key: bytes, name: bytes, until: float) -> Lyin
         said = _said(message)
         found += name in said and AN_EVENT not in said
         ours = ours and _task(message) in TASKS
-    return Lying(key.decode("utf-8", "backslashreplace"), found, looked, ours and looked == length)
+    return Lying(_shown(key), found, looked, ours and looked == length)
 
 
 def _both_ends(client: redis.Redis, key: bytes, length: int, until: float) -> Iterable[bytes]:
@@ -155,6 +179,12 @@ def _said(message: bytes) -> bytes:
 def _task(message: bytes) -> str:
     headers = _read(message).get("headers")
     return str(headers.get("task")) if isinstance(headers, dict) else ""
+
+
+def _retries(message: bytes) -> int:
+    headers: Any = _read(message).get("headers")
+    retries = headers.get("retries") if isinstance(headers, dict) else 0
+    return retries if isinstance(retries, int) else 0
 
 
 def _eta(message: bytes) -> list[datetime]:

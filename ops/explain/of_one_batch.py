@@ -92,6 +92,39 @@ def newest_event(
     ).fetchone()
 
 
+def never_sent(conn: Conn, batch_id: str) -> list[DictRow]:
+    """List the events that somebody has marked as published, and no relay has ever taken."""
+    return conn.execute(
+        "SELECT type, published_at FROM event_outbox WHERE batch_id = %s AND attempts = 0"
+        " AND published_at IS NOT NULL AND first_published_at IS NULL ORDER BY sequence LIMIT 5",
+        [batch_id],
+    ).fetchall()
+
+
+def was_cancelled(conn: Conn, batch_id: str) -> bool:
+    """Tell whether a message or an operator has cancelled a batch, and not somebody by SQL."""
+    row = conn.execute(
+        "SELECT EXISTS (SELECT FROM idempotency_keys WHERE batch_id = %(batch)s"
+        "  AND outcome->>'outcome' = 'cancelled')"
+        " OR EXISTS (SELECT FROM operator_actions WHERE batch_id = %(batch)s"
+        "  AND action = 'cancel') AS so",
+        {"batch": batch_id},
+    ).fetchone()
+    return bool((row or {"so": False})["so"])
+
+
+def last_amended(conn: Conn, batch_id: str) -> DictRow | None:
+    """Read when a batch was amended last; by whom and why, where it was no message."""
+    return conn.execute(
+        "SELECT * FROM (SELECT acted_at AS at, actor, reason FROM operator_actions"
+        " WHERE batch_id = %(batch)s AND action = 'amend' UNION ALL"
+        " SELECT created_at, 'a message', NULL FROM idempotency_keys"
+        " WHERE batch_id = %(batch)s AND outcome->>'outcome' = 'amended') amended"
+        " ORDER BY at DESC LIMIT 1",
+        {"batch": batch_id},
+    ).fetchone()
+
+
 def published_at(conn: Conn, event_id: UUID) -> datetime | None:
     row = conn.execute("SELECT published_at FROM event_outbox WHERE id = %s", [event_id]).fetchone()
     return row["published_at"] if row else None

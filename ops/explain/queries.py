@@ -3,7 +3,7 @@
 For people who ask about one id. Each statement reads by an index, or at most so many rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -14,7 +14,7 @@ from psycopg.rows import DictRow
 
 from core.catalogue import ASSIGN_CONTENT
 from core.db.connection import Conn
-from ops.explain.lookalikes import LEAST_PART, fold
+from ops.explain.lookalikes import LEAST_PART, bare, fold
 from ops.queries.statements import sql
 
 NEWEST = 50_000  # batches whose ids are compared one by one
@@ -77,16 +77,16 @@ def registered_like(conn: Conn, given: str, ids: Sequence[str]) -> list[str]:
     Of the newest ones also those that differ in more than one character in which people mix up
     ids, or that this is the end of.
     """
-    bare = given.strip()
-    is_part = len(bare) >= LEAST_PART
+    meant = bare(given)
+    is_part = len(meant) >= LEAST_PART
     rows = conn.execute(
         SIMILAR_IDS,
         {
             "ids": list(ids),
             "is_part": is_part,
-            "bare": bare,
-            "beyond": bare + "\U0010ffff",
-            "length": len(bare),
+            "bare": meant,
+            "beyond": meant + "\U0010ffff",
+            "length": len(meant),
             "folded": fold(given),
             "newest": NEWEST,
             "few": FEW,
@@ -117,6 +117,39 @@ def pending_for_its_essays(conn: Conn, batch_id: str) -> list[DictRow]:
         " JOIN batch_pending_content p ON p.batch_id = e.essay_id"
         " WHERE e.batch_id = %s GROUP BY 1 ORDER BY 1 LIMIT %s",
         [batch_id, FEW],
+    ).fetchall()
+
+
+def pending_for_its_other_ids(conn: Conn, batch_id: str) -> list[DictRow]:
+    """Count the contents that wait for a batch with another id of this one: id, field, number."""
+    return conn.execute(
+        """
+        SELECT p.batch_id, ids.field, count(*) AS contents FROM batch_essay_trackers t
+        CROSS JOIN LATERAL (VALUES
+            ('org_id', org_id), ('user_id', user_id), ('class_id', class_id),
+            ('course_code', course_code), ('correlation_id', correlation_id::text)
+        ) AS ids (field, id)
+        JOIN batch_pending_content p ON p.batch_id = ids.id
+        WHERE t.batch_id = %s GROUP BY 1, 2 ORDER BY 1, 2 LIMIT %s
+        """,
+        [batch_id, FEW],
+    ).fetchall()
+
+
+def excess_since(conn: Conn, batch_id: str, since: datetime) -> list[DictRow]:
+    """Count the contents that found no slot in other batches since a moment: id, number.
+
+    Among the newest ones that found none.
+    """
+    return conn.execute(
+        """
+        SELECT batch_id, count(*) AS contents FROM (
+            SELECT batch_id, received_at, reason FROM excess_content ORDER BY id DESC LIMIT %s
+        ) newest
+        WHERE batch_id <> %s AND received_at > %s AND reason = 'NO_AVAILABLE_SLOT'
+        GROUP BY 1 ORDER BY 1 LIMIT %s
+        """,
+        [PENDING, batch_id, since, FEW],
     ).fetchall()
 
 
@@ -153,7 +186,7 @@ def waiting_letters(conn: Conn) -> list[DictRow]:
     ).fetchall()
 
 
-def discarded_letters(conn: Conn, batch_id: str, tasks: Sequence[str]) -> list[DictRow]:
+def discarded_letters(conn: Conn, batch_id: str, tasks: Iterable[str]) -> list[DictRow]:
     """List the newest dead letters of a batch that somebody has discarded, of these tasks."""
     return conn.execute(
         "SELECT id, task, code, discarded_at FROM dead_letters WHERE batch_id = %s"
@@ -223,11 +256,12 @@ def named_elsewhere(conn: Conn, batch_id: str) -> list[DictRow]:
 
 
 def with_the_same_essays(conn: Conn, batch_id: str) -> list[DictRow]:
-    """List the few other batches that were registered with an essay of this one that is open."""
+    """List the few other batches that were registered with the same essays as this one."""
     rows = conn.execute(
         """
-        SELECT t.batch_id, t.status FROM (
-            SELECT essay_id FROM essay_states
+        SELECT t.batch_id, t.status, t.essay_ids_sha256 = mine.essay_ids_sha256 AS same FROM (
+            SELECT essay_id, essay_ids_sha256 FROM essay_states JOIN batch_essay_trackers
+            USING (batch_id)
             WHERE batch_id = %(batch)s AND text_storage_id IS NULL
               AND validation_error_code IS NULL LIMIT 1
         ) mine
@@ -236,7 +270,7 @@ def with_the_same_essays(conn: Conn, batch_id: str) -> list[DictRow]:
         """,
         {"batch": batch_id, "many": SHARED + 1},
     ).fetchall()
-    return rows if len(rows) <= SHARED else []
+    return [row for row in rows if row["same"]] if len(rows) <= SHARED else []
 
 
 def confirmed_of_class(conn: Conn, batch_id: str) -> list[DictRow]:
@@ -260,8 +294,8 @@ def other_kinds(conn: Conn, given: str) -> list[OtherKind]:
 
     Inside a transaction of the caller, the limit is that of its connection.
     """
-    bare = given.strip()
-    parameters = {"id": bare, "uuid": _uuid(bare), "number": _number(bare), "few": FEW}
+    meant = given.strip()
+    parameters = {"id": meant, "uuid": _uuid(meant), "number": _number(meant), "few": FEW}
     found = [OtherKind(**row) for row in conn.execute(OTHER_KINDS, parameters)]
     if found:
         return found

@@ -19,7 +19,7 @@ from ops.by_hand import IN_FUNCTION
 from ops.explain.causes import CAUSES, Cause
 from ops.explain.locks import Lock
 from ops.heartbeat import ASKER, NO_SCHEMA, Heartbeat
-from ops.installation import POSTGRES, PSQL
+from ops.installation import POSTGRES, PSQL, command
 from ops.queries.sweep import Holder
 from ops.signs import Sign
 from ops.wording import number, utc
@@ -36,19 +36,26 @@ TOOK_WRITES = (
 )
 REDIS = "els env  # then redis-cli -u REDIS_URL {}"
 COMPARE = "els env  # ELS_REDIS_URL and ELS_DATABASE_URL of the worker must be these"
+ALONE = "-c 'ALTER SYSTEM RESET synchronous_standby_names' -c 'SELECT pg_reload_conf()'"
 PROMOTE = (
     "els env  # name the primary in ELS_REDIS_URL (redis-cli -u REDIS_URL ROLE says which it is);"
     " if it should be this one: redis-cli -u REDIS_URL REPLICAOF NO ONE"
 )
+LIMITS = "els env  # then compare ELS_DATABASE_URL of that process: options=-cstatement_timeout=…"
+ENDS_SESSIONS = POSTGRES.format(
+    "SELECT pid, usename, application_name, query FROM pg_stat_activity"
+    " WHERE query ILIKE $$%terminate_backend%$$"
+)
 LOOK_AT = {  # by SQLSTATE, or by a word of Redis' answer
     "25006": POSTGRES.format("SELECT pg_is_in_recovery()"),
     "42501": "els migrate --roles",
-    "standby": POSTGRES.format("SELECT application_name, state FROM pg_stat_replication"),
+    "standby": f"{PSQL} {ALONE}",
     "53100": "els env  # then, on the host of DATABASE_URL: df -h",
     "57014": POSTGRES.format(
         "SELECT pid, application_name, wait_event, now() - query_start, query FROM pg_stat_activity"
         " WHERE state <> $$idle$$ ORDER BY query_start"
     ),
+    "57P01": ENDS_SESSIONS,
     "53300": POSTGRES.format("SHOW max_connections"),
     "OOM": REDIS.format("INFO memory"),
     "OutOfMemoryError": REDIS.format("INFO memory"),
@@ -56,9 +63,13 @@ LOOK_AT = {  # by SQLSTATE, or by a word of Redis' answer
     "READONLY": PROMOTE,
     "PAUSE,": REDIS.format("CLIENT UNPAUSE"),
     "MISCONF": REDIS.format("INFO persistence"),
-    "BUSY": REDIS.format("SCRIPT KILL; UNKILLABLE: it has written, and ends by itself"),
+    "BUSY": REDIS.format("SCRIPT KILL; FUNCTION KILL, if that says so; UNKILLABLE: it has written,")
+    + " and ends by itself",
     "alarm": "rabbitmq-diagnostics alarms  # on each host of ELS_BROKER_URL",
-    "NOREPLICAS": REDIS.format("INFO replication"),
+    "NOREPLICAS": REDIS.format("INFO replication: start the replica that lacks; or, without one,")
+    + " CONFIG SET min-replicas-to-write 0",
+    "NOPERM": "els access redis  # prints the rights that each user needs",
+    "NoPermissionError": "els access redis  # prints the rights that each user needs",
 }
 # What is wrong where a server cannot be reached, by words of its error, and what a person does.
 UNREACHED = {
@@ -89,6 +100,10 @@ UNREACHED = {
     "Timeout reading": "on its host: ps -C redis-server,valkey-server -o pid,stat,etime. T: kill"
     " -CONT PID. R or D: a long command, or its disk; afterwards SLOWLOG GET 9 names it. S: CLIENT"
     " PAUSE, which ends by itself",
+    "timeout expired": "on its host: ps -C postgres -o pid,stat,args. T: kill -CONT PID. No such"
+    " process: start it, or correct {setting}",
+    "PL/pgSQL function": "psql DATABASE_URL, as a superuser: \\dy lists the triggers that a login"
+    " meets; ALTER EVENT TRIGGER … DISABLE",
     "speaks no TLS": "write redis:// in {setting}, not rediss://, or give its TLS port",
     "starting up": "wait until it has recovered; its log says how far it is",
     "not yet accepting": "wait until it has recovered; its log says how far it is",
@@ -100,6 +115,7 @@ SESSIONS = (
 )
 REPLY = re.compile(r"\([345]\d\d\) [A-Z_]+ ")  # of RabbitMQ, which is there
 LENGTH_OF = re.compile(r"\((?:LLEN|LINDEX) ([^\s)]+)")  # in an error of Redis' client
+OTHER_KEY = re.compile(r"WRONGTYPE the key (\S+) is")
 HIDDEN = re.compile(r'row-level security policy for table "(\w+)"')
 SILENT_SHOWN_S = 120  # after which the messages of a silent worker have been redelivered
 Row = Mapping[str, Any]  # Any: a database row
@@ -198,17 +214,10 @@ def schema_missing(
     return CAUSES["schema_missing"].fill(since, error=wrong, step=step)
 
 
-def command(step: str) -> str:
-    """Write the step of a finding about Postgres as a command: it may be SQL, or words."""
-    if step.startswith("els "):
-        return step
-    if not step.partition(" ")[0].isupper():
-        return f"els env  # then {step}"
-    return " ".join([PSQL, *(f"-c '{each}'" for each in step.split("; "))])  # ALTER SYSTEM: alone
-
-
 def look_at(server: str, error: str, sqlstate: str | None = None) -> str:
     """Choose the command that shows more of an error of a server, or ends it."""
+    if key := OTHER_KEY.search(error):
+        return f"els env  # then redis-cli -u BROKER_URL RENAME {key[1]} {key[1]}.wrong"
     if table := HIDDEN.search(error):
         return POSTGRES.format(f"ALTER TABLE {table[1]} DISABLE ROW LEVEL SECURITY")
     for word in (sqlstate, *error.replace(":", " ").split()):
@@ -230,6 +239,11 @@ def _refusals(pauses: Sequence[Pause], heartbeat: Heartbeat) -> Iterator[Cause]:
     own = {pause.outage.server: pause.outage for pause in pauses if pause.process == ASKER}
     for server, pause in first.items():
         cause = refusal(own.get(server, pause.outage), pause.since, heartbeat)
+        if pause.outage.sqlstate == TOO_SLOW and server in heartbeat.asked.took_writes:
+            title = f"Postgres ends what {pause.process} begins"
+            why = f"a limit of time in its URL, its role or its PGOPTIONS is short: {cause.reason}"
+            yield replace(cause, title=title, reason=why, by_itself="nothing", command=LIMITS)
+            continue
         of_a_role = _is_of_a_role(pause.outage)  # whoever asks may have another
         if server in heartbeat.asked.took_writes and not of_a_role:
             step = heartbeat.asked.installation.log("worker")
@@ -517,6 +531,9 @@ def _beat_causes(heartbeat: Heartbeat, holder: Holder | None) -> Iterator[Cause]
     if heartbeat.beats.leader and not heartbeat.tick_waits:
         reason = "the beat that leads sends no ticks: its ELS_SWEEP_EVERY is too long"
         step = "els reconcile  # once; then start beat again without its ELS_SWEEP_EVERY"
+    if heartbeat.beats.never_ends:
+        reason = "the lease of the beat that leads never ends: another program has written its key"
+        step = REDIS.format(f"DEL {heartbeat.beats.never_ends}")
     words = {"title": title, "beats": heartbeat.beats, "reason": reason + last}
     yield CAUSES["beat_silent"].fill(heartbeat.swept_at, step=step, **words)
 

@@ -16,8 +16,9 @@ from ops.alarms import all_rules
 from ops.explain.causes import CAUSES, Cause
 from ops.explain.locks import locks, standby_awaited
 from ops.explain.receiver_causes import PATIENCE
-from ops.explain.service_causes import command, service_causes
+from ops.explain.service_causes import service_causes
 from ops.heartbeat import Heartbeat, with_obstacle, with_outages
+from ops.installation import command
 from ops.queries import batches, numbers, sweep
 from ops.queues import EventQueue
 from ops.web.connections import Connections

@@ -279,6 +279,19 @@ def test_a_connection_to_a_server_that_became_read_only_is_replaced(url, schema)
     assert words == [{"word": "kept"}]
 
 
+def test_a_prepared_statement_goes_on_after_its_table_was_altered(url, schema):
+    within = f"{url}?options=-csearch_path={schema}"
+    with db.connect(within, size=1) as pool, pool.connection() as conn:
+        conn.execute("CREATE TABLE words (word text)")
+        for _ in range(2):
+            conn.execute("SELECT word FROM words", prepare=True)
+        with psycopg.connect(url, autocommit=True) as other:
+            other.execute(f"ALTER TABLE {schema}.words ALTER word TYPE varchar(9)")
+        words = conn.execute("SELECT word FROM words").fetchall()
+
+    assert words == []
+
+
 @pytest.mark.parametrize(
     ("said", "attrs"),
     [

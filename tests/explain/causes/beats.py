@@ -2,6 +2,7 @@
 
 import psycopg
 
+from core.signs.beats import keys
 from core.signs.heartbeat import SWEPT
 from core.signs.pauses import server_time
 from ops.heartbeat import BEAT_GONE
@@ -63,6 +64,20 @@ def it_ticks_for_another_queue(place):
     place.worker()
     place.start_beat(ELS_QUEUE="other-school")
     yield place.insert_batch()
+
+
+@cause(
+    "beat_silent",
+    says=["the lease of the beat that leads never ends"],
+    never=["ELS_SWEEP_EVERY"],
+    step="DEL els:beat:",
+)
+def another_program_has_written_its_lease(place):
+    place.worker()
+    batch = place.insert_batch()
+    place.valkey.set(keys(place.queue)[0], "nobody")
+    place.valkey.set(SWEPT, server_time(place.valkey) - 300)
+    yield batch
 
 
 @cause("worker_other_queue", says=[".control", "sweeps"], never=["No beat is running"])

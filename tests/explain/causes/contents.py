@@ -9,6 +9,7 @@ from core.slots import Slots
 from tests import factories as make
 from tests.explain.cause import cause
 from tests.explain.causes.shapes import ASSIGN, discarding, send_raw
+from tests.explain.place import WAIT_S
 from tests.live.conftest import until
 
 WAITING = "waiting_for_contents"
@@ -202,7 +203,11 @@ def its_deadline_was_meant_in_hours(running):
     yield ended(running, running.register(2, deadline_s=1), "timed_out")
 
 
-@cause("waiting_for_students", says=["class null"])
+@cause(
+    "waiting_for_students",
+    says=["its class_id is the text null, so it is no guest batch"],
+    step="els cancel",
+)
 def it_was_registered_with_null_as_text(running):
     batch = running.register(1, class_id="null")
     running.content(batch)
@@ -537,3 +542,112 @@ def somebody_deleted_a_slot(running):
 def its_deadline_was_given_in_days_and_read_in_seconds(running):
     batch = running.register(deadline_s=2)
     yield ended(running, batch, "timed_out")
+
+
+@cause(
+    WAITING,
+    says=["2 contents wait for school-", "which is the org_id of this batch and no batch"],
+    never=["no dead letter"],
+    step="els explain school-",
+)
+def its_contents_came_for_its_organisation(running):
+    school = f"school-{uuid4().hex[:8]}"
+    batch = running.register(2, org_id=school)
+    for n in (1, 2):
+        running.content(school, f"text-{n}")
+    yield batch
+
+
+@cause(WAITING, says=["since then contents found no slot in upload-9 (2 contents)"])
+def its_contents_came_for_another_full_batch_with_names_of_their_own(place):
+    place.run()
+    place.register(1, batch="upload-9")
+    place.content("upload-9")
+    batch = place.register(2)
+    for _ in range(2):
+        place.content("upload-9", uuid4().hex)
+    yield batch
+
+
+@cause(
+    "timed_out",
+    says=["anna amended the batch at", "(until tomorrow)"],
+    never=["no dead letter"],
+)
+def somebody_amended_its_deadline_to_seconds(running):
+    batch = running.register(2)
+    amend = running.els(
+        "amend", batch, "--deadline-s", "1", "--reason", "until tomorrow", "--by", "anna", "--yes"
+    )
+    amend.communicate(timeout=WAIT_S)
+    yield ended(running, batch, "timed_out")
+
+
+@cause("timed_out", says=["a message amended the batch at"])
+def a_message_amended_its_deadline_to_seconds(running):
+    batch = running.register(2)
+    running.tell("els.amend_batch", make.common(batch, deadline_s=1))
+    yield ended(running, batch, "timed_out")
+
+
+@cause(
+    "unknown_batch",
+    says=["els.register_batch, VALIDATION_ERROR) was discarded at"],
+    step="els dead-letters show",
+)
+def the_letter_of_its_registration_was_discarded(running):
+    batch = make.new_batch()
+    running.tell("els.register_batch", make.registration(batch, 2, expected_essay_count=5))
+    running.conn.execute(
+        "UPDATE dead_letters SET discarded_at = now() WHERE batch_id = %s", [batch]
+    )
+    yield batch
+
+
+@cause(
+    WAITING,
+    says=["which is this id with other dashes, blanks or signs"],
+    never=["no dead letter"],
+    step="els dead-letters show",
+)
+def its_content_names_it_as_in_an_address(running):
+    batch = running.register(2)
+    running.content(batch.replace("-", "%2D"))
+    yield batch
+
+
+@cause("cancelled", says=["no message and no operator did so: somebody changed its row by hand"])
+def somebody_wrote_that_it_was_cancelled(running):
+    batch = running.register(2)
+    running.conn.execute(
+        "UPDATE batch_essay_trackers SET status = 'cancelled', closed_at = now()"
+        " WHERE batch_id = %s",
+        [batch],
+    )
+    yield batch
+
+
+@cause("dead_letter_waiting", says=["batch_id: "], never=["no dead letter"])
+def its_content_names_it_in_a_list(running):
+    batch = running.register(2)
+    running.tell(ASSIGN, {**make.content(batch), "batch_id": [batch]})
+    yield batch
+
+
+@cause(
+    "event_not_delivered",
+    says=["An event of the batch was never sent (", "somebody has set its published_at by hand"],
+    step="els outbox republish",
+)
+def somebody_marked_its_events_as_published(place):
+    place.run()
+    batch = place.register(1)
+    place.conn.execute(
+        "CREATE FUNCTION mark() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$BEGIN NEW.published_at := now(); RETURN NEW; END$$"
+    )
+    place.conn.execute(
+        "CREATE TRIGGER mark BEFORE INSERT ON event_outbox FOR EACH ROW EXECUTE FUNCTION mark()"
+    )
+    place.content(batch)
+    yield ended(place, batch, "ready_for_pipeline_execution")

@@ -1,6 +1,8 @@
 """Messages that lie in another place of the broker than the one that workers take from."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import redis
@@ -225,3 +227,49 @@ def another_program_pops_its_messages(place):
         yield batch
         place.valkey.client_unblock(ids()[0])
         popping.result(WAIT_S)
+
+
+def kept(place, write):
+    """Register a batch; let the sender of its content keep that elsewhere in the broker."""
+    batch = place.register()
+    event = {"task": "els.assign_content", "event": make.content(batch, "text-1")}
+    with redis.Redis.from_url(place.valkey_server.url) as client:
+        write(client, json.dumps(event))
+    return batch
+
+
+@cause(
+    WAITING,
+    says=["1 message for the batch lies in the stream outbox", "workers take from the queue els-"],
+    never=NEVER,
+    step="XREVRANGE outbox",
+)
+def its_content_was_added_to_a_stream(running):
+    yield kept(running, lambda client, event: client.xadd("outbox", {"message": event}))
+    forgotten(running, "outbox")
+
+
+@cause(
+    WAITING,
+    says=["1 message for the batch lies in the sorted set later"],
+    never=NEVER,
+    step="ZRANGE later",
+)
+def its_content_waits_in_a_sorted_set(running):
+    yield kept(running, lambda client, event: client.zadd("later", {event: 1}))
+    forgotten(running, "later")
+
+
+@cause(
+    WAITING,
+    says=["the broker has refused files (key els-", "(ACL LOG)"],
+    step="els access redis",
+)
+def its_sender_may_not_write_to_the_queue(place):
+    place.run()
+    batch = place.register()
+    place.valkey.execute_command("ACL", "SETUSER", "files", "on", ">word", "~other", "+@all")
+    url = place.valkey_server.url.replace("redis://:password@", "redis://files:word@")
+    with redis.Redis.from_url(url) as sender, suppress(redis.exceptions.NoPermissionError):
+        sender.lpush(place.queue, "{}")
+    yield batch

@@ -262,3 +262,13 @@ def somebody_deleted_it_by_hand(running):
     batch = running.register()
     running.conn.execute("DELETE FROM batch_essay_trackers WHERE batch_id = %s", [batch])
     yield batch
+
+
+@cause(UNKNOWN, says=["which is this id with more before or after it"], step="els explain batch-")
+def it_was_cut_with_an_ellipsis(running):
+    yield f"{running.register()[:-2]}…"
+
+
+@cause(UNKNOWN, says=["which is this id without what stands around it"], step="els explain batch-")
+def it_was_pasted_twice(running):
+    yield running.register() * 2

@@ -59,7 +59,7 @@ def its_row_is_locked(place):
     "server_refuses",
     says=["1 commit waits for a synchronous standby (synchronous_standby_names: nowhere)"],
     never=["Another session has locked"],
-    step="pg_stat_replication",
+    step="ALTER SYSTEM RESET synchronous_standby_names",
 )
 def commits_wait_for_a_standby(alone):
     batch = alone.insert_batch()

@@ -2,12 +2,14 @@
 
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import psycopg
 import redis
 
+from core.signs.heartbeat import SINCE, WORKERS
 from core.signs.pauses import PAUSES
 from ops.stack.embedded import Valkey
 from ops.stack.ports import free_port
@@ -579,3 +581,243 @@ def whoever_asks_may_not_read(place):
 @cause("no_worker", never=["refuses writes", "permission denied"])
 def whoever_asks_may_only_read(place):
     yield place.insert_batch(), {"ELS_DATABASE_URL": role(place, "SELECT")}
+
+
+@cause(
+    "server_refuses",
+    says=["a rule that is none of this service: quiet on event_outbox"],
+    step="DROP RULE quiet ON event_outbox",
+    ends=True,
+)
+def a_rule_of_others_replaces_its_writes(place):
+    batch = place.insert_batch()
+    place.conn.execute("CREATE RULE quiet AS ON INSERT TO event_outbox DO INSTEAD NOTHING")
+    yield batch
+
+
+@cause(
+    "server_refuses",
+    says=["a publication has the table essay_states, and that has no replica identity"],
+    step="REPLICA IDENTITY DEFAULT",
+    ends=True,
+)
+def a_publication_lacks_the_identity_of_its_rows(alone):
+    batch = alone.insert_batch()
+    alone.conn.execute("ALTER TABLE essay_states REPLICA IDENTITY NOTHING")
+    alone.conn.execute("CREATE PUBLICATION warehouse FOR TABLE essay_states")
+    yield batch
+
+
+@cause(
+    "server_refuses",
+    says=["somebody has dropped the default of the column attempts of event_outbox"],
+    step="SET DEFAULT $$0$$",
+    ends=True,
+)
+def the_default_of_a_column_was_dropped(place):
+    batch = place.insert_batch()
+    place.conn.execute("ALTER TABLE event_outbox ALTER COLUMN attempts DROP DEFAULT")
+    yield batch
+
+
+def by_letter(place, statement, message):
+    """Change a table, and write the letter that a content becomes after its five tries."""
+    batch = place.insert_batch()
+    place.conn.execute(statement)
+    place.conn.execute(
+        "INSERT INTO dead_letters (task, task_id, batch_id, body, code, message)"
+        " VALUES ('els.assign_content', 'message-1', %s, '{}', 'INTERNAL_ERROR', %s)",
+        [batch, message],
+    )
+    return batch
+
+
+@cause(
+    "dead_letter_waiting",
+    among=3,
+    says=[
+        "somebody has added the constraint one_size to essay_states",
+        "and then els dead-letters",
+    ],
+    never=["nothing is wrong with what was sent"],
+    step="DROP INDEX one_size",
+)
+def an_index_of_others_allows_a_value_once(place):
+    unique = 'UniqueViolation: duplicate key value violates unique constraint "one_size"; Key (…)'
+    index = "CREATE UNIQUE INDEX one_size ON essay_states (file_size_bytes)"
+    yield by_letter(place, index, unique)
+
+
+@cause(
+    "dead_letter_waiting",
+    among=3,
+    says=["the column original_file_name of essay_states is now character varying(6), not text"],
+    never=["nothing is wrong with what was sent"],
+    step="ALTER COLUMN original_file_name TYPE text",
+)
+def the_type_of_a_column_was_changed(place):
+    narrow = "ALTER TABLE essay_states ALTER COLUMN original_file_name TYPE varchar(6)"
+    yield by_letter(place, narrow, "StringDataRightTruncation: SQLSTATE 22001")
+
+
+@cause(
+    "server_refuses",
+    says=["somebody has set transaction_timeout = 1ms for ROLE r_"],
+    step="RESET transaction_timeout",
+    never=["does not answer"],
+    ends=True,
+)
+def its_role_has_a_limit_that_ends_its_transactions(place):
+    url = role(place, "SELECT, INSERT, UPDATE, DELETE")
+    place.conn.execute(f"ALTER ROLE {urlsplit(url).username} SET transaction_timeout = '1ms'")
+    yield place.insert_batch(), {"ELS_DATABASE_URL": url}
+
+
+@cause(
+    "server_refuses",
+    says=["no standby is connected, so commits wait for a synchronous standby"],
+    never=["Another session has locked"],
+    step="ALTER SYSTEM RESET synchronous_standby_names",
+    ends=True,
+)
+def no_standby_takes_commits_of_another_role(alone):
+    batch, url = alone.insert_batch(), role(alone, "SELECT, INSERT, UPDATE, DELETE")
+    alone.conn.execute("ALTER SYSTEM SET synchronous_standby_names = 'nowhere'")
+    alone.conn.execute("SELECT pg_reload_conf()")
+    names = "SELECT current_setting('synchronous_standby_names') AS names"
+    until(lambda: alone.conn.execute(names).fetchone()["names"], WAIT_S, "it is in force")
+    yield batch, {"ELS_DATABASE_URL": url}
+    alone.conn.execute("ALTER SYSTEM RESET synchronous_standby_names")
+    alone.conn.execute("SELECT pg_reload_conf()")
+
+
+@cause(
+    "slot_missing",
+    says=["row level security may hide rows from the role r_", "(tenants on essay_states)"],
+    never=["somebody deleted it by hand"],
+    step="DISABLE ROW LEVEL SECURITY",
+    ends=True,
+)
+def a_policy_hides_its_slots(place):
+    batch, url = place.insert_batch(), role(place, "SELECT, INSERT, UPDATE, DELETE")
+    place.conn.execute("CREATE POLICY tenants ON essay_states USING (batch_id LIKE 'tenant-%')")
+    place.conn.execute("ALTER TABLE essay_states ENABLE ROW LEVEL SECURITY")
+    yield batch, {"ELS_DATABASE_URL": url}
+
+
+@cause("redis_unreachable", says=["BUSY"], never=GONE[:1], step="SCRIPT KILL")
+def a_script_of_others_never_ends(place):
+    batch = place.insert_batch()
+    place.valkey.config_set("busy-reply-threshold", 100)
+    with (
+        redis.Redis.from_url(place.valkey_server.url) as other,
+        redis.Redis.from_url(place.valkey_server.url) as another,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        script = pool.submit(other.execute_command, "EVAL", "while true do end", 0)
+        until(lambda: "BUSY" in _answer(another), WAIT_S, "it is busy")
+        yield batch
+        another.script_kill()
+        script.exception(WAIT_S)
+
+
+def _answer(client):
+    try:
+        return str(client.ping())
+    except redis.ResponseError as error:
+        return str(error)
+
+
+@cause("waiting_for_contents", says=["no text has been carried out"], never=["does not answer"])
+def somebody_has_written_bytes_into_a_moment(place):
+    place.run()
+    batch = place.register()
+    place.valkey.set(SINCE, b"\xff")
+    yield batch
+
+
+@cause("no_worker", says=["No worker is running"], never=["Traceback"])
+def somebody_has_written_text_into_every_sign(place):
+    batch = place.insert_batch()
+    worker = place.worker()
+    place.end(worker)
+    for key in place.valkey.keys("els:sign:*"):
+        place.valkey.set(key, "{text")
+    place.valkey.hset(PAUSES, "somebody:1", "{text")
+    place.valkey.zremrangebyrank(WORKERS, 0, -1)
+    yield batch
+
+
+@cause(
+    "server_refuses",
+    says=["WRONGTYPE the key unacked is a string, not a hash"],
+    step="RENAME unacked unacked.wrong",
+)
+def another_program_has_written_a_key_of_its_broker(place):
+    batch = place.insert_batch()
+    place.worker()
+    place.valkey.delete("unacked")
+    place.valkey.set("unacked", "1")
+    yield batch
+
+
+@cause("server_refuses", says=["NOREPLICAS"], step="CONFIG SET min-replicas-to-write 0")
+def redis_wants_a_replica_that_is_not_there(place):
+    batch = place.insert_batch()
+    with refusals.without_replicas(place.valkey):
+        yield batch
+
+
+@cause(
+    "postgres_unreachable",
+    says=["Somebody ends sessions of Postgres, or it is stopping"],
+    never=["Postgres does not answer"],
+    step="terminate_backend",
+)
+def somebody_ends_each_session_of_its_role(place):
+    batch, url = place.insert_batch(), role(place, "SELECT, INSERT, UPDATE, DELETE")
+    end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s"
+    over = threading.Event()
+
+    def again_and_again():
+        with psycopg.connect(place.database_url, autocommit=True) as conn:
+            while not over.is_set():
+                conn.execute(end, [urlsplit(url).username])
+
+    with ThreadPoolExecutor(1) as pool:
+        ending = pool.submit(again_and_again)
+        yield batch, {"ELS_DATABASE_URL": url}
+        over.set()
+        ending.result(WAIT_S)
+
+
+def dropping(place, table, verb):
+    """Let a trigger drop the rows of a table before they are written, without an error."""
+    batch = place.insert_batch()
+    place.conn.execute(
+        "CREATE FUNCTION drop_row() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RETURN NULL; END$$"
+    )
+    place.conn.execute(
+        f"CREATE TRIGGER audit BEFORE {verb} ON {table} FOR EACH ROW EXECUTE FUNCTION drop_row()"
+    )
+    return batch
+
+
+@cause(
+    "server_refuses",
+    says=["a trigger of others drops rows: audit on essay_states"],
+    step="DISABLE TRIGGER audit",
+    ends=True,
+)
+def a_trigger_of_others_drops_what_slots_get(place):
+    yield dropping(place, "essay_states", "UPDATE")
+
+
+@cause(
+    "server_refuses",
+    says=["a trigger of others drops rows: audit on event_outbox"],
+    step="DISABLE TRIGGER audit",
+    ends=True,
+)
+def a_trigger_of_others_drops_events(place):
+    yield dropping(place, "event_outbox", "INSERT")

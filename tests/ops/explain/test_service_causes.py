@@ -315,3 +315,13 @@ def test_a_prepared_transaction_has_no_session_to_end():
 
     assert "the prepared transaction bank's 7, which no session has" in cause.title
     assert shlex.split(cause.command)[-1] == "ROLLBACK PREPARED 'bank''s 7'"
+
+
+def test_a_limit_of_time_of_one_worker_is_told_from_a_slow_postgres():
+    outage = Outage("postgres", "QueryCanceled: statement timeout", "57014")
+    heartbeat = seen(sign(), pauses=[Pause("one:9", outage, ago(5))])
+
+    found = causes(with_outages(heartbeat, [], tried="postgres"))
+
+    assert [cause.title for cause in found] == ["Postgres ends what one:9 begins"]
+    assert "options=-cstatement_timeout" in found[0].command
