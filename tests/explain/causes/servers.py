@@ -705,29 +705,6 @@ def a_policy_hides_its_slots(place):
     yield batch, {"ELS_DATABASE_URL": url}
 
 
-@cause("redis_unreachable", says=["BUSY"], never=GONE[:1], step="SCRIPT KILL")
-def a_script_of_others_never_ends(place):
-    batch = place.insert_batch()
-    place.valkey.config_set("busy-reply-threshold", 100)
-    with (
-        redis.Redis.from_url(place.valkey_server.url) as other,
-        redis.Redis.from_url(place.valkey_server.url) as another,
-        ThreadPoolExecutor(1) as pool,
-    ):
-        script = pool.submit(other.execute_command, "EVAL", "while true do end", 0)
-        until(lambda: "BUSY" in _answer(another), WAIT_S, "it is busy")
-        yield batch
-        another.script_kill()
-        script.exception(WAIT_S)
-
-
-def _answer(client):
-    try:
-        return str(client.ping())
-    except redis.ResponseError as error:
-        return str(error)
-
-
 @cause("waiting_for_contents", says=["no text has been carried out"], never=["does not answer"])
 def somebody_has_written_bytes_into_a_moment(place):
     place.run()
