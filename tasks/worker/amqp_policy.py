@@ -137,9 +137,8 @@ def leave_one(connection: Connection, queue: str) -> None:
     }
     channel: Any = connection.channel()  # Any: absent from its types
     channel.queue_declare(name, durable=True, auto_delete=False, arguments=arguments)
-    channel.queue_purge(
-        name
-    )  # RabbitMQ drops the first message alone, by the limit that it came with
+    # RabbitMQ drops the first message of a queue alone, by the limit that it came with.
+    channel.queue_purge(name)
     Producer(channel).publish("", routing_key=name, exchange="", headers={CHECK: name})
     channel.close()
 
