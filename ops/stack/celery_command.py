@@ -53,8 +53,8 @@ def _queues(value: Sequence[str] | None, context: Context) -> str | None:
 
 def _left_out(value: Sequence[str] | None, context: Context) -> str | None:
     queues = {queue.name for queue in context.obj.app.conf.task_queues}
-    nothing = "no queue would be left" if queues <= {*(value or ())} else None
-    return _queues(value, context) or nothing
+    none_left = "no queue would be left" if queues <= {*(value or ())} else None
+    return _queues(value, context) or none_left
 
 
 def _modules(value: Sequence[str] | None, context: Context) -> str | None:

@@ -39,6 +39,7 @@ ELSEWHERE = {
     ("docs/tasks.md", "rabbitmqctl delete_queue"): "tests/rabbitmq/test_declarations.py does it",
     ("docs/tasks.md", "rabbitmqctl set_policy"): "tests/tasks/test_amqp_setup.py compares it",
     ("docs/operations.md", "els access redis"): "tests/ops/test_compose.py has these files",
+    ("docs/operations.md", "python3 scripts/secrets"): "tests/ops/test_secrets.py runs it",
     ("docs/tls.md", "ELS_TLS_CA="): "tests/servers/test_tls.py has such settings, and the files",
     ("docs/upgrades.md", "the migration waits"): "tests/core/test_migrations.py has its words",
     ("docs/tutorial/first-batch.md", "make env"): "it makes the environment of this test",

@@ -184,7 +184,7 @@ BODIES = {
     "odd batch": {"batch_id": "'; DROP TABLE dead_letters --"},
     "long batch": {"batch_id": "x" * 65},
     "batch with NUL": {"batch_id": "\0"},
-    "batch is a list": {"batch_id": ["b"]},
+    "batch is a list": {"batch_id": ["b", "c"]},
     "batch is an object": {"batch_id": {"b": 1}},
 }
 
