@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 from os.path import relpath
 from pathlib import Path
 
@@ -29,9 +30,11 @@ def publish(results: Path, page: Path) -> None:
 def _result(file: Path, beside: Path) -> Iterator[str]:
     report = json.loads(file.read_text(encoding="utf-8"))
     machine, crew = report["machine"], report["crew"]
+    day = datetime.fromisoformat(report["started_at"])
     yield (
-        f"`{file.name}`: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB,"
-        f" {machine['system']}; Python {machine['python']}, Celery {machine['packages']['celery']},"
+        f"`{file.name}`, {day:%-d %B %Y}: {machine['cpu']}, {machine['cores']} cores,"
+        f" {machine['memory_gb']} GB, {machine['system']}; Python {machine['python']},"
+        f" Celery {machine['packages']['celery']},"
         f" Postgres {machine['postgres']['server_version']}, {machine['redis']['server']}"
         f" {machine['redis']['version']}. {crew['workers']} x {crew['pool']} of"
         f" {crew['processes']}, prefetch {crew['prefetch']}, broker {report['broker']}. Medians of"
