@@ -335,6 +335,7 @@ def the_process_of_its_pool_is_stopped(place):
     worker = place.worker(command=ONE_PROCESS)
     batch = place.register()
     child = pool_of(worker)
+    until(lambda: not place.valkey.hlen("unacked"), WAIT_S, "the registration has ended")
     child.suspend()
     place.send_content(batch)
     until_stalled(place)
