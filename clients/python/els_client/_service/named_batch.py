@@ -87,6 +87,7 @@ def _fields_of(node: Mapping[object, object]) -> Iterator[Named]:
         if known not in FIELDS and known != WEAK:
             continue
         given = value.get("id") if isinstance(value, Mapping) else value
+        given = value[0] if isinstance(value, list) and len(value) == 1 else given
         if isinstance(given, str) and not given.lstrip().startswith(("{", "[")):
             yield known == WEAK and given is value, given
 
