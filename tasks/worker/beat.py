@@ -75,6 +75,7 @@ class Scheduler(beat.Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # Any: as Celery calls it
         try:
             settings.refuse_eager("beat")
+            brief_redis()
         except BadSettings as error:
             raise SystemExit(f"els: {error}") from error
         self._broker: Connection | None = None

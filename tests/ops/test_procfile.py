@@ -40,11 +40,17 @@ def test_celerys_commands_take_their_options_and_import_no_others(name):
     assert told.stdout.endswith("[]\n")
 
 
-def test_a_worker_that_cannot_start_says_why():
-    without = els("worker")
-    misread = els("worker", ELS_CONCURRENCY="many")
+@pytest.mark.parametrize(
+    ("command", "settings", "said"),
+    [
+        ("worker", {}, "a worker needs ELS_DATABASE_URL and ELS_REDIS_URL"),
+        ("worker", {"ELS_CONCURRENCY": "many"}, "ELS_CONCURRENCY"),
+        ("beat", {"ELS_BROKER_URL": "redis://127.0.0.1:1"}, "workers and beat need ELS_REDIS_URL"),
+    ],
+)
+def test_a_process_that_cannot_start_says_why(command, settings, said):
+    ended = els(command, **settings)
 
-    assert (without.returncode, misread.returncode) == (1, 1)
-    assert "els: a worker needs ELS_DATABASE_URL and ELS_REDIS_URL" in without.stderr
-    assert "els: ELS_CONCURRENCY" in misread.stderr
-    assert "Traceback" not in without.stderr + misread.stderr
+    assert ended.returncode == 1
+    assert f"els: {said}" in ended.stderr
+    assert "Traceback" not in ended.stderr

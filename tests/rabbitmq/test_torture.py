@@ -26,7 +26,7 @@ def test_a_short_torture_on_rabbitmq_ends_with_every_invariant(tmp_path):
     faults = ["broker killed", "broker: connections dropped"]
     chosen = [option for name in faults for option in ("--only", name)]
 
-    options = ("--minutes", "0.3", "--logs", tmp_path, "--json", *chosen)
+    options = ("--minutes", "0.6", "--logs", tmp_path, "--json", *chosen)
     told = els("torture", "--rabbitmq", *options, timeout=280, TMPDIR=str(tmp_path))
 
     assert told.returncode == 0, told.stderr
