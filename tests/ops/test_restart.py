@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import time
 
 import psutil
@@ -39,7 +40,7 @@ def test_a_worker_that_hangs_is_replaced_and_the_batch_gets_ready(tmp_path):
         said = without_colour(service.output.read_text())
         again = worker()
     finally:
-        print(service.output.read_text())  # for who must find out why it was not ready
+        sys.stdout.write(service.output.read_text())  # pytest shows it where the test fails
         service.stop()
 
     assert told.returncode == 0, told.stdout + said
