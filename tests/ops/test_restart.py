@@ -24,7 +24,7 @@ def test_a_worker_that_hangs_is_replaced_and_the_batch_gets_ready(tmp_path):
         return found[0] if found else None
 
     try:
-        until(lambda: list((tmp_path / "home").glob("*.alive")), what="the worker gave a sign")
+        until(lambda: list((tmp_path / "home").glob("worker-*.alive")), what="it gave a sign")
         hung = until(worker, what="there is a worker")
         batch = make.new_batch()
         os.kill(hung.pid, signal.SIGSTOP)
