@@ -31,7 +31,6 @@ class Fetch:
     """The messages of one call; they count as one against the prefetch window."""
 
     is_urgent: bool
-    held: int = 0  # of its messages
 
 
 @dataclass
@@ -74,7 +73,6 @@ class QoS(stock.QoS):
         self._outstanding = _outstanding[f"{channel.broker} {channel.unacked_keys[0]}"]
         self._renewal: Renewal | None = None
         self.arriving: set[str] = set()  # fetched, not delivered yet
-        self._fetches: set[Fetch] = set()  # those with messages that are held
         super().__init__(channel, prefetch_count)
 
     def can_consume(self) -> bool:
@@ -83,26 +81,23 @@ class QoS(stock.QoS):
 
     def windows_with_room(self) -> set[bool]:
         """Tell which prefetch windows have room: that of urgent queues (True), that of others."""
-        urgent = sum(fetch.is_urgent for fetch in self._fetches)
-        counts = {True: urgent, False: len(self._fetches) - urgent}
+        dirty = self._dirty
+        held = {message.fetch for tag, message in self._delivered.items() if tag not in dirty}
+        urgent = sum(fetch.is_urgent for fetch in held)
+        counts = {True: urgent, False: len(held) - urgent}
         limit = self.prefetch_count
         return {window for window, count in counts.items() if not limit or count < limit}
 
     def track(self, message: virtual.Message, fetch: Fetch) -> None:
         """Count a message against the prefetch window, once for each `fetch`."""
-        tag = str(message.delivery_tag)
-        if tag in self._delivered:  # it was overdue, and comes again to who held it
-            self._count_no_more(tag)
         message.fetch = fetch  # type: ignore[attr-defined] # set here
-        fetch.held += 1
-        self._fetches.add(fetch)
-        virtual.QoS.append(self, message, tag)
+        virtual.QoS.append(self, message, str(message.delivery_tag))
         if self._renewal is None:
             self._renewal = self.channel.start_renewal()
 
     def untrack(self, message: virtual.Message) -> None:
         """Count it no more."""
-        self._count_no_more(str(message.delivery_tag))
+        virtual.QoS.ack(self, str(message.delivery_tag))
 
     def held_tags(self) -> set[str]:
         """List what is held, from any thread. An acknowledged message counts until Redis knows."""
@@ -135,16 +130,8 @@ class QoS(stock.QoS):
         self._outstanding.returned.append((delivery_tag, last))
 
     def _end(self, delivery_tag: str) -> None:
-        self._count_no_more(delivery_tag)
-        self._outstanding.in_work.discard(delivery_tag)
-
-    def _count_no_more(self, delivery_tag: str) -> None:
-        message = self._delivered.get(delivery_tag)
-        if message is not None and delivery_tag not in self._dirty:
-            message.fetch.held -= 1
-            if not message.fetch.held:
-                self._fetches.discard(message.fetch)
         virtual.QoS.ack(self, delivery_tag)
+        self._outstanding.in_work.discard(delivery_tag)
 
     def _flush_without_loop(self) -> None:
         """Flush at once where no event loop will; but leave a lost connection to the next one."""
