@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 from typing import Any
 
 from psycopg.errors import UndefinedTable
@@ -59,7 +60,7 @@ def with_clues(cause: Cause, clues: Sequence[Clue], *, keep: bool = False) -> Ca
     if not clues:
         return cause
     titles = [clue.title for clue in clues if clue.title]
-    commands = [clue.command for clue in sorted(clues, key=_is_weak) if clue.command]
+    commands = [clue.command for clue in sorted(clues, key=attrgetter("weak")) if clue.command]
     times = [clue.since for clue in clues if clue.since]
     return replace(
         cause,
@@ -68,10 +69,6 @@ def with_clues(cause: Cause, clues: Sequence[Clue], *, keep: bool = False) -> Ca
         command=next(iter(commands), cause.command),
         since=cause.since or next(iter(times), None),
     )
-
-
-def _is_weak(clue: Clue) -> bool:
-    return clue.weak
 
 
 def of_unknown(conn: Conn, batch_id: str, in_redis: int = 0) -> list[Clue]:
