@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 from rich.console import Console
@@ -27,11 +28,11 @@ class Report:
     broker: str
     seconds: float
     rounds: int
+    started_at: datetime
     figures: list[Figure] = field(default_factory=list)
     ratios: list[Ratio] = field(default_factory=list)
     cpu: dict[str, dict[str, float]] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
-    started_at: str = ""
     took_s: float = 0
 
     def note_cpu(self, cases: Sequence[Case]) -> None:
@@ -47,7 +48,7 @@ class Report:
             "broker": self.broker,
             "seconds": self.seconds,
             "rounds": self.rounds,
-            "started_at": self.started_at,
+            "started_at": self.started_at.isoformat(),
             "took_s": round(self.took_s, 1),
             "figures": [figure.as_json() for figure in self.figures],
             "ratios": [ratio.as_json() for ratio in self.ratios],

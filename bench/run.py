@@ -34,9 +34,11 @@ def bench(
     testbed: Testbed, plan: Plan, *, peers: bool, growing: bool, tick: Tick = lambda part: None
 ) -> Report:
     """Measure the parts that the options name. Raises BenchError when a case fails."""
-    started, started_at = time.monotonic(), datetime.now(UTC)
+    started = time.monotonic()
     broker = testbed.broker_url.partition(":")[0]
-    report = Report(describe(testbed), testbed.crew, broker, plan.seconds, plan.rounds)
+    report = Report(
+        describe(testbed), testbed.crew, broker, plan.seconds, plan.rounds, datetime.now(UTC)
+    )
     _measure_route(testbed, plan, report, tick)
     if peers:
         found, report.skipped = contest.measure_contest(
@@ -47,7 +49,7 @@ def bench(
         _measure_growth(testbed, plan, report, tick)
     goals = [*cases.GOALS, *claims.GOALS, *contest.contest_goals(), *growth.GOALS]
     report.ratios = ratios({figure.name: figure for figure in report.figures}, goals)
-    report.started_at, report.took_s = started_at.isoformat(), time.monotonic() - started
+    report.took_s = time.monotonic() - started
     return report
 
 

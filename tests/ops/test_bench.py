@@ -3,6 +3,7 @@
 import json
 import os
 import xml.etree.ElementTree as ET
+from datetime import UTC, datetime
 
 import pytest
 
@@ -74,7 +75,14 @@ def test_a_fixed_amount_is_run_for_as_long_as_other_cases_take():
 def test_the_page_gets_the_figures_between_its_marks(tmp_path, testbed):
     figures = [Figure("singles", "single contents", "a second", [90.0, 110.0])]
     report = Report(
-        describe(testbed), Crew(), "redis", 2, 2, figures, cpu={"singles": {"worker": 9}}
+        describe(testbed),
+        Crew(),
+        "redis",
+        2,
+        2,
+        started_at=datetime(2026, 11, 22, tzinfo=UTC),
+        figures=figures,
+        cpu={"singles": {"worker": 9}},
     )
     report.write(tmp_path / "results", "bench")
     page = tmp_path / "performance.md"
@@ -88,6 +96,7 @@ def test_the_page_gets_the_figures_between_its_marks(tmp_path, testbed):
     assert text.endswith("after\n")
     assert "old" not in text
     assert text.count("| single contents | 100 (90 to 110) | a second | 9 |") == 1
+    assert ", 22 November 2026: " in text
     assert "](results/charts/bench-rates.svg)" in text
 
 
