@@ -9,13 +9,14 @@ from psycopg_pool import ConnectionPool
 from core import db, metrics
 from core.crash import crashpoint
 from core.db.connection import Conn
+from core.errors import NotSent
 from core.events import cloud_event
-from core.faults import describe
+from core.faults import safe_message
 
 RELAY_CHUNK = 100  # events of one transaction
 BATCHES = 200  # batches of one relay of everything
 
-Send = Callable[[dict[str, Any]], None]  # Any: a CloudEvent, JSON; raises OSError when it cannot
+Send = Callable[[Sequence[dict[str, Any]]], object]  # Any: CloudEvents, JSON; raises NotSent
 log = structlog.get_logger(__name__)
 
 
@@ -31,16 +32,17 @@ def relay(pool: "ConnectionPool[Conn]", batches: Sequence[str] | None, send: Sen
     while True:
         with db.transaction(pool) as conn:
             rows = db.outbox.take_unpublished(conn, batches, RELAY_CHUNK)
-            for number, row in enumerate(rows):
-                try:
-                    send(cloud_event(row))
-                except OSError as error:
-                    log.warning("event_not_sent", batch_id=row["batch_id"], type=row["type"])
-                    db.outbox.untake(conn, rows[number:], describe(error))
-                    metrics.published(each["type"] for each in rows[:number])
-                    return sent + number
-            if rows:
-                crashpoint("published")
+            if not rows:
+                return sent
+            try:
+                send([cloud_event(row) for row in rows])
+            except NotSent as error:
+                first = rows[error.sent]
+                log.warning("event_not_sent", batch_id=first["batch_id"], type=first["type"])
+                db.outbox.untake(conn, rows[error.sent :], safe_message(error))
+                metrics.published(each["type"] for each in rows[: error.sent])
+                return sent + error.sent
+            crashpoint("published")
         metrics.published(row["type"] for row in rows)
         sent += len(rows)
         if len(rows) < RELAY_CHUNK:

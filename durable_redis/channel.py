@@ -102,6 +102,11 @@ class Channel(stock.Channel):
             if self.typeof(exchange).type != "fanout":
                 raise
 
+    @property
+    def supports_batch_publish(self) -> bool:
+        """Whether messages may go to Redis together. Each waits for its replicas by itself."""
+        return not self.replicas
+
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:  # Any: as Kombu's
         """Put a message at the end of its queue.
 

@@ -4,7 +4,7 @@ The command line and the page call the same functions.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,7 +28,7 @@ from ops.client import common
 from ops.queries import actions, outbox
 from ops.queries.actions import By, recorded
 from ops.queries.outbox import Events
-from tasks.delivery import deliver
+from tasks.delivery import CloudEvent, deliver
 
 REPUBLISHED_AT_ONCE = 1_000  # events of one transaction
 EVERY_BATCH = "every batch"
@@ -47,8 +47,9 @@ class Acting:
     def lifecycle(self) -> Lifecycle:
         return Lifecycle(self.pool, self.slots, self.settings.opt_in_events())
 
-    def deliver(self, event: dict[str, Any]) -> None:  # Any: a CloudEvent, JSON
-        deliver(self.sender, event, self.settings.routes(event["type"]))
+    def deliver(self, events: Sequence[CloudEvent]) -> None:
+        """Send events. Raises NotSent."""
+        deliver(self.sender, events, self.settings.routes)
 
     def cancel(self, batch_id: str, by: By) -> Value:
         """Cancel a batch, with its event. Raises Refusal."""

@@ -28,7 +28,7 @@ from tasks.app import DEATHS, app, settings
 from tasks.attempts import attempts
 from tasks.dead_letters import keep, letter_of_call
 from tasks.delivery import redacted_kwargs
-from tasks.resources import resources, send_event
+from tasks.resources import publish_events, resources
 from tasks.worker import deaths
 
 AnyTask = Task[Any, Any]  # Any: as celery-types has it
@@ -52,7 +52,7 @@ def after_commit(results: Collection[StepResult]) -> None:
         if batches:
             dispatch_completion(batches)
         if posted:
-            outbox.relay(resources().pool, posted, send_event)
+            outbox.relay(resources().pool, posted, publish_events)
     except (OperationalError, AMQPError, RedisError, PostgresError):
         log.warning("left_to_the_sweep", batches=[*batches, *posted], exc_info=True)
 

@@ -21,7 +21,7 @@ from core.sweep import sweep as run_sweep
 from tasks.app import app, settings
 from tasks.completion import after_commit
 from tasks.outages import run_tick
-from tasks.resources import resources, send_event
+from tasks.resources import publish_events, resources
 from tasks.worker.clients import brief_redis
 
 PURGE_S = 3.0  # for the steps of one tick: a worker has other things to do
@@ -38,7 +38,7 @@ def sweep(**_: object) -> dict[str, int]:
 
 
 def _sweep() -> dict[str, int]:
-    context = RepairContext(resources().lifecycle, send_event)
+    context = RepairContext(resources().lifecycle, publish_events)
     found = run_sweep(context)
     if found is None:
         log.info("sweep_skipped", reason="another session holds its lock")
@@ -55,7 +55,7 @@ def _sweep() -> dict[str, int]:
 def relay(**_: object) -> int:
     """Send each event that the relay right after its commit has not sent."""
     _begin_tick("els.relay")
-    return run_tick(lambda: outbox.relay_all(resources().pool, send_event), 0)
+    return run_tick(lambda: outbox.relay_all(resources().pool, publish_events), 0)
 
 
 @app.task(name="els.purge", send_events=False)

@@ -1,6 +1,7 @@
 """What each worker process opens once: Postgres, Redis, the lifecycle, the counts, spans."""
 
 import atexit
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
@@ -18,7 +19,7 @@ from core.servers.redis_client import connect
 from core.slots import Slots
 from tasks import eager
 from tasks.app import app, settings
-from tasks.delivery import deliver
+from tasks.delivery import CloudEvent, deliver
 
 if TYPE_CHECKING:
     from tasks.tracing import Traces
@@ -70,10 +71,10 @@ def resources() -> Resources:
     return Resources(pool, slots, Lifecycle(pool, slots, settings.opt_in_events()), pusher)
 
 
-def send_event(event: dict[str, Any]) -> None:  # Any: a CloudEvent, JSON
-    """Hand an event to the broker, once for each of its routes. Raises OSError."""
+def publish_events(events: Sequence[CloudEvent]) -> None:
+    """Hand events to the broker, each once for each of its routes. Raises NotSent."""
     with eager.not_for_events() if app.conf.task_always_eager else nullcontext():
-        deliver(app, event, settings.routes(event["type"]))
+        deliver(app, events, settings.routes)
 
 
 @signals.worker_init.connect

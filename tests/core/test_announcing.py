@@ -479,7 +479,7 @@ def test_the_id_of_an_event_follows_from_what_it_is_about(lifecycle, conn, batch
 
 def swept(lifecycle, batch_id=None):
     """Sweep one batch, or all; return the rules by which something was mended."""
-    found = sweep(RepairContext(lifecycle, lambda event: None), batch_id) or []
+    found = sweep(RepairContext(lifecycle, lambda events: None), batch_id) or []
     return [each.rule for each in found if each.mended]
 
 

@@ -52,7 +52,7 @@ def status(conn, batch_id):
 
 def at_rest(lifecycle, conn, slots, batch_id):
     """The invariants that are broken once everything has been relayed."""
-    relay(lifecycle.pool, [batch_id], lambda event: None)
+    relay(lifecycle.pool, [batch_id], lambda events: None)
     return looks.broken(conn, batch_id, at_rest=True, slots=slots)
 
 
@@ -234,7 +234,7 @@ def test_a_death_before_the_announcement_is_made_up_for(
         with pytest.raises(ZeroDivisionError):
             lifecycle.time_out(batch_id)
 
-    sweep(RepairContext(lifecycle, lambda event: None), batch_id)
+    sweep(RepairContext(lifecycle, lambda events: None), batch_id)
 
     assert looks.types(conn, batch_id) == [TIMEOUT, COMPLETED, ERRORS, READY]
     assert looks.broken(conn, batch_id) == []
@@ -285,7 +285,7 @@ def test_a_full_batch_that_waits_for_its_announcement_is_announced_instead(
     set_deadline(conn, batch_id)
 
     outcome = time_out(lifecycle, batch_id)
-    found = sweep(RepairContext(lifecycle, lambda event: None), batch_id)
+    found = sweep(RepairContext(lifecycle, lambda events: None), batch_id)
 
     assert outcome == "not_due"
     assert [each.rule for each in found] == ["full_not_announced"]

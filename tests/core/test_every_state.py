@@ -203,7 +203,7 @@ def test_every_state_has_a_cause_and_no_repair_makes_it_worse(
     assert [made[batch_id] for batch_id in unexplained(conn, slots, made)] == []
 
     with capture_logs():
-        rounds = [sweep(RepairContext(lifecycle, lambda event: None)) for _ in range(5)]
+        rounds = [sweep(RepairContext(lifecycle, lambda events: None)) for _ in range(5)]
 
     repaired = [Counter(each.rule for each in found if each.mended) for found in rounds]
     last = {each.finding.batch_id: each.rule for each in rounds[-1] if each.mended}

@@ -164,7 +164,7 @@ class OneBatch(RuleBasedStateMachine):
 
     @rule()
     def relay(self):
-        relay(self.pool, [self.batch_id], self.sent.append)
+        relay(self.pool, [self.batch_id], self.sent.extend)
 
     # --- what must hold ---
 
@@ -183,7 +183,7 @@ class OneBatch(RuleBasedStateMachine):
         if not looks_registered(self):
             self.register()
         self.slots.client.delete(self.key("claims"))  # as if their lease were over
-        sweep(RepairContext(self.lifecycle, self.sent.append), self.batch_id)
+        sweep(RepairContext(self.lifecycle, self.sent.extend), self.batch_id)
         self.relay()
         with self.pool.connection() as conn:
             broken = looks.broken(conn, self.batch_id, at_rest=True, slots=self.slots)

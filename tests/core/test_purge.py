@@ -32,7 +32,7 @@ class Story:
         """Bring a new batch to this end, so many days ago."""
         batch_id = new_batch()
         getattr(self, how)(batch_id)
-        relay(self.lifecycle.pool, [batch_id], lambda event: None)
+        relay(self.lifecycle.pool, [batch_id], lambda events: None)
         self.age(batch_id, days)
         return batch_id
 
@@ -168,9 +168,9 @@ def test_no_more_are_listed_than_asked_for(story, conn):
 
 def test_a_purged_batch_leaves_nothing_behind(story, conn, slots):
     batch_id = story.end("full")
-    sweep(RepairContext(story.lifecycle, lambda event: None), batch_id)
+    sweep(RepairContext(story.lifecycle, lambda events: None), batch_id)
     assign(story.lifecycle, batch_id, "one-too-many")
-    relay(story.lifecycle.pool, [batch_id], lambda event: None)
+    relay(story.lifecycle.pool, [batch_id], lambda events: None)
     dead_letters.mark_discarded(conn, story.park(batch_id))
     actions.record(conn, actions.By("anna", "why").action("cancel", "batch", batch_id))
     story.age(batch_id, 10)

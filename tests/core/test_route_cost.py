@@ -162,7 +162,7 @@ def announced(lifecycle, batch_id):
 
 
 def relayed(lifecycle, *batches):
-    relay(lifecycle.pool, batches, lambda event: None)
+    relay(lifecycle.pool, batches, lambda events: None)
 
 
 def nothing(lifecycle, batch_id):

@@ -319,7 +319,7 @@ def test_events_that_are_delivered_again_keep_their_first_delivery(place):
     for each in (batch, other):
         story.fill(place.lifecycle, each, 1)
         place.lifecycle.complete(each)
-        relay(place.pool, [each], lambda event: None)
+        relay(place.pool, [each], lambda events: None)
     with place.pool.connection() as conn:
         first = [event["published_at"] for event in looks.events(conn, batch)]
 
@@ -329,7 +329,7 @@ def test_events_that_are_delivered_again_keep_their_first_delivery(place):
         *("--type", "BatchEssaysReady", "--reason", "lost downstream", "--by", "anna"),
     )
     waits = place.timeline(batch)
-    relay(place.pool, [batch], lambda event: None)
+    relay(place.pool, [batch], lambda events: None)
 
     assert dry.stdout == "2 events would be delivered again\n"
     assert done.stdout.startswith("1 event queued")

@@ -132,9 +132,9 @@ def test_a_follower_beside_many_writers_misses_nothing_and_reads_nothing_twice(s
 
 def test_a_delivery_changes_no_event_and_no_order(served, follower):
     made = [cancelled(served, new_batch()) for _ in range(3)]
-    relay(served.pool, made[:2], lambda event: None)
+    relay(served.pool, made[:2], lambda events: None)
     first = follower.read()
-    relay(served.pool, made, lambda event: None)
+    relay(served.pool, made, lambda events: None)
 
     assert subjects(first) == made
     assert follower.read() == []
@@ -144,7 +144,7 @@ def test_events_are_those_that_receivers_get(served, follower, batch_id):
     story.fill(served.lifecycle, batch_id, 2)
     served.lifecycle.complete(batch_id)
     sent = []
-    relay(served.pool, [batch_id], sent.append)
+    relay(served.pool, [batch_id], sent.extend)
 
     found = follower.read()
 

@@ -152,7 +152,7 @@ def test_a_batch_is_mended_and_its_events_delivered_again_by_clicking(place, pag
     opened.get_by_role("link", name="Reconcile").click()
     opened.get_by_role("button", name="Run the sweep").click()
     opened.get_by_text("The sweep ran: it found 1, mended 1, and left 0.").wait_for()
-    relay(place.pool, [batch], lambda event: None)
+    relay(place.pool, [batch], lambda events: None)
     opened.goto(f"{page.url}/batches/{batch}")
     opened.get_by_role("link", name="Deliver its events again").click()
     opened.get_by_text("2 events: the relay delivers them again.").wait_for()

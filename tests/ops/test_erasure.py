@@ -84,7 +84,7 @@ def a_batch(place, user, student, teacher, *, close=True):
     place.lifecycle.complete(batch)
     if close:
         make_ready(place, batch, essays, student, teacher)
-        relay(place.pool, [batch], lambda event: None)
+        relay(place.pool, [batch], lambda events: None)
     return batch
 
 
@@ -201,7 +201,7 @@ def test_the_files_of_a_student_lose_their_names_everywhere(place):
         make.association(other["essay_id"], "student-2"),
     ]
     make.take(place.lifecycle, "els.confirm_students", make.confirmation(batch, told))
-    relay(place.pool, [batch], lambda event: None)
+    relay(place.pool, [batch], lambda events: None)
 
     done = place.els("erase", "--student", student, "--reason", "x")
 

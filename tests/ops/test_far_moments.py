@@ -161,7 +161,7 @@ def test_the_sweep_goes_on_among_such_batches(far):
     story.fill(page.lifecycle, late, 2)
 
     for _ in range(3):
-        sweep(RepairContext(page.lifecycle, lambda event: None))
+        sweep(RepairContext(page.lifecycle, lambda events: None))
 
     with page.pool.connection() as conn:
         assert looks.batch(conn, late)["status"] == "ready_for_pipeline_execution"

@@ -276,7 +276,7 @@ def test_events_are_delivered_again(place, anna):
     batch = make.new_batch()
     story.fill(place.lifecycle, batch, 1)
     place.lifecycle.complete(batch)
-    relay(place.pool, [batch], lambda event: None)
+    relay(place.pool, [batch], lambda events: None)
 
     form = anna.get("/act/republish?type=BatchEssaysReady")
     shown = anna.act("republish", "lost downstream", since="2h", type="BatchEssaysReady")
@@ -308,7 +308,7 @@ def prepared(request, place, anna):
         conn.execute("UPDATE batch_essay_trackers SET deadline_at = now() + interval '1 day'")
     if request.param == "republish":
         place.lifecycle.complete(batch)
-        relay(place.pool, [batch], lambda event: None)
+        relay(place.pool, [batch], lambda events: None)
     given = {
         "amend": {"batch": batch, "on_deadline": "proceed"},
         "replay": {"number": number},

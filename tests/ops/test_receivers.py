@@ -38,8 +38,8 @@ class Broker:
                 " WHERE batch_id = %(batch)s RETURNING *",
                 {"m": minutes, "batch": batch},
             ).fetchall()
-        for row in sorted(rows, key=lambda row: row["sequence"]):
-            deliver(self.app, cloud_event(row), [Route(task="els.event", queue=QUEUE)])
+        events = [cloud_event(row) for row in sorted(rows, key=lambda row: row["sequence"])]
+        deliver(self.app, events, lambda _: [Route(task="els.event", queue=QUEUE)])
         return batch
 
 

@@ -253,7 +253,7 @@ def test_the_schema_is_migrated_through_it(pooler, node):
 def test_a_sweep_leaves_no_lock_and_keeps_others_out(pooler, node, slots):
     seen = SimpleNamespace(inside=None, holder=None)
     with db.connect(pooler.url, by_key=True) as pool, db.connect(node.url) as direct:
-        context = RepairContext(Lifecycle(pool, slots), lambda event: None)
+        context = RepairContext(Lifecycle(pool, slots), lambda events: None)
         with pool.connection() as other, db.sweep.lock(other) as ours, direct.connection() as conn:
             seen.inside, seen.holder = sweep(context), holder(conn)
         after = sweep(context)

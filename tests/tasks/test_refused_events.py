@@ -30,7 +30,7 @@ def relayed(pool):
 
     def relay():
         sent = []
-        relay_all(pool, sent.append)
+        relay_all(pool, sent.extend)
         return [event for event in sent if event["type"] == REFUSED]
 
     relay()

@@ -67,7 +67,9 @@ class RealService:
             " deadline_at - d FROM make_interval(secs => %s) AS d WHERE batch_id = %s",
             [seconds, batch_id],
         )
-        found = sweep(RepairContext(resources().lifecycle, tasks_resources.send_event), batch_id)
+        found = sweep(
+            RepairContext(resources().lifecycle, tasks_resources.publish_events), batch_id
+        )
         assert found is not None
         assert [each for each in found if not each.mended and each.error] == []
 

@@ -47,12 +47,12 @@ def test_the_rights_on_redis_are_enough(guarded, beside):
 
     admin = f"redis://:admin-password@127.0.0.1:{guarded.port}/0"
     with Celery("service", broker=admin) as app:
-        deliver(app, an_event(batch), [Route(task="els.event", queue="els.events")])
+        deliver(app, [an_event(batch)], lambda _: [Route(task="els.event", queue="els.events")])
         held = guarded.admin.rpop("els.events")  # by a receiver that is dead
         entry = f'[{held}, "els.events", "els.events"]'
         guarded.admin.hset("els.events.unacked", "tag", entry)
         guarded.admin.zadd("els.events.unacked_index", {"tag": time.time() - 60})
-        deliver(app, an_event(batch), [Route(task="els.event", queue="els.events")])
+        deliver(app, [an_event(batch)], lambda _: [Route(task="els.event", queue="els.events")])
     receiver = neighbours.receiver(guarded.url("receiver"))
 
     until(lambda: len(neighbours.effects(batch)) == 2, 30, "both events are received")
@@ -94,7 +94,7 @@ def test_the_rights_on_rabbitmq_are_enough(broker, accounts, beside):
     until(lambda: "2" in broker.ctl("list_queues", "messages", "name"), 20, "the queue has both")
     receiver = neighbours.receiver(url("receiver"))
     receiver.says(1, "receiving")
-    deliver(app, an_event(batch), [Route(task="els.event", queue=f"{queue}.events")])
+    deliver(app, [an_event(batch)], lambda _: [Route(task="els.event", queue=f"{queue}.events")])
     app.close()
 
     until(lambda: len(neighbours.effects(batch)) == 1, 30, "the event is received")

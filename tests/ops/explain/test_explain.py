@@ -11,6 +11,7 @@ from redis.retry import Retry
 
 from core import db
 from core.db.dead_letters import DeadLetter
+from core.errors import NotSent
 from core.outbox import relay
 from core.repairs import RepairContext
 from core.signs import heartbeat
@@ -79,11 +80,11 @@ class Scene:
         self.announce()
         self.relay()
 
-    def relay(self, send=lambda event: None):
+    def relay(self, send=lambda events: None):
         relay(self.lifecycle.pool, [self.batch_id], send)
 
     def sweep(self):
-        sweep(RepairContext(self.lifecycle, lambda event: None), self.batch_id)
+        sweep(RepairContext(self.lifecycle, lambda events: None), self.batch_id)
 
     def park(self, code="VALIDATION_ERROR", task="els.assign_content"):
         letter = DeadLetter(task, f"{self.batch_id}-{code}", self.batch_id, "{}", code, "why")
@@ -190,8 +191,8 @@ def the_broker_refuses_events(s):
     s.fill()
     s.announce()
 
-    def away(event):
-        raise ConnectionError("the broker is away")
+    def away(events):
+        raise NotSent("the broker is away", 0)
 
     s.relay(away)
     s.set("created_at = created_at - interval '1 minute'", "event_outbox")
@@ -533,7 +534,7 @@ def test_an_undelivered_event_says_why(scene):
 
     cause = first(scene)
 
-    assert "2 events; ConnectionError: the broker is away" in cause.title
+    assert "2 events; the broker is away" in cause.title
     assert cause.since == looks.events(scene.conn, scene.batch_id)[0]["created_at"]
 
 
@@ -560,8 +561,8 @@ def test_braces_in_an_error_are_told_as_they_are(scene):
     scene.fill()
     scene.announce()
 
-    def refuse(event):
-        raise OSError() from redis.ResponseError("{deadline} {batch}")
+    def refuse(events):
+        raise NotSent("{deadline} {batch}", 0)
 
     scene.relay(refuse)
     scene.set("created_at = created_at - interval '1 minute'", "event_outbox")
