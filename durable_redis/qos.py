@@ -4,6 +4,7 @@ import logging
 import sys
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
+from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
@@ -73,6 +74,9 @@ class QoS(stock.QoS):
         self._outstanding = _outstanding[f"{channel.broker} {channel.unacked_keys[0]}"]
         self._renewal: Renewal | None = None
         self.arriving: set[str] = set()  # fetched, not delivered yet
+        self._changes = count()  # of what is held; a thread may end a message
+        self._changed = next(self._changes)
+        self._room: tuple[object, set[bool]] = (None, set())  # as of when, and which windows
         super().__init__(channel, prefetch_count)
 
     def can_consume(self) -> bool:
@@ -80,24 +84,33 @@ class QoS(stock.QoS):
         return bool(self.channel.queues_with_room())
 
     def windows_with_room(self) -> set[bool]:
-        """Tell which prefetch windows have room: that of urgent queues (True), that of others."""
+        """Tell which prefetch windows have room: that of urgent queues (True), that of others.
+
+        Kombu asks several times a turn of the event loop, so this counts only what has changed.
+        """
+        now = self._changed, self.prefetch_count
+        if self._room[0] != now:
+            self._room = now, self._windows_with_room(self.prefetch_count)
+        return self._room[1]
+
+    def _windows_with_room(self, limit: int) -> set[bool]:
         dirty = self._dirty
         held = {message.fetch for tag, message in self._delivered.items() if tag not in dirty}
         urgent = sum(fetch.is_urgent for fetch in held)
         counts = {True: urgent, False: len(held) - urgent}
-        limit = self.prefetch_count
-        return {window for window, count in counts.items() if not limit or count < limit}
+        return {window for window, number in counts.items() if not limit or number < limit}
 
     def track(self, message: virtual.Message, fetch: Fetch) -> None:
         """Count a message against the prefetch window, once for each `fetch`."""
         message.fetch = fetch  # type: ignore[attr-defined] # set here
         virtual.QoS.append(self, message, str(message.delivery_tag))
+        self._changed = next(self._changes)
         if self._renewal is None:
             self._renewal = self.channel.start_renewal()
 
     def untrack(self, message: virtual.Message) -> None:
         """Count it no more."""
-        virtual.QoS.ack(self, str(message.delivery_tag))
+        self._end(str(message.delivery_tag))
 
     def held_tags(self) -> set[str]:
         """List what is held, from any thread. An acknowledged message counts until Redis knows."""
@@ -131,6 +144,7 @@ class QoS(stock.QoS):
 
     def _end(self, delivery_tag: str) -> None:
         virtual.QoS.ack(self, delivery_tag)
+        self._changed = next(self._changes)
         self._outstanding.in_work.discard(delivery_tag)
 
     def _flush_without_loop(self) -> None:
