@@ -1,7 +1,6 @@
 """What the service needs of Postgres: version, schema, rights, settings, clock."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import psycopg
@@ -15,7 +14,6 @@ from core.servers.obstacles import absent, elsewhere, fault, hidden_rows, read_o
 from core.servers.rights import RIGHTS
 
 OLDEST_POSTGRES = 130_000  # the oldest that the project of Postgres supported lately
-ASK_EVERY_S, BEAT_EVERY_S = 3.0, 1.0  # while a worker waits for its schema
 NO_TABLE = """
     SELECT name FROM unnest(%s::text[]) AS needed (name)
     WHERE to_regclass(name) IS NULL ORDER BY name
@@ -138,35 +136,8 @@ def _skew_of_postgres(conn: Conn) -> Iterator[Finding]:
     yield from skew("postgres", (row["now"] - before).total_seconds(), since(before))
 
 
-def wait_for_schema(
-    url: str,
-    say: Callable[[Finding], object],
-    stopped: Callable[[], bool],
-    beat: Callable[[], object] = lambda: None,
-    prepare: Prepare = "auto",
-) -> bool:
-    """Wait until a connection of this URL sees the schema that this code needs, with its rights.
-
-    `say` gets each finding that differs from the one before; `beat` is called every second
-    meanwhile. False: `stopped` came true first. Raises UnfitPooler, which no waiting mends.
-    """
-    said: str | None = None
-    again = 0.0
-    while not stopped():
-        beat()
-        if time.monotonic() >= again:
-            finding = _missing(url, prepare)
-            if finding is None:
-                return True
-            if finding.wrong != said:
-                said = finding.wrong
-                say(finding)
-            again = time.monotonic() + ASK_EVERY_S
-        time.sleep(min(BEAT_EVERY_S, max(0.0, again - time.monotonic())))
-    return False
-
-
-def _missing(url: str, prepare: Prepare) -> Finding | None:
+def missing_at(url: str, prepare: Prepare) -> Finding | None:
+    """Find what keeps a new connection from any work. Raises UnfitPooler, which no wait mends."""
     try:
         with connect_once(url, prepare=prepare) as conn:
             return missing_for_work(conn)

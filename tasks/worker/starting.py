@@ -5,7 +5,8 @@ import gc
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -17,7 +18,7 @@ from celery.worker import state
 from core import logs
 from core.errors import BadSettings, ELSError
 from core.servers.finding import Finding, Severity
-from core.servers.postgres import wait_for_schema
+from core.servers.postgres import missing_at
 from core.servers.redis_client import connect_once
 from core.servers.requirements import check_servers
 from core.settings import Settings
@@ -26,6 +27,7 @@ from core.signs.starts import forget_start, note_start
 from tasks.worker.process import describe
 from tasks.worker.stopping import STOPS
 
+ASK_EVERY_S, BEAT_EVERY_S = 3.0, 1.0  # while a worker waits for its schema
 GARBAGE = (10_000, 50, 50)  # allocations a collection; Python's 700 are those of two messages
 log = structlog.get_logger(__name__)
 
@@ -63,65 +65,58 @@ def _note_start(url: str, worker: str) -> None:
 
 
 def _wait_for_servers(settings: Settings, worker: str) -> None:
-    """Wait for the schema, then log what else the servers lack. A signal to stop ends the process.
-
-    Meanwhile the heartbeat file of this worker is touched, and its sign says what it waits for.
-    """
-    waiting = _Waiting(settings, worker)
+    """Wait for the schema, then log what else the servers lack. A signal to stop ends this."""
     with _stop_signal() as stopped:
-        ready = _wait_for_schema(settings, stopped.is_set, waiting)
-        if ready:
+        wait_for_schema(settings, worker, stopped)
+        if not stopped.is_set():
             _name_findings(settings)
-    if not ready or stopped.is_set():
+    if stopped.is_set():
         state.should_stop = os.EX_OK  # type: ignore[assignment] # as Celery notes it later
         raise SystemExit(os.EX_OK)
 
 
-class _Waiting:
-    """A worker that waits to start, and says so."""
+def wait_for_schema(settings: Settings, worker: str, stopped: threading.Event) -> None:
+    """Wait until this worker sees the schema that it needs, or until it is to stop.
 
-    def __init__(self, settings: Settings, worker: str) -> None:
-        self._settings, self._worker = settings, worker
-        self._finding: Finding | None = None
-        self._since: float | None = None
-
-    def found(self, finding: Finding) -> None:
-        log.warning("worker_waits_to_start", **finding.as_json())
-        self._finding = finding
-
-    def send_heartbeat(self) -> None:
-        with suppress(OSError):
-            health_file.touch(self._settings.home, self._worker)
-        if self._finding and self._settings.redis_url:
-            with suppress(redis.RedisError):
-                self._send_sign(self._finding, self._settings.redis_url)
-
-    def _send_sign(self, finding: Finding, url: str) -> None:
-        with connect_once(url, timeout_s=1) as client:
-            now = pauses.server_time(client)
-            self._since = self._since or now
-            sign = {
-                **describe(self._settings),
-                "at": now,
-                "waits": {"wrong": finding.wrong, "why": finding.why, "step": finding.step},
-                "waits_since": self._since,
-            }
-            heartbeat.write_sign(client, self._worker, sign)
-            heartbeat.note_gone(client, self._worker)
+    Meanwhile its heartbeat file is touched, and its sign says what it waits for.
+    """
+    began, said = time.monotonic(), ""
+    _touch(settings, worker)
+    while not stopped.is_set() and (finding := _missing(settings)):
+        if finding.wrong != said:
+            log.warning("worker_waits_to_start", **finding.as_json())
+        said, again = finding.wrong, time.monotonic() + ASK_EVERY_S
+        while time.monotonic() < again and not stopped.is_set():
+            _touch(settings, worker)
+            _say_that_it_waits(settings, worker, finding, time.monotonic() - began)
+            stopped.wait(BEAT_EVERY_S)
 
 
-def _wait_for_schema(settings: Settings, stopped: Callable[[], bool], waiting: _Waiting) -> bool:
+def _missing(settings: Settings) -> Finding | None:
     database_url, _ = settings.server_urls()
     try:
-        return wait_for_schema(
-            database_url,
-            waiting.found,
-            stopped,
-            waiting.send_heartbeat,
-            settings.database_prepare,
-        )
-    except ELSError as error:
+        return missing_at(database_url, settings.database_prepare)
+    except ELSError as error:  # which no waiting mends
         raise SystemExit(f"els: postgres: {error}") from error
+
+
+def _touch(settings: Settings, worker: str) -> None:
+    with suppress(OSError):
+        health_file.touch(settings.home, worker)
+
+
+def _say_that_it_waits(settings: Settings, worker: str, finding: Finding, waited_s: float) -> None:
+    _, redis_url = settings.server_urls()
+    with suppress(redis.RedisError), connect_once(redis_url, timeout_s=1) as client:
+        now = pauses.server_time(client)
+        sign = {
+            **describe(settings),
+            "at": now,
+            "waits": {"wrong": finding.wrong, "why": finding.why, "step": finding.step},
+            "waits_since": now - waited_s,
+        }
+        heartbeat.write_sign(client, worker, sign)
+        heartbeat.note_gone(client, worker)
 
 
 def _name_findings(settings: Settings) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import threading
-import time
 from contextlib import contextmanager
 from datetime import timedelta
 from urllib.parse import urlsplit
@@ -266,24 +265,3 @@ def test_a_clock_that_is_off_is_named(conn, valkey, monkeypatch, shift_s):
 
     word = "behind" if shift_s > 0 else "ahead of"
     assert [word in each.wrong and each.severity.value for each in found] == ["warning"] * 2
-
-
-# --- waiting -------------------------------------------------------------------------------------
-
-
-def test_waiting_for_a_schema_ends_when_it_is_there_or_when_told(database, monkeypatch):
-    url, *_ = database
-    monkeypatch.setattr(postgres, "ASK_EVERY_S", 0.1)
-    said, signs = [], []
-    with db.connect_once(url) as owner:
-        owner.execute("ALTER TABLE dead_letters RENAME TO other")
-
-        stopped = postgres.wait_for_schema(
-            url, said.append, lambda: len(signs) > 20, lambda: signs.append(time.monotonic())
-        )
-        owner.execute("ALTER TABLE other RENAME TO dead_letters")
-        there = postgres.wait_for_schema(url, said.append, lambda: False)
-
-    assert (stopped, there) == (False, True)
-    assert [each.step for each in said] == ["ALTER TABLE other RENAME TO dead_letters"]
-    assert len(signs) > 20
