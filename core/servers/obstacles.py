@@ -1,6 +1,6 @@
 """What keeps a session from our rows although it has the rights, and what ends that."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 from core.db.connection import Conn, Row
 from core.schema import State, read_standing
@@ -47,16 +47,10 @@ ELSEWHERE = """
       AND to_regclass('batch_essay_trackers') IS NULL
     GROUP BY setting, source
 """
-POLICIES = """
-    SELECT name, quote_ident(polname) AS policy FROM unnest(%s::text[]) AS needed (name)
-    JOIN pg_policy ON polrelid = to_regclass(name)
-    WHERE row_security_active(to_regclass(name)) ORDER BY name, polname
-"""
-HIDDEN = """
-    SELECT name FROM unnest(%s::text[]) AS needed (name)
-    WHERE to_regclass(name) IS NOT NULL AND row_security_active(to_regclass(name))
-      AND NOT EXISTS (SELECT FROM pg_policy WHERE polrelid = to_regclass(name))
-    ORDER BY name
+ROW_SECURITY = """
+    SELECT name, array_remove(array_agg(quote_ident(polname) ORDER BY polname), NULL) AS policies
+    FROM unnest(%s::text[]) AS needed (name) LEFT JOIN pg_policy ON polrelid = to_regclass(name)
+    WHERE row_security_active(to_regclass(name)) GROUP BY name ORDER BY name
 """
 
 
@@ -106,24 +100,23 @@ def _primary(conn: Conn) -> str:
 
 def policies(conn: Conn) -> Finding | None:
     """Find the policies that may hide rows of our tables from this role. Raises psycopg.Error."""
-    rows = conn.execute(POLICIES, [list(RIGHTS)]).fetchall()
-    if not rows:
-        return None
-    named = ", ".join(f"{row['policy']} on {row['name']}" for row in rows)
-    tables = dict.fromkeys(row["name"] for row in rows)
-    step = "; ".join(f"ALTER TABLE {each} DISABLE ROW LEVEL SECURITY" for each in tables)
-    wrong = f"row level security may hide rows from the role {conn.info.user} ({named})"
-    return fault(wrong, step)
+    rows = [row for row in conn.execute(ROW_SECURITY, [list(RIGHTS)]) if row["policies"]]
+    named = ", ".join(f"{each} on {row['name']}" for row in rows for each in row["policies"])
+    role = conn.info.user
+    return _of_rows(rows, f"row level security may hide rows from the role {role} ({named})")
 
 
 def hidden_rows(conn: Conn) -> Finding | None:
     """Find tables whose rows row level security hides, all of them. Raises psycopg.Error."""
-    names = [row["name"] for row in conn.execute(HIDDEN, [list(RIGHTS)])]
-    if not names:
-        return None
-    wrong = f"row level security without a policy hides every row of {', '.join(names)}"
-    step = "; ".join(f"ALTER TABLE {each} DISABLE ROW LEVEL SECURITY" for each in names)
-    return fault(f"{wrong} from the role {conn.info.user}", step)
+    rows = [row for row in conn.execute(ROW_SECURITY, [list(RIGHTS)]) if not row["policies"]]
+    every_row = f"every row of {', '.join(row['name'] for row in rows)}"
+    wrong = f"row level security without a policy hides {every_row} from the role"
+    return _of_rows(rows, f"{wrong} {conn.info.user}")
+
+
+def _of_rows(tables: Sequence[Row], wrong: str) -> Finding | None:
+    step = "; ".join(f"ALTER TABLE {each['name']} DISABLE ROW LEVEL SECURITY" for each in tables)
+    return fault(wrong, step) if tables else None
 
 
 def elsewhere(conn: Conn) -> Finding | None:
@@ -167,4 +160,4 @@ def _moves(conn: Conn, name: str) -> Iterator[str]:
 
 
 def fault(wrong: str, step: str) -> Finding:
-    return Finding("postgres", Severity.FAULT, wrong, "workers can carry nothing out", step)
+    return Finding("postgres", Severity.FAULT, wrong, "workers cannot carry messages out", step)

@@ -25,6 +25,12 @@ LACKING = """
         ELSE NOT has_any_column_privilege(to_regclass(name), verb)
     END
 """
+TURNED_OFF = "SELECT name FROM pg_settings WHERE name = ANY(%s) AND setting = 'off' ORDER BY name"
+DURABLE = {  # settings, and what happens without them
+    "fsync": "a crash of its machine may destroy the database",
+    "full_page_writes": "a crash of its machine may destroy the database",
+    "synchronous_commit": "a crash of the server forgets outcomes of messages that are gone",
+}
 
 
 def find_in_postgres(
@@ -104,29 +110,15 @@ def _rights(conn: Conn) -> Finding | None:
 
 def _no_rights(lacking: list[str], conn: Conn) -> Finding:
     role = conn.info.user
-    return Finding(
-        "postgres",
-        Severity.FAULT,
-        f"the role {role} lacks {', '.join(lacking)}",
-        "workers cannot carry messages out",
-        "; ".join(f"GRANT {each} TO {role}" for each in lacking),
-    )
+    step = "; ".join(f"GRANT {each} TO {role}" for each in lacking)
+    return fault(f"the role {role} lacks {', '.join(lacking)}", step)
 
 
 def _settings_of(conn: Conn) -> Iterator[Finding]:
-    rows = conn.execute(
-        "SELECT name, setting FROM pg_settings"
-        " WHERE name IN ('fsync', 'synchronous_commit', 'full_page_writes')"
-    ).fetchall()
-    off = {row["name"] for row in rows if row["setting"] == "off"}
-    why = {
-        "fsync": "a crash of its machine may destroy the database",
-        "full_page_writes": "a crash of its machine may destroy the database",
-        "synchronous_commit": "a crash of the server forgets outcomes of messages that are gone",
-    }
-    for name in sorted(off):
+    for row in conn.execute(TURNED_OFF, [list(DURABLE)]):
+        name = row["name"]
         step = f"{name} = on, in postgresql.conf or for this role"
-        yield Finding("postgres", Severity.WARNING, f"{name} is off", why[name], step)
+        yield Finding("postgres", Severity.WARNING, f"{name} is off", DURABLE[name], step)
 
 
 def _skew_of_postgres(conn: Conn) -> Iterator[Finding]:
