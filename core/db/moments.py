@@ -15,46 +15,33 @@ from psycopg.pq import Format
 
 EARLIEST = datetime.min.replace(tzinfo=UTC)
 LATEST = datetime.max.replace(tzinfo=UTC)
+NEAREST: dict[int, tuple[object, object]] = {  # before all that Python can hold, and after it
+    adapters.types["timestamptz"].oid: (EARLIEST, LATEST),
+    adapters.types["interval"].oid: (timedelta.min, timedelta.max),
+}
 
 
-class _Reads(Loader):
-    """Reads as psycopg does, whose loaders in C cannot be extended, or takes the nearest value."""
+class NearestLoader(Loader):
+    """Reads as psycopg does, whose loaders in C cannot be extended, or takes the nearest value.
 
-    reads: str
-    nearest: tuple[object, object]  # before all that Python can hold, and after it
+    A moment is in UTC, whatever the time zone of the session.
+    """
 
     def __init__(self, oid: int, context: AdaptContext | None = None) -> None:
         super().__init__(oid, context)
-        standard = adapters.get_loader(adapters.types[self.reads].oid, Format.TEXT)
-        assert standard is not None, f"psycopg reads {self.reads}"
+        standard = adapters.get_loader(oid, Format.TEXT)
+        assert standard is not None, "psycopg reads both types"
         self._standard = standard(oid, context)
 
     def load(self, data: Buffer) -> Any:  # Any: as psycopg has it
         try:
-            return self.read(data)
+            value = self._standard.load(data)
+            return value.astimezone(UTC) if isinstance(value, datetime) else value
         except (DataError, OverflowError, ValueError):
             text = bytes(data)
-            return self.nearest[not (text.startswith(b"-") or text.endswith(b"BC"))]
-
-    def read(self, data: Buffer) -> Any:
-        return self._standard.load(data)
-
-
-class MomentLoader(_Reads):
-    """Reads a timestamptz, in UTC whatever the time zone of the session."""
-
-    reads, nearest = "timestamptz", (EARLIEST, LATEST)
-
-    def read(self, data: Buffer) -> Any:
-        return super().read(data).astimezone(UTC)
-
-
-class DurationLoader(_Reads):
-    """Reads an interval."""
-
-    reads, nearest = "interval", (timedelta.min, timedelta.max)
+            return NEAREST[self.oid][not (text.startswith(b"-") or text.endswith(b"BC"))]
 
 
 CONTEXT = SimpleNamespace(adapters=AdaptersMap(adapters), connection=None)  # of a connection
-CONTEXT.adapters.register_loader("timestamptz", MomentLoader)
-CONTEXT.adapters.register_loader("interval", DurationLoader)
+for each in NEAREST:
+    CONTEXT.adapters.register_loader(each, NearestLoader)
