@@ -25,19 +25,15 @@ def missing_events(conn: Conn, batches: Sequence[str]) -> list[DictRow]:
     """Find those of these batches that are sealed, or ready, without the event about it."""
     return conn.execute(
         """
-        SELECT batch_id, coalesce(ready_at, completed_at) AS since, types FROM (
-            SELECT t.batch_id, t.completed_at, t.ready_at, array_remove(ARRAY[
-                CASE WHEN t.completed_at IS NOT NULL AND NOT EXISTS (
-                    SELECT FROM event_outbox o WHERE o.batch_id = t.batch_id
-                    AND o.type = 'BatchContentProvisioningCompleted')
-                THEN 'BatchContentProvisioningCompleted' END,
-                CASE WHEN t.ready_at IS NOT NULL AND NOT EXISTS (
-                    SELECT FROM event_outbox o WHERE o.batch_id = t.batch_id
-                    AND o.type = 'BatchEssaysReady')
-                THEN 'BatchEssaysReady' END], NULL) AS types
-            FROM batch_essay_trackers t
-            WHERE t.batch_id = ANY(%s) AND t.completed_at IS NOT NULL
-        ) missing WHERE types <> '{}' ORDER BY batch_id
+        SELECT t.batch_id, coalesce(t.ready_at, t.completed_at) AS since,
+               array_agg(due.type ORDER BY due.type) AS types
+        FROM batch_essay_trackers t, LATERAL (VALUES
+            ('BatchContentProvisioningCompleted', t.completed_at), ('BatchEssaysReady', t.ready_at)
+        ) AS due (type, at)
+        WHERE t.batch_id = ANY(%s) AND t.completed_at IS NOT NULL AND due.at IS NOT NULL
+          AND (SELECT true FROM event_outbox o -- no join: looked up by its key
+               WHERE o.batch_id = t.batch_id AND o.type = due.type LIMIT 1) IS NULL
+        GROUP BY t.batch_id ORDER BY t.batch_id
         """,
         [list(batches)],
     ).fetchall()

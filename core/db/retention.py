@@ -10,12 +10,8 @@ from core.db.connection import Conn, sql
 
 PURGEABLE = sql("purgeable")
 OF_A_BATCH: tuple[LiteralString, ...] = (
-    "DELETE FROM idempotency_keys WHERE batch_id = ANY(%s)",
-    "DELETE FROM repairs WHERE batch_id = ANY(%s)",
-    "DELETE FROM unmended WHERE batch_id = ANY(%s)",
-    "DELETE FROM dead_letters WHERE batch_id = ANY(%s)",
-    "DELETE FROM operator_actions WHERE batch_id = ANY(%s)",
-    "DELETE FROM batch_essay_trackers WHERE batch_id = ANY(%s)",  # slots, excess, events follow it
+    *("idempotency_keys", "repairs", "unmended", "dead_letters", "operator_actions"),
+    "batch_essay_trackers",  # slots, excess and events follow it
 )
 FIRST_KEY = UUID(int=0)
 OF_NO_BATCH: LiteralString = (
@@ -35,7 +31,7 @@ WITHOUT_BATCH: dict[str, tuple[LiteralString, LiteralString, LiteralString]] = {
 OLD_ROWS: LiteralString = (
     "SELECT r.id FROM {} r WHERE r.{} < now() - make_interval(secs => %s * 86400) AND {} LIMIT %s"
 )
-DELETE_BY_ID: LiteralString = "DELETE FROM {} WHERE id = ANY(%s)"
+DELETE: LiteralString = "DELETE FROM {} WHERE {} = ANY(%s)"
 
 
 def purgeable(conn: Conn, days: float, limit: int, *, slots: int | None = None) -> list[str]:
@@ -64,8 +60,8 @@ def purge(conn: Conn, batches: list[str], actor: str) -> None:
         """,
         {"batches": batches, "actor": actor},
     )
-    for delete in OF_A_BATCH:
-        conn.execute(delete, [batches])
+    for table in OF_A_BATCH:
+        conn.execute(DELETE.format(table, "batch_id"), [batches])
 
 
 def without_batch(conn: Conn, kind: str, days: float, limit: int | None = None) -> list[Any]:
@@ -79,7 +75,7 @@ def purge_without_batch(conn: Conn, kind: str, days: float, limit: int) -> int:
     table, _, _ = WITHOUT_BATCH[kind]
     with conn.transaction():
         found = without_batch(conn, kind, days, limit)
-        return conn.execute(DELETE_BY_ID.format(table), [found]).rowcount
+        return conn.execute(DELETE.format(table, "id"), [found]).rowcount
 
 
 def purge_keys(conn: Conn, days: float, after: UUID, limit: int) -> tuple[int, UUID | None]:
