@@ -1,6 +1,6 @@
 """What is wrong with a server, why that matters, and the next step."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -30,14 +30,13 @@ class Finding:
         return asdict(self)
 
 
-def skew(server: str, ahead_s: float, took_s: float) -> Iterator[Finding]:
-    """Compare clocks: the server read its own at some moment before its answer came."""
+def skew(server: str, read_clock: Callable[[], datetime]) -> Iterator[Finding]:
+    """Compare clocks: the server reads its own at some moment before its answer comes."""
+    before = datetime.now(UTC)
+    ahead_s = (read_clock() - before).total_seconds()
+    took_s = (datetime.now(UTC) - before).total_seconds()
     if -SKEW_S <= ahead_s <= took_s + SKEW_S:
         return
     wrong = f"its clock is {abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'} ours"
     why = "two clocks decide on deadlines and heartbeats"
     yield Finding(server, Severity.WARNING, wrong, why, "let NTP set the clocks of both machines")
-
-
-def since(before: datetime) -> float:
-    return (datetime.now(UTC) - before).total_seconds()

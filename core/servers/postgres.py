@@ -1,7 +1,8 @@
 """What the service needs of Postgres: version, schema, rights, settings, clock."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import datetime
+from typing import cast
 
 import psycopg
 
@@ -9,7 +10,7 @@ from core.db.connection import Conn, Prepare, UnfitPooler, connect_once
 from core.errors import ELSError
 from core.schema import State, read_standing
 from core.servers.away import away
-from core.servers.finding import Finding, Severity, since, skew
+from core.servers.finding import Finding, Severity, skew
 from core.servers.obstacles import absent, elsewhere, fault, hidden_rows, read_only
 from core.servers.rights import RIGHTS
 
@@ -58,7 +59,7 @@ def check_postgres(conn: Conn) -> list[Finding]:
     found = [missing] if missing else [*_other_schema(conn)]
     encoding = other_encoding(conn)
     found += [encoding] if encoding else []
-    return [*found, *_settings_of(conn), *_skew_of_postgres(conn)]
+    return [*found, *_settings_of(conn), *skew("postgres", lambda: _now(conn))]
 
 
 def other_encoding(conn: Conn) -> Finding | None:
@@ -121,11 +122,10 @@ def _settings_of(conn: Conn) -> Iterator[Finding]:
         yield Finding("postgres", Severity.WARNING, f"{name} is off", DURABLE[name], step)
 
 
-def _skew_of_postgres(conn: Conn) -> Iterator[Finding]:
-    before = datetime.now(UTC)
+def _now(conn: Conn) -> datetime:
     row = conn.execute("SELECT clock_timestamp() AS now").fetchone()
     assert row is not None
-    yield from skew("postgres", (row["now"] - before).total_seconds(), since(before))
+    return cast(datetime, row["now"])
 
 
 def missing_at(url: str, prepare: Prepare) -> Finding | None:

@@ -8,7 +8,8 @@ import redis
 from redis.exceptions import NoPermissionError, ReadOnlyError
 
 from core.servers.away import away, refused, setting_of
-from core.servers.finding import Finding, Severity, since, skew
+from core.servers.finding import Finding, Severity, skew
+from core.signs.pauses import server_time
 
 OLDEST_REDIS = (6, 2)  # CLIENT TRACKING came with 6.0, LPOP with a count with 6.2
 AWAY = (redis.ConnectionError, redis.TimeoutError)
@@ -32,7 +33,7 @@ def check_redis(client: redis.Redis, server: str, url: str = "") -> list[Finding
         found += _allowed(_information(client, server, is_broker=is_broker), server, INFORMATION)
         found += _writes(client, server)
         found += _tracking(client) if is_broker else []
-        found += _allowed(_skew_of_redis(client, server), server, "the clock")
+        found += _allowed(skew(server, lambda: _now(client)), server, "the clock")
     except redis.RedisError as error:  # a refusal: of PING, as the others name what they met
         return [_unanswered(server, url, error, answers=answers)]
     return [*{each.wrong: each for each in reversed(found)}.values()][::-1]
@@ -153,8 +154,5 @@ def _tracking(client: redis.Redis) -> Iterator[Finding]:
         yield Finding("broker", Severity.FAULT, str(error), why, step)
 
 
-def _skew_of_redis(client: redis.Redis, server: str) -> Iterator[Finding]:
-    before = datetime.now(UTC)
-    seconds, micros = client.time()
-    ahead_s = seconds + micros / 1e6 - before.timestamp()
-    yield from skew(server, ahead_s, since(before))
+def _now(client: redis.Redis) -> datetime:
+    return datetime.fromtimestamp(server_time(client), UTC)

@@ -11,8 +11,7 @@ import redis
 
 from core import db
 from core.schema import head_revision
-from core.servers import finding, postgres
-from core.servers import redis as redis_server
+from core.servers import finding
 from core.servers.postgres import check_postgres, missing_for_work
 from core.servers.redis import check_redis
 from core.servers.redis_client import connect_once
@@ -253,13 +252,12 @@ def test_row_level_security_is_a_fault_unless_a_policy_says_who_sees_what(databa
 
 @pytest.mark.parametrize("shift_s", [-60, 60])
 def test_a_clock_that_is_off_is_named(conn, valkey, monkeypatch, shift_s):
-    class Shifted(postgres.datetime):
+    class Shifted(finding.datetime):
         @classmethod
         def now(cls, zone=None):
             return super().now(zone) + timedelta(seconds=shift_s)
 
-    for module in (finding, postgres, redis_server):
-        monkeypatch.setattr(module, "datetime", Shifted)
+    monkeypatch.setattr(finding, "datetime", Shifted)
 
     found = [*check_postgres(conn), *check_redis(valkey, "broker")]
 
