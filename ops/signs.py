@@ -13,10 +13,9 @@ from typing import Any, cast
 from redis import Redis, RedisError
 
 from core.signs import beats
-from core.signs.heartbeat import FRESH, SIGN
+from core.signs.heartbeat import FRESH, REMEMBERED, SIGN, STARTS
 from core.signs.installation import Kind
 from core.signs.pauses import PAUSES, Outage, Pause, server_time
-from core.signs.starts import REMEMBERED, STARTS
 from ops.redis_queues import as_bytes
 
 STALLED_AFTER = timedelta(seconds=10)  # a message takes milliseconds; a lock is given up after 10 s

@@ -22,6 +22,8 @@ ROUTES_TTL_S = 24 * 3600  # after the last worker
 FRESH = timedelta(seconds=15)  # a worker sends a heartbeat every 2 s
 FORGOTTEN = timedelta(hours=1)
 GONE = timedelta(seconds=60)  # a worker that has stopped is dated back so far: it counts no more
+STARTS = "els:starts"  # sorted set: "time worker" of each start, without those that were stopped
+REMEMBERED = timedelta(minutes=20)  # Kubernetes starts it again within 5; three starts must fit
 TICK = "els:tick:{queue}:{task}"  # exists: beat has sent a tick that no worker has begun
 TICK_TTL = timedelta(days=1)  # so the key of an abandoned queue goes; beat does not wait for it
 
@@ -37,6 +39,23 @@ def note_worker(client: Redis, name: str) -> None:
 def note_gone(client: Redis, name: str) -> None:
     """Note that a worker takes no messages, but keep its name: it has stopped, or has not begun."""
     client.zadd(WORKERS, {name: server_time(client) - GONE.total_seconds()})
+
+
+def note_start(client: Redis, worker: str) -> str:
+    """Note a start; return what `forget_start` takes. One that starts often is killed, or fails."""
+    now = server_time(client)
+    start = f"{now} {worker}"
+    with client.pipeline() as pipe:
+        pipe.zadd(STARTS, {start: now})
+        pipe.zremrangebyscore(STARTS, 0, now - REMEMBERED.total_seconds())
+        pipe.expire(STARTS, REMEMBERED)
+        pipe.execute()
+    return start
+
+
+def forget_start(client: Redis, start: str) -> None:
+    """Note that somebody has stopped the worker."""
+    client.zrem(STARTS, start)
 
 
 def write_sign(client: Redis, worker: str, sign: Mapping[str, Any]) -> None:  # Any: JSON

@@ -23,7 +23,6 @@ from core.servers.redis_client import connect_once
 from core.servers.requirements import check_servers
 from core.settings import Settings
 from core.signs import health_file, heartbeat, pauses
-from core.signs.starts import forget_start, note_start
 from tasks.worker.process import describe
 from tasks.worker.stopping import STOPS
 
@@ -58,10 +57,10 @@ def _note_start(url: str, worker: str) -> None:
         )
         if stopped and os.getpid() == own:
             with suppress(redis.RedisError), connect_once(url, timeout_s=1) as client:
-                forget_start(client, start)
+                heartbeat.forget_start(client, start)
 
     with suppress(redis.RedisError), connect_once(url, timeout_s=1) as client:
-        atexit.register(forget, note_start(client, worker))
+        atexit.register(forget, heartbeat.note_start(client, worker))
 
 
 def _wait_for_servers(settings: Settings, worker: str) -> None:

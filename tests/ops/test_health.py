@@ -12,9 +12,8 @@ import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 from core import db, metrics
-from core.signs.heartbeat import note_sweep, note_worker
+from core.signs.heartbeat import STARTS, forget_start, note_start, note_sweep, note_worker
 from core.signs.pauses import server_time
-from core.signs.starts import STARTS, forget_start, note_start
 from core.states import BatchStatus
 from ops.alarms import all_rules
 from ops.stack.embedded import Valkey

@@ -24,9 +24,8 @@ from core.db.dead_letters import DeadLetter
 from core.lifecycle import Lifecycle
 from core.metrics import Pusher
 from core.servers.redis_client import connect
-from core.signs.heartbeat import SWEPT, note_sweep, note_worker, write_sign
+from core.signs.heartbeat import STARTS, SWEPT, note_start, note_sweep, note_worker, write_sign
 from core.signs.pauses import Outage, Pause, delete_pause, server_time, write_pause
-from core.signs.starts import STARTS, note_start
 from core.slots import Slots
 from migrations import upgrade
 from ops.stack.embedded import Postgres, Valkey

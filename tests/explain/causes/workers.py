@@ -8,8 +8,8 @@ from urllib.parse import quote, urlsplit
 import psutil
 import psycopg
 
+from core.signs.heartbeat import STARTS
 from core.signs.pauses import server_time
-from core.signs.starts import STARTS
 from migrations import upgrade
 from ops.explain.consumers import waiting_clients
 from ops.signs import STALLED_AFTER
