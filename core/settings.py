@@ -1,6 +1,5 @@
 """Settings: every `ELS_*` variable. Nothing else reads the environment."""
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    Json,
     SecretStr,
     ValidationError,
     ValidationInfo,
@@ -81,7 +81,7 @@ class Settings(BaseModel):
     flower_host: str = "127.0.0.1"
     flower_port: int = Field(default=5555, ge=1, le=65535)
     flower_auth: SecretStr | None = None
-    flower_oauth: Login | None = None
+    flower_oauth: Json[Login] | None = None
     log_format: Literal["json", "console"] | None = None  # None: as stderr is a terminal or not
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     traces_endpoint: str | None = Field(default=None, pattern=r"^https?://[^/]")
@@ -111,11 +111,6 @@ class Settings(BaseModel):
             return complete_database(url, tls)
         return complete(name, url, tls, given.get("redis_master"))
 
-    @field_validator("flower_oauth", mode="before")
-    @classmethod
-    def _from_json(cls, value: object) -> object:
-        return json.loads(value) if isinstance(value, str) else value
-
     @field_validator("events_queue")
     @classmethod
     def _not_our_own(cls, queue: str, info: ValidationInfo) -> str:
@@ -140,14 +135,9 @@ class Settings(BaseModel):
 
     @field_validator("ops_allowed_hosts", mode="before")
     @classmethod
-    def _from_list(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        return [host for part in value.split(",") if (host := part.strip())]
-
-    @field_validator("ops_allowed_hosts")
-    @classmethod
-    def _hosts(cls, hosts: list[str]) -> list[str]:
+    def _hosts(cls, given: str | list[str]) -> list[str]:
+        parts = given.split(",") if isinstance(given, str) else given
+        hosts = [host for part in parts if (host := part.strip())]
         for wrong in (host for host in hosts if not re.fullmatch(HOST, host)):
             raise ValueError(f"{wrong} is no name or address of a host: give it without a port")
         return hosts
