@@ -172,10 +172,6 @@ class Traces:
                 with call(statement_name(query), "postgresql"):
                     return super().execute(query, *args, **options)
 
-            def executemany(self, query: Any, *args: Any, **options: Any) -> None:
-                with call(statement_name(query), "postgresql"):
-                    super().executemany(query, *args, **options)
-
         return Traced
 
 
