@@ -5,6 +5,7 @@ session of the server, and may drop or refuse what a connection sets at its star
 transaction begins with its settings, in the same round trip.
 """
 
+import re
 from collections.abc import Mapping
 
 from psycopg import sql
@@ -18,6 +19,7 @@ IN_FORCE = """
     SELECT pg_backend_pid(), name, current_setting(name), set_config(name, value, true)
     FROM unnest(%(names)s::text[], %(values)s::text[]) AS setting (name, value)
 """
+ELEMENT = re.compile(r'(?:^|,)\s*(?:"((?:[^"]|"")*)"|([^,]*))')  # of a list of identifiers
 LISTS = {"search_path", "temp_tablespaces"}  # each element is an identifier
 
 
@@ -61,21 +63,5 @@ def _value(name: str, value: str) -> sql.Composable:
 
 def _elements(value: str) -> list[str]:
     """Read a list of identifiers as Postgres does: unquoted ones in lower case."""
-    found, rest = [], value.strip()
-    while rest:
-        quoted = rest.startswith('"')
-        end = _end_of_quoted(rest) if quoted else rest.find(",")
-        word, rest = (rest, "") if end < 0 else (rest[:end], rest[end:])
-        found.append(word[1:-1].replace('""', '"') if quoted else word.strip().lower())
-        rest = rest.lstrip().removeprefix(",").lstrip()
-    return found or [""]
-
-
-def _end_of_quoted(text: str) -> int:
-    """Find where a quoted identifier at the head of a text ends."""
-    at = 1
-    while (at := text.find('"', at)) >= 0:
-        if text[at + 1 : at + 2] != '"':
-            return at + 1
-        at += 2
-    return -1
+    found = ELEMENT.findall(value.strip())
+    return [quoted.replace('""', '"') or plain.strip().lower() for quoted, plain in found]
