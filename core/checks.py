@@ -99,11 +99,8 @@ def by_accounts(code: str, detail: str, broken: Callable[[DictRow], bool]) -> Ch
     All batches are a page of those that await contents. `detail` names columns of the accounts.
     """
 
-    def choose(context: CheckContext, after: str) -> list[str]:
-        return db.sweep.page_to_count(context.conn, after, DRIFT_PAGE, COUNTED_SLOTS)
-
     def check(context: CheckContext) -> list[Finding]:
-        batches, accounts = _batches(context, code, COUNTED, choose), context.shared.accounts
+        batches, accounts = _batches(context, code, COUNTED), context.shared.accounts
         if unread := [batch_id for batch_id in batches if batch_id not in accounts]:
             accounts |= db.completion.accounts(context.conn, unread)
         found = [accounts[batch_id] for batch_id in batches if batch_id in accounts]
@@ -145,7 +142,7 @@ counter_wrong = by_accounts(
 
 def status_wrong(context: CheckContext) -> list[Finding]:
     """Find batches with a status that their events, their seal and their moments contradict."""
-    batches = _batches(context, "status_wrong", AUDITED, _audit_page)
+    batches = _batches(context, "status_wrong", AUDITED)
     if context.batch is None:
         batches += db.sweep.contradicted(context.conn, context.limit)
     return [
@@ -156,7 +153,7 @@ def status_wrong(context: CheckContext) -> list[Finding]:
 
 def event_missing(context: CheckContext) -> list[Finding]:
     """Find batches that are sealed, or ready, without the event about it."""
-    batches = _batches(context, "event_missing", AUDITED, _audit_page)
+    batches = _batches(context, "event_missing", AUDITED)
     return [
         Finding(row["batch_id"], row["since"], ", ".join(row["types"]))
         for row in db.outbox.missing_events(context.conn, batches)
@@ -207,32 +204,30 @@ def _wrong_status(row: DictRow) -> str:
     return f"it is {status}, but its moments, its seal or its counter say otherwise"
 
 
-def _audit_page(context: CheckContext, after: str) -> list[str]:
-    return db.sweep.page_of_all(context.conn, after, AUDIT_PAGE)
-
-
-def _batches(
-    context: CheckContext, code: str, cursor: str, choose: Callable[[CheckContext, str], list[str]]
-) -> list[str]:
+def _batches(context: CheckContext, code: str, cursor: str) -> list[str]:
     """Name the one batch; else a page, what this round repaired, and what broke the rule before."""
     if context.batch is not None:
         return [context.batch]
     shared = context.shared
     if cursor not in shared.pages:
-        shared.pages[cursor] = _next_page(context, cursor, choose)
+        shared.pages[cursor] = _next_page(context, cursor)
     known = db.sweep.unmended_by(context.conn, code, KNOWN)
     return sorted({*shared.pages[cursor], *shared.repaired, *known})
 
 
-def _next_page(
-    context: CheckContext, cursor: str, choose: Callable[[CheckContext, str], list[str]]
-) -> list[str]:
+def _next_page(context: CheckContext, cursor: str) -> list[str]:
     """Choose the batches after those of the last sweep; the first ones while Redis is away."""
     client = context.slots.client
     try:
-        page = choose(context, cast("str | None", client.get(cursor)) or "")
+        page = _page(context.conn, cursor, cast("str | None", client.get(cursor)) or "")
         if context.moves_on:
             client.set(cursor, page[-1] if page else "")
     except RedisError:
-        return choose(context, "")
+        return _page(context.conn, cursor, "")
     return page
+
+
+def _page(conn: Conn, cursor: str, after: str) -> list[str]:
+    if cursor == COUNTED:
+        return db.sweep.page_to_count(conn, after, DRIFT_PAGE, COUNTED_SLOTS)
+    return db.sweep.page_of_all(conn, after, AUDIT_PAGE)
