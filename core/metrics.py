@@ -121,7 +121,6 @@ def executed(task: str, outcome: str, became: Mapping[str, int], seconds: float)
 
 
 def retried(task: str, sqlstate: str | None) -> None:
-    """Count a message that a worker will try again."""
     RETRIES.labels(sqlstate or NO_SQLSTATE).inc()
     if task == REGISTER_BATCH.name:
         REGISTRATION_FAILURES.labels(sqlstate or NO_SQLSTATE).inc()

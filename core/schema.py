@@ -43,7 +43,6 @@ class Standing:
 
     @property
     def wrong(self) -> str:
-        """Say in one line how the schema differs."""
         if self.state is State.EMPTY:
             return "there is no schema where this URL looks (search_path)"
         more = {
@@ -58,7 +57,6 @@ class Standing:
 
     @property
     def step(self) -> str:
-        """Say what to do next."""
         if self.state in {State.EMPTY, State.BEHIND}:
             return "els migrate"
         return "update this process to the release that made this schema"

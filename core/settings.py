@@ -209,7 +209,6 @@ class Settings(BaseModel):
         return self.model_dump_json(include={"events_queue", "event_routes"})
 
     def opt_in_events(self) -> frozenset[str]:
-        """Return the opt-in event types that a route asks for."""
         return frozenset(filter(self.routes, OPT_IN))
 
 

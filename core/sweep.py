@@ -80,7 +80,6 @@ class _Sweep:
         return self.context.lifecycle.slots
 
     def run(self, rule: Rule) -> list[SweepResult]:
-        """Check one rule and repair what breaks it."""
         moves_on = self.batch is None and not self.dry_run
         db.sweep.keep(self.holding)
         found = rule.find(

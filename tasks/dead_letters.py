@@ -159,7 +159,6 @@ def _letter_of_payload(queue: str, payload: bytes, why: str) -> DeadLetter:
 
 
 def _announced() -> bool:
-    """Tell whether a route asks for the event of a dead letter."""
     return MESSAGE_REFUSED.name in settings.opt_in_events()
 
 

@@ -161,7 +161,6 @@ def fail_open_slots(conn: Conn, batch_id: str) -> list[str]:
 
 
 def time_out(conn: Conn, batch_id: str) -> None:
-    """Close a batch whose deadline has passed."""
     conn.execute(
         "UPDATE batch_essay_trackers SET status = 'timed_out', available_slots = 0,"
         " closed_at = now(), closed_reason = 'deadline' WHERE batch_id = %s",

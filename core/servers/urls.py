@@ -147,7 +147,6 @@ def _no_parameter(name: str, known: Iterable[str], query: str) -> str:
 
 
 def query_of(parts: SplitResult) -> dict[str, str]:
-    """Read the parameters of a URL."""
     return dict(parse_qsl(parts.query, keep_blank_values=True))
 
 
@@ -259,12 +258,10 @@ def for_ssl(parameters: Mapping[str, str]) -> dict[str, Any]:  # Any: strings, a
 
 
 def is_redis(url: str) -> bool:
-    """Say whether a broker's URL is of a Redis, in any form."""
     return url.partition("://")[0] in REDIS_SCHEMES
 
 
 def is_amqp(url: str) -> bool:
-    """Say whether a broker's URL is of RabbitMQ."""
     return url.partition("://")[0] in AMQP_SCHEMES
 
 

@@ -29,5 +29,4 @@ def resign(client: Redis, queue: str, beat: str) -> None:
 
 
 def keys(queue: str) -> list[str]:
-    """Name the keys of the lease and of all beats."""
     return [LEADER.format(queue=queue), BEATS.format(queue=queue)]

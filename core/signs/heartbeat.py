@@ -54,7 +54,6 @@ def note_start(client: Redis, worker: str) -> str:
 
 
 def forget_start(client: Redis, start: str) -> None:
-    """Note that somebody has stopped the worker."""
     client.zrem(STARTS, start)
 
 

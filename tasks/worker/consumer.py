@@ -103,12 +103,10 @@ class Consumer(consumer.Consumer):
         self.undeliverable.keep(message, error, code)
 
     def on_unknown_message(self, body: object, message: Message) -> None:
-        """Keep what is no Celery message."""
         error = NotExecuted("this is no Celery message")
         self.undeliverable.keep(message, error, "MALFORMED_MESSAGE")
 
     def on_unknown_task(self, body: object, message: Message, exc: Exception) -> None:
-        """Keep a message of a task that this service does not have."""
         error = UnknownTask(unknown_task(str(message.headers["task"])))
         self.undeliverable.keep(message, error, error.code)
 

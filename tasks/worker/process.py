@@ -12,7 +12,6 @@ from core.signs.installation import detect
 
 
 def describe(settings: Settings) -> dict[str, Any]:  # Any: JSON
-    """Describe this process, as part of its sign."""
     return {
         "database_name": location(settings.database_url or ""),
         "broker": kind_and_path(settings.broker_or_redis_url),

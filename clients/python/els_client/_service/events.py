@@ -235,7 +235,6 @@ def _essay(row: Row) -> Row:
 
 
 def cloud_event(row: Row) -> dict[str, Any]:  # Any: a JSON object
-    """Write an `event_outbox` row as a CloudEvents 1.0 object."""
     event = {
         "specversion": "1.0",
         "id": str(row["id"]),
