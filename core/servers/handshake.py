@@ -28,67 +28,65 @@ RENEW = "renew the certificate of the server"
 GIVE_CA = "give the file of its authority as ELS_TLS_CA, or in the URL"
 GIVE_OURS = "give ELS_TLS_CERT and ELS_TLS_KEY, signed by an authority that the server knows"
 # What OpenSSL, libpq and Postgres say, the more telling words first.
-FAULTS: tuple[tuple[str, Fault], ...] = (
-    ("alert certificate expired", Fault("our client certificate has expired", "renew it")),
-    ("certificate has expired", Fault("its certificate has expired", RENEW)),
-    ("not yet valid", Fault("its certificate is not valid yet", "compare the clocks; " + RENEW)),
-    ("certificate revoked", Fault("a certificate is revoked", RENEW)),
+FAULTS: tuple[tuple[str, str, str], ...] = (
+    ("alert certificate expired", "our client certificate has expired", "renew it"),
+    ("certificate has expired", "its certificate has expired", RENEW),
+    ("not yet valid", "its certificate is not valid yet", "compare the clocks; " + RENEW),
+    ("certificate revoked", "a certificate is revoked", RENEW),
     (
         "hostname mismatch|ip address mismatch|does not match host name",
-        Fault(
-            "its certificate is for another host",
-            "name the server in the URL as its certificate does, or get one for this name",
-        ),
+        "its certificate is for another host",
+        "name the server in the URL as its certificate does, or get one for this name",
     ),
     (
         "certificate required|requires a valid client|did not return a certificate"
         "|client certificate|handshake failure",
-        Fault("it wants a client certificate", GIVE_OURS),
+        "it wants a client certificate",
+        GIVE_OURS,
     ),
     (
         "alert (unknown ca|bad certificate|certificate unknown|unsupported certificate)",
-        Fault("it does not accept our client certificate", GIVE_OURS),
+        "it does not accept our client certificate",
+        GIVE_OURS,
     ),
     (
         "self[- ]signed|unable to get (local )?issuer|unable to verify the first"
         "|certificate verify failed",
-        Fault("no authority that we know signed its certificate", GIVE_CA),
+        "no authority that we know signed its certificate",
+        GIVE_CA,
     ),
     (
         "wrong version number|does not support ssl|record layer failure|packet length too long",
-        Fault("it speaks no TLS at this port", "give its TLS port, or a URL without TLS"),
+        "it speaks no TLS at this port",
+        "give its TLS port, or a URL without TLS",
     ),
     (
         "takes no plain connection",
-        Fault("it speaks TLS at this port", "ask for TLS in the URL: ?ssl_cert_reqs=required"),
+        "it speaks TLS at this port",
+        "ask for TLS in the URL: ?ssl_cert_reqs=required",
     ),
     (
         "no master found for",
-        Fault(
-            "no Sentinel names the primary",
-            "start the Sentinels, or mend the URL or ELS_REDIS_MASTER",
-        ),
+        "no Sentinel names the primary",
+        "start the Sentinels, or mend the URL or ELS_REDIS_MASTER",
     ),
-    ("eof occurred in violation|unexpected eof", Fault("it ended the TLS handshake", GIVE_OURS)),
+    ("eof occurred in violation|unexpected eof", "it ended the TLS handshake", GIVE_OURS),
 )
-NO_PRIMARY, ENDED = (fault.wrong for _, fault in FAULTS[-2:])
+NO_PRIMARY, ENDED = (wrong for _, wrong, _ in FAULTS[-2:])
 OPEN = (NO_PRIMARY, ENDED)  # which a handshake may explain
 
 
 def describe(error: BaseException | str | None) -> Fault | None:
     """Say what is wrong with a certificate; None if the error is about something else."""
-    texts = [error] if isinstance(error, str) else []
-    seen: BaseException | None = None if isinstance(error, str) else error
-    while seen is not None:
-        texts.append(str(seen))
-        seen = seen.__cause__ or seen.__context__
+    texts = [str(error)]
+    while isinstance(error, BaseException):
+        error = error.__cause__ or error.__context__
+        texts.append(str(error))
     text = re.sub(r"\[SSL[^]]*\] ?", "", "\n".join(texts)).replace("_", " ")
-    found = [(match, fault) for words, fault in FAULTS if (match := re.search(words, text, re.I))]
-    if not found:
-        return None
-    match, fault = found[0]
-    detail = _detail(text, match)
-    return Fault(f"{fault.wrong} ({detail})", fault.step)
+    for words, wrong, step in FAULTS:
+        if match := re.search(words, text, re.I):
+            return Fault(f"{wrong} ({_detail(text, match)})", step)
+    return None
 
 
 def _detail(text: str, match: re.Match[str]) -> str:
