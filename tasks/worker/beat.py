@@ -8,12 +8,11 @@ import socket
 from contextlib import suppress
 from math import inf
 from time import monotonic
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import redis
 import structlog
 from celery import beat
-from celery.schedules import schedstate
 from kombu import Connection
 
 from core.errors import BadSettings
@@ -40,26 +39,6 @@ class Sent(NamedTuple):
     wait_s: float
 
 
-class Tick(beat.ScheduleEntry):
-    """A task and its interval, in monotonic time. It is due at once."""
-
-    task: str
-    schedule: Any  # Celery's own, absent from its types
-    last_run_at: Any  # seconds, where Celery has a datetime
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:  # Any: as Celery calls it
-        super().__init__(*args, **{"last_run_at": -inf, **kwargs})
-
-    def default_now(self) -> Any:  # Any: likewise
-        """Return the time, in seconds since some moment."""
-        return monotonic()
-
-    def is_due(self) -> schedstate:
-        every = self.schedule.seconds
-        left = self.last_run_at + every - monotonic()
-        return schedstate(True, every) if left <= 0 else schedstate(False, left)
-
-
 class Scheduler(beat.Scheduler):
     """Sends ticks: messages of tasks that run at an interval. Does so only while it leads.
 
@@ -67,10 +46,8 @@ class Scheduler(beat.Scheduler):
     the workers are away. A broker or a Redis that is away, hangs or refuses does not stop it.
     """
 
-    Entry = Tick
-    # Celery's waits for a broker before each tick, and ends beat after 100 tries.
-    producer = None  # type: ignore[assignment]
-    Producer: Any  # Celery's own, absent from its types
+    schedule: dict[str, Any]  # Celery's entries, absent from its types
+    Producer: Any  # likewise
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # Any: as Celery calls it
         try:
@@ -79,29 +56,29 @@ class Scheduler(beat.Scheduler):
         except BadSettings as error:
             raise SystemExit(f"els: {error}") from error
         self._broker: Connection | None = None
+        self._due_at: dict[str, float] = {}  # monotonic time of each task; one that is new is due
         self._sent: dict[str, Sent] = {}
         self._well = True
-        self._lease = Lease(settings.queue) if settings.redis_url else None
+        self._lease = Lease(settings.queue)
         super().__init__(*args, **kwargs)
 
     def tick(self, *args: Any, **kwargs: Any) -> float:  # Any: as Celery calls it
         """Send a tick if one is due and this beat leads; return the seconds until the next turn."""
         _touch()
-        if self._lease and not self._lease.leads():
+        if not self._lease.leads():
             return RENEW_S
-        return min(super().tick(*args, **kwargs), RENEW_S)
+        entry = min(self.schedule.values(), key=lambda each: self._due_at.get(each.task, -inf))
+        now = monotonic()
+        if (due_at := self._due_at.get(entry.task, -inf)) > now:
+            return min(due_at - now, RENEW_S)
+        self._due_at[entry.task] = now + entry.schedule.seconds
+        self.apply_entry(entry)
+        return 0
 
-    def adjust(self, n: float, drift: float = 0) -> float:
-        """Wake up on time; Celery does 10 ms early."""
-        return n + drift
-
-    def _when(self, entry: object, next_time_to_run: float, *_: object) -> float:
-        return monotonic() + next_time_to_run
-
-    def apply_entry(self, entry: beat.ScheduleEntry, producer: object = None) -> None:
-        """Send a tick if it is time for one; log a failure. The next interval tries again."""
+    def apply_entry(self, entry: Any, producer: object = None) -> None:  # Any: as above
+        """Send a tick unless the last one waits; log a failure. The next interval tries again."""
         try:
-            self._send(cast(Tick, entry))
+            self._send(entry)
         except Exception as error:  # noqa: BLE001 - whatever it is, beat goes on
             if self._well:
                 log.warning("ticks_not_sent", task=entry.task, error=describe(error))
@@ -111,7 +88,7 @@ class Scheduler(beat.Scheduler):
                 log.info("ticks_sent_again", task=entry.task)
             self._well = True
 
-    def _send(self, entry: Tick) -> None:
+    def _send(self, entry: Any) -> None:
         kept = self._broker is not None
         self._connect()
         if self._may_send(entry.task):
@@ -129,7 +106,7 @@ class Scheduler(beat.Scheduler):
         self._sent[task] = Sent(now, wait_s)
         return True
 
-    def _publish(self, entry: Tick, *, again: bool) -> None:
+    def _publish(self, entry: Any, *, again: bool) -> None:
         """Publish a tick; `again` on another connection, as this one may have been dead for long.
 
         Without an answer the tick counts as sent: a broker that hung may find it later.
@@ -175,8 +152,7 @@ class Scheduler(beat.Scheduler):
     def close(self) -> None:
         """Close the connection, and let another beat lead."""
         self._disconnect()
-        if self._lease:
-            self._lease.resign()
+        self._lease.resign()
 
 
 def _touch() -> None:
@@ -187,8 +163,6 @@ def _touch() -> None:
 
 def _begun(task: str) -> bool | None:
     """Tell whether a worker has begun the last tick; None: Redis does not say."""
-    if settings.redis_url is None:
-        return None
     try:
         return heartbeat.may_send_tick(brief_redis(), settings.queue, task)
     except redis.RedisError:
