@@ -38,20 +38,18 @@ def send(worker: str) -> None:
         return
     with suppress(OSError):  # nobody can write to this home: the health check finds no file
         health_file.touch(settings.home, worker)
-    if settings.redis_url:
-        with suppress(redis.RedisError):
-            heartbeat.note_worker(brief_redis(), worker)
-            heartbeat.note_routes(brief_redis(), settings.queue, settings.routing())
-            _send_refusal(worker)
+    with suppress(redis.RedisError):
+        heartbeat.note_worker(brief_redis(), worker)
+        heartbeat.note_routes(brief_redis(), settings.queue, settings.routing())
+        _send_refusal(worker)
     _send_sign(worker)
 
 
 def _send_sign(worker: str, **more: object) -> None:
     """Write what this worker serves and executes, if Redis takes it."""
-    if settings.redis_url:
-        with suppress(redis.RedisError):
-            now = pauses.server_time(brief_redis())
-            heartbeat.write_sign(brief_redis(), worker, signs.sign(now) | more)
+    with suppress(redis.RedisError):
+        now = pauses.server_time(brief_redis())
+        heartbeat.write_sign(brief_redis(), worker, signs.sign(now) | more)
 
 
 def _has_lost_a_queue() -> bool:
@@ -103,7 +101,7 @@ def _prepare(sender: str, **_: object) -> None:
 
 def _say_goodbye(pid: int, worker: str) -> None:
     """Let nobody wait 15 s to learn that this worker has stopped."""
-    if os.getpid() == pid and settings.redis_url:
+    if os.getpid() == pid:
         with suppress(redis.RedisError):
             _send_sign(worker, stopped=True)
             heartbeat.note_gone(brief_redis(), worker)
