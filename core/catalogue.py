@@ -69,18 +69,7 @@ AMEND_BATCH = Task(
     "els.amend_batch", BatchAmended, ("student_prompt_ref", "deadline_s", "on_deadline")
 )
 
-TASKS = {
-    task.name: task
-    for task in (
-        REGISTER_BATCH,
-        ASSIGN_CONTENT,
-        ASSIGN_CONTENTS,
-        REJECT_CONTENT,
-        CONFIRM_STUDENTS,
-        CANCEL_BATCH,
-        AMEND_BATCH,
-    )
-}
+TASKS = {each.name: each for each in [*globals().values()] if isinstance(each, Task)}
 BATCHED = tuple(task.name for task in TASKS.values() if task.batched)
 
 
@@ -110,19 +99,7 @@ BATCH_READINESS_TIMEOUT = EventType("BatchReadinessTimeout", "once, when the dea
 BATCH_CANCELLED = EventType("BatchCancelled", "once, when the batch is cancelled")
 MESSAGE_REFUSED = EventType("MessageRefused", "with each dead letter", opt_in=True)
 
-EVENTS = {
-    event.name: event
-    for event in (
-        BATCH_CONTENT_PROVISIONING_COMPLETED,
-        BATCH_ESSAYS_READY,
-        BATCH_VALIDATION_ERRORS,
-        EXCESS_CONTENT_PROVISIONED,
-        ESSAY_SLOT_ASSIGNED,
-        BATCH_READINESS_TIMEOUT,
-        BATCH_CANCELLED,
-        MESSAGE_REFUSED,
-    )
-}
+EVENTS = {each.name: each for each in [*globals().values()] if isinstance(each, EventType)}
 OPT_IN = frozenset(event.name for event in EVENTS.values() if event.opt_in)
 
 

@@ -22,11 +22,10 @@ LARGEST = 256 * 1024  # characters of a text that are looked at, and bytes of an
 BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]{16,}={0,2}\s*")
 PACKED = re.compile(r"(?:eyJ|W1t|W10|W3s)[A-Za-z0-9+/_-]{16,}={0,2}")  # JSON in base64, in a text
 MOST_PACKED = 10
-WRITTEN = (
-    re.compile(  # in a text that is no JSON: of Python, YAML, a form, XML, pickle, MessagePack
-        r"(?<!/)batch[ _-]?id[^A-Za-z0-9_-]{1,12}([A-Za-z0-9_-]{1,64})(?![A-Za-z0-9_-])",
-        re.IGNORECASE,
-    )
+# In a text that is no JSON: of Python, YAML, a form, XML, pickle, MessagePack.
+WRITTEN = re.compile(
+    r"(?<!/)batch[ _-]?id[^A-Za-z0-9_-]{1,12}([A-Za-z0-9_-]{1,64})(?![A-Za-z0-9_-])",
+    re.IGNORECASE,
 )
 ENDS = {"{": "}", "[": "]", '"': '"'}
 ZIPPED = (b"\x1f\x8b", b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")  # how gzip, zlib begin
