@@ -10,14 +10,12 @@ from core.catalogue import EVENTS
 from core.crash import crashpoint
 from core.servers.urls import is_amqp
 from core.settings import Settings
-from tasks.worker import amqp, amqp_delays, starting
+from tasks.worker import amqp_delays, starting
 from tasks.worker.monitoring import Receiver
 
 
 def set_up(app: Celery, settings: Settings) -> None:
     """Make this program's workers ours, before its first connection."""
-    durable_redis.install()
-    amqp.install()
     durable_redis.limit_bodies(app.conf.largest_body)
     backends = dict.fromkeys(("redis", "rediss"), "tasks.worker.results:Backend")
     backends["sentinel"] = "tasks.worker.results:SentinelBackend"
