@@ -42,9 +42,9 @@ def configure(settings: Settings, *, for_good: bool = False) -> None:
         redaction.conceal,
     ]
     last: Any = structlog.processors.JSONRenderer(_as_json)  # Any: structlog types it so
-    if (settings.log_format or _format_here()) == "console":
+    colors = sys.stderr.isatty()
+    if settings.log_format == "console" or (colors and settings.log_format is None):
         plain = structlog.dev.plain_traceback  # ours is written by now
-        colors = sys.stderr.isatty()
         last = structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)
     structlog.configure(
         processors=[*shared, last],
@@ -62,10 +62,6 @@ def configure(settings: Settings, *, for_good: bool = False) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.WARNING)  # of libraries: only what is wrong
-
-
-def _format_here() -> str:
-    return "console" if sys.stderr.isatty() else "json"
 
 
 def _add_trace(logger: object, method: str, event: Any) -> Any:  # Any: as structlog types them

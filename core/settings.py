@@ -161,8 +161,8 @@ class Settings(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             wrong = error.errors(include_url=False, include_input=False)
-            names = [f"{PREFIX}{str(e['loc'][0]).upper()}: {_message(e['msg'])}" for e in wrong]
-            raise BadSettings("; ".join(names)) from error
+            said = [f"{PREFIX}{e['loc'][0]}".upper() + f": {e['msg']}" for e in wrong]
+            raise BadSettings("; ".join(said).replace(": Value error, ", ": ")) from error
 
     @property
     def internal_queue(self) -> str:
@@ -216,7 +216,3 @@ def _consumed(info: ValidationInfo) -> list[str]:
     """List the queues that the workers consume: of messages, and of what RabbitMQ dropped."""
     queue = info.data.get("queue")
     return [f"{queue}{end}" for end in ("", ".internal", ".control", ".dead")] if queue else []
-
-
-def _message(text: str) -> str:
-    return text.removeprefix("Value error, ")
