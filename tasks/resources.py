@@ -20,6 +20,7 @@ from core.slots import Slots
 from tasks import eager
 from tasks.app import app, settings
 from tasks.delivery import CloudEvent, deliver
+from tasks.worker import starting
 
 if TYPE_CHECKING:
     from tasks.tracing import Traces
@@ -78,9 +79,10 @@ def publish_events(events: Sequence[CloudEvent]) -> None:
 
 
 @signals.worker_init.connect
-def _trace(sender: Any, **_: object) -> None:  # Any: Celery's worker
+def _start(sender: Any, **_: object) -> None:  # Any: Celery's worker
     if sender.app is not app:
         return
+    starting.start(sender.hostname)
     try:
         spans = traces()
     except BadSettings as error:

@@ -1,7 +1,6 @@
 """Installs the parts that replace Celery's or Kombu's. README.md has the reasons."""
 
 import sys
-from functools import partial
 
 from celery import Celery, signals
 
@@ -10,7 +9,7 @@ from core.catalogue import EVENTS
 from core.crash import crashpoint
 from core.servers.urls import is_amqp
 from core.settings import Settings
-from tasks.worker import amqp_delays, starting
+from tasks.worker import amqp_delays
 from tasks.worker.monitoring import Receiver
 
 
@@ -29,7 +28,6 @@ def set_up(app: Celery, settings: Settings) -> None:
     if is_amqp(str(app.conf.broker_url)):
         app.steps["consumer"].add("tasks.worker.amqp_setup:Queues")
         amqp_delays.install()
-    signals.worker_init.connect(partial(starting.start, app, settings), weak=False)
     if settings.crashpoint:  # in tests only
         signals.before_task_publish.connect(
             lambda **_: crashpoint("callback_claimed"), sender="els.announce_ready", weak=False

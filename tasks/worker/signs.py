@@ -1,15 +1,19 @@
 """Collects the signs of a worker's main process: `Sign` in `ops/signs.py` lists the fields."""
 
+import os
 import time
 from functools import cache
+from importlib.metadata import version
+from socket import gethostname
 from typing import Any
 
 from celery.worker import state
 
-from core.servers.identity import identity_of
+from core.servers.identity import identity_of, location
+from core.servers.urls import kind_and_path
+from core.signs.installation import detect
 from tasks.app import app, settings
 from tasks.worker import amqp_policy, screening
-from tasks.worker.process import describe
 
 _last: tuple[object, float] | None = None  # what had moved, and when that was seen first
 
@@ -53,9 +57,22 @@ def _still_for_s() -> float:
     return time.monotonic() - _last[1]
 
 
+def process() -> dict[str, Any]:  # Any: JSON
+    """Describe this process, as far as that needs no server."""
+    return {
+        "database_name": location(settings.database_url or ""),
+        "broker": kind_and_path(settings.broker_or_redis_url),
+        "host": gethostname(),
+        "pid": os.getpid(),
+        "version": version("essay-lifecycle-service"),
+        "installation": detect(settings.home),
+        "home": str(settings.home.absolute()),
+    }
+
+
 @cache
 def _constant() -> dict[str, Any]:
-    return {"database": identity_of(settings.database_url or ""), **describe(settings)}
+    return {"database": identity_of(settings.database_url or ""), **process()}
 
 
 def prepare() -> None:

@@ -12,18 +12,17 @@ from typing import Any
 
 import redis
 import structlog
-from celery import Celery
 from celery.worker import state
 
 from core import logs
 from core.errors import BadSettings, ELSError
 from core.servers.finding import Finding, Severity
 from core.servers.postgres import missing_at
-from core.servers.redis_client import connect_once
 from core.servers.requirements import check_servers
-from core.settings import Settings
 from core.signs import health_file, heartbeat, pauses
-from tasks.worker.process import describe
+from tasks.app import settings
+from tasks.worker.clients import brief_redis
+from tasks.worker.signs import process
 from tasks.worker.stopping import STOPS
 
 ASK_EVERY_S, BEAT_EVERY_S = 3.0, 1.0  # while a worker waits for its schema
@@ -31,22 +30,20 @@ GARBAGE = (10_000, 50, 50)  # allocations a collection; Python's 700 are those o
 log = structlog.get_logger(__name__)
 
 
-def start(app: Celery, settings: Settings, sender: Any, **_: object) -> None:  # Any: a worker
-    """Prepare a worker of this app to work, or exit. Receives Celery's signal `worker_init`."""
-    if sender.app is not app:
-        return
-    logs.configure(settings)  # Celery asks for that after this signal
+def start(worker: str) -> None:
+    """Prepare this worker to work, or exit."""
+    logs.configure(settings)  # Celery asks for that after its signal `worker_init`
     try:
         settings.refuse_eager("a worker")
-        urls = settings.server_urls("a worker")
+        settings.server_urls("a worker")
     except BadSettings as error:
         raise SystemExit(f"els: {error}") from error
-    _note_start(urls[1], sender.hostname)
-    _wait_for_servers(settings, sender.hostname)
+    _note_start(worker)
+    _wait_for_servers(worker)
     gc.set_threshold(*GARBAGE)  # its processes inherit it
 
 
-def _note_start(url: str, worker: str) -> None:
+def _note_start(worker: str) -> None:
     """Note this start in Redis; forget it when somebody stops this worker, not when it fails."""
     own = os.getpid()
 
@@ -56,42 +53,42 @@ def _note_start(url: str, worker: str) -> None:
             for each in (state.should_stop, state.should_terminate)
         )
         if stopped and os.getpid() == own:
-            with suppress(redis.RedisError), connect_once(url, timeout_s=1) as client:
-                heartbeat.forget_start(client, start)
+            with suppress(redis.RedisError):
+                heartbeat.forget_start(brief_redis(), start)
 
-    with suppress(redis.RedisError), connect_once(url, timeout_s=1) as client:
-        atexit.register(forget, heartbeat.note_start(client, worker))
+    with suppress(redis.RedisError):
+        atexit.register(forget, heartbeat.note_start(brief_redis(), worker))
 
 
-def _wait_for_servers(settings: Settings, worker: str) -> None:
+def _wait_for_servers(worker: str) -> None:
     """Wait for the schema, then log what else the servers lack. A signal to stop ends this."""
     with _stop_signal() as stopped:
-        wait_for_schema(settings, worker, stopped)
+        wait_for_schema(worker, stopped)
         if not stopped.is_set():
-            _name_findings(settings)
+            _name_findings()
     if stopped.is_set():
         state.should_stop = os.EX_OK  # type: ignore[assignment] # as Celery notes it later
         raise SystemExit(os.EX_OK)
 
 
-def wait_for_schema(settings: Settings, worker: str, stopped: threading.Event) -> None:
+def wait_for_schema(worker: str, stopped: threading.Event) -> None:
     """Wait until this worker sees the schema that it needs, or until it is to stop.
 
     Meanwhile its heartbeat file is touched, and its sign says what it waits for.
     """
     began, said = time.monotonic(), ""
-    _touch(settings, worker)
-    while not stopped.is_set() and (finding := _missing(settings)):
+    _touch(worker)
+    while not stopped.is_set() and (finding := _missing()):
         if finding.wrong != said:
             log.warning("worker_waits_to_start", **finding.as_json())
         said, again = finding.wrong, time.monotonic() + ASK_EVERY_S
         while time.monotonic() < again and not stopped.is_set():
-            _touch(settings, worker)
-            _say_that_it_waits(settings, worker, finding, time.monotonic() - began)
+            _touch(worker)
+            _say_that_it_waits(worker, finding, time.monotonic() - began)
             stopped.wait(BEAT_EVERY_S)
 
 
-def _missing(settings: Settings) -> Finding | None:
+def _missing() -> Finding | None:
     database_url, _ = settings.server_urls()
     try:
         return missing_at(database_url, settings.database_prepare)
@@ -99,26 +96,21 @@ def _missing(settings: Settings) -> Finding | None:
         raise SystemExit(f"els: postgres: {error}") from error
 
 
-def _touch(settings: Settings, worker: str) -> None:
+def _touch(worker: str) -> None:
     with suppress(OSError):
         health_file.touch(settings.home, worker)
 
 
-def _say_that_it_waits(settings: Settings, worker: str, finding: Finding, waited_s: float) -> None:
-    _, redis_url = settings.server_urls()
-    with suppress(redis.RedisError), connect_once(redis_url, timeout_s=1) as client:
-        now = pauses.server_time(client)
-        sign = {
-            **describe(settings),
-            "at": now,
-            "waits": {"wrong": finding.wrong, "why": finding.why, "step": finding.step},
-            "waits_since": now - waited_s,
-        }
-        heartbeat.write_sign(client, worker, sign)
-        heartbeat.note_gone(client, worker)
+def _say_that_it_waits(worker: str, finding: Finding, waited_s: float) -> None:
+    waits = {"wrong": finding.wrong, "why": finding.why, "step": finding.step}
+    with suppress(redis.RedisError):
+        now = pauses.server_time(brief_redis())
+        sign = {**process(), "at": now, "waits": waits, "waits_since": now - waited_s}
+        heartbeat.write_sign(brief_redis(), worker, sign)
+        heartbeat.note_gone(brief_redis(), worker)
 
 
-def _name_findings(settings: Settings) -> None:
+def _name_findings() -> None:
     for finding in check_servers(settings):
         is_fault = finding.severity is Severity.FAULT
         (log.error if is_fault else log.warning)("server_lacks_something", **finding.as_json())

@@ -30,14 +30,15 @@ def test_waiting_for_a_schema_ends_when_it_is_there_or_when_told(
     monkeypatch.setenv("ELS_HOME", str(tmp_path))
     monkeypatch.setattr(starting, "ASK_EVERY_S", 0.1)
     monkeypatch.setattr(starting, "BEAT_EVERY_S", 0.01)
-    settings, stopped = Settings.from_env(), threading.Event()
+    monkeypatch.setattr(starting, "settings", Settings.from_env())
+    stopped = threading.Event()
     owner.execute("ALTER TABLE dead_letters RENAME TO other")
 
     with capture_logs() as logs:
         threading.Timer(0.5, stopped.set).start()
-        starting.wait_for_schema(settings, WORKER, stopped)
+        starting.wait_for_schema(WORKER, stopped)
         owner.execute("ALTER TABLE other RENAME TO dead_letters")
-        starting.wait_for_schema(settings, WORKER, threading.Event())
+        starting.wait_for_schema(WORKER, threading.Event())
 
     assert [each["step"] for each in logs] == ["ALTER TABLE other RENAME TO dead_letters"]
     assert b"RENAME TO dead_letters" in valkey.getdel(SIGN.format(worker=WORKER)).encode()
