@@ -28,7 +28,7 @@ from psycopg_pool import ConnectionPool
 from core.crash import crashpoint
 from core.db import session
 from core.db.moments import CONTEXT
-from core.db.silence import ANSWER_S, BUSY_S, POLL_S, Impatient, Silence, beside
+from core.db.silence import ANSWER_S, BUSY_S, POLL_S, Silence, beside
 from core.errors import ELSError
 from core.servers.postgres_url import address
 
@@ -52,7 +52,6 @@ END_READ_ONLY = """
     SELECT pg_terminate_backend(pg_backend_pid())
     WHERE current_setting('transaction_read_only')::boolean
 """
-BRIEF = {"statement_timeout": "1800", "lock_timeout": "300"}
 STALE = "cached plan must not change result type"  # says Postgres before it executes anything
 NAMES_OF_PSYCOPG = "_pg3_"  # of prepared statements; a pooler that keeps them gives its own
 
@@ -241,20 +240,6 @@ class WatchedConnection(SettledConnection):
                 raise psycopg.OperationalError(f"the connection is silent: {why}")
 
 
-class BriefConnection(Impatient, SettledConnection):
-    """A connection for an answer within seconds."""
-
-    answer_s = 2
-
-
-class WatchedBriefly(WatchedConnection):
-    """A watched connection for a page that somebody waits for."""
-
-    silent_s = 3
-    again_s = 1
-    busy_s = 5
-
-
 def end_read_only_session(conn: Any) -> None:  # Any: as the pool types its connections
     """Have a pooler open another session in place of one that is read-only."""
     if conn.pooled:
@@ -270,48 +255,46 @@ def _leave_read_only(conn: Any) -> None:  # Any: as the pool types its connectio
 
 
 def connect(
-    url: str,
-    *,
-    size: int = 4,
-    checked: bool = False,
-    by_key: bool = False,
-    prepare: Prepare = "auto",
-    writes: bool = True,
+    url: str, *, size: int = 4, by_key: bool = False, prepare: Prepare = "auto"
 ) -> "ConnectionPool[Conn]":
     """Make a pool of at most `size` autocommitting connections, opened when first used.
 
-    `checked` tests a connection before it lends it: one round trip more, and no error after a
-    restart of Postgres. `by_key` makes the planner look rows up by a key: its statistics do not
-    have the newest rows yet, so it may take a table for one that is small enough to read through.
-    `writes` False: among several hosts any will do. Raises BadSettings for a malformed URL.
+    `by_key` makes the planner look rows up by a key: its statistics do not have the newest rows
+    yet, so it may take a table for one that is small enough to read through. Raises BadSettings for
+    a malformed URL.
     """
-    at = address(url, writes=writes)
+    at = address(url)
     settings = {**BY_KEY, **at.settings} if by_key else at.settings
+    return pool_of(WatchedConnection, at.conninfo, settings, prepare, max_size=size)
+
+
+def pool_of(
+    kind: type[WatchedConnection],
+    conninfo: str,
+    settings: Mapping[str, str],
+    prepare: Prepare,
+    **options: Any,  # Any: of psycopg's pool
+) -> "ConnectionPool[Conn]":
     return ConnectionPool(
-        at.conninfo,
-        connection_class=WatchedBriefly if checked else WatchedConnection,
+        conninfo,
+        connection_class=kind,
         kwargs=OPTIONS | {"settings": settings, "prepare": prepare},
         min_size=0,
-        max_size=size,
         timeout=POOL_TIMEOUT_S,
         reconnect_timeout=RECONNECT_S,
         reset=_leave_read_only,
-        check=ConnectionPool.check_connection if checked else None,
         open=True,
+        **options,
     )
 
 
-def connect_once(url: str, *, prepare: Prepare = "auto", briefly: bool = False) -> Conn:
+def connect_once(url: str, *, prepare: Prepare = "auto") -> Conn:
     """Open one autocommitting connection, for a command.
 
-    `briefly`: for an answer within seconds, whatever is locked. Raises psycopg.OperationalError,
-    and BadSettings for a malformed URL.
+    Raises psycopg.OperationalError, and BadSettings for a malformed URL.
     """
     at = address(url)
-    settings = {**at.settings, **(BRIEF if briefly else {})}
-    options = OPTIONS | ({"connect_timeout": 2} if briefly else {})  # libpq knows no shorter one
-    kind = BriefConnection if briefly else WatchedConnection
-    return kind.connect(at.conninfo, settings=settings, prepare=prepare, **options)
+    return WatchedConnection.connect(at.conninfo, settings=at.settings, prepare=prepare, **OPTIONS)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """What the service needs of Postgres: version, schema, rights, settings, clock."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import cast
 
@@ -35,11 +35,11 @@ DURABLE = {  # settings, and what happens without them
 
 
 def find_in_postgres(
-    url: str, prepare: Prepare = "auto", *, briefly: bool = False
+    url: str, prepare: Prepare, connect: Callable[..., Conn] = connect_once
 ) -> list[Finding]:
     """Check Postgres by a connection of its own; an error is a finding."""
     try:
-        with connect_once(url, prepare=prepare, briefly=briefly) as conn:
+        with connect(url, prepare=prepare) as conn:
             return check_postgres(conn)
     except UnfitPooler as error:
         why = "statements would run with other settings, or those of others would"

@@ -15,7 +15,6 @@ from typing import Generic, TypeVar
 import psycopg
 import redis
 
-from core import db
 from core.db.connection import Conn
 from core.faults import sqlstate
 from core.probe import probe_postgres
@@ -29,6 +28,7 @@ from core.servers.urls import is_redis, kind_and_path
 from core.settings import Settings
 from core.signs.pauses import Outage
 from core.slots import Slots
+from ops.brief_postgres import connect_briefly
 from ops.by_hand import short_limits_of, what_lacks
 from ops.explain.causes import CAUSES, Cause
 from ops.explain.clues import Clue
@@ -211,7 +211,7 @@ class Looking:
         around = self._ask(self._around)
         others = self._ask(lambda: celery_workers(broker, queues))
         receivers = self._ask(lambda: read_receivers(self.settings, client, broker))
-        postgres = self._ask(lambda: db.connect_once(self.found.database_url, briefly=True))
+        postgres = self._ask(lambda: connect_briefly(self.found.database_url))
         heartbeat, error = self._signs(signs)
         heartbeat = self._with_waiting(heartbeat, waiting)
         seen = self._receivers(receivers)

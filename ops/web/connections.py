@@ -9,12 +9,12 @@ import psycopg
 import redis
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from core import db
 from core.db.connection import Conn
 from core.servers.identity import identity
 from core.servers.redis_client import connect_once
 from core.settings import Settings
 from core.slots import Slots
+from ops.brief_postgres import connect_briefly, pool_for_pages
 from ops.heartbeat import (
     NO_HEARTBEAT,
     Heartbeat,
@@ -46,7 +46,7 @@ class Connections:
     def of(cls, settings: Settings, database_url: str, redis_url: str) -> "Connections":
         """Prepare connections; each is opened at its first use."""
         client = connect_once(redis_url)
-        pool = db.connect(database_url, checked=True, prepare=settings.database_prepare)
+        pool = pool_for_pages(database_url, prepare=settings.database_prepare)
         read_url, prepare = settings.database_read_url, settings.database_prepare
         queues = EventQueues(settings, client)
         made = cls(settings, pool, client, Slots(client), queues, None, database_url)
@@ -79,7 +79,7 @@ class Connections:
     def _reason(self) -> str | None:
         """Connect once more: a pool says nothing of why it has no connection."""
         try:
-            db.connect_once(self.database_url, briefly=True).close()
+            connect_briefly(self.database_url).close()
         except psycopg.Error as error:
             return " ".join(str(error).split())
         return None

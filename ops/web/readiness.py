@@ -20,6 +20,7 @@ from core.servers.redis import check_redis
 from core.servers.redis_client import connect_once
 from core.servers.urls import is_redis
 from core.signs.pauses import Outage, server_time
+from ops.brief_postgres import connect_briefly
 from ops.explain.held_back import held_back
 from ops.explain.locks import locks, standby_awaited
 from ops.explain.rabbitmq import RESTORE, deleted
@@ -78,7 +79,7 @@ class Readiness:
         except PoolTimeout:  # a pool says nothing of why it has no connection
             settings = self._connections.settings
             url, _ = settings.server_urls()
-            found = find_in_postgres(url, settings.database_prepare, briefly=True)
+            found = find_in_postgres(url, settings.database_prepare, connect_briefly)
             if not found:
                 raise
             return found

@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager, ExitStack
 
 import psycopg
 
-from core import db
 from core.db.connection import Conn, Prepare
 from core.servers.identity import identity
+from ops.brief_postgres import pool_for_pages
 
 PATIENCE_S = 1.0  # for a connection; a page would rather read from the primary
 AGAIN_S = 10.0  # then it is left alone for so long
@@ -31,7 +31,7 @@ class Replica:
         self, url: str, prepare: Prepare, of_primary: Callable[[], str | None] = lambda: None
     ) -> None:
         self._of_primary, self._is_checked = of_primary, False
-        self.pool = db.connect(url, checked=True, prepare=prepare, writes=False)
+        self.pool = pool_for_pages(url, prepare=prepare, writes=False)
         self.error: str | None = None
         self.lag_s: float | None = None
         self._left_until = 0.0

@@ -15,12 +15,12 @@ from uuid import uuid4
 import psycopg
 import redis
 
-from core import db
 from core.lifecycle import Lifecycle
 from core.settings import Settings
 from core.signs.heartbeat import note_sweep, note_worker
 from core.slots import Slots
 from migrations import upgrade
+from ops.brief_postgres import pool_for_pages
 from ops.stack.ports import free_port
 from ops.web.app import create_app
 from ops.web.server import server_of
@@ -61,7 +61,7 @@ class Served:
         self.app = create_app(self.settings)
         self.stream = self.app.state.stream
         self.client = redis.Redis.from_url(redis_url, decode_responses=True)
-        self.pool = db.connect(database_url, size=4, checked=True)
+        self.pool = pool_for_pages(database_url, size=4)
         self.lifecycle = Lifecycle(self.pool, Slots(self.client))
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"

@@ -28,6 +28,7 @@ from core.signs.heartbeat import STARTS, SWEPT, note_start, note_sweep, note_wor
 from core.signs.pauses import Outage, Pause, delete_pause, server_time, write_pause
 from core.slots import Slots
 from migrations import upgrade
+from ops.brief_postgres import pool_for_pages
 from ops.stack.embedded import Postgres, Valkey
 from ops.stack.leash import leashed
 from ops.stack.ports import free_port
@@ -54,7 +55,7 @@ class Watched:
         self.database_url, self.redis_url = urls
         self.prometheus_url, self.page = prometheus_url, page
         self.client = connect(self.redis_url)
-        self.pool = db.connect(self.database_url, size=4, checked=True)
+        self.pool = pool_for_pages(self.database_url, size=4)
         self.lifecycle = Lifecycle(self.pool, Slots(self.client))
         self.pusher = Pusher(self.client)
         self.upstream = Celery("upstream", broker=self.redis_url)
