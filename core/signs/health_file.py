@@ -6,17 +6,19 @@ outage becomes a storm of restarts. They read it often, so this module imports l
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 
 def touch(home: Path, name: str, part: str = "worker") -> None:
-    """Note that the main loop of this worker or beat turns. Raises OSError."""
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Note that the main loop of this worker or beat turns; nobody finds what cannot be written."""
     path, pid = _file(home, name, part), str(os.getpid())
-    if _pid(path) == pid:
-        path.touch()  # which a full disk allows
-    else:
-        path.write_text(pid)
+    with suppress(OSError):
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if _pid(path) == pid:
+            path.touch()  # which a full disk allows
+        else:
+            path.write_text(pid)
 
 
 def ages_s(home: Path, name: str = "*", part: str = "worker") -> dict[str, float]:

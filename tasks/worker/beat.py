@@ -5,7 +5,6 @@ correction of the clock it sends nothing for as long as the clock was ahead.
 """
 
 import socket
-from contextlib import suppress
 from math import inf
 from time import monotonic
 from typing import Any, NamedTuple
@@ -64,7 +63,7 @@ class Scheduler(beat.Scheduler):
 
     def tick(self, *args: Any, **kwargs: Any) -> float:  # Any: as Celery calls it
         """Send a tick if one is due and this beat leads; return the seconds until the next turn."""
-        _touch()
+        health_file.touch(settings.home, socket.gethostname(), "beat")
         if not self._lease.leads():
             return RENEW_S
         entry = min(self.schedule.values(), key=lambda each: self._due_at.get(each.task, -inf))
@@ -153,12 +152,6 @@ class Scheduler(beat.Scheduler):
         """Close the connection, and let another beat lead."""
         self._disconnect()
         self._lease.resign()
-
-
-def _touch() -> None:
-    """Show a supervisor that this beat turns; without a place to write it finds no file."""
-    with suppress(OSError):
-        health_file.touch(settings.home, socket.gethostname(), "beat")
 
 
 def _begun(task: str) -> bool | None:

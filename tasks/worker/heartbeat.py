@@ -36,8 +36,7 @@ def send(worker: str) -> None:
     if _has_lost_a_queue():
         _send_sign(worker, cancelled=sorted(_cancelled))
         return
-    with suppress(OSError):  # nobody can write to this home: the health check finds no file
-        health_file.touch(settings.home, worker)
+    health_file.touch(settings.home, worker)
     with suppress(redis.RedisError):
         heartbeat.note_worker(brief_redis(), worker)
         heartbeat.note_routes(brief_redis(), settings.queue, settings.routing())

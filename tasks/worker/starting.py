@@ -77,13 +77,13 @@ def wait_for_schema(worker: str, stopped: threading.Event) -> None:
     Meanwhile its heartbeat file is touched, and its sign says what it waits for.
     """
     began, said = time.monotonic(), ""
-    _touch(worker)
+    health_file.touch(settings.home, worker)
     while not stopped.is_set() and (finding := _missing()):
         if finding.wrong != said:
             log.warning("worker_waits_to_start", **finding.as_json())
         said, again = finding.wrong, time.monotonic() + ASK_EVERY_S
         while time.monotonic() < again and not stopped.is_set():
-            _touch(worker)
+            health_file.touch(settings.home, worker)
             _say_that_it_waits(worker, finding, time.monotonic() - began)
             stopped.wait(BEAT_EVERY_S)
 
@@ -94,11 +94,6 @@ def _missing() -> Finding | None:
         return missing_at(database_url, settings.database_prepare)
     except ELSError as error:  # which no waiting mends
         raise SystemExit(f"els: postgres: {error}") from error
-
-
-def _touch(worker: str) -> None:
-    with suppress(OSError):
-        health_file.touch(settings.home, worker)
 
 
 def _say_that_it_waits(worker: str, finding: Finding, waited_s: float) -> None:
