@@ -82,8 +82,8 @@ def publish_events(events: Sequence[CloudEvent]) -> None:
 def _start(sender: Any, **_: object) -> None:  # Any: Celery's worker
     if sender.app is not app:
         return
-    starting.start(sender.hostname)
     try:
+        starting.start(sender.hostname)
         spans = traces()
     except BadSettings as error:
         raise SystemExit(f"els: {error}") from error

@@ -15,7 +15,7 @@ import structlog
 from celery.worker import state
 
 from core import logs
-from core.errors import BadSettings, ELSError
+from core.errors import ELSError
 from core.servers.finding import Finding, Severity
 from core.servers.postgres import missing_at
 from core.servers.requirements import check_servers
@@ -31,13 +31,10 @@ log = structlog.get_logger(__name__)
 
 
 def start(worker: str) -> None:
-    """Prepare this worker to work, or exit."""
+    """Prepare this worker to work, or exit. Raises BadSettings."""
     logs.configure(settings)  # Celery asks for that after its signal `worker_init`
-    try:
-        settings.refuse_eager("a worker")
-        settings.server_urls("a worker")
-    except BadSettings as error:
-        raise SystemExit(f"els: {error}") from error
+    settings.refuse_eager("a worker")
+    settings.server_urls("a worker")
     _note_start(worker)
     _wait_for_servers(worker)
     gc.set_threshold(*GARBAGE)  # its processes inherit it
