@@ -44,6 +44,7 @@ SESSION: Mapping[str, str] = {  # settings of a session
     "intervalstyle": "postgres",
     "client_encoding": "UTF8",
 }
+HOST_PORT = re.compile(r"^(\[[^]]*\]|[^/:]*):(\d+)$")  # an IPv6 address with a port has brackets
 ARGUMENT = re.compile(r"(?:\\.|[^\s\\])+", re.DOTALL)  # as Postgres cuts `options`
 SETTING = re.compile(r"(?:-c\s*|--)([\w.-]+)=(.*)", re.DOTALL)
 
@@ -134,7 +135,8 @@ def _for_libpq(url: str) -> str:
     scheme, base, query = found.groups()
     pairs = [pair.partition("=")[::2] for pair in (query or "").split("&") if pair]
     values = [(name, unquote(_spaced(name, value))) for name, value in pairs]
-    values = [*_hosts(values), *((name, value) for name, value in values if name != "host")]
+    others = [(name, value) for name, value in values if name not in {"host", "port"}]
+    values = [*_hosts(values), *others]
     written = "&".join(f"{name}={quote(value, safe='')}" for name, value in values)
     return f"{scheme}{base}?{written}" if written else f"{scheme}{base}"
 
@@ -150,17 +152,13 @@ def _hosts(values: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """Write hosts, each with a port of its own or not, as libpq's two lists."""
     hosts = [each for name, value in values if name == "host" for each in value.split(",")]
     ports = [each for name, value in values if name == "port" for each in value.split(",")]
-    cut = [re.fullmatch(r"\[?([^/]*?)\]?:(\d+)", host) for host in hosts]
-    if not hosts:
-        return []
-    if not any(cut):
-        return [("host", ",".join(hosts))]
-    named = [found[1] if found else host for found, host in zip(cut, hosts, strict=True)]
-    default = ports[0] if len(ports) == 1 else ""
-    return [
-        ("host", ",".join(named)),
-        ("port", ",".join(found[2] if found else default for found in cut)),
-    ]
+    cut = [HOST_PORT.match(host) for host in hosts]
+    if any(cut):
+        default = ports[0] if len(ports) == 1 else ""
+        ports = [found[2] if found else default for found in cut]
+        hosts = [HOST_PORT.sub(r"\1", host).strip("[]") for host in hosts]
+    lists = {"host": hosts, "port": ports}
+    return [(name, ",".join(each)) for name, each in lists.items() if each]
 
 
 def _defaults(service: str | None) -> dict[str, str]:

@@ -311,6 +311,28 @@ def test_among_several_hosts_the_one_that_takes_writes_is_meant(said, attrs):
 
 
 @pytest.mark.parametrize(
+    ("query", "hosts", "ports"),
+    [
+        ("host=a:1&host=b:2", "a,b", "1,2"),
+        ("host=a:1&host=b", "a,b", "1,"),
+        ("host=a:1&host=b&port=3", "a,b", "1,3"),
+        ("port=3&host=a:1,b", "a,b", "1,3"),
+        ("host=a&host=b&port=1&port=2", "a,b", "1,2"),
+        ("host=a,b&port=3", "a,b", "3"),
+        ("host=::1", "::1", None),
+        ("host=fe80::1&port=3", "fe80::1", "3"),
+        ("host=[::1]:1&host=b", "::1,b", "1,"),
+        ("host=/run/postgresql&port=3", "/run/postgresql", "3"),
+        ("port=3", None, "3"),
+    ],
+)
+def test_each_host_of_a_query_keeps_its_own_port(query, hosts, ports):
+    read = parameters(f"postgresql+psycopg:///d?{query}")
+
+    assert (read.get("host"), read.get("port")) == (hosts, ports)
+
+
+@pytest.mark.parametrize(
     ("options", "settings", "left"),
     [
         ("-c search_path=a,b", {"search_path": "a,b"}, ""),
