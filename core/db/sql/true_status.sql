@@ -39,7 +39,7 @@ WITH posted AS (
         ELSE 'awaiting_student_validation' END AS true_status
     FROM sealed
 ), mended AS (
-    SELECT batch_id, status, registered_at, true_status, available_slots, full_at AS was_full_at,
+    SELECT batch_id, status, true_status, available_slots,
            CASE true_status WHEN 'awaiting_content_validation' THEN NULL
                 WHEN 'cancelled' THEN completed_at WHEN 'timed_out' THEN completed_at
                 ELSE coalesce(completed_at, complete_posted, ready_posted, now()) END AS completed_at,
