@@ -50,7 +50,8 @@ def addresses(url: str) -> Iterator[tuple[tuple[str, int], dict[str, str]]]:
     given = {name: str(value) for name, value in parameters(url).items()}
     files = {CA: "sslrootcert", CERTIFICATE: "sslcert", KEY: "sslkey"}
     tls = {name: given[theirs] for name, theirs in files.items() if given.get(theirs)}
-    hosts, ports = given.get("host", "").split(","), given.get("port", "5432").split(",")
+    hosts = (given.get("host") or given.get("hostaddr", "")).split(",")
+    ports = given.get("port", "5432").split(",")
     for host, port in zip(hosts, ports * len(hosts), strict=False):
         yield (host, int(port or 5432)), tls
 

@@ -18,6 +18,7 @@ from psycopg.errors import LockNotAvailable
 from core import db
 from core.errors import BadSettings
 from core.servers import redis_client
+from core.servers.away import addresses
 from core.servers.postgres_url import address, parameters
 from migrations import current, head, upgrade
 from ops.stack.embedded import Postgres
@@ -330,6 +331,12 @@ def test_each_host_of_a_query_keeps_its_own_port(query, hosts, ports):
     read = parameters(f"postgresql+psycopg:///d?{query}")
 
     assert (read.get("host"), read.get("port")) == (hosts, ports)
+
+
+def test_a_server_that_a_url_names_by_its_address_alone_is_asked_there():
+    asked = [at for at, _ in addresses("hostaddr=10.0.0.1,10.0.0.2 port=1,2 dbname=d")]
+
+    assert asked == [("10.0.0.1", 1), ("10.0.0.2", 2)]
 
 
 @pytest.mark.parametrize(
