@@ -40,7 +40,7 @@ class Reading(Retry):
 
 
 def connect(url: str, *, timeout_s: float = 5) -> Redis:
-    """Connect to Redis; a lost reply is asked for again a few times, for half a second at most.
+    """Connect to Redis; a lost or senseless reply is asked for again, for half a second at most.
 
     Every script here may be repeated, so that is safe. Silence is not asked again, or it would take
     many times `timeout_s` until it is noticed: redis.TimeoutError goes to the caller. Limits that
