@@ -36,7 +36,9 @@ def _reason(url: str) -> Exception | None:
             plain = url.startswith("rediss://") and speaks_plainly(at, PATIENCE_S)
             reason = ConnectionError("the server does not support SSL") if plain else silence
         except (OSError, ValueError) as error:
-            return error
+            reason = error
+            if describe(error):
+                break
     return reason
 
 

@@ -1,6 +1,7 @@
 """What servers lack is found on real ones, each with its reason and the next step."""
 
 import os
+import socket
 import threading
 from contextlib import contextmanager
 from datetime import timedelta
@@ -12,6 +13,7 @@ import redis
 from core import db
 from core.schema import head_revision
 from core.servers import finding
+from core.servers.away import away
 from core.servers.postgres import check_postgres, missing_for_work
 from core.servers.redis import check_redis
 from core.servers.redis_client import connect_once
@@ -263,3 +265,22 @@ def test_a_clock_that_is_off_is_named(conn, valkey, monkeypatch, shift_s):
 
     word = "behind" if shift_s > 0 else "ahead of"
     assert [word in each.wrong and each.severity.value for each in found] == ["warning"] * 2
+
+
+# --- TLS -----------------------------------------------------------------------------------------
+
+
+def test_a_server_without_tls_is_named_although_another_one_is_away():
+    with socket.create_server(("127.0.0.1", 0)) as plain:
+        threading.Thread(target=_greet, args=(plain,), daemon=True).start()
+        at = [f"amqps://127.0.0.1:{port}" for port in (free_port(), plain.getsockname()[1])]
+
+        found = away("broker", ";".join(at), ConnectionRefusedError("Connection refused"))
+
+    assert found.wrong.startswith("it speaks no TLS at this port")
+
+
+def _greet(server):
+    client, _ = server.accept()
+    with client:
+        client.sendall(b"AMQP\0\0\x09\1")
