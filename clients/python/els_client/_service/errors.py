@@ -58,6 +58,14 @@ class BrokenSeal(ELSError):
     """The slots of a batch are not what its seals say. The sweep seals the batch again."""
 
 
+class NotSent(ELSError):
+    """The broker does not take events; it has taken only the first ones, if any."""
+
+    def __init__(self, text: str, sent: int) -> None:
+        super().__init__(text)
+        self.sent = sent
+
+
 class BadSettings(ELSError):
     """A setting is wrong or missing."""
 
