@@ -25,14 +25,13 @@ def check_redis(client: redis.Redis, server: str, url: str = "") -> list[Finding
 
     With its URL, a fault of TLS is named better.
     """
-    is_broker = server == "broker"
     found: list[Finding] = []
     answers = False
     try:
         answers = bool(client.ping())
-        found += _allowed(_information(client, server, is_broker=is_broker), server, INFORMATION)
+        found += _allowed(_information(client, server), server, INFORMATION)
         found += _writes(client, server)
-        found += _tracking(client) if is_broker else []
+        found += _tracking(client) if server == "broker" else []
         found += _allowed(skew(server, lambda: _now(client)), server, "the clock")
     except redis.RedisError as error:  # a refusal: of PING, as the others name what they met
         return [_unanswered(server, url, error, answers=answers)]
@@ -62,12 +61,12 @@ def _allowed(checks: Iterator[Finding], server: str, what: str) -> list[Finding]
     return found
 
 
-def _information(client: redis.Redis, server: str, *, is_broker: bool) -> Iterator[Finding]:
+def _information(client: redis.Redis, server: str) -> Iterator[Finding]:
     info = client.info()
     yield from _version(server, str(info.get("redis_version", "")))
     yield from _role(server, info)
-    yield from _eviction(server, info.get("maxmemory_policy"), is_broker=is_broker)
-    if is_broker:
+    yield from _eviction(server, info.get("maxmemory_policy"))
+    if server == "broker":
         yield from _append_only(info)
 
 
@@ -97,16 +96,14 @@ def _replica(server: str, primary: str) -> Finding:
     return Finding(server, Severity.FAULT, "it is a replica", why, step)
 
 
-def _eviction(server: str, policy: object, *, is_broker: bool) -> Iterator[Finding]:
+def _eviction(server: str, policy: object) -> Iterator[Finding]:
     if policy is None:
         yield _unchecked(server, "eviction", "INFO has no maxmemory_policy")
     elif policy != "noeviction":
-        severity = Severity.FAULT if is_broker else Severity.WARNING
-        why = (
-            "when its memory is full it drops whole queues"
-            if is_broker
-            else "when its memory is full it drops slots, which the sweep then seeds again"
-        )
+        severity, lost = Severity.WARNING, "slots, which the sweep then seeds again"
+        if server == "broker":
+            severity, lost = Severity.FAULT, "whole queues"
+        why = f"when its memory is full it drops {lost}"
         step = "CONFIG SET maxmemory-policy noeviction, and in its configuration"
         yield Finding(server, severity, f"maxmemory-policy is {policy}", why, step)
 
