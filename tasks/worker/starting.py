@@ -35,12 +35,13 @@ def start(app: Celery, settings: Settings, sender: Any, **_: object) -> None:  #
     if sender.app is not app:
         return
     logs.configure(settings)  # Celery asks for that after this signal
+    if settings.redis_url:
+        _note_start(settings.redis_url, sender.hostname)
     try:
         settings.refuse_eager("a worker")
-        urls = settings.server_urls("a worker")
+        settings.server_urls("a worker")
     except BadSettings as error:
         raise SystemExit(f"els: {error}") from error
-    _note_start(urls[1], sender.hostname)
     _wait_for_servers(settings, sender.hostname)
     gc.set_threshold(*GARBAGE)  # its processes inherit it
 
