@@ -28,6 +28,8 @@ PAGE, RESULTS = ROOT / "docs/operations.md", ROOT / "docs/operations/lanes.json"
 SERVERS, BROKERS = ("embedded", "debian"), ("redis", "rabbitmq")
 WAYS = ("direct", "pgbouncer", "failover", "sentinel", "tls")
 EVERYDAY = ["tests/live/test_workers.py", "tests/live/test_kills.py"]
+POOLED, FAILOVER = "tests/servers/test_pgbouncer.py", "tests/servers/test_failover.py"
+TLS = "tests/servers/test_tls.py"
 Environ = dict[str, str]
 
 
@@ -52,18 +54,24 @@ LANES = [
     Lane("embedded", "rabbitmq", "direct", ["tests/rabbitmq"], ["embedded postgres", "rabbitmq"]),
     Lane("debian", "redis", "direct", EVERYDAY, ["postgres", "redis"]),
     Lane("debian", "rabbitmq", "direct", ["tests/rabbitmq"], ["postgres", "redis", "rabbitmq"]),
+    Lane("debian", "redis", "pgbouncer", [POOLED], ["postgres", "pgbouncer", "valkey"]),
     Lane(
-        "debian", "redis", "pgbouncer", ["tests/servers/test_pgbouncer.py"],
-        ["postgres", "pgbouncer", "valkey"],
+        "debian", "rabbitmq", "pgbouncer", [POOLED],
+        ["postgres", "pgbouncer", "valkey", "rabbitmq"],
+        ["--broker", "rabbitmq", "-k", "becomes_ready"],
     ),
+    Lane("debian", "redis", "failover", [FAILOVER], ["postgres", "valkey"]),
     Lane(
-        "debian", "redis", "failover", ["tests/servers/test_failover.py"], ["postgres", "valkey"]
+        "debian", "rabbitmq", "failover", [FAILOVER], ["postgres", "valkey", "rabbitmq"],
+        ["--broker", "rabbitmq", "-k", "dies_under_load"],
     ),
     Lane("debian", "redis", "sentinel", ["tests/servers/test_sentinel.py"], ["redis"]),
     Lane(
-        "debian", "redis", "tls",
-        ["tests/servers/test_tls.py", "tests/servers/test_sentinel_tls.py"],
-        ["postgres", "redis", "rabbitmq"],
+        "debian", "redis", "tls", [TLS, "tests/servers/test_sentinel_tls.py"],
+        ["postgres", "redis"], ["-k", "not rabbitmq"],
+    ),
+    Lane(
+        "debian", "rabbitmq", "tls", [TLS], ["postgres", "redis", "rabbitmq"], ["-k", "rabbitmq"]
     ),
 ]  # fmt: skip
 
