@@ -114,24 +114,26 @@ def run(lane: Lane) -> dict[str, object]:
         if lane.servers == "debian" and lane.way == "direct":
             environ |= undo.enter_context(debian())
         command = [sys.executable, "-m", "pytest", "-q", "-n", "0", f"--junit-xml={report.name}"]
-        subprocess.run([*command, *lane.options, *lane.tests], cwd=ROOT, env=environ, check=False)
+        done = subprocess.run(
+            [*command, *lane.options, *lane.tests], cwd=ROOT, env=environ, check=False
+        )
         return {
-            **counts(Path(report.name).read_text()),
+            **counts(Path(report.name).read_text(), ended_well=done.returncode == 0),
             "seconds": round(time.monotonic() - started),
             "versions": {name: VERSIONS[name]() for name in lane.needs},
             "on": datetime.now(UTC).date().isoformat(),
         }
 
 
-def counts(report: str) -> dict[str, object]:
-    """Read pytest's report; only what ran and did not fail has held."""
+def counts(report: str, *, ended_well: bool) -> dict[str, object]:
+    """Read pytest's report; only what ran to its end and did not fail has held."""
     if not report:
         return {"state": "failed", "passed": 0, "failed": 1, "skipped": 0}
     [suite] = ElementTree.fromstring(report).iter("testsuite")
     number = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
     failed = number["failures"] + number["errors"]
     passed = number["tests"] - failed - number["skipped"]
-    state = "failed" if failed else "held" if passed else "skipped"
+    state = "failed" if failed or not ended_well else "held" if passed else "skipped"
     return {"state": state, "passed": passed, "failed": failed, "skipped": number["skipped"]}
 
 
@@ -199,7 +201,8 @@ def cell(result: dict | None) -> str:
             return str(result["state"])
         case "held":
             skipped = f", {result['skipped']} skipped" if result["skipped"] else ""
-            return f"held: {result['passed']} tests{skipped}"
+            number = result["passed"]
+            return f"held: {number} test{'s' if number != 1 else ''}{skipped}"
         case "failed":
             return f"**failed: {result['failed']}**, {result['passed']} passed"
         case _:
