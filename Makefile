@@ -81,9 +81,10 @@ check: env ## run linters and type checks
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-reference: env ## write docs/reference and what the Python kit shares with the service
+reference: env ## write docs/reference, the alerts for Kubernetes, and what the Python kit shares
 	@$(BIN)/python -m ops.reference docs/reference
 	@$(BIN)/python -m ops.reference.python_kit
+	@sh scripts/alerts
 
 docs: $(DOCS)/.ready ## build the pages into a site, site/docs/index.html; a warning is an error
 	@$(DOCS)/bin/sphinx-build -q -W --keep-going -b html -c docs -d $(DOCS)/pages . site

@@ -15,7 +15,8 @@ from kombu.exceptions import DecodeError
 
 MEMORY_OF_LZMA = 128 * 1024 * 1024  # the sender chooses its dictionary; `xz -9` needs half of this
 STREAMS: dict[str, Callable[[], Any]] = {  # Any: their common protocol has no name
-    "application/x-gzip": zlib.decompressobj,
+    # Kombu's "gzip" is a stream of zlib; whoever sends without Celery writes what gzip writes.
+    "application/x-gzip": partial(zlib.decompressobj, wbits=zlib.MAX_WBITS | 32),
     "application/x-bz2": bz2.BZ2Decompressor,
     "application/x-lzma": partial(lzma.LZMADecompressor, memlimit=MEMORY_OF_LZMA),
 }

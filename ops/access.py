@@ -29,11 +29,12 @@ DEFAULT = "amq[.]default"
 DELAYS = "celery_delayed_.*"  # the exchanges and queues of countdowns; they lead to `els` alone
 # Kombu has a list for each priority: the name, two control characters, and 3, 6 or 9.
 PRIORITIES = "[^!-~][^!-~][369]"
-PUBLISH = ("+ping", "+multi", "+exec", "+lpush", "+llen", "+sadd", "+smembers")
+PUBLISH = ("+ping", "+multi", "+exec", "+lpush", "+llen")
+BIND = "+sadd +smembers"  # on bindings alone: a set in place of a queue stops the workers
 WORK = (
     *("+@connection", "+@read", "+@write", "+@pubsub", "+@transaction", "-@dangerous", "-scan"),
-    *("-randomkey", "-dbsize", "-move", "+eval", "+evalsha", "+script|load", "+script|exists"),
-    *("+info", "+time"),
+    *("-randomkey", "-dbsize", "-move", "-function", "+eval", "+evalsha", "+script|load"),
+    *("+script|exists", "+info", "+time"),
 )
 READ = (
     *("+@connection", "+@read", "+multi", "+exec", "-@dangerous", "-scan", "-randomkey", "-dbsize"),
@@ -95,23 +96,23 @@ def redis_users(settings: Settings) -> dict[str, list[str]]:
     select = ["+select"] if _database(settings) != "0" else []
     broker = ["~_kombu.*", "~unacked*"]
     rules = {
-        "sender": [*PUBLISH, *select, *_lists([settings.queue]), *_bindings([settings.queue])],
+        "sender": [*PUBLISH, *select, *_lists([settings.queue]), _bind([settings.queue])],
         "worker": [*WORK, *own, *_lists(events), *broker, *stores, *channels, *control],
         "beat": [
             *(*PUBLISH, *select, "+rpush", "+set", "+get", "+del", "+eval", "+evalsha"),
             *("+script|load", "+time", "+info", "+zadd", "+zrem", "+zremrangebyscore"),
             *_lists([settings.control_queue]),
-            *_bindings([settings.control_queue]),
             *("~els:tick:*", "~els:beat*"),
+            _bind([settings.control_queue]),
         ],
         "ops": [*READ, *own, *_lists(events), *broker, *stores[:3], PROBE, PAUSES],
         "flower": [
-            *("+@connection", "-@dangerous", "+llen", "+sadd", "+srem", "+smembers", "+multi"),
-            *("+exec", "+scard", "+psubscribe", "+punsubscribe", "+subscribe", "+unsubscribe"),
+            *("+@connection", "-@dangerous", "+llen", "+multi", "+exec"),
+            *("+psubscribe", "+punsubscribe", "+subscribe", "+unsubscribe"),
             *_lists([*settings.queues, *events]),
-            *_bindings(["celeryev"]),
             *monitors,
             f"{fanout}celeryev/*",  # who subscribes to a pattern needs a rule with just that
+            _bind(["celeryev"], "+srem +scard"),
             MONITOR,
         ],
         "receiver": [
@@ -123,10 +124,10 @@ def redis_users(settings: Settings) -> dict[str, list[str]]:
     }
     if settings.ops_actions:
         sent = [settings.queue, *events]
-        send = " ".join([*PUBLISH, *_lists(sent), *_bindings(sent)])
-        rules["ops"] = [*READ, *select, *own, *_lists(events), *broker, *stores[:3], f"({send})"]
-        rules["ops"] += [REPAIR, CURSORS, PAUSES]
-    begin = ("reset", "on", "-@all")
+        send = f"({' '.join([*PUBLISH, *_lists(sent)])})"
+        rules["ops"] = [*READ, *select, *own, *_lists(events), *broker, *stores[:3]]
+        rules["ops"] += [send, _bind(sent), REPAIR, CURSORS, PAUSES]
+    begin = ("on", "resetkeys", "resetchannels", "clearselectors", "-@all")  # a password stays
     return {user(settings, name): [*begin, *rules[name]] for name in PROGRAMS}
 
 
@@ -138,6 +139,11 @@ def _database(settings: Settings) -> str:
 
 def _lists(queues: Iterable[str]) -> list[str]:
     return [pattern for each in queues for pattern in (f"~{each}", f"~{each}{PRIORITIES}")]
+
+
+def _bind(exchanges: Iterable[str], more: str = "") -> str:
+    """Let a user declare what these exchanges lead to, and do nothing else there."""
+    return f"({' '.join([BIND, *more.split(), *_bindings(exchanges)])})"
 
 
 def _bindings(exchanges: Iterable[str]) -> list[str]:

@@ -132,7 +132,7 @@ def compressed(compressor) -> bytes:
 BOMBS = {
     "gzip": zlib.compressobj,
     "zlib": zlib.compressobj,
-    "application/x-gzip": zlib.compressobj,
+    "application/x-gzip": lambda: zlib.compressobj(wbits=31),
     "bzip2": bz2.BZ2Compressor,
     "xz": lambda: lzma.LZMACompressor(preset=0),
 }
@@ -174,6 +174,7 @@ HOSTILE = {
     "UTF-16": Hostile("MALFORMED_MESSAGE", body=UTF_16, content_encoding="utf-16"),
     "Latin-1": Hostile("MALFORMED_MESSAGE", body=LATIN_1, content_encoding="latin-1"),
     "arguments that are null": Hostile("MALFORMED_MESSAGE", body=b'[null, {"event": {}}, {}]'),
+    "an argument self": Hostile("MALFORMED_MESSAGE", body=b'[[], {"event": {}, "self": 1}, {}]'),
     "an event alone": Hostile("MALFORMED_MESSAGE", body=b'{"event": {}, "a": 1, "b": 2}'),
     # --- headers ---
     "a long id": Hostile("MALFORMED_MESSAGE", {"id": "i" * 50_000}),

@@ -28,6 +28,8 @@ PAGE, RESULTS = ROOT / "docs/operations.md", ROOT / "docs/operations/lanes.json"
 SERVERS, BROKERS = ("embedded", "debian"), ("redis", "rabbitmq")
 WAYS = ("direct", "pgbouncer", "failover", "sentinel", "tls")
 EVERYDAY = ["tests/live/test_workers.py", "tests/live/test_kills.py"]
+POOLED, FAILOVER = "tests/servers/test_pgbouncer.py", "tests/servers/test_failover.py"
+TLS = "tests/servers/test_tls.py"
 Environ = dict[str, str]
 
 
@@ -52,18 +54,24 @@ LANES = [
     Lane("embedded", "rabbitmq", "direct", ["tests/rabbitmq"], ["embedded postgres", "rabbitmq"]),
     Lane("debian", "redis", "direct", EVERYDAY, ["postgres", "redis"]),
     Lane("debian", "rabbitmq", "direct", ["tests/rabbitmq"], ["postgres", "redis", "rabbitmq"]),
+    Lane("debian", "redis", "pgbouncer", [POOLED], ["postgres", "pgbouncer", "valkey"]),
     Lane(
-        "debian", "redis", "pgbouncer", ["tests/servers/test_pgbouncer.py"],
-        ["postgres", "pgbouncer", "valkey"],
+        "debian", "rabbitmq", "pgbouncer", [POOLED],
+        ["postgres", "pgbouncer", "valkey", "rabbitmq"],
+        ["--broker", "rabbitmq", "-k", "becomes_ready"],
     ),
+    Lane("debian", "redis", "failover", [FAILOVER], ["postgres", "valkey"]),
     Lane(
-        "debian", "redis", "failover", ["tests/servers/test_failover.py"], ["postgres", "valkey"]
+        "debian", "rabbitmq", "failover", [FAILOVER], ["postgres", "valkey", "rabbitmq"],
+        ["--broker", "rabbitmq", "-k", "dies_under_load"],
     ),
     Lane("debian", "redis", "sentinel", ["tests/servers/test_sentinel.py"], ["redis"]),
     Lane(
-        "debian", "redis", "tls",
-        ["tests/servers/test_tls.py", "tests/servers/test_sentinel_tls.py"],
-        ["postgres", "redis", "rabbitmq"],
+        "debian", "redis", "tls", [TLS, "tests/servers/test_sentinel_tls.py"],
+        ["postgres", "redis"], ["-k", "not rabbitmq"],
+    ),
+    Lane(
+        "debian", "rabbitmq", "tls", [TLS], ["postgres", "redis", "rabbitmq"], ["-k", "rabbitmq"]
     ),
 ]  # fmt: skip
 
@@ -106,24 +114,26 @@ def run(lane: Lane) -> dict[str, object]:
         if lane.servers == "debian" and lane.way == "direct":
             environ |= undo.enter_context(debian())
         command = [sys.executable, "-m", "pytest", "-q", "-n", "0", f"--junit-xml={report.name}"]
-        subprocess.run([*command, *lane.options, *lane.tests], cwd=ROOT, env=environ, check=False)
+        done = subprocess.run(
+            [*command, *lane.options, *lane.tests], cwd=ROOT, env=environ, check=False
+        )
         return {
-            **counts(Path(report.name).read_text()),
+            **counts(Path(report.name).read_text(), ended_well=done.returncode == 0),
             "seconds": round(time.monotonic() - started),
             "versions": {name: VERSIONS[name]() for name in lane.needs},
             "on": datetime.now(UTC).date().isoformat(),
         }
 
 
-def counts(report: str) -> dict[str, object]:
-    """Read pytest's report; only what ran and did not fail has held."""
+def counts(report: str, *, ended_well: bool) -> dict[str, object]:
+    """Read pytest's report; only what ran to its end and did not fail has held."""
     if not report:
         return {"state": "failed", "passed": 0, "failed": 1, "skipped": 0}
     [suite] = ElementTree.fromstring(report).iter("testsuite")
     number = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
     failed = number["failures"] + number["errors"]
     passed = number["tests"] - failed - number["skipped"]
-    state = "failed" if failed else "held" if passed else "skipped"
+    state = "failed" if failed or not ended_well else "held" if passed else "skipped"
     return {"state": state, "passed": passed, "failed": failed, "skipped": number["skipped"]}
 
 
@@ -191,7 +201,8 @@ def cell(result: dict | None) -> str:
             return str(result["state"])
         case "held":
             skipped = f", {result['skipped']} skipped" if result["skipped"] else ""
-            return f"held: {result['passed']} tests{skipped}"
+            number = result["passed"]
+            return f"held: {number} test{'s' if number != 1 else ''}{skipped}"
         case "failed":
             return f"**failed: {result['failed']}**, {result['passed']} passed"
         case _:

@@ -33,9 +33,10 @@ log = structlog.get_logger(__name__)
 def start(worker: str) -> None:
     """Prepare this worker to work, or exit. Raises BadSettings."""
     logs.configure(settings)  # Celery asks for that after its signal `worker_init`
+    if settings.redis_url:
+        _note_start(worker)
     settings.refuse_eager("a worker")
     settings.server_urls("a worker")
-    _note_start(worker)
     _wait_for_servers(worker)
     gc.set_threshold(*GARBAGE)  # its processes inherit it
 

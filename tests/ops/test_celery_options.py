@@ -1,6 +1,7 @@
 """Options of Celery's that `els worker` and `els beat` refuse, each with its reason."""
 
 import os
+import socket
 import subprocess
 import sys
 from uuid import uuid4
@@ -9,6 +10,7 @@ import pytest
 from celery.bin.base import CLIContext
 from click import UsageError
 
+from core.signs.heartbeat import STARTS
 from ops.stack.celery_command import command
 from tasks.app import app
 
@@ -65,6 +67,37 @@ def test_a_worker_that_is_to_purge_deletes_nothing(database_url, valkey):
     assert "--purge: it deletes the messages that wait" in ended.stderr
     assert valkey.lrange(queue, 0, -1) == ["a message"]
     valkey.delete(queue)
+
+
+NEVER_STARTS = {
+    "a misspelt setting": ({"ELS_CONCURENCY": "2"}, []),
+    "a wrong setting": ({"ELS_CONCURRENCY": "many"}, []),
+    "no Postgres": ({"ELS_DATABASE_URL": ""}, []),
+    "a secret that is not there": ({"ELS_BROKER_URL_FILE": "/nowhere"}, []),
+    "a refused option": ({}, ["--purge"]),
+    "an unknown option": ({}, ["--conurrency", "2"]),
+}
+
+
+@pytest.mark.parametrize("name", NEVER_STARTS)
+def test_a_worker_that_never_starts_counts_as_started(database_url, valkey, tmp_path, name):
+    """Its supervisor starts it again and again, which a person should see."""
+    settings, options = NEVER_STARTS[name]
+    before = {*valkey.zrange(STARTS, 0, -1)}
+
+    ended = subprocess.run(
+        [sys.executable, "-m", "ops", "worker", *options],
+        env={**os.environ, "ELS_HOME": str(tmp_path), **settings},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    [start] = {*valkey.zrange(STARTS, 0, -1)} - before
+    assert ended.returncode != 0
+    assert start.partition(" ")[2] == f"celery@{socket.gethostname()}"
+    valkey.zrem(STARTS, start)
 
 
 def test_options_that_are_refused_are_not_offered():

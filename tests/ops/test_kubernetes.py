@@ -8,11 +8,11 @@ import pytest
 import yaml
 
 from core.settings import Settings
-from tests.ops.manifests import KUBERNETES, documents, pods, read
+from tests.ops.manifests import KUBERNETES, ROOT, documents, pods, read
 
 PODS = dict(pods())
 OBJECTS = {(each["kind"], each["metadata"]["name"]): each for each in documents("base", "migrate")}
-FOLDERS = ["account", "base", "migrate", "example", "example/migrate"]
+FOLDERS = ["account", "base", "migrate", "prometheus", "example", "example/migrate"]
 
 
 def container(pod):
@@ -127,8 +127,31 @@ def test_the_number_of_workers_follows_what_waits_and_what_is_in_work():
     assert trigger["type"] == "prometheus"
 
 
+def of_prometheus(kind):
+    [found] = [each for each in documents("prometheus") if each["kind"] == kind]
+    return found["spec"]
+
+
+def test_the_operator_gets_every_alert():
+    given = yaml.safe_load((ROOT / "deploy/prometheus/alerts.yml").read_text())
+
+    assert of_prometheus("PrometheusRule") == given, "make reference"
+
+
+def test_prometheus_may_scrape_the_page_although_the_rest_is_closed():
+    rule, monitor = of_prometheus("NetworkPolicy"), of_prometheus("ServiceMonitor")
+    scaled = yaml.safe_load((KUBERNETES / "keda/worker.yaml").read_text())["spec"]
+
+    [ingress] = rule["ingress"]
+    [peer] = ingress["from"]
+    [namespace] = peer["namespaceSelector"]["matchLabels"].values()
+    assert rule["podSelector"] == monitor["selector"]
+    assert ingress["ports"] == [{"protocol": "TCP", "port": Settings().ops_port}]
+    assert f".{namespace}:" in scaled["triggers"][0]["metadata"]["serverAddress"]
+
+
 def test_prometheus_names_the_job_as_the_alerts_do():
-    [monitor] = documents("prometheus")
+    monitor = {"spec": of_prometheus("ServiceMonitor")}
 
     labels = monitor["spec"]["selector"]["matchLabels"]
     assert monitor["spec"]["jobLabel"] == "app.kubernetes.io/name"

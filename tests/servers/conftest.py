@@ -7,6 +7,7 @@ from contextlib import ExitStack
 import pytest
 
 from migrations import upgrade
+from tests.live.conftest import on_broker  # noqa: F401 - a fixture
 
 # Where Debian puts programs that are not on everybody's path.
 ELSEWHERE = ("/usr/sbin", "/usr/lib/postgresql/15/bin", "/usr/lib/postgresql/17/bin")

@@ -100,8 +100,10 @@ def test_whoever_writes_finds_the_primary_among_the_hosts(pair, tmp_path):
     assert told.returncode == 0, told.stderr
 
 
-def test_a_primary_that_dies_under_load_loses_nothing(pair, tmp_path, run, record_property):
-    workers = Workers(tmp_path, ELS_DATABASE_URL=pair.url)
+def test_a_primary_that_dies_under_load_loses_nothing(
+    pair, tmp_path, on_broker, run, record_property
+):
+    workers = Workers(tmp_path, ELS_DATABASE_URL=pair.url, **on_broker)
     batches = [make.new_batch() for _ in range(BATCHES)]
     sender = threading.Thread(target=load, args=(workers, batches))
     try:
@@ -120,7 +122,7 @@ def test_a_primary_that_dies_under_load_loses_nothing(pair, tmp_path, run, recor
             until(lambda: at_rest(conn, batches), 60, "every event is delivered")
             letters = conn.execute("SELECT count(*) AS n FROM dead_letters").fetchone()["n"]
     finally:
-        workers.stop()
+        workers.close()
     record_property("promoted", f"after {away_s:.1f} s, with {before} contents assigned")
     pair.renew()
     Slots(connect(os.environ["ELS_REDIS_URL"])).forget(batches)

@@ -4,6 +4,7 @@ A table for each server. A program's rights are those of `els access`.
 """
 
 import os
+import re
 import subprocess
 import sys
 from contextlib import closing
@@ -265,6 +266,8 @@ FORBIDDEN = {
         *("CONFIG SET appendonly no", "SHUTDOWN NOSAVE", "KEYS *", "SCAN 0"),
         *("MONITOR", "CLIENT LIST", "CLIENT KILL ID 1", "ACL LIST", "ACL SETUSER x", "SAVE"),
         *("REPLICAOF NO ONE", "MODULE LIST", "SCRIPT FLUSH", "SWAPDB 0 1", "INFO"),
+        # A key of another type would stop the workers.
+        *("SADD els x", "LPUSH _kombu.binding.els x", "SMEMBERS els"),
     ],
     "worker": [
         *("FLUSHALL", "FLUSHDB", "CONFIG SET maxmemory 1", "KEYS *", "SCAN 0", "ACL LIST"),
@@ -275,6 +278,7 @@ FORBIDDEN = {
             "PUBLISH /0.celery.pidbox x",
             "SWAPDB 0 1",
         ),
+        *("FUNCTION FLUSH", "FUNCTION DELETE x", "FUNCTION LOAD x", "FUNCTION DUMP"),
     ],
     "beat": [
         *("LPUSH els x", "LPUSH els.internal x", "LRANGE els 0 -1", "DEL els", f"DEL {SLOTS}"),
@@ -291,6 +295,8 @@ FORBIDDEN = {
         *("LPUSH els x", "LRANGE els 0 -1", "DEL els", "HGETALL unacked", f"SMEMBERS {SLOTS}"),
         *("PUBLISH /0.celery.pidbox x", "GET celery-task-meta-1", "FLUSHALL", "CONFIG GET *"),
         *("PSUBSCRIBE *", "HGETALL els:pauses"),
+        *(f"SADD {queue} x" for queue in ("els", "els.internal", "els.control", "els.events")),
+        *("SREM els x", "SCARD els", "DEL els.events"),
     ],
     "receiver": [
         *("LPUSH els x", "RPOP els", "BRPOP els 1", "LPUSH els.internal x", "HGETALL unacked"),
@@ -338,6 +344,27 @@ def test_nobody_can_log_in_before_he_has_a_password(guarded):
         for password in ("", "x", name):
             with pytest.raises(redis.AuthenticationError):
                 redis.Redis(port=guarded.port, username=name, password=password).ping()
+
+
+def test_rights_are_given_again_and_passwords_stay(fresh, tmp_path):
+    """As docs/access.md does it, where a release or a setting changes the rights."""
+    environ = {**os.environ, "ELS_QUEUE": "again", "ELS_HOME": str(tmp_path)}
+    asks = [sys.executable, "-m", "ops", "access", "redis"]
+    told = subprocess.run(asks, env=environ, capture_output=True, text=True, check=True)
+    login = [program("redis-cli"), "-p", str(fresh.port), "--no-auth-warning", "-a", ADMIN]
+
+    def give():
+        lines = re.sub("^user ", "ACL SETUSER ", told.stdout, flags=re.MULTILINE)
+        return subprocess.run(login, input=lines, capture_output=True, text=True, check=True).stdout
+
+    first = give()
+    fresh.admin.execute_command("ACL", "SETUSER", "again-sender", ">secret", "~other")
+    second = give()
+
+    assert first.split() == second.split() == ["OK"] * len(PROGRAMS)
+    with redis.Redis(port=fresh.port, username="again-sender", password="secret") as client:
+        assert client.lpush("again", "message") == 1
+        assert _refused(client, "LPUSH", "other", "x")
 
 
 def test_the_command_prints_what_redis_takes(guarded, tmp_path):

@@ -268,9 +268,9 @@ def test_a_sweep_leaves_no_lock_and_keeps_others_out(pooler, node, slots):
 
 
 @pytest.mark.parametrize("mode", ["transaction", "session"])
-def test_every_batch_becomes_ready_and_nothing_is_lost(poolers, node, tmp_path, mode):
+def test_every_batch_becomes_ready_and_nothing_is_lost(poolers, node, tmp_path, on_broker, mode):
     pooler = poolers(mode, default_pool_size=3 if mode == "transaction" else 40)
-    workers = Workers(tmp_path, ELS_DATABASE_URL=pooler.url)
+    workers = Workers(tmp_path, ELS_DATABASE_URL=pooler.url, **on_broker)
     batches = [make.new_batch() for _ in range(8)]
     try:
         for _ in range(2):
@@ -290,7 +290,7 @@ def test_every_batch_becomes_ready_and_nothing_is_lost(poolers, node, tmp_path, 
                 " AND pid IN (SELECT pid FROM pg_stat_activity WHERE state = 'idle')"
             ).fetchone()
     finally:
-        workers.stop()
+        workers.close()
 
     assert letters == {"n": 0}
     assert session_locks == {"n": 0}
