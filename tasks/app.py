@@ -109,6 +109,7 @@ if is_amqp(str(app.conf.broker_url)):
         event_queue_expires=60.0,  # seconds, as Celery has it
         broker_transport_options=amqp.OPTIONS,
         broker_heartbeat=amqp.HEARTBEAT_S,
+        broker_heartbeat_checkrate=amqp.HEARTBEAT_S,  # once a second
     )
 elif settings.crashpoint:  # in tests only
     app.conf.broker_transport_options["crashpoint"] = "core.crash:crashpoint"

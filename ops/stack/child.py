@@ -7,10 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ops.stack.worker_health import MAX_AGE_S
+
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10  # before a restart; doubles with each failure
 STEADY_S = 30  # a run this long resets the pause
 QUICK_S, QUICK_FAILURES = 5, 3  # this many runs this short: it keeps failing
 ASLEEP_S = 10  # this long without a check: the machine slept, so heartbeats count from now
+# The first heartbeat comes once all is imported, before a worker waits for any server.
+FIRST_HEARTBEAT_S, HEARTBEAT_S = 180.0, MAX_AGE_S
 
 
 @dataclass
@@ -31,14 +35,18 @@ class Child:
 
     def start(self) -> None:
         self.process, self.started_at = self.launch(), time.monotonic()
-        self.heartbeat = None
+        self.heartbeat, self.heartbeat_seen_at = None, self.started_at
 
-    def heartbeat_age_s(self, heartbeat: float | None, now: float) -> float:
-        """Return how long the heartbeat has not changed; 0 before the first one of this run."""
+    def silent_s(self, heartbeat: float | None, now: float) -> float:
+        """Return for how long the heartbeat has not changed, where that is too long; else 0.
+
+        None: there has been no heartbeat in this run.
+        """
         if heartbeat != self.heartbeat or now - self.checked_at > ASLEEP_S:
             self.heartbeat, self.heartbeat_seen_at = heartbeat, now
         self.checked_at = now
-        return now - self.heartbeat_seen_at if self.heartbeat is not None else 0
+        age_s = now - self.heartbeat_seen_at
+        return age_s if age_s > (FIRST_HEARTBEAT_S if heartbeat is None else HEARTBEAT_S) else 0
 
     def record_exit(self, status: int) -> str:
         """Schedule the restart of an exited process; return a line that says so."""

@@ -30,12 +30,12 @@ from ops.stack.leash import leashed
 from ops.stack.ports import LOOPBACK
 from ops.stack.reaper import Reaper
 from ops.stack.server import Server, until
-from ops.stack.worker_health import MAX_AGE_S
 
 DRAIN_S = 2  # to read the last lines of a child; after that another process holds the pipe
 TERM_S = 15  # for processes to stop after SIGTERM, and for a running task to finish
 CHECK_S = 1  # between two checks of a heartbeat
 HUNG_TERM_S = 3  # for a hung child to stop after SIGTERM
+HAVE_HEARTBEATS = ("worker", "beat")
 FILES = {f"ELS_{name}_URL_FILE" for name in ("DATABASE", "REDIS", "BROKER")}  # each set below
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -241,11 +241,12 @@ class Stack:
             self._end_if_hung(child, child.process)
 
     def _end_if_hung(self, child: Child, process: subprocess.Popen[bytes]) -> None:
-        """End a worker whose heartbeat stopped, so that it starts again."""
+        """End a worker or beat whose heartbeat stopped, or never came, so that it starts again."""
         heartbeats = self._heartbeats().items()
         heartbeat = next((at for pid, at in heartbeats if _group_of(pid) == process.pid), None)
-        age_s = child.heartbeat_age_s(heartbeat, time.monotonic())
-        if age_s > MAX_AGE_S:
+        if heartbeat is None and (child.name not in HAVE_HEARTBEATS or self._is_full()):
+            return
+        if age_s := child.silent_s(heartbeat, time.monotonic()):
             self._console.say(f"{child.name}: hangs, no heartbeat for {age_s:.0f} s; restarting it")
             process.terminate()
             until(lambda: process.poll() is not None or self._ended.is_set(), HUNG_TERM_S)
@@ -256,6 +257,10 @@ class Stack:
             return health_file.touched_at(self._home.path)
         except OSError:  # a file vanished in between
             return {}
+
+    def _is_full(self) -> bool:
+        """Tell whether the disk has no room for a heartbeat."""
+        return os.statvfs(self._home.path).f_bavail == 0
 
     def _kill_group(self, pid: int) -> None:
         """Kill the processes that an exited child left behind."""

@@ -33,7 +33,10 @@ from core.faults import describe
 from durable_redis import DELIVERY_COUNT, Misshapen, mark, refuse_large
 
 CONFIRM_S = 10  # for a confirm; RabbitMQ sends none while an alarm of memory or disk blocks us
-ANSWER_S = 15  # for any other answer, so that a frozen server is not waited for without end
+ANSWER_S = 10  # for any other answer, so that a frozen server is not waited for without end
+TURN_S = (
+    1.0  # of such a wait, after which a process asks whether its worker has lost its connection
+)
 PERSISTENT = 2  # delivery mode of messages; monitors' events are transient
 CHAT = ".pidbox"  # exchanges of remote control; their messages may reach nobody
 
@@ -51,19 +54,23 @@ OPTIONS = {
     "socket_settings": SOCKET_SETTINGS,
 }
 FAREWELL_S = 2  # for the answer to a farewell: often the connection is dead, and there are several
+OTHERWISE = "inequivalent arg"  # RabbitMQ's words where something is declared otherwise
 COSTS = {  # of a queue that is declared otherwise, by RabbitMQ's words; others lose nothing
     "arg 'durable'": "lost: what waits in it when RabbitMQ restarts",
     "arg 'auto_delete'": "lost: what waits in it when the last worker ends",
     "arg 'x-expires'": "lost: what waits in it while no worker runs",
     "current is 'stream'": "no worker takes messages from a stream",
 }
+FAULTS = ("current is 'stream'",)  # nothing is executed
 CARRIED_OVER = {"correlation_id", "reply_to", "priority", "message_id", "timestamp", "type"}
 FAREWELLS = (spec.Connection.CloseOk, spec.Channel.CloseOk, spec.Basic.CancelOk)
 RETURNED = "els-returned"  # a header: a worker has put the message back into its queue
 OF_RABBITMQ = re.compile("x-(death|(first|last)-death-.*)")  # headers that tell of drops
 UNREAD = "els-unread"  # a property that no sender can set: the others cannot be read
 UNREADABLE = "the headers: must be UTF-8, and not nested that deeply, with times until 9999"
-HEARTBEAT_S = 10  # two missed ones end a connection, on either side
+# Two without a byte end a connection on the worker's side, two to three on RabbitMQ's. Below
+# 5 s healthy ones would end (RabbitMQ's documentation says so).
+HEARTBEAT_S = 6
 
 log = structlog.get_logger(__name__)
 
@@ -130,10 +137,17 @@ class Waits:
         returns_tuple: bool = False,
     ) -> Any:
         """Wait for an answer. Raises TimeoutError where none comes, or what `_end_if_lost` does."""
-        if method not in FAREWELLS:
-            _end_if_lost(getattr(self, "connection", None) or self)
-        timeout = timeout or (FAREWELL_S if method in FAREWELLS else ANSWER_S)
-        return super().wait(method, callback, timeout, returns_tuple)  # type: ignore[misc] # theirs
+        is_farewell = method in FAREWELLS
+        deadline = monotonic() + (timeout or (FAREWELL_S if is_farewell else ANSWER_S))
+        while True:
+            if not is_farewell:
+                _end_if_lost(getattr(self, "connection", None) or self)
+            turn_s = min(max(deadline - monotonic(), 0.001), TURN_S)
+            try:
+                return super().wait(method, callback, turn_s, returns_tuple)  # type: ignore[misc] # theirs
+            except TimeoutError:
+                if monotonic() >= deadline:
+                    raise
 
 
 class Channel(Waits, pyamqp.Channel):
@@ -202,8 +216,9 @@ class Channel(Waits, pyamqp.Channel):
         connection = self.connection
         deadline = monotonic() + confirm_s
         while self._confirmed < number:
+            _end_if_lost(connection)
             try:
-                connection.drain_events(timeout=max(deadline - monotonic(), 0.001))
+                connection.drain_events(timeout=min(max(deadline - monotonic(), 0.001), TURN_S))
             except NotFound as missing:
                 self._forget_declarations()
                 raise OperationalError(f"RabbitMQ has no such exchange: {missing}") from missing
@@ -259,10 +274,9 @@ class Channel(Waits, pyamqp.Channel):
         with self.connection.channel() as asking:
             try:
                 return declare(asking, *args, **{**kwargs, "nowait": False})
-            except PreconditionFailed as refused:
-                _log_difference(kind, name, describe(refused))
-                return declare(asking, *args, passive=True)
-            except AccessRefused as refused:
+            except (PreconditionFailed, AccessRefused) as refused:
+                if OTHERWISE in str(refused):  # not a limit of queues, for instance
+                    _log_difference(kind, name, describe(refused))
                 try:
                     return declare(asking, *args, passive=True)
                 except NotFound:
@@ -308,7 +322,9 @@ def _log_difference(kind: str, name: str, refusal: str) -> None:
     )
     if costs:
         wrong = f"somebody has declared the queue {name} otherwise: {refusal}"
-        costly[name] = {"wrong": wrong, "why": "; ".join(costs), "step": step}
+        severity = "fault" if any(words in refusal for words in FAULTS) else "warning"
+        why = "; ".join(costs)
+        costly[name] = {"wrong": wrong, "why": why, "step": step, "severity": severity}
     say(
         f"{kind}_declared_otherwise",
         **{kind: name},

@@ -35,8 +35,10 @@ import signal
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as in a terminal, whatever runs the tests
 import json, os, sys, time
 from core.settings import Settings
+from ops.stack import child
 from ops.stack.supervisor import Stack
 
+child.FIRST_HEARTBEAT_S = float(os.environ.get("FIRST_HEARTBEAT_S", child.FIRST_HEARTBEAT_S))
 processes, migration_s = json.loads(os.environ["PROCESSES"]), float(sys.argv[1])
 echo = lambda line: print(line, flush=True)
 migrate = lambda url: (echo("migrating"), time.sleep(migration_s))
@@ -363,6 +365,21 @@ def test_a_process_that_keeps_failing_points_at_its_log(tmp_path):
         assert supervisor.says(f"it keeps failing, see {tmp_path}/home/log/broken.log")
 
         assert (tmp_path / "home" / "log" / "broken.log").read_text().count("oh no") >= 3
+
+
+def test_a_worker_or_beat_without_a_first_heartbeat_starts_again(tmp_path):
+    processes = {"worker": "exec sleep 1000", "beat": "exec sleep 1001", "ops": "exec sleep 1002"}
+    with supervise(tmp_path / "home", processes, FIRST_HEARTBEAT_S="3") as supervisor:
+        page = supervisor.child("sleep 1002")
+        hung = [supervisor.child("sleep 1000"), supervisor.child("sleep 1001")]
+
+        for name in ("worker", "beat"):
+            assert supervisor.says(f"{name}: hangs, no heartbeat for "), supervisor.said
+
+        assert until(lambda: not any(each.is_running() for each in hung), PATIENCE_S)
+        assert supervisor.child("sleep 1000").is_running()
+        assert supervisor.child("sleep 1001").is_running()
+        assert page.is_running()
 
 
 def test_the_last_lines_of_a_process_are_not_lost(tmp_path):

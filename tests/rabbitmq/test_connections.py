@@ -2,17 +2,21 @@
 
 import os
 import signal
+import threading
 import time
 from contextlib import contextmanager
 
 import pytest
 from kombu.exceptions import OperationalError
 
-from ops.stack.proxy import Proxy
-from tasks.worker.amqp import CONFIRM_S, OPTIONS
+from ops.stack.proxy import BOTH, REPLIES, REQUESTS, Proxy
+from tasks.worker.amqp import CONFIRM_S, HEARTBEAT_S, OPTIONS, note_loss
 from tests import factories as make
 from tests.live.conftest import until
 from tests.rabbitmq.node import sender
+
+LOST = "Connection to broker lost"
+NOTICED_S = 3 * HEARTBEAT_S + 4  # that a connection is dead, and for the worker to make another
 
 
 def test_six_dropped_connections_poison_nothing(policed, node, conn, letters, assert_invariants):
@@ -41,18 +45,73 @@ def proxy(node):
     between.stop()
 
 
-def test_a_connection_that_is_dead_in_silence_is_replaced(workers, proxy, outcome_of):
+@pytest.mark.parametrize("kind", ["prefork", "solo"])
+@pytest.mark.parametrize(
+    "directions",
+    [BOTH, {REQUESTS}, {REPLIES}],
+    ids=["both ways", "what the worker says", "what RabbitMQ says"],
+)
+def test_a_connection_that_is_dead_in_silence_is_replaced(
+    workers, proxy, outcome_of, directions, kind
+):
     broker = f"amqp://guest:guest@127.0.0.1:{proxy.port}//"
-    workers.start(ELS_BROKER_URL=broker)
+    workers.start(ELS_BROKER_URL=broker, command=f"worker --pool {kind} --concurrency 1")
     workers.ready(1)
     event = make.registration(make.new_batch())
 
-    proxy.delay_s = 100_000  # what the open connections say from now on
-    time.sleep(11)  # until each direction of each has said something, its heartbeat at the latest
-    proxy.delay_s = 0
+    proxy.swallow(directions)
+    time.sleep(1)
+    proxy.pass_again()
     workers.send("els.register_batch", event)
 
-    assert until(lambda: outcome_of(event), 30, "another connection is made")
+    assert until(lambda: outcome_of(event), NOTICED_S, "another connection is made")
+
+
+def test_a_slow_network_keeps_its_connections(workers, proxy, node):
+    """What either side says is late by up to 8 s."""
+    broker = f"amqp://guest:guest@127.0.0.1:{proxy.port}//"
+    workers.start(ELS_BROKER_URL=broker)
+    workers.ready(1)
+    ended = missed_heartbeats(node)
+
+    proxy.delay_s = 8
+    time.sleep(6 * HEARTBEAT_S)
+
+    assert missed_heartbeats(node) == ended
+    assert LOST not in workers.log()
+
+
+def test_a_worker_that_stands_still_for_a_while_keeps_its_connections(workers, node):
+    """As one on a machine that has no time for it."""
+    worker = workers.start()
+    workers.ready(1)
+    ended = missed_heartbeats(node)
+
+    for _ in range(2):
+        os.killpg(worker.pid, signal.SIGSTOP)
+        time.sleep(HEARTBEAT_S * 1.5)
+        os.killpg(worker.pid, signal.SIGCONT)
+        time.sleep(HEARTBEAT_S / 2)
+
+    assert missed_heartbeats(node) == ended
+    assert LOST not in workers.log()
+
+
+def test_a_process_that_waits_for_a_confirm_learns_that_its_worker_has_lost_the_broker(node, proxy):
+    app = sender(f"amqp://guest:guest@127.0.0.1:{proxy.port}//")
+    app.conf.update(
+        broker_transport="tasks.worker.amqp:Transport", broker_transport_options=OPTIONS
+    )
+    app.send_task("els.events.x", queue="els-lost")
+    proxy.swallow()
+    threading.Timer(1, proxy.pass_again).start()
+    threading.Timer(2, note_loss).start()
+    begun = time.monotonic()
+
+    app.send_task("els.events.x", queue="els-lost")
+
+    assert time.monotonic() - begun < CONFIRM_S / 2
+    app.close()
 
 
 def test_the_processes_of_a_pool_notice_a_dead_connection_with_their_worker(
@@ -152,7 +211,7 @@ def new_sessions_read_only(pool):
 def test_a_solo_worker_that_sends_no_heartbeats_loses_nothing(
     policed, node, pool, outcome_of, letters
 ):
-    """Its event loop stands still while a task waits; RabbitMQ ends the connection after 20 s."""
+    """Its event loop stands still while a task waits; RabbitMQ ends the connection after 18 s."""
     event = make.registration(make.new_batch())
     policed.start(command="worker --pool solo")
     policed.ready(1)
