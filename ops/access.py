@@ -52,7 +52,6 @@ CURSORS = "(+set ~els:sweep:*)"  # of the sweep, which such a page runs
 # The page asks whether Redis takes writes, by slots of a batch that cannot be.
 PROBE = "(+set +eval +exists +sadd +spop +hset +zadd +zrem +expire +del ~batch:{els.*)"
 MONITOR = "(+llen +del ~celeryev.*)"  # the queue of a monitor's own, empty on Redis
-PAUSES = "(+hdel ~els:pauses)"  # it forgets those of killed processes
 
 
 class Permissions(NamedTuple):
@@ -104,7 +103,7 @@ def redis_users(settings: Settings) -> dict[str, list[str]]:
             *_bindings([settings.control_queue]),
             *("~els:tick:*", "~els:beat*"),
         ],
-        "ops": [*READ, *own, *_lists(events), *broker, *stores[:3], PROBE, PAUSES],
+        "ops": [*READ, *own, *_lists(events), *broker, *stores[:3], PROBE],
         "flower": [
             *("+@connection", "-@dangerous", "+llen", "+sadd", "+srem", "+smembers", "+multi"),
             *("+exec", "+scard", "+psubscribe", "+punsubscribe", "+subscribe", "+unsubscribe"),
@@ -125,7 +124,7 @@ def redis_users(settings: Settings) -> dict[str, list[str]]:
         sent = [settings.queue, *events]
         send = " ".join([*PUBLISH, *_lists(sent), *_bindings(sent)])
         rules["ops"] = [*READ, *select, *own, *_lists(events), *broker, *stores[:3], f"({send})"]
-        rules["ops"] += [REPAIR, CURSORS, PAUSES]
+        rules["ops"] += [REPAIR, CURSORS]
     begin = ("reset", "on", "-@all")
     return {user(settings, name): [*begin, *rules[name]] for name in PROGRAMS}
 

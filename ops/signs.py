@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
-from redis import Redis, RedisError
+from redis import Redis
 
 from core.signs import beats
 from core.signs.heartbeat import FRESH, SIGN
@@ -44,18 +44,22 @@ class Sign:
     began_at: datetime | None = None
     progress_at: datetime | None = None  # a process began or ended a message, or nothing was held
     stopped: bool = False  # in order
+    by_itself: bool = False  # it has ended, and nobody stopped it
     cancelled: tuple[str, ...] = ()  # queues that remote control has taken from it
     limited: Mapping[str, str] = field(default_factory=dict)  # tasks, each with its rate limit
     ignored: tuple[str, ...] = ()  # what a message asked of Celery beside its task, lately
     ignored_at: datetime | None = None
     broker_lacks: tuple[Mapping[str, str], ...] = ()  # each with `wrong`, `why`, and the `step`
+    settings: Mapping[str, str] = field(default_factory=dict)  # some that are not as by default
+    log_full: bool = False  # its log goes to a pipe that nobody empties
+    failed: str | None = None  # why it, or beat, could not start
     waits: Mapping[str, str] | None = None  # to start: what is `wrong`, `why`, and the `step`
     waits_since: datetime | None = None
 
     @property
     def fresh(self) -> bool:
         """Its worker lives, and nobody has stopped it."""
-        return not self.stopped and abs(datetime.now(UTC) - self.at) <= FRESH
+        return not (self.stopped or self.failed) and abs(datetime.now(UTC) - self.at) <= FRESH
 
     @property
     def stalled_since(self) -> datetime | None:
@@ -122,8 +126,6 @@ def read_restarts(client: Redis, now: float) -> Mapping[str, Sequence[datetime]]
 def read_pauses(client: Redis) -> list[Pause]:
     """List the pauses, the longest first."""
     rows = cast("Mapping[bytes, bytes]", as_bytes(client, "HGETALL", PAUSES))
-    if not rows:
-        return []
     now = server_time(client)
     pauses = []
     for process, text in rows.items():
@@ -132,9 +134,6 @@ def read_pauses(client: Redis) -> list[Pause]:
             outage = Outage(row["server"], row["error"], row.get("sqlstate"))
             name, since = process.decode(), datetime.fromtimestamp(row["since"], UTC)
             pauses.append(Pause(name, outage, since))
-        else:  # killed: a process that resumes deletes its own
-            with suppress(RedisError):  # who reads must also read a Redis that takes no writes
-                client.hdel(PAUSES, process)
     return sorted(pauses, key=lambda pause: pause.since)
 
 

@@ -11,7 +11,9 @@ from typing import Any, NoReturn
 
 from click import Choice, Command, Context, UsageError
 
+from core.crash import armed
 from core.errors import BadSettings
+from ops.stack.failed_start import note_failed_start
 
 HELP = {
     "worker": """Start one more worker of the service.
@@ -91,8 +93,12 @@ def main(name: str, arguments: Sequence[str]) -> NoReturn:
     from celery.bin.base import CLIContext
 
     try:
-        from tasks.app import app
+        from tasks.app import app, settings
+
+        armed()
+        settings.refuse_eager("beat" if name == "beat" else f"a {name}")
     except BadSettings as error:
+        note_failed_start(name, str(error))
         sys.exit(f"els: {error}")
     context = CLIContext(app, no_color=False, workdir=None, quiet=True)
     helps = ["-h", "--help"]
@@ -112,7 +118,7 @@ def command(name: str) -> Command:
         if each.name == "pool":
             each.type = POOLS
         if each.name in REFUSED[name]:
-            each.callback = _unless(REFUSED[name][each.name], each.callback)
+            each.callback = _unless(name, REFUSED[name][each.name], each.callback)
             each.hidden = each.name in NEVER  # type: ignore[attr-defined] # it is an option
     return found
 
@@ -120,12 +126,13 @@ def command(name: str) -> Command:
 Callback = Callable[[Context, Any, Any], Any]  # Any: as click calls it
 
 
-def _unless(refuse: Refuse, go_on: Callback | None) -> Callback:
+def _unless(part: str, refuse: Refuse, go_on: Callback | None) -> Callback:
     """Return a callback for an option. It ends the command with the reason, or goes on."""
 
     def callback(context: Context, option: Any, value: Any) -> Any:  # Any: likewise
         if why := refuse(value, context):
             [name, *_] = [each for each in option.opts if each.startswith("--")]
+            note_failed_start(part, f"{name}: {why}")
             raise UsageError(f"{name}: {why}", context)
         return go_on(context, option, value) if go_on else value
 

@@ -15,7 +15,7 @@ import durable_redis
 from core.faults import describe
 from core.signs import health_file, heartbeat, pauses
 from tasks.app import app, settings
-from tasks.worker import signs
+from tasks.worker import signs, stopping
 from tasks.worker.clients import brief_redis
 
 EVERY_S = 2.0  # as Celery's heartbeat
@@ -105,7 +105,7 @@ def _say_goodbye(pid: int, worker: str) -> None:
     """Let nobody wait 15 s to learn that this worker has stopped."""
     if os.getpid() == pid and settings.redis_url:
         with suppress(redis.RedisError):
-            _send_sign(worker, stopped=True)
+            _send_sign(worker, stopped=True, by_itself=not stopping.by_somebody())
             heartbeat.note_gone(brief_redis(), worker)
 
 

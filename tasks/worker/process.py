@@ -7,8 +7,11 @@ from typing import Any
 
 from core.servers.identity import location
 from core.servers.urls import kind_and_path
-from core.settings import Settings
+from core.settings import PREFIX, Settings
 from core.signs.installation import detect
+
+# Settings that explain what becomes of messages, where somebody has changed them.
+SHOWN = ("retry_for", "visibility_timeout", "crashpoint")
 
 
 def describe(settings: Settings) -> dict[str, Any]:  # Any: JSON
@@ -21,4 +24,9 @@ def describe(settings: Settings) -> dict[str, Any]:  # Any: JSON
         "version": version("essay-lifecycle-service"),
         "installation": detect(settings.home),
         "home": str(settings.home.absolute()),
+        "settings": {
+            f"{PREFIX}{name.upper()}": str(value)
+            for name in SHOWN
+            if (value := getattr(settings, name)) != Settings.model_fields[name].default
+        },
     }

@@ -1,6 +1,8 @@
 """Collects the signs of a worker's main process: `Sign` in `ops/signs.py` lists the fields."""
 
+import select
 import time
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -11,6 +13,7 @@ from tasks.app import app, settings
 from tasks.worker import amqp_policy, screening
 from tasks.worker.process import describe
 
+STDERR = 2  # for logs; Celery may have put something else into `sys.stderr`
 _last: tuple[object, float] | None = None  # what had moved, and when that was seen first
 
 
@@ -31,6 +34,7 @@ def sign(now: float) -> dict[str, Any]:  # Any: JSON
         "progress_at": now - _still_for_s(),
         "limited": {task.name: task.rate_limit for task in app.tasks.values() if task.rate_limit},
         "broker_lacks": amqp_policy.lacks(settings.queue),
+        "log_full": _log_full(),
         **_ignored(now),
     }
 
@@ -41,6 +45,13 @@ def _ignored(now: float) -> dict[str, Any]:  # Any: JSON
         return {}
     parts, at = screening.ignored
     return {"ignored": parts, "ignored_at": now - (time.monotonic() - at)}
+
+
+def _log_full() -> bool:
+    """Tell whether our log goes to a pipe that nobody empties: a write to it hangs."""
+    with suppress(OSError):
+        return not select.select([], [STDERR], [], 0)[1]
+    return False
 
 
 def _still_for_s() -> float:

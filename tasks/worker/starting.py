@@ -24,7 +24,7 @@ from core.settings import Settings
 from core.signs import health_file, heartbeat, pauses
 from core.signs.starts import forget_start, note_start
 from tasks.worker.process import describe
-from tasks.worker.stopping import STOPS
+from tasks.worker.stopping import STOPS, by_somebody
 
 GARBAGE = (10_000, 50, 50)  # allocations a collection; Python's 700 are those of two messages
 log = structlog.get_logger(__name__)
@@ -50,11 +50,7 @@ def _note_start(url: str, worker: str) -> None:
     own = os.getpid()
 
     def forget(start: str) -> None:
-        stopped = any(
-            each is not None and each is not False
-            for each in (state.should_stop, state.should_terminate)
-        )
-        if stopped and os.getpid() == own:
+        if by_somebody() and os.getpid() == own:
             with suppress(redis.RedisError), connect_once(url, timeout_s=1) as client:
                 forget_start(client, start)
 
