@@ -19,6 +19,7 @@ from core.signs.pauses import PAUSES, Outage, Pause, server_time
 from core.signs.starts import REMEMBERED, STARTS
 from ops.redis_queues import as_bytes
 
+NOT_OURS = (ValueError, TypeError, LookupError)  # says what another program has written
 STALLED_AFTER = timedelta(seconds=10)  # a message takes milliseconds; a lock is given up after 10 s
 PAUSE_FRESH_S = 30.0  # three times the longest pause between two probes
 OFTEN = 3  # starts in `REMEMBERED`: its worker has ended twice, at least, and nobody stopped it
@@ -86,7 +87,11 @@ def read_signs(client: Redis, workers: Iterable[str], now: float) -> dict[str, S
     stored = cast("list[bytes | None]", as_bytes(client, "MGET", *keys))
     here = datetime.now(UTC)
     said = {name: _said(text) for name, text in zip(names, stored, strict=True)}
-    return {name: _sign(those, now, here) for name, those in said.items() if those}
+    signs: dict[str, Sign] = {}
+    for name, those in said.items():
+        with suppress(*NOT_OURS):
+            signs |= {name: _sign(those, now, here)} if those else {}
+    return signs
 
 
 def _said(text: bytes | None) -> dict[str, Any]:  # Any: JSON
@@ -119,7 +124,8 @@ def read_restarts(client: Redis, now: float) -> Mapping[str, Sequence[datetime]]
     found: dict[str, list[datetime]] = {}
     for start in starts:
         at, _, worker = start.partition(" ")
-        found.setdefault(worker, []).append(here - timedelta(seconds=now - float(at)))
+        with suppress(*NOT_OURS):
+            found.setdefault(worker, []).append(here - timedelta(seconds=now - float(at)))
     return {worker: those for worker, those in found.items() if len(those) >= OFTEN}
 
 
@@ -130,10 +136,11 @@ def read_pauses(client: Redis) -> list[Pause]:
     pauses = []
     for process, text in rows.items():
         row = _said(text)
-        if row and now - row["at"] <= PAUSE_FRESH_S:
-            outage = Outage(row["server"], row["error"], row.get("sqlstate"))
-            name, since = process.decode(), datetime.fromtimestamp(row["since"], UTC)
-            pauses.append(Pause(name, outage, since))
+        with suppress(*NOT_OURS):
+            if now - row["at"] <= PAUSE_FRESH_S:
+                outage = Outage(row["server"], row["error"], row.get("sqlstate"))
+                name, since = process.decode(), datetime.fromtimestamp(row["since"], UTC)
+                pauses.append(Pause(name, outage, since))
     return sorted(pauses, key=lambda pause: pause.since)
 
 

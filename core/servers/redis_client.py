@@ -67,8 +67,11 @@ def connect(url: str, *, timeout_s: float = 5) -> Redis:
 
 
 def connect_once(url: str, *, timeout_s: float = 2) -> Redis:
-    """Connect for one who waits for the answer: each call is tried once, and briefly."""
-    return _client(url, timeout_s, Retry(NoBackoff(), 0), {})
+    """Connect for one who waits for the answer: each call is tried once, and briefly.
+
+    What other programs have written may be no UTF-8; it is read all the same.
+    """
+    return _client(url, timeout_s, Retry(NoBackoff(), 0), {"encoding_errors": "replace"})
 
 
 def _client(

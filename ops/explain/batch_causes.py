@@ -30,6 +30,10 @@ SOUND = {  # codes of letters whose message may succeed unchanged
 }
 OF_ROWS = {"slot_missing", "counter_wrong", "event_missing"}  # causes by rows that are not there
 UNSOUND = {"VALIDATION_ERROR", "IDEMPOTENCY_CONFLICT", "UNKNOWN_TASK", "MALFORMED_MESSAGE"}
+NO_LIST = (
+    "els env  # then redis-cli -u BROKER_URL RENAME QUEUE QUEUE.wrong; QUEUE is els.events, or that"
+    " of a route (ELS_EVENT_ROUTES), of which TYPE QUEUE says no list"
+)
 NO_CLASS = {"null", "none", "nil", "undefined", "nan"}
 CLAIMED_LONG = (
     "a worker has been at them for over 10 s, or it died, and the broker delivers their messages"
@@ -88,6 +92,9 @@ def with_evidence(conn: Conn, cause: Cause, batch_id: str) -> Cause:
         return with_clues(cause, clues.of_unregistered(conn, batch_id))
     if cause.code == "dead_letter_waiting":
         return _with_letters(conn, cause, of_one_batch.needed_letters(conn, batch_id, LETTERS))
+    if cause.code == "event_not_delivered" and "WRONGTYPE" in cause.title:
+        why = "another program has written the key of that queue, which is no list now"
+        return replace(cause, reason=f"{why}; {cause.reason}", command=NO_LIST)
     if cause.code in OF_ROWS and (hidden := policies(conn)):
         step = command(hidden.step)
         return replace(cause, reason=hidden.wrong, by_itself="nothing while it does", command=step)

@@ -806,6 +806,39 @@ def somebody_has_written_bytes_into_a_moment(place):
     yield batch
 
 
+@cause("waiting_for_contents", among=3, says=["no text has"], never=["does not answer"])
+def somebody_has_written_bytes_into_every_sign(place):
+    place.run()
+    batch = place.register()
+    place.workers.stop()
+    for key in place.valkey.keys("els:*"):
+        if place.valkey.type(key) == "string":
+            place.valkey.set(key, b"\xff{text", keepttl=True)
+        elif place.valkey.type(key) == "hash":
+            place.valkey.hset(key, "text", b"\xff{text")
+        elif place.valkey.type(key) == "zset":
+            place.valkey.zadd(key, {b"\xff{text": 1e10})
+    yield batch
+
+
+@cause(
+    "event_not_delivered",
+    among=3,
+    says=["another program has written the key of that queue", "WRONGTYPE"],
+    step="RENAME QUEUE QUEUE.wrong",
+)
+def another_program_has_written_the_queue_of_its_receivers(place):
+    place.run()
+    batch = place.register(1)
+    place.valkey.delete(f"{place.queue}.events")
+    place.valkey.set(f"{place.queue}.events", "1")
+    place.content(batch)
+    query = "SELECT count(last_error) AS failed FROM event_outbox WHERE batch_id = %s"
+    until(lambda: place.conn.execute(query, [batch]).fetchone()["failed"], WAIT_S, "it failed")
+    place.conn.execute("UPDATE event_outbox SET created_at = created_at - interval '1 min'")
+    yield batch
+
+
 @cause("no_worker", says=["No worker is running"], never=["Traceback"])
 def somebody_has_written_text_into_every_sign(place):
     batch = place.insert_batch()
