@@ -46,6 +46,7 @@ class Sign:
     progress_at: datetime | None = None  # a process began or ended a message, or nothing was held
     stopped: bool = False  # in order
     by_itself: bool = False  # it has ended, and nobody stopped it
+    error: str | None = None  # that ended it
     cancelled: tuple[str, ...] = ()  # queues that remote control has taken from it
     limited: Mapping[str, str] = field(default_factory=dict)  # tasks, each with its rate limit
     ignored: tuple[str, ...] = ()  # what a message asked of Celery beside its task, lately

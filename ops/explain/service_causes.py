@@ -465,7 +465,8 @@ def _no_worker(heartbeat: Heartbeat) -> Cause:
         said = f"the last one, {last}, could not start at {utc(sign.at)}: {sign.failed}"
         step = f"{step}  # once that is corrected"
     elif sign.by_itself:
-        said = f"the last one, {last}, ended by itself at {utc(sign.at)}: its log says why"
+        said = f"the last one, {last}, ended by itself at {utc(sign.at)}"
+        said += f": {sign.error}" if sign.error else ": its log says why"
         step = install.why_it_ends
     elif sign.stopped:
         said = f"the last one, {last}, was stopped at {utc(sign.at)}"

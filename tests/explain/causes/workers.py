@@ -335,7 +335,11 @@ def a_setting_of_it_is_misspelt(place):
     yield batch
 
 
-@cause("no_worker", says=["ended by itself at", "its log says why"], never=["was stopped"])
+@cause(
+    "no_worker",
+    says=["ended by itself at", "ELS_CRASHPOINT: there is no nowhere"],
+    never=["was stopped"],
+)
 def it_ended_by_an_error_of_its_own(place):
     batch = place.insert_batch()
     worker = place.worker(ELS_CRASHPOINT="nowhere")
