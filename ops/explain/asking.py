@@ -48,7 +48,7 @@ from ops.explain.message_clues import (
     with_lost,
     with_messages,
 )
-from ops.explain.messages import few_wait, messages_of
+from ops.explain.messages import messages_of, none_left
 from ops.explain.of_one_batch import first_registered
 from ops.explain.rabbitmq import NOTHING_AROUND, Around, look_around
 from ops.explain.service_causes import (
@@ -120,7 +120,7 @@ def look_around_for(settings: Settings, broker_url: str, batch: str) -> Around:
         evictions, consumers = [*eviction_clues(client)], waiting_clients(client)
         lying = messages_of(client, settings.queues, batch)
         otherwise = [*refused_clues(client, settings.queue), *popping_clues(client)]
-        nowhere = not lying and few_wait(client, settings.queue)
+        nowhere = not lying and none_left(client, settings.queue)
     found = message_clues(lying, settings.queue, kind_and_path(broker_url))
     return Around([*found, *evictions], None, consumers, otherwise, nowhere)
 

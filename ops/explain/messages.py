@@ -23,7 +23,6 @@ PAGE = 10  # messages read at once: each may have megabytes
 QUEUE_S = 0.5  # for the queue of the service
 HELD_S = 0.2  # for what workers hold
 LISTS_S = 0.5  # for all other lists
-FEW = 100  # messages that the search reads in its time
 OLDEST = 50  # messages of another list, and a page of its newest ones
 HELD = "unacked"  # as Kombu calls it
 INDEX = "unacked_index"  # when each of them was taken, or renewed by its worker
@@ -68,10 +67,9 @@ def messages_of(client: redis.Redis, queues: Sequence[str], batch_id: str) -> li
     return [each for each in found if each.messages]
 
 
-def few_wait(client: redis.Redis, queue: str) -> bool:
-    """Tell whether so few messages wait, or are with workers, that each has been looked at."""
-    waiting = sum(int(client.llen(key)) for key in lists_of(queue))
-    return waiting + int(client.hlen(HELD)) <= FEW
+def none_left(client: redis.Redis, queue: str) -> bool:
+    """Tell whether no message waits or is with a worker: one may not say plainly what it is for."""
+    return not client.exists(*lists_of(queue), HELD)
 
 
 def _in_queue(client: redis.Redis, queue: str, name: bytes) -> Lying:
