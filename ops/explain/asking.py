@@ -248,8 +248,8 @@ class Looking:
             clues = [*seen_around.clues, *self._sign_clues(heartbeat, since)]
             if any(GONE_WORKER in each.text for each in clues):
                 clues += timeout_clues(heartbeat)
-            causes = with_messages(explanation.causes, clues, seen_around.otherwise)
-            causes = with_lost(causes) if seen_around.nowhere else causes
+            causes = with_lost(explanation.causes) if seen_around.nowhere else explanation.causes
+            causes = with_messages(causes, clues, seen_around.otherwise)
             return replace(explanation, causes=causes)
         finally:
             conn.close()

@@ -44,7 +44,9 @@ def with_messages(
 
 
 def with_lost(causes: Sequence[Cause]) -> list[Cause]:
-    """Say that the messages of long claims are lost; nobody has messages of the batch."""
+    """Say that the messages of long claims are lost, unless a letter may have them."""
+    if not any(NO_CLUE in each.reason for each in causes):
+        return [*causes]
     return [_lost(each) if each.reason == CLAIMED_LONG else each for each in causes]
 
 
