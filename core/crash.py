@@ -28,12 +28,13 @@ POINTS = {
 
 def crashpoint(name: str) -> None:
     """Kill this process (SIGKILL) if `ELS_CRASHPOINT` names this point."""
-    if _armed() == name:
+    if armed() == name:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 @cache
-def _armed() -> str | None:
+def armed() -> str | None:
+    """Return the point that `ELS_CRASHPOINT` names. Raises BadSettings if there is none."""
     point = Settings.from_env().crashpoint
     if point is not None and point not in POINTS:
         raise BadSettings(f"ELS_CRASHPOINT: there is no {point}; use one of {', '.join(POINTS)}")

@@ -44,7 +44,6 @@ class Slots:
         self.client = client
         self._claim = client.register_script(script("claim"))
         self._release = client.register_script(script("release"))
-        self._free_counts = client.register_script(script("free_counts"))
         self._seed = client.register_script(script("seed"))
 
     def claim(self, claimants: Mapping[str, Sequence[str]]) -> dict[str, list[Claim]]:
@@ -131,14 +130,18 @@ class Slots:
 
     def free_counts(self, batches: Sequence[str]) -> list[int]:
         """Count the free slots of many batches in one round trip."""
-        keys = [_keys(batch_id)[0] for batch_id in batches]
-        return cast("list[int]", self._free_counts(keys=keys)) if keys else []
+        with self.client.pipeline(transaction=False) as pipe:
+            for batch_id in batches:
+                pipe.scard(_keys(batch_id)[0])
+            counts = pipe.execute(raise_on_error=False)
+        return [cast("int", _readable(_given, count)) or 0 for count in counts]
 
-    def recent_claims(self, batch_id: str) -> set[str]:
+    def recent_claims(self, batch_id: str, *, older_than_s: float = 0) -> set[str]:
         """Return the slots that were claimed so lately that their commit may be on its way."""
         seconds, _ = self.client.time()
         since = (seconds - CLAIM_LEASE.total_seconds()) * 1000
-        found = _readable(self.client.zrangebyscore, _keys(batch_id)[2], since, "+inf")
+        until = (seconds - older_than_s) * 1000 if older_than_s else "+inf"
+        found = _readable(self.client.zrangebyscore, _keys(batch_id)[2], since, until)
         return set(cast("list[str]", found or ()))
 
     def assignments(self, batch_id: str) -> dict[str, str]:
@@ -180,6 +183,13 @@ def _readable(read: Callable[..., object], *args: object) -> object:
         if not _is_wrong_type(error):
             raise
         return None
+
+
+def _given(reply: object) -> object:
+    """Return what a pipeline was answered, or raise it."""
+    if isinstance(reply, Exception):
+        raise reply
+    return reply
 
 
 def _keys(batch_id: str) -> list[str]:

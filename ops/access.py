@@ -53,7 +53,6 @@ CURSORS = "(+set ~els:sweep:*)"  # of the sweep, which such a page runs
 # The page asks whether Redis takes writes, by slots of a batch that cannot be.
 PROBE = "(+set +eval +exists +sadd +spop +hset +zadd +zrem +expire +del ~batch:{els.*)"
 MONITOR = "(+llen +del ~celeryev.*)"  # the queue of a monitor's own, empty on Redis
-PAUSES = "(+hdel ~els:pauses)"  # it forgets those of killed processes
 
 
 class Permissions(NamedTuple):
@@ -105,7 +104,7 @@ def redis_users(settings: Settings) -> dict[str, list[str]]:
             *("~els:tick:*", "~els:beat*"),
             _bind([settings.control_queue]),
         ],
-        "ops": [*READ, *own, *_lists(events), *broker, *stores[:3], PROBE, PAUSES],
+        "ops": [*READ, *own, *_lists(events), *broker, *stores[:3], PROBE],
         "flower": [
             *("+@connection", "-@dangerous", "+llen", "+multi", "+exec"),
             *("+psubscribe", "+punsubscribe", "+subscribe", "+unsubscribe"),
@@ -126,7 +125,7 @@ def redis_users(settings: Settings) -> dict[str, list[str]]:
         sent = [settings.queue, *events]
         send = f"({' '.join([*PUBLISH, *_lists(sent)])})"
         rules["ops"] = [*READ, *select, *own, *_lists(events), *broker, *stores[:3]]
-        rules["ops"] += [send, _bind(sent), REPAIR, CURSORS, PAUSES]
+        rules["ops"] += [send, _bind(sent), REPAIR, CURSORS]
     begin = ("on", "resetkeys", "resetchannels", "clearselectors", "-@all")  # a password stays
     return {user(settings, name): [*begin, *rules[name]] for name in PROGRAMS}
 

@@ -74,9 +74,17 @@ BEFORE_ROWS = """
       AND tgtype & 2 = 2 -- before the row is written
     ORDER BY tgrelid::regclass::text, tgname
 """
+# Tables that this session finds before those beside `alembic_version`.
+SHADOWED = """
+    SELECT c.relname AS name, format('%%I.%%I', o.relnamespace::regnamespace, o.relname) AS hiding,
+           format('%%I.%%I', c.relnamespace::regnamespace, c.relname) AS hidden
+    FROM unnest(%s::text[]) AS needed (name) JOIN pg_class c ON c.relname = needed.name
+    JOIN pg_class own ON own.oid = to_regclass('alembic_version')
+    JOIN pg_class o ON o.oid = to_regclass(needed.name)
+    WHERE c.relnamespace = own.relnamespace AND o.oid <> c.oid ORDER BY 1
+"""
 NEEDS_VALUE = re.compile(r'null value in column "(?P<column>[^"]+)" of relation "(?P<table>\w+)"')
 VIOLATES = re.compile(r'violates (?:\w+ )?\w+ constraint "(?P<name>[^"]+)"')
-OURS = ("ck_", "fk_", "uq_", "pk_", "ix_")  # how our constraints and indexes begin
 # A constraint, or an index that is none, and the statement that drops it.
 NOT_OURS = """
     SELECT conrelid::regclass::text AS table,
@@ -90,10 +98,25 @@ NOT_OURS = """
 """
 OTHER_TYPE = re.compile(r"but expression is of type|SQLSTATE 22|^StringDataRightTruncation")
 RULE_IN_THE_WAY = re.compile(r"DO (?:INSTEAD|ALSO)|perform \w+ RETURNING on relation")
+SEQUENCE = re.compile(r'maximum value of sequence "(?P<name>\w+)"')
+BACK = "SELECT setval($${}$$, (SELECT coalesce(max(id), 1) FROM {}))"
 RULES = """
     SELECT quote_ident(rulename) AS name, ev_class::regclass::text AS table FROM pg_rewrite
     WHERE ev_class = ANY(%s::regclass[]) AND rulename <> '_RETURN' AND ev_enabled <> 'D'
     ORDER BY ev_class::regclass::text, rulename
+"""
+# Whatever may change or drop what the service writes, without an error.
+ADDED = """
+    SELECT format('the trigger %%I on %%s', tgname, tgrelid::regclass) AS what,
+           format('ALTER TABLE %%s DISABLE TRIGGER %%I', tgrelid::regclass, tgname) AS step
+    FROM pg_trigger WHERE tgrelid = ANY(%(tables)s::regclass[]) AND NOT tgisinternal
+      AND tgenabled <> 'D'
+    UNION ALL
+    SELECT format('the rule %%I on %%s', rulename, ev_class::regclass),
+           format('DROP RULE %%I ON %%s', rulename, ev_class::regclass)
+    FROM pg_rewrite WHERE ev_class = ANY(%(tables)s::regclass[]) AND rulename <> '_RETURN'
+      AND ev_enabled <> 'D'
+    ORDER BY what
 """
 NO_EFFECT = re.compile("has no effect")  # as the probe says
 NO_IDENTITY = re.compile(r'table "(?P<table>\w+)" because it does not have a replica identity')
@@ -163,6 +186,28 @@ def _gone(
                 yield f"{lacking}: somebody has dropped or renamed it", None
 
 
+def shadowed(conn: Conn) -> Finding | None:
+    """Find tables of another schema that hide ours from this session. Raises psycopg.Error."""
+    rows = conn.execute(SHADOWED, [list(RIGHTS)]).fetchall()
+    if not rows:
+        return None
+    named = ", ".join(f"{row['hiding']} hides {row['hidden']}" for row in rows)
+    steps = [f"ALTER TABLE {row['hiding']} RENAME TO {row['name']}_hidden" for row in rows]
+    return fault(
+        f"a table of another schema is found first (search_path): {named}", "; ".join(steps)
+    )
+
+
+def added(conn: Conn) -> Finding | None:
+    """Find triggers and rules of others on our tables. Raises psycopg.Error."""
+    rows = conn.execute(ADDED, {"tables": _there(conn)}).fetchall()
+    if not rows:
+        return None
+    wrong = f"somebody has added {', '.join(row['what'] for row in rows)}"
+    wrong += ": it may change or drop what the service writes"
+    return fault(wrong, "; ".join(row["step"] for row in rows))
+
+
 def trigger_raised(conn: Conn, error: str) -> Finding | None:
     """Find the triggers of others whose function has raised an error. Raises psycopg.Error."""
     functions = [f"{name}()" for name in IN_FUNCTION.findall(error)]
@@ -171,7 +216,8 @@ def trigger_raised(conn: Conn, error: str) -> Finding | None:
         return None
     named = ", ".join(f"{row['trigger']} on {row['table']}" for row in rows)
     steps = [f"ALTER TABLE {row['table']} DISABLE TRIGGER {row['trigger']}" for row in rows]
-    return fault(f"a trigger that is none of this service fails: {named}", "; ".join(steps))
+    wrong = f"a trigger that is none of this service fails, or takes too long: {named}"
+    return fault(wrong, "; ".join(steps))
 
 
 def short_limits(conn: Conn) -> Finding | None:
@@ -230,8 +276,11 @@ def of_others(conn: Conn, error: str) -> Finding | None:
 
 
 def _constraint(conn: Conn, match: re.Match[str]) -> Finding | None:
-    name = match["name"]
-    if name.startswith(OURS):
+    from migrations.schema import metadata  # noqa: PLC0415 - longer than most answers take
+
+    name, tables = match["name"], metadata.tables.values()
+    constraints = {each.name for table in tables for each in table.constraints}
+    if name in constraints | {each.name for table in tables for each in table.indexes}:
         return None
     row = conn.execute(NOT_OURS, {"name": name, "tables": _there(conn)}).fetchone()
     wrong = f"somebody has added the constraint {name} to"
@@ -245,6 +294,13 @@ def _identity(conn: Conn, match: re.Match[str]) -> Finding | None:
 
 def _types(conn: Conn, match: re.Match[str]) -> Finding | None:
     return changed_columns(conn)
+
+
+def _sequence(conn: Conn, match: re.Match[str]) -> Finding | None:
+    name = match["name"]
+    if (table := name.removesuffix("_id_seq")) not in RIGHTS:
+        return None
+    return fault(f"somebody has moved the sequence {name} to its end", BACK.format(name, table))
 
 
 def _rules(conn: Conn, match: re.Match[str]) -> Finding | None:
@@ -292,6 +348,7 @@ BY_ERROR: dict[re.Pattern[str], Callable[[Conn, re.Match[str]], Finding | None]]
     NEEDS_VALUE: _needs_value,
     VIOLATES: _constraint,
     NO_IDENTITY: _identity,
+    SEQUENCE: _sequence,
     OTHER_TYPE: _types,
     NO_EFFECT: _triggers,
     RULE_IN_THE_WAY: _rules,

@@ -40,7 +40,7 @@ HOLDS_BACK = "CLIENT PAUSE, as tools for a failover do"
 READ_ONLY = "25006"
 NO_SCHEMA = {"42P01", "42703", "3F000"}  # no such table, column, schema
 CUT_SHORT = {"57014", "25P03", "25P04", "57P05"}  # a limit of time ended a statement or a session
-OF_SERVER = ("53", "57")  # classes: it lacks resources, or somebody intervened
+OF_SERVER = ("53", "57P")  # it lacks resources, or somebody ended a session
 NO_RIGHT_IN_REDIS = "NoPermissionError"
 
 

@@ -1,6 +1,7 @@
 """Where events go: by the routes that a worker noted last, else by the settings of whoever asks."""
 
 import json
+from contextlib import suppress
 from typing import cast
 
 from redis import Redis, RedisError
@@ -20,15 +21,19 @@ def read_routes(client: Redis, queue: str) -> str | None:
 
 
 def routed_as(settings: Settings, routing: str | None) -> Settings:
-    """Return the settings with the routes of a worker; unchanged where it noted none."""
-    if routing is None:
-        return settings
-    noted = json.loads(routing)
-    led = {
-        event_type: [Route.model_construct(**route) for route in those]
-        for event_type, those in noted["event_routes"].items()
-    }
-    return settings.model_copy(update={"events_queue": noted["events_queue"], "event_routes": led})
+    """Return the settings with the routes of a worker; unchanged where it noted none.
+
+    Or where another program has written that key.
+    """
+    with suppress(ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        noted = json.loads(routing or "")
+        led = {
+            event_type: [Route.model_construct(**route) for route in those]
+            for event_type, those in noted["event_routes"].items()
+        }
+        events_queue = str(noted["events_queue"])
+        return settings.model_copy(update={"events_queue": events_queue, "event_routes": led})
+    return settings
 
 
 def types_by_queue(settings: Settings) -> dict[str, frozenset[str]]:

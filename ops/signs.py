@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
-from redis import Redis, RedisError
+from redis import Redis
 
 from core.signs import beats
 from core.signs.heartbeat import FRESH, REMEMBERED, SIGN, STARTS
@@ -18,6 +18,7 @@ from core.signs.installation import Kind
 from core.signs.pauses import PAUSES, Outage, Pause, server_time
 from ops.redis_queues import as_bytes
 
+NOT_OURS = (ValueError, TypeError, LookupError)  # says what another program has written
 STALLED_AFTER = timedelta(seconds=10)  # a message takes milliseconds; a lock is given up after 10 s
 PAUSE_FRESH_S = 30.0  # three times the longest pause between two probes
 OFTEN = 3  # starts in `REMEMBERED`: its worker has ended twice, at least, and nobody stopped it
@@ -43,18 +44,23 @@ class Sign:
     began_at: datetime | None = None
     progress_at: datetime | None = None  # a process began or ended a message, or nothing was held
     stopped: bool = False  # in order
+    by_itself: bool = False  # it has ended, and nobody stopped it
+    error: str | None = None  # that ended it
     cancelled: tuple[str, ...] = ()  # queues that remote control has taken from it
     limited: Mapping[str, str] = field(default_factory=dict)  # tasks, each with its rate limit
     ignored: tuple[str, ...] = ()  # what a message asked of Celery beside its task, lately
     ignored_at: datetime | None = None
     broker_lacks: tuple[Mapping[str, str], ...] = ()  # each with `wrong`, `why`, and the `step`
+    settings: Mapping[str, str] = field(default_factory=dict)  # some that are not as by default
+    log_full: bool = False  # its log goes to a pipe that nobody empties
+    failed: str | None = None  # why it, or beat, could not start
     waits: Mapping[str, str] | None = None  # to start: what is `wrong`, `why`, and the `step`
     waits_since: datetime | None = None
 
     @property
     def fresh(self) -> bool:
         """Its worker lives, and nobody has stopped it."""
-        return not self.stopped and abs(datetime.now(UTC) - self.at) <= FRESH
+        return not (self.stopped or self.failed) and abs(datetime.now(UTC) - self.at) <= FRESH
 
     @property
     def stalled_since(self) -> datetime | None:
@@ -81,7 +87,11 @@ def read_signs(client: Redis, workers: Iterable[str], now: float) -> dict[str, S
     stored = cast("list[bytes | None]", as_bytes(client, "MGET", *keys))
     here = datetime.now(UTC)
     said = {name: _said(text) for name, text in zip(names, stored, strict=True)}
-    return {name: _sign(those, now, here) for name, those in said.items() if those}
+    signs: dict[str, Sign] = {}
+    for name, those in said.items():
+        with suppress(*NOT_OURS):
+            signs |= {name: _sign(those, now, here)} if those else {}
+    return signs
 
 
 def _said(text: bytes | None) -> dict[str, Any]:  # Any: JSON
@@ -114,26 +124,23 @@ def read_restarts(client: Redis, now: float) -> Mapping[str, Sequence[datetime]]
     found: dict[str, list[datetime]] = {}
     for start in starts:
         at, _, worker = start.partition(" ")
-        found.setdefault(worker, []).append(here - timedelta(seconds=now - float(at)))
+        with suppress(*NOT_OURS):
+            found.setdefault(worker, []).append(here - timedelta(seconds=now - float(at)))
     return {worker: those for worker, those in found.items() if len(those) >= OFTEN}
 
 
 def read_pauses(client: Redis) -> list[Pause]:
     """List the pauses, the longest first."""
     rows = cast("Mapping[bytes, bytes]", as_bytes(client, "HGETALL", PAUSES))
-    if not rows:
-        return []
     now = server_time(client)
     pauses = []
     for process, text in rows.items():
         row = _said(text)
-        if row and now - row["at"] <= PAUSE_FRESH_S:
-            outage = Outage(row["server"], row["error"], row.get("sqlstate"))
-            name, since = process.decode(), datetime.fromtimestamp(row["since"], UTC)
-            pauses.append(Pause(name, outage, since))
-        else:  # killed: a process that resumes deletes its own
-            with suppress(RedisError):  # who reads must also read a Redis that takes no writes
-                client.hdel(PAUSES, process)
+        with suppress(*NOT_OURS):
+            if now - row["at"] <= PAUSE_FRESH_S:
+                outage = Outage(row["server"], row["error"], row.get("sqlstate"))
+                name, since = process.decode(), datetime.fromtimestamp(row["since"], UTC)
+                pauses.append(Pause(name, outage, since))
     return sorted(pauses, key=lambda pause: pause.since)
 
 

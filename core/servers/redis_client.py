@@ -53,9 +53,12 @@ def connect(url: str, *, timeout_s: float = 5) -> Redis:
 
 
 def connect_once(url: str, *, timeout_s: float = 2) -> Redis:
-    """Connect for one who waits for the answer: each call is tried once, and briefly."""
+    """Connect for one who waits for the answer: each call is tried once, and briefly.
+
+    What other programs have written may be no UTF-8; it is read all the same.
+    """
     ends = (redis.ConnectionError, redis.TimeoutError, InvalidResponse)
-    return _client(url, timeout_s, Reading(NoBackoff(), 0, ends), {})
+    return _client(url, timeout_s, Reading(NoBackoff(), 0, ends), {"encoding_errors": "replace"})
 
 
 def _client(

@@ -5,7 +5,7 @@ A process renews its note at each probe, every 10 s at most.
 
 import json
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 
 from redis import Redis
@@ -14,6 +14,7 @@ from core.faults import clean, sqlstate
 
 Server = Literal["postgres", "redis", "broker"]
 PAUSES = "els:pauses"  # hash: process -> what it waits for, as JSON
+EXPIRY = timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ def write_pause(client: Redis, pause: Pause) -> None:
     """Note or renew a pause. Raises redis.RedisError."""
     row = {**asdict(pause.outage), "since": pause.since.timestamp(), "at": server_time(client)}
     client.hset(PAUSES, pause.process, json.dumps(row))
+    client.expire(PAUSES, EXPIRY)  # with the notes of processes that were killed
 
 
 def delete_pause(client: Redis, process: str) -> None:

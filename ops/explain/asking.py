@@ -41,19 +41,26 @@ from ops.explain.consumers import (
 )
 from ops.explain.explanation import Explanation, explain
 from ops.explain.locks import locks, standby_awaited
-from ops.explain.message_clues import lacks_messages, message_clues, with_messages
-from ops.explain.messages import messages_of
+from ops.explain.message_clues import (
+    GONE_WORKER,
+    lacks_messages,
+    message_clues,
+    with_lost,
+    with_messages,
+)
+from ops.explain.messages import messages_of, none_left
 from ops.explain.of_one_batch import first_registered
 from ops.explain.rabbitmq import NOTHING_AROUND, Around, look_around
 from ops.explain.service_causes import (
     ENDS_SESSIONS,
     LOCKED,
+    RESTORE,
     lock_causes,
     look_at,
     schema_missing,
     service_causes,
 )
-from ops.explain.sign_clues import A_DAY, eviction_clues, sign_clues
+from ops.explain.sign_clues import A_DAY, eviction_clues, sign_clues, timeout_clues
 from ops.heartbeat import (
     ASKER,
     CUT_SHORT,
@@ -94,6 +101,7 @@ BY_SOMEBODY = (  # the same, of a session that somebody has ended
     "administrator command",
     "the connection is closed",
 )
+DAMAGED = ("58", "XX")  # classes: its system refuses it a file, or a file is not what it wrote
 UNREGISTERED = {"unknown", "not_registered"}
 UNSAID = Clue("the broker does not say whether messages for the batch wait there")
 T = TypeVar("T")
@@ -112,8 +120,9 @@ def look_around_for(settings: Settings, broker_url: str, batch: str) -> Around:
         evictions, consumers = [*eviction_clues(client)], waiting_clients(client)
         lying = messages_of(client, settings.queues, batch)
         otherwise = [*refused_clues(client, settings.queue), *popping_clues(client)]
+        nowhere = not lying and none_left(client, settings.queue)
     found = message_clues(lying, settings.queue, kind_and_path(broker_url))
-    return Around([*found, *evictions], None, consumers, otherwise)
+    return Around([*found, *evictions], None, consumers, otherwise, nowhere)
 
 
 def wrong_type(client: redis.Redis) -> Outage | None:
@@ -237,7 +246,10 @@ class Looking:
             seen_around = self._seen_around(around, until_s)
             since = self._known_since(conn, explanation)
             clues = [*seen_around.clues, *self._sign_clues(heartbeat, since)]
-            causes = with_messages(explanation.causes, clues, seen_around.otherwise)
+            if any(GONE_WORKER in each.text for each in clues):
+                clues += timeout_clues(heartbeat)
+            causes = with_lost(explanation.causes) if seen_around.nowhere else explanation.causes
+            causes = with_messages(causes, clues, seen_around.otherwise)
             return replace(explanation, causes=causes)
         finally:
             conn.close()
@@ -407,7 +419,9 @@ class Looking:
         if isinstance(raised, psycopg.Error) and describe(raised):
             finding = away("postgres", self.found.database_url, raised)
             words, step = f"{finding.wrong}; {finding.why}", finding.step
-        return [CAUSES["postgres_unreachable"].fill(error=words, step=step)]
+        cause = CAUSES["postgres_unreachable"].fill(error=words, step=step)
+        damaged = replace(cause, title="Postgres cannot read its own files", command=RESTORE)
+        return [damaged if conn and (state or "").startswith(DAMAGED) else cause]
 
 
 def _without_tls(url: str) -> str | None:

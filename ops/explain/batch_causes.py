@@ -30,7 +30,15 @@ SOUND = {  # codes of letters whose message may succeed unchanged
 }
 OF_ROWS = {"slot_missing", "counter_wrong", "event_missing"}  # causes by rows that are not there
 UNSOUND = {"VALIDATION_ERROR", "IDEMPOTENCY_CONFLICT", "UNKNOWN_TASK", "MALFORMED_MESSAGE"}
+NO_LIST = (
+    "els env  # then redis-cli -u BROKER_URL RENAME QUEUE QUEUE.wrong; QUEUE is els.events, or that"
+    " of a route (ELS_EVENT_ROUTES), of which TYPE QUEUE says no list"
+)
 NO_CLASS = {"null", "none", "nil", "undefined", "nan"}
+CLAIMED_LONG = (
+    "a worker has been at them for over 10 s, or it died, and the broker delivers their messages"
+    " again"
+)
 CANCELLED_BY_HAND = "no message and no operator did so: somebody changed its row by hand"
 NO_TASK = "header task:"  # how the refusal of a message begins that has no such header
 NO_CLUE = (
@@ -52,9 +60,11 @@ def plain_causes(conn: Conn, batch_id: str, facts: Row, redis_side: Row) -> Iter
     match status:
         case BatchStatus.AWAITING_CONTENT_VALIDATION if facts["open"]:
             if held := set(facts["open_ids"]) & set(redis_side.get("recent_claims", ())):
-                yield CAUSES["claims_in_flight"].fill(
+                claims = CAUSES["claims_in_flight"].fill(
                     batch=batch_id, held=number(len(held), "slot is", "slots are")
                 )
+                long = held <= set(redis_side.get("old_claims", ()))
+                yield replace(claims, reason=CLAIMED_LONG) if long else claims
             yield _waiting_for_contents(conn, batch_id, facts)
         case BatchStatus.AWAITING_STUDENT_VALIDATION:
             yield _waiting_for_students(conn, batch_id, facts)
@@ -82,6 +92,9 @@ def with_evidence(conn: Conn, cause: Cause, batch_id: str) -> Cause:
         return with_clues(cause, clues.of_unregistered(conn, batch_id))
     if cause.code == "dead_letter_waiting":
         return _with_letters(conn, cause, of_one_batch.needed_letters(conn, batch_id, LETTERS))
+    if cause.code == "event_not_delivered" and "WRONGTYPE" in cause.title:
+        why = "another program has written the key of that queue, which is no list now"
+        return replace(cause, reason=f"{why}; {cause.reason}", command=NO_LIST)
     if cause.code in OF_ROWS and (hidden := policies(conn)):
         step = command(hidden.step)
         return replace(cause, reason=hidden.wrong, by_itself="nothing while it does", command=step)
@@ -191,8 +204,9 @@ def _waiting_for_contents(conn: Conn, batch_id: str, facts: Row) -> Cause:
         ending=_ending(facts),
     )
     found = clues.of_missing_contents(conn, batch_id, facts["registered_at"])
-    if not found and not of_one_batch.needed_letters(conn, batch_id, 1):  # which another cause has
-        found = [Clue(NO_CLUE)]
+    known = [each for each in found if not each.text.startswith(clues.SAME_ESSAYS)]
+    if not known and not of_one_batch.needed_letters(conn, batch_id, 1):  # which another cause has
+        found = [*found, Clue(NO_CLUE)]
     others = clues.of_others(conn, batch_id, facts["registered_at"])
     return with_clues(cause, [*found, *others], keep=True)
 

@@ -247,6 +247,13 @@ PLAIN = [
         "els worker",
     ),
     Cause(
+        "worker_crashes",
+        "The worker {worker} has {setting}, so its processes end on purpose",
+        "that setting is for tests alone: each process ends at that point of its first messages",
+        "the broker delivers again what it held; what five processes died of becomes a dead letter",
+        "els worker",
+    ),
+    Cause(
         "worker_stalled",
         "A process of the worker {worker} does not move",
         "{doing}; the worker holds {held}",

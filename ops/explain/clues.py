@@ -284,6 +284,12 @@ def _answered(conn: Conn, batch_id: str) -> Iterator[Clue]:
         )
     for row in queries.answered_twice(conn, batch_id)[:SHOWN]:
         essay, at = row["essay_id"], utc(row["since"])
+        if row["rejected"]:
+            yield Clue(
+                f"{row['messages']} messages rejected the file {row['rejected']}, which takes one"
+                f" slot ({essay}): rejections of other files name their own file_upload_id"
+            )
+            continue
         if row["text_storage_id"] is None:
             yield Clue(
                 f"a content was assigned to {essay} at {at}, and that slot is open: somebody"

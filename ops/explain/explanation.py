@@ -16,6 +16,7 @@ from core.servers.obstacles import hidden_rows
 from core.slots import Slots
 from core.states import OPEN
 from ops.alarms import all_rules
+from ops.by_hand import shadowed
 from ops.explain.batch_causes import of_events, plain_causes, unknown, with_evidence
 from ops.explain.causes import CAUSES, TITLES, Cause
 from ops.explain.locks import locks
@@ -29,6 +30,7 @@ from ops.queries import batches, sweep
 from ops.receivers import NO_RECEIVERS, Receivers
 from ops.wording import number
 
+LONG_S = 10.0  # for a claim: its commit takes milliseconds
 Row = Mapping[str, Any]  # Any: a database row
 
 
@@ -62,7 +64,7 @@ def explain(
     Redis did not answer just now, so nobody knows who gives signs of life.
     """
     redis_side = {"error": redis_error} if redis_error else _redis_side(slots, batch_id)
-    if hidden := hidden_rows(conn):
+    if hidden := hidden_rows(conn) or shadowed(conn):
         step = command(hidden.step)
         unread = CAUSES["cannot_read"].fill(error=hidden.wrong, step=step)
         others = service_causes(redis_side, heartbeat)
@@ -133,6 +135,7 @@ def _redis_side(slots: Slots, batch_id: str) -> Row:
             "free": len(slots.free(batch_id)),
             "claimed": len(slots.assignments(batch_id)),
             "recent_claims": sorted(slots.recent_claims(batch_id)),
+            "old_claims": sorted(slots.recent_claims(batch_id, older_than_s=LONG_S)),
         }
     except RedisError as error:
         return {"error": str(error)}

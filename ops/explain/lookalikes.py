@@ -14,8 +14,10 @@ ALIKE = str.maketrans("oil", "011")
 BLANKS, CASE = "without the blanks", "in another case"
 DASHES, LETTERS = "with other dashes, blanks or signs", "with letters or digits that look alike"
 SAME_UUID = "in another form of the same UUID"
+ZEROS, TURNED = "with more or fewer zeros", "with its parts in another order"
+LONG = 8  # characters; of shorter ids many are the same without zeros, or turned round
 ONE_EDIT, SWAPPED = "with one character changed", "with two characters swapped"
-NEAREST_FIRST = (BLANKS, CASE, DASHES, SAME_UUID, LETTERS, SWAPPED, ONE_EDIT)
+NEAREST_FIRST = (BLANKS, CASE, DASHES, SAME_UUID, LETTERS, SWAPPED, ONE_EDIT, ZEROS, TURNED)
 NOT_SAID = re.compile("[^a-z0-9]")
 
 
@@ -78,7 +80,7 @@ def difference(given: str, other: str) -> str | None:
         return BLANKS if one != given else None
     if other in forms(one) and fold(one) != fold(other):
         return SAME_UUID
-    return _mix_up(one, other) or _one_edit(one, other) or _part(one, other)
+    return _mix_up(one, other) or _one_edit(one, other) or _part(one, other) or _moved(one, other)
 
 
 def alike(given: str, others: Iterable[str]) -> dict[str, str]:
@@ -108,6 +110,15 @@ def _one_edit(one: str, other: str) -> str | None:
     if one[at : at + 2] == other[at : at + 2][::-1] and one[at + 2 :] == other[at + 2 :]:
         return SWAPPED
     return ONE_EDIT if one[at + 1 :] == other[at + 1 :] else None
+
+
+def _moved(one: str, other: str) -> str | None:
+    a, b = fold(one), fold(other)
+    if min(len(a), len(b)) < LONG:
+        return None
+    if a.replace("0", "") == b.replace("0", ""):
+        return ZEROS
+    return TURNED if len(a) == len(b) and a in b * 2 else None
 
 
 def _part(one: str, other: str) -> str | None:

@@ -4,14 +4,22 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from ops.explain.batch_causes import NO_CLUE
+from ops.explain.batch_causes import CLAIMED_LONG, NO_CLUE
 from ops.explain.causes import CAUSES, Cause
 from ops.explain.clues import NAMELESS, SAME_ESSAYS, Clue, with_clues
 from ops.explain.messages import Lying
 from ops.wording import number, utc
 
-KINDS = {"list": "list", "stream": "stream", "zset": "sorted set"}
-LOOKS = {"list": "LRANGE {} 0 9", "stream": "XREVRANGE {} + - COUNT 9", "zset": "ZRANGE {} 0 9"}
+KINDS = {"zset": "sorted set", "string": "key"}  # the others are called so
+LOOKS = {
+    "list": "LRANGE {} 0 9",
+    "stream": "XREVRANGE {} + - COUNT 9",
+    "zset": "ZRANGE {} 0 9",
+    "string": "GET {}",
+    "hash": "HSCAN {} 0",
+    "set": "SSCAN {} 0",
+}
+GONE_WORKER = "a worker that is gone held"
 LACKING = {  # causes of a batch that waits for a message
     "waiting_for_contents",
     "waiting_for_students",
@@ -33,6 +41,24 @@ def with_messages(
     `otherwise`: what may be so where nothing at all is known.
     """
     return [_with(each, found, otherwise) if each.code in LACKING else each for each in causes]
+
+
+def with_lost(causes: Sequence[Cause]) -> list[Cause]:
+    """Say that the messages of long claims are lost, unless a letter may have them."""
+    if not any(NO_CLUE in each.reason for each in causes):
+        return [*causes]
+    return [_lost(each) if each.reason == CLAIMED_LONG else each for each in causes]
+
+
+def _lost(cause: Cause) -> Cause:
+    return replace(
+        cause,
+        title=cause.title.replace("are in work", "were in work"),
+        reason="their messages are neither in the queue nor with a worker: somebody has deleted"
+        " what the broker kept for it (the key unacked), or its Redis has lost it",
+        by_itself="the slots are free 3 minutes after their claim; the messages do not come back",
+        command="els submit FILE  # or let their sender send them again",
+    )
 
 
 def _with(cause: Cause, found: Sequence[Clue], otherwise: Sequence[Clue]) -> Cause:
@@ -59,6 +85,12 @@ def message_clues(lying: Sequence[Lying], queue: str, broker: str) -> Iterator[C
 
 def _held(each: Lying) -> str:
     those = number(each.messages, "message that names", "messages that name")
+    if each.left:
+        return (
+            f"{GONE_WORKER} {those} the batch, and has not renewed it since"
+            f" {utc(each.left)}: the broker delivers it again ELS_VISIBILITY_TIMEOUT after that; it"
+            " is safe to send it again before"
+        )
     if each.until is None:
         return f"a worker holds {those} the batch, and has not finished"
     first = "" if each.messages == 1 else ", the first"
@@ -77,7 +109,7 @@ def _held(each: Lying) -> str:
 def _elsewhere(each: Lying, queue: str, broker: str) -> Clue:
     """Name a list that this service takes nothing from, and a command that helps."""
     key = str(each.key)
-    where = f"the {KINDS[each.kind]} {key}"
+    where = f"the {KINDS.get(each.kind, each.kind)} {key}"
     command = LOOKS[each.kind].format(shlex.quote(key))
     if each.database is not None:
         where += f" of database {each.database}"

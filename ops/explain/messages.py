@@ -10,12 +10,13 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import redis
 
 from core.catalogue import TASKS
+from core.signs.pauses import server_time
 from ops.redis_queues import as_bytes, lists_of
 
 PAGE = 10  # messages read at once: each may have megabytes
@@ -24,10 +25,16 @@ HELD_S = 0.2  # for what workers hold
 LISTS_S = 0.5  # for all other lists
 OLDEST = 50  # messages of another list, and a page of its newest ones
 HELD = "unacked"  # as Kombu calls it
+INDEX = "unacked_index"  # when each of them was taken, or renewed by its worker
+RENEWED_S = 20.0  # a worker that lives does it every 5 s
 AN_EVENT = b'"specversion"'  # in what goes to receivers
+OURS = (b"els:", b"batch:{", b"celery-task-meta-", b"_kombu", b"unacked")  # how our keys begin
 NEWEST: dict[str, tuple[str, *tuple[str | int, ...]]] = {  # of keys that are no list: some entries
     "stream": ("XREVRANGE", "+", "-", "COUNT", OLDEST),
     "zset": ("ZRANGE", 0, OLDEST - 1),
+    "string": ("GETRANGE", 0, 256 * 1024),
+    "hash": ("HSCAN", 0, "COUNT", OLDEST),
+    "set": ("SSCAN", 0, "COUNT", OLDEST),
 }
 
 
@@ -43,6 +50,7 @@ class Lying:
     until: datetime | None = None  # the first `eta` to come
     kind: str = "list"  # of the key
     tried: int = 0  # times at least one of them was tried, where a worker holds it
+    left: datetime | None = None  # when its worker renewed one that nobody renews now
 
 
 def messages_of(client: redis.Redis, queues: Sequence[str], batch_id: str) -> list[Lying]:
@@ -59,6 +67,11 @@ def messages_of(client: redis.Redis, queues: Sequence[str], batch_id: str) -> li
     return [each for each in found if each.messages]
 
 
+def none_left(client: redis.Redis, queue: str) -> bool:
+    """Tell whether no message waits or is with a worker: one may not say plainly what it is for."""
+    return not client.exists(*lists_of(queue), HELD)
+
+
 def _in_queue(client: redis.Redis, queue: str, name: bytes) -> Lying:
     until = time.monotonic() + QUEUE_S
     found = looked = 0
@@ -71,17 +84,26 @@ def _in_queue(client: redis.Redis, queue: str, name: bytes) -> Lying:
 
 def _held(client: redis.Redis, name: bytes) -> Lying:
     """Look at what workers have taken and not finished, also what waits for its `eta` there."""
-    until, found, looked, tried, moments = time.monotonic() + HELD_S, 0, 0, 0, []
+    until, found, looked, tried, moments, left = time.monotonic() + HELD_S, 0, 0, 0, [], []
     cursor: Any = None
     while cursor != 0 and time.monotonic() < until:
         cursor, page = cast("Any", as_bytes(client, "HSCAN", HELD, cursor or 0, "COUNT", PAGE))
         looked += len(page)
-        for message in page.values():
+        for tag, message in page.items():
             if name in _said(message):
                 found += 1
+                left += _left(client, tag)
                 moments += _eta(message)
                 tried = max(tried, _retries(message))
-    return Lying(None, found, looked, until=min(moments, default=None), tried=tried)
+    first, oldest = min(moments, default=None), min(left, default=None)
+    return Lying(None, found, looked, until=first, tried=tried, left=oldest)
+
+
+def _left(client: redis.Redis, tag: bytes) -> list[datetime]:
+    """Return when a message was renewed last, if its worker does so no more."""
+    at = client.zscore(INDEX, tag)
+    silent_s = server_time(client) - at if at else 0.0
+    return [datetime.now(UTC) - timedelta(seconds=silent_s)] if silent_s > RENEWED_S else []
 
 
 def _elsewhere(client: redis.Redis, queues: Sequence[str], name: bytes) -> Iterator[Lying]:
@@ -108,6 +130,8 @@ def _in_lists(
             yield _in_list(client, key, name, until)
     for kind, newest in NEWEST.items():
         for key in _keys(client, kind, until):
+            if key.startswith(OURS) or time.monotonic() > until:
+                continue
             entries = as_bytes(client, newest[0], key, *newest[1:])
             yield Lying(_shown(key), _times(name, entries), 0, ours=False, kind=kind)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from core.db.connection import Conn
 from core.states import ExcessReason
+from ops.by_hand import added
 from ops.explain import of_one_batch
 from ops.explain.held_back import held_back
 from ops.wording import number
@@ -32,6 +33,8 @@ def notes(conn: Conn, batch_id: str, facts: Row) -> Iterator[str]:
             f"dead letter {row['id']} ({row['task']}, {row['code']}) waits, and the batch no longer"
             f" needs it: els dead-letters discard {row['id']}"
         )
+    if strange := added(conn):
+        yield f"{strange.wrong}; to undo that, in psql: {strange.step}"
     if facts and (held := held_back(conn, batch_id)):
         said, step = held
         yield f"{said}, to end it, in psql: {step}"

@@ -14,7 +14,7 @@ from psycopg.rows import DictRow
 
 from core.catalogue import ASSIGN_CONTENT
 from core.db.connection import Conn
-from ops.explain.lookalikes import LEAST_PART, bare, fold
+from ops.explain.lookalikes import LEAST_PART, LONG, bare, fold
 from ops.queries.statements import sql
 
 NEWEST = 50_000  # batches whose ids are compared one by one
@@ -88,6 +88,7 @@ def registered_like(conn: Conn, given: str, ids: Sequence[str]) -> list[str]:
             "beyond": meant + "\U0010ffff",
             "length": len(meant),
             "folded": fold(given),
+            "is_long": len(fold(given)) >= LONG,
             "newest": NEWEST,
             "few": FEW,
         },
@@ -209,12 +210,13 @@ def answered_twice(conn: Conn, batch_id: str) -> list[DictRow]:
     """List the slots that several contents were answered with, or that are open again."""
     return conn.execute(
         """
-        SELECT essay_id, k.messages, k.since, e.text_storage_id, e.original_file_name
+        SELECT essay_id, k.messages, k.since, e.text_storage_id, e.original_file_name,
+               CASE WHEN validation_error_code IS NOT NULL THEN file_upload_id END AS rejected
         FROM (
             SELECT outcome ->> 'essay_id' AS essay_id, count(*) AS messages,
                    max(created_at) AS since
             FROM idempotency_keys
-            WHERE batch_id = %(batch)s AND task = %(task)s AND outcome ->> 'outcome' = 'assigned'
+            WHERE batch_id = %(batch)s AND outcome ->> 'outcome' IN ('assigned', 'failed_slot')
             GROUP BY 1
         ) k
         JOIN essay_states e USING (essay_id)
@@ -222,7 +224,7 @@ def answered_twice(conn: Conn, batch_id: str) -> list[DictRow]:
           AND (k.messages > 1 OR e.text_storage_id IS NULL AND e.validation_error_code IS NULL)
         ORDER BY e.text_storage_id IS NOT NULL, k.since DESC LIMIT %(few)s
         """,
-        {"batch": batch_id, "task": ASSIGN_CONTENT.name, "few": FEW},
+        {"batch": batch_id, "few": FEW},
     ).fetchall()
 
 

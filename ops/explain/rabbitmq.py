@@ -43,6 +43,7 @@ class Around:
     alarm: Outage | None
     consumers: int | None  # as in a heartbeat
     otherwise: Sequence[Clue] = ()  # what may be so where nothing else is known
+    nowhere: bool = False  # the broker has no message of the batch: each was looked at
 
 
 NOTHING_AROUND = Around([], None, None)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from socket import gethostname
 from typing import Any
 
@@ -24,6 +25,7 @@ from ops.queries.sweep import Holder
 from ops.signs import Sign
 from ops.wording import number, utc
 
+STOPPED_BY = "is stopped, by a signal or a debugger"
 STOPPED = {psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP}
 BACKLOG = 1_000  # waiting messages that take the worker more than a second or two
 SERVERS = {"postgres": "Postgres", "redis": "Redis", "broker": "The broker"}
@@ -41,6 +43,10 @@ PROMOTE = (
     "els env  # name the primary in ELS_REDIS_URL (redis-cli -u REDIS_URL ROLE says which it is);"
     " if it should be this one: redis-cli -u REDIS_URL REPLICAOF NO ONE"
 )
+RESTORE = (
+    "els env  # on the host of DATABASE_URL: dmesg and its log say what became of the disk; restore"
+    " that file, or a backup (an index: REINDEX)"
+)
 LIMITS = "els env  # then compare ELS_DATABASE_URL of that process: options=-cstatement_timeout=…"
 ENDS_SESSIONS = POSTGRES.format(
     "SELECT pid, usename, application_name, query FROM pg_stat_activity"
@@ -50,6 +56,9 @@ LOOK_AT = {  # by SQLSTATE, or by a word of Redis' answer
     "25006": POSTGRES.format("SELECT pg_is_in_recovery()"),
     "42501": "els migrate --roles",
     "standby": f"{PSQL} {ALONE}",
+    "58P01": RESTORE,
+    "XX001": RESTORE,
+    "XX002": RESTORE,
     "53100": "els env  # then, on the host of DATABASE_URL: df -h",
     "57014": POSTGRES.format(
         "SELECT pid, application_name, wait_event, now() - query_start, query FROM pg_stat_activity"
@@ -87,6 +96,8 @@ UNREACHED = {
     "max number of clients": "redis-cli: CLIENT LIST, who has them? or CONFIG SET maxclients 10000",
     "resolve host": "correct the name of the host in {setting}, or in DNS",
     "Name or service": "correct the name of the host in {setting}, or in DNS",
+    "accepting connections": "psql to another database of it, as a superuser: ALTER DATABASE …"
+    " ALLOW_CONNECTIONS true",
     "does not exist": "correct {setting}: its server has no such name",
     "limit (": "rabbitmqctl clear_vhost_limits -p VHOST; rabbitmqctl clear_user_limits USER all",
     "access to vhost": "rabbitmqctl set_permissions -p VHOST USER '.*' '.*' '.*', or with those"
@@ -117,6 +128,9 @@ REPLY = re.compile(r"\([345]\d\d\) [A-Z_]+ ")  # of RabbitMQ, which is there
 LENGTH_OF = re.compile(r"\((?:LLEN|LINDEX) ([^\s)]+)")  # in an error of Redis' client
 OTHER_KEY = re.compile(r"WRONGTYPE the key (\S+) is")
 HIDDEN = re.compile(r'row-level security policy for table "(\w+)"')
+CRASHPOINT = "ELS_CRASHPOINT"
+LOG_FULL = "its log goes to a pipe that nobody empties, so a write to it never ends"
+TO_A_FILE = "  # its output to a file, or to a program that reads it"
 SILENT_SHOWN_S = 120  # after which the messages of a silent worker have been redelivered
 Row = Mapping[str, Any]  # Any: a database row
 
@@ -295,6 +309,7 @@ def _worker_causes(heartbeat: Heartbeat) -> Iterator[Cause]:
     ours = {name: sign for name, sign in live.items() if not _wrong(sign, asked.queue, "queues")}
     serving = serving_workers(heartbeat)
     yield from _waiting_to_start(heartbeat)
+    yield from _crashing(heartbeat)
     yield from restarting(heartbeat)
     others = [*_others(heartbeat)]
     yield from others
@@ -357,10 +372,30 @@ def _waiting_to_start(heartbeat: Heartbeat) -> Iterator[Cause]:
 
 def restarting(heartbeat: Heartbeat) -> Iterator[Cause]:
     """Name workers that end again and again."""
+    crashing = _with_crash_points(heartbeat)
     for worker, starts in heartbeat.restarting().items():
+        if worker in crashing:
+            continue
         step = heartbeat.asked.installation.why_it_ends
         words = {"worker": worker, "times": len(starts), "waiting": _messages(heartbeat)}
         yield CAUSES["worker_restarts"].fill(starts[0], step=step, **words)
+
+
+def _with_crash_points(heartbeat: Heartbeat) -> dict[str, Sign]:
+    return {
+        name: sign
+        for name, sign in heartbeat.signs.items()
+        if CRASHPOINT in sign.settings and (sign.fresh or name in heartbeat.restarting())
+    }
+
+
+def _crashing(heartbeat: Heartbeat) -> Iterator[Cause]:
+    """Name workers that a setting for tests ends."""
+    for name, sign in _with_crash_points(heartbeat).items():
+        setting = f"{CRASHPOINT}={sign.settings[CRASHPOINT]}"
+        restart = heartbeat.asked.installation.restart("worker", sign.pid)
+        step = f"{restart}  # without {CRASHPOINT}"
+        yield CAUSES["worker_crashes"].fill(None, step=step, worker=name, setting=setting)
 
 
 def _others(heartbeat: Heartbeat) -> Iterator[Cause]:
@@ -419,23 +454,33 @@ def _inner_queues(heartbeat: Heartbeat, serving: Mapping[str, Sign | None]) -> I
 
 def _no_worker(heartbeat: Heartbeat) -> Cause:
     """Tell when the last worker was there, and what it was at."""
-    signs = {name: sign for name, sign in heartbeat.signs.items() if not sign.waits}
+    signs = {n: sign for n, sign in heartbeat.signs.items() if not (sign.waits or _is_beat(n))}
     last = max(signs, key=lambda name: signs[name].at, default=None)
     sign = signs[last] if last else None
     install, title = heartbeat.asked.installation, "No worker is running"
     step = install.start("worker")
     if sign is None:
         said = "no worker has given a sign of life for 15 s"
+    elif sign.failed:
+        said = f"the last one, {last}, could not start at {utc(sign.at)}: {sign.failed}"
+        step = f"{step}  # once that is corrected"
+    elif sign.by_itself:
+        said = f"the last one, {last}, ended by itself at {utc(sign.at)}"
+        said += f": {sign.error}" if sign.error else ": its log says why"
+        step = install.why_it_ends
     elif sign.stopped:
         said = f"the last one, {last}, was stopped at {utc(sign.at)}"
     else:
         title = "No worker gives a sign of life"
         said = f"the last one, {last}, has given none since {utc(sign.at)}{_was_at(sign)}"
         step = install.restart("worker", sign.pid) if sign.held else step
-    silent = sign is not None and not sign.stopped
-    if sign and silent and _is_stopped(sign):
-        said += f"; its process {sign.pid} is stopped, by a signal or a debugger"
+    silent = sign is not None and not (sign.stopped or sign.failed)
+    if sign and silent and sign.pid in _stopped(sign):
+        said += f"; its process {sign.pid} {STOPPED_BY}"
         step = f"kill -CONT {sign.pid}"
+    elif sign and silent and _hangs_on_its_log(sign):
+        said += f"; its process {sign.pid} hangs: {LOG_FULL}"
+        step = f"{install.restart('worker', sign.pid)}{TO_A_FILE}"
     elif sign and silent and heartbeat.consumers and heartbeat.waiting:
         said += "; it is still connected to the broker, and takes nothing: it is stopped or hangs"
         step = install.restart("worker", sign.pid)
@@ -450,11 +495,20 @@ def _no_worker(heartbeat: Heartbeat) -> Cause:
     return CAUSES["no_worker"].fill(since, step=step, **words)
 
 
-def _is_stopped(sign: Sign) -> bool:
-    """Tell whether the main process of a worker on this host is stopped, as by SIGSTOP."""
+def _stopped(sign: Sign) -> list[int]:
+    """List the processes of a worker on this host that are stopped, as by SIGSTOP."""
     with suppress(psutil.Error):
-        process = psutil.Process(sign.pid) if sign.pid and sign.host == gethostname() else None
-        return process is not None and process.status() in STOPPED
+        if sign.pid and sign.host == gethostname():
+            main = psutil.Process(sign.pid)
+            return [each.pid for each in (main, *main.children()) if each.status() in STOPPED]
+    return []
+
+
+def _hangs_on_its_log(sign: Sign) -> bool:
+    """Tell whether the main process of a worker hangs in a write to a pipe."""
+    with suppress(OSError):
+        here = sign.pid and sign.host == gethostname()
+        return bool(here) and "pipe_w" in Path(f"/proc/{sign.pid}/wchan").read_text()
     return False
 
 
@@ -479,6 +533,13 @@ def _stalled(heartbeat: Heartbeat, serving: Mapping[str, Sign | None]) -> Iterat
             process = f"process {sign.task_pid}" if sign.task_pid else "it"
             doing = f"{process} has been at {sign.task} since {utc(since)}"
         step = heartbeat.asked.installation.restart("worker", sign.task_pid or sign.pid)
+        if stopped := _stopped(sign):
+            pids = " ".join(map(str, stopped))
+            doing += f"; process {pids} {STOPPED_BY}"
+            step = f"kill -CONT {pids}"
+        elif sign.log_full:
+            doing += f"; {LOG_FULL}"
+            step = f"{heartbeat.asked.installation.restart('worker', sign.pid)}{TO_A_FILE}"
         words = {"worker": name, "doing": doing, "held": number(sign.held, "message")}
         yield CAUSES["worker_stalled"].fill(since, step=step, **words)
 
@@ -528,6 +589,10 @@ def _beat_causes(heartbeat: Heartbeat, holder: Holder | None) -> Iterator[Cause]
     part = "beat" if none else "worker"
     install = heartbeat.asked.installation
     step = install.start(part) if none else install.log(part)
+    for name, sign in heartbeat.signs.items():
+        if none and sign.failed and _is_beat(name):
+            reason = f"the last one, {name}, could not start at {utc(sign.at)}: {sign.failed}"
+            step = f"{install.start('beat')}  # once that is corrected"
     if heartbeat.beats.leader and not heartbeat.tick_waits:
         reason = "the beat that leads sends no ticks: its ELS_SWEEP_EVERY is too long"
         step = "els reconcile  # once; then start beat again without its ELS_SWEEP_EVERY"
@@ -536,6 +601,10 @@ def _beat_causes(heartbeat: Heartbeat, holder: Holder | None) -> Iterator[Cause]
         step = REDIS.format(f"DEL {heartbeat.beats.never_ends}")
     words = {"title": title, "beats": heartbeat.beats, "reason": reason + last}
     yield CAUSES["beat_silent"].fill(heartbeat.swept_at, step=step, **words)
+
+
+def _is_beat(name: str) -> bool:
+    return name.startswith("beat@")
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ from ops.wording import number, utc
 
 BEFORE = timedelta(minutes=1)  # a message that registers a batch may have asked for its contents
 A_DAY = timedelta(days=1)  # for the messages of a batch that nobody has registered
+TIMEOUT = "ELS_VISIBILITY_TIMEOUT"
 EVICTING = "allkeys"  # how policies begin that take any key
 
 
@@ -34,6 +35,13 @@ def sign_clues(heartbeat: Heartbeat, since: datetime | None, *, has_queue: bool)
             f"the broker has lost its keys, or is another one, since {utc(heartbeat.since)}"
             " (FLUSHALL, a restart without appendonly): what waited in it then must be sent again"
         )
+
+
+def timeout_clues(heartbeat: Heartbeat) -> Iterator[Clue]:
+    """Tell when the broker delivers again what a dead worker held, where a setting says so."""
+    for name, sign in heartbeat.signs.items():
+        if sign.fresh and TIMEOUT in sign.settings:
+            yield Clue(f"{TIMEOUT} of the worker {name} is {float(sign.settings[TIMEOUT]):g} s")
 
 
 def eviction_clues(client: redis.Redis) -> Iterator[Clue]:

@@ -7,16 +7,13 @@ them, into each worker: 12 MB.
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, NoReturn
 
 from click import Choice, Command, Context, UsageError
-from redis import RedisError
 
+from core.crash import armed
 from core.errors import BadSettings
-from core.servers.redis_client import connect_once
-from core.settings import Settings
-from core.signs.heartbeat import note_start
+from ops.stack.failed_start import note_failed_start
 
 HELP = {
     "worker": """Start one more worker of the service.
@@ -86,8 +83,6 @@ REFUSED: Mapping[str, Mapping[str, Refuse]] = {
     "worker": WORKER,
     "beat": {"detach": WORKER["detach"], "scheduler": WORKER["scheduler"]},
 }
-BAD_USAGE = 2  # an exit status
-OF_REDIS = ("ELS_REDIS_", "ELS_TLS_")
 NEVER = ("purge", "detach", "without_heartbeat", "heartbeat_interval", "scheduler")
 
 
@@ -98,35 +93,22 @@ def main(name: str, arguments: Sequence[str]) -> NoReturn:
     from celery.bin.base import CLIContext
 
     try:
-        from tasks.app import app
+        from tasks.app import app, settings
 
+        armed()
+        settings.refuse_eager("beat" if name == "beat" else f"a {name}")
         context = CLIContext(app, no_color=False, workdir=None, quiet=True)
         helps = ["-h", "--help"]
         sys.exit(
             command(name).main(list(arguments), f"els {name}", obj=context, help_option_names=helps)
         )
     except BadSettings as error:
-        _note_start_of(name)
+        note_failed_start(name, str(error))
         sys.exit(f"els: {error}")
     except SystemExit as ended:
-        if ended.code == BAD_USAGE:
-            _note_start_of(name)
+        if isinstance(wrong := ended.__context__, UsageError):
+            note_failed_start(name, wrong.format_message())
         raise
-
-
-def _note_start_of(name: str) -> None:
-    """Note the start of a worker that cannot start: a supervisor may repeat it without end.
-
-    A worker that has come further notes its own. Of the settings only those of Redis are read.
-    """
-    from celery.utils.nodenames import default_nodename
-
-    given = {key: os.environ[key] for key in os.environ if key.startswith(OF_REDIS)}
-    with suppress(BadSettings, RedisError):
-        url = Settings.from_env(given).redis_url
-        if name == "worker" and url:
-            with connect_once(url, timeout_s=1) as client:
-                note_start(client, default_nodename(""))
 
 
 def command(name: str) -> Command:

@@ -1,6 +1,7 @@
 """The heartbeat of a worker: a file for supervisors, and a time in Redis for everybody else."""
 
 import atexit
+import logging
 import os
 import time
 from contextlib import suppress
@@ -15,7 +16,7 @@ import durable_redis
 from core.faults import describe
 from core.signs import health_file, heartbeat, pauses
 from tasks.app import app, settings
-from tasks.worker import signs
+from tasks.worker import signs, stopping
 from tasks.worker.clients import brief_redis
 
 EVERY_S = 2.0  # as Celery's heartbeat
@@ -25,6 +26,7 @@ _worker: tuple[int, str] | None = None  # process id and name of the worker's ma
 _sent_at = float("-inf")
 _queues: set[str] = set()  # that this worker consumes from, unless somebody cancels one
 _cancelled: set[str] = set()
+_error: str | None = None  # that ends this worker
 _refused = False  # by the broker, at the last heartbeat
 _rabbitmq_refusal: durable_redis.Refusal | None = None  # until the event loop turns again
 
@@ -95,14 +97,23 @@ def send_if_solo() -> None:
 def _prepare(sender: str, **_: object) -> None:
     _queues.update(app.amqp.queues.consume_from)
     signs.prepare()
+    logging.getLogger("celery.worker").addFilter(_note_error)
     atexit.register(_say_goodbye, os.getpid(), sender)  # Celery's own signal misses a quick stop
+
+
+def _note_error(record: logging.LogRecord) -> bool:
+    """Keep the error that ends this worker, which Celery logs."""
+    global _error  # noqa: PLW0603 - of the process
+    if record.levelno == logging.CRITICAL and record.exc_text:  # without values, as logs are
+        _error = record.exc_text.splitlines()[-1][:500]
+    return True
 
 
 def _say_goodbye(pid: int, worker: str) -> None:
     """Let nobody wait 15 s to learn that this worker has stopped."""
     if os.getpid() == pid:
         with suppress(redis.RedisError):
-            _send_sign(worker, stopped=True)
+            _send_sign(worker, stopped=True, by_itself=not stopping.by_somebody(), error=_error)
             heartbeat.note_gone(brief_redis(), worker)
 
 

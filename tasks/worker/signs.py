@@ -1,7 +1,9 @@
 """Collects the signs of a worker's main process: `Sign` in `ops/signs.py` lists the fields."""
 
 import os
+import select
 import time
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from socket import gethostname
@@ -11,10 +13,14 @@ from celery.worker import state
 
 from core.servers.identity import identity_of, location
 from core.servers.urls import kind_and_path
+from core.settings import PREFIX, Settings
 from core.signs.installation import detect
 from tasks.app import app, settings
 from tasks.worker import amqp_policy, screening
 
+# Settings that explain what becomes of messages, where somebody has changed them.
+SHOWN = ("retry_for", "visibility_timeout", "crashpoint")
+STDERR = 2  # for logs; Celery may have put something else into `sys.stderr`
 _last: tuple[object, float] | None = None  # what had moved, and when that was seen first
 
 
@@ -35,6 +41,7 @@ def sign(now: float) -> dict[str, Any]:  # Any: JSON
         "progress_at": now - _still_for_s(),
         "limited": {task.name: task.rate_limit for task in app.tasks.values() if task.rate_limit},
         "broker_lacks": amqp_policy.lacks(settings.queue),
+        "log_full": _log_full(),
         **_ignored(now),
     }
 
@@ -45,6 +52,13 @@ def _ignored(now: float) -> dict[str, Any]:  # Any: JSON
         return {}
     parts, at = screening.ignored
     return {"ignored": parts, "ignored_at": now - (time.monotonic() - at)}
+
+
+def _log_full() -> bool:
+    """Tell whether our log goes to a pipe that nobody empties: a write to it hangs."""
+    with suppress(OSError):
+        return not select.select([], [STDERR], [], 0)[1]
+    return False
 
 
 def _still_for_s() -> float:
@@ -67,6 +81,11 @@ def process() -> dict[str, Any]:  # Any: JSON
         "version": version("essay-lifecycle-service"),
         "installation": detect(settings.home),
         "home": str(settings.home.absolute()),
+        "settings": {
+            f"{PREFIX}{name.upper()}": str(value)
+            for name in SHOWN
+            if (value := getattr(settings, name)) != Settings.model_fields[name].default
+        },
     }
 
 

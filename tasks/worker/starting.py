@@ -23,7 +23,7 @@ from core.signs import health_file, heartbeat, pauses
 from tasks.app import settings
 from tasks.worker.clients import brief_redis
 from tasks.worker.signs import process
-from tasks.worker.stopping import STOPS
+from tasks.worker.stopping import STOPS, by_somebody
 
 ASK_EVERY_S, BEAT_EVERY_S = 3.0, 1.0  # while a worker waits for its schema
 GARBAGE = (10_000, 50, 50)  # allocations a collection; Python's 700 are those of two messages
@@ -46,11 +46,7 @@ def _note_start(worker: str) -> None:
     own = os.getpid()
 
     def forget(start: str) -> None:
-        stopped = any(
-            each is not None and each is not False
-            for each in (state.should_stop, state.should_terminate)
-        )
-        if stopped and os.getpid() == own:
+        if by_somebody() and os.getpid() == own:
             with suppress(redis.RedisError):
                 heartbeat.forget_start(brief_redis(), start)
 

@@ -26,6 +26,12 @@ def asked() -> bool:
     return _asked[0] == 1
 
 
+def by_somebody() -> bool:
+    """Tell whether somebody stops this worker; else it ends by itself."""
+    asked_for = (state.should_stop, state.should_terminate)
+    return any(each is not None and each is not False for each in asked_for)
+
+
 @contextmanager
 def stop_between_turns(hub: Any) -> Iterator[None]:  # Any: Kombu's event loop, untyped
     """Let a signal to stop wait for the next turn of this loop, a second at most.

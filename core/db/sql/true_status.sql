@@ -17,7 +17,12 @@ WITH posted AS (
       ON c.batch_id = t.batch_id AND c.type = 'BatchContentProvisioningCompleted'
     WHERE t.batch_id = ANY(%(batches)s)
 ), sealed AS (
-    SELECT *, coalesce(manifest_sha256, completion ->> 'manifest_sha256') AS seal,
+    SELECT *,
+           -- Open slots are never sealed, so somebody wrote that by hand.
+           CASE WHEN complete_posted IS NOT NULL OR (
+                    SELECT true FROM essay_states e WHERE e.batch_id = posted.batch_id
+                    AND e.current_status = 'awaiting_content' LIMIT 1) IS NULL
+                THEN coalesce(manifest_sha256, completion ->> 'manifest_sha256') END AS seal,
            coalesce(provisioned_count, (completion ->> 'provisioned_count')::int) AS essays
     FROM posted
 ), judged AS (

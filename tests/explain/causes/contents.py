@@ -538,6 +538,34 @@ def somebody_deleted_a_slot(running):
     yield batch
 
 
+@cause(
+    "timed_out",
+    says=[
+        "somebody has added the trigger policy on batch_essay_trackers",
+        "DISABLE TRIGGER policy",
+    ],
+)
+def a_trigger_of_others_made_its_deadline_short(place):
+    place.run()
+    place.conn.execute(
+        "CREATE FUNCTION policy() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$BEGIN NEW.deadline_at := now() + interval '1 s'; RETURN NEW; END$$"
+    )
+    place.conn.execute(
+        "CREATE TRIGGER policy BEFORE INSERT ON batch_essay_trackers"
+        " FOR EACH ROW EXECUTE FUNCTION policy()"
+    )
+    yield ended(place, place.register(), "timed_out")
+
+
+@cause("waiting_for_contents", says=["3 messages rejected the file file-7, which takes one slot"])
+def its_rejections_name_one_file(running):
+    batch = running.register(3)
+    for _ in range(3):
+        running.tell("els.reject_content", make.rejection(batch, "file-7"))
+    yield batch
+
+
 @cause("timed_out", says=["2 s after its registration", "registered again as another batch"])
 def its_deadline_was_given_in_days_and_read_in_seconds(running):
     batch = running.register(deadline_s=2)
@@ -622,6 +650,23 @@ def somebody_wrote_that_it_was_cancelled(running):
     running.conn.execute(
         "UPDATE batch_essay_trackers SET status = 'cancelled', closed_at = now()"
         " WHERE batch_id = %s",
+        [batch],
+    )
+    yield batch
+
+
+@cause(
+    "status_wrong",
+    says=["ready_for_pipeline_execution", "somebody changed its row by hand"],
+    step="els reconcile",
+    among=4,
+)
+def somebody_wrote_that_it_was_ready(place):
+    batch = place.insert_batch()
+    place.conn.execute(
+        "UPDATE batch_essay_trackers SET available_slots = 0, full_at = now(),"
+        " completed_at = now(), ready_at = now(), status = 'ready_for_pipeline_execution',"
+        " provisioned_count = 2, manifest_sha256 = 'ab' WHERE batch_id = %s",
         [batch],
     )
     yield batch

@@ -260,6 +260,24 @@ def its_content_waits_in_a_sorted_set(running):
     forgotten(running, "later")
 
 
+@cause(WAITING, says=["lies in the key files:7"], never=NEVER, step="GET files:7")
+def its_content_lies_in_a_key_of_its_own(running):
+    yield kept(running, lambda client, event: client.set("files:7", event))
+    forgotten(running, "files:7")
+
+
+@cause(WAITING, says=["lies in the hash files:8"], never=NEVER, step="HSCAN files:8")
+def its_content_lies_in_a_hash(running):
+    yield kept(running, lambda client, event: client.hset("files:8", "1", event))
+    forgotten(running, "files:8")
+
+
+@cause(WAITING, says=["lies in the set files:9"], never=NEVER, step="SSCAN files:9")
+def its_content_lies_in_a_set(running):
+    yield kept(running, lambda client, event: client.sadd("files:9", event))
+    forgotten(running, "files:9")
+
+
 @cause(
     WAITING,
     says=["the broker has refused files (key els-", "(ACL LOG)"],

@@ -68,6 +68,17 @@ def with_two_characters_swapped(running):
     yield running.register().replace("batch", "bacth")
 
 
+@cause(UNKNOWN, says=["is this id with more or fewer zeros"], step="els explain ")
+def with_its_zeros_lost(running):
+    batch = running.register(batch=f"{make.new_batch()}-00700")
+    yield batch.replace("-00700", "-7")
+
+
+@cause(UNKNOWN, says=["is this id with its parts in another order"], step="els explain batch-")
+def with_its_halves_swapped(running):
+    yield "-".join(reversed(running.register().split("-")))
+
+
 @cause(UNKNOWN, says=["is this id with letters or digits that look alike"])
 def with_an_o_for_a_zero(running):
     batch = running.register(batch=f"{make.new_batch()}-007")

@@ -305,6 +305,99 @@ def the_name_of_its_host_is_gone(place):
 def postgres_is_slow_to_write(place):
     batch = place.insert_batch()
     place.conn.execute(
+        "CREATE FUNCTION slow() RETURNS integer LANGUAGE plpgsql AS"
+        " $$BEGIN PERFORM pg_sleep(5); RETURN 1; END$$"
+    )
+    place.conn.execute("ALTER TABLE essay_states ADD COLUMN seen integer")
+    place.conn.execute("ALTER TABLE essay_states ALTER COLUMN seen SET DEFAULT slow()")
+    yield batch
+
+
+@cause(
+    "server_refuses",
+    says=["somebody has moved the sequence dead_letters_id_seq to its end"],
+    step="SELECT setval(",
+    ends=True,
+)
+def a_sequence_is_at_its_end(place):
+    place.worker()
+    batch = place.insert_batch()
+    place.conn.execute("SELECT setval('dead_letters_id_seq', 9223372036854775807)")
+    place.send("els.assign_content", make.content(batch, file_size_bytes=-1))
+    until(place.pauses, WAIT_S, "the worker waits")
+    yield batch
+
+
+@cause(
+    "server_refuses",
+    says=["somebody has added the constraint fk_user to batch_essay_trackers"],
+    step="DROP CONSTRAINT fk_user",
+    ends=True,
+)
+def a_foreign_key_of_others_is_named_as_ours_are(place):
+    batch = place.insert_batch()
+    place.conn.execute("CREATE TABLE users (id text PRIMARY KEY)")
+    place.conn.execute(
+        "ALTER TABLE batch_essay_trackers ADD CONSTRAINT fk_user FOREIGN KEY (user_id)"
+        " REFERENCES users NOT VALID"
+    )
+    yield batch
+
+
+@cause(
+    "cannot_read",
+    says=["a table of another schema is found first", "hides public.essay_states"],
+    step="RENAME TO essay_states_hidden",
+    never=["A slot of the batch is gone"],
+    ends=True,
+    among=2,
+)
+def a_table_of_another_schema_hides_ours(place):
+    place.run()
+    batch = place.register()
+    place.conn.execute("CREATE SCHEMA els")  # the user's own, which Postgres searches first
+    place.conn.execute("CREATE TABLE els.essay_states (LIKE public.essay_states INCLUDING ALL)")
+    yield batch
+
+
+@cause(
+    "postgres_unreachable",
+    says=["Postgres cannot read its own files", "could not open file"],
+    never=["does not answer"],
+    step="restore that file, or a backup",
+)
+def a_file_of_its_database_is_gone(alone):
+    batch = alone.insert_batch()
+    alone.conn.execute("CHECKPOINT")
+    named = "SELECT pg_relation_filepath('essay_states') AS file"
+    file = alone.postgres_server.data / alone.conn.execute(named).fetchone()["file"]
+    away = file.rename(file.with_suffix(".away"))
+    yield batch
+    away.rename(file)
+
+
+@cause("postgres_unreachable", says=["not currently accepting"], step="ALLOW_CONNECTIONS true")
+def its_database_takes_no_connections(place):
+    batch = place.insert_batch()
+    name = urlsplit(place.database_url).path[1:]
+    other = urlsplit(place.database_url)._replace(path="/postgres").geturl()
+    place.conn.close()
+    with psycopg.connect(other, autocommit=True) as conn:
+        conn.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        yield batch
+        conn.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+
+
+@cause(
+    "server_refuses",
+    says=["none of this service fails, or takes too long: slow on essay_states"],
+    step="DISABLE TRIGGER slow",
+    never=["its disk is slow"],
+    ends=True,
+)
+def a_trigger_of_others_sleeps(place):
+    batch = place.insert_batch()
+    place.conn.execute(
         "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS"
         " $$BEGIN PERFORM pg_sleep(5); RETURN NEW; END$$"
     )
@@ -710,6 +803,39 @@ def somebody_has_written_bytes_into_a_moment(place):
     place.run()
     batch = place.register()
     place.valkey.set(SINCE, b"\xff")
+    yield batch
+
+
+@cause("waiting_for_contents", among=3, says=["no text has"], never=["does not answer"])
+def somebody_has_written_bytes_into_every_sign(place):
+    place.run()
+    batch = place.register()
+    place.workers.stop()
+    for key in place.valkey.keys("els:*"):
+        if place.valkey.type(key) == "string":
+            place.valkey.set(key, b"\xff{text", keepttl=True)
+        elif place.valkey.type(key) == "hash":
+            place.valkey.hset(key, "text", b"\xff{text")
+        elif place.valkey.type(key) == "zset":
+            place.valkey.zadd(key, {b"\xff{text": 1e10})
+    yield batch
+
+
+@cause(
+    "event_not_delivered",
+    among=3,
+    says=["another program has written the key of that queue", "WRONGTYPE"],
+    step="RENAME QUEUE QUEUE.wrong",
+)
+def another_program_has_written_the_queue_of_its_receivers(place):
+    place.run()
+    batch = place.register(1)
+    place.valkey.delete(f"{place.queue}.events")
+    place.valkey.set(f"{place.queue}.events", "1")
+    place.content(batch)
+    query = "SELECT count(last_error) AS failed FROM event_outbox WHERE batch_id = %s"
+    until(lambda: place.conn.execute(query, [batch]).fetchone()["failed"], WAIT_S, "it failed")
+    place.conn.execute("UPDATE event_outbox SET created_at = created_at - interval '1 min'")
     yield batch
 
 

@@ -2,7 +2,10 @@
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from fcntl import F_SETPIPE_SZ, fcntl
+from select import select
 from urllib.parse import quote, urlsplit
 
 import psutil
@@ -270,6 +273,120 @@ def its_worker_was_killed_with_its_content(place):
     yield batch
 
 
+def killed_with_its_content(place, **settings):
+    """Kill a worker that holds a content of the batch for a while; another one takes its place."""
+    worker = place.worker(command=ONE_PROCESS, **settings)
+    batch = place.register()
+    with psycopg.connect(place.database_url) as holding:
+        holding.execute("SELECT FROM essay_states WHERE batch_id = %s FOR UPDATE", [batch])
+        place.send_content(batch)
+        until(lambda: any(s.task for s in place.signs().signs.values()), WAIT_S, "it is at work")
+        place.end(worker)
+        place.conn.execute(  # or it ends the statement once the lock is gone
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+    for key, earlier in (("unacked_index", 30), (f"batch:{{{batch}}}:claims", 15_000)):
+        for each in place.valkey.zrange(key, 0, -1):
+            place.valkey.zincrby(key, -earlier, each)
+    place.worker(**settings)
+    return batch
+
+
+@cause(
+    "waiting_for_contents",
+    among=4,
+    says=["a worker that is gone held 1 message", "is 86400 s", "safe to send it again"],
+    never=["no dead letter"],
+)
+def its_worker_was_killed_and_its_messages_come_back_tomorrow(place):
+    yield killed_with_its_content(place, ELS_VISIBILITY_TIMEOUT="86400")
+
+
+@cause(
+    "claims_in_flight",
+    among=3,
+    says=["neither in the queue nor with a worker", "the messages do not come back"],
+    never=["writes them at this moment"],
+    step="els submit FILE",
+)
+def somebody_deleted_what_its_worker_held(place):
+    batch = killed_with_its_content(place, ELS_VISIBILITY_TIMEOUT="86400")
+    place.valkey.delete("unacked", "unacked_index")
+    yield batch
+
+
+def fails(place, *command, **settings):
+    """Start a worker or beat that cannot start."""
+    process = place.els(*command, **settings)
+    process.communicate(timeout=WAIT_S)
+    assert process.returncode
+
+
+@cause(
+    "no_worker",
+    says=["No worker is running", "could not start at", "ELS_EVENT_ROUTES: "],
+    step="once that is corrected",
+)
+def a_setting_of_it_is_misspelt(place):
+    place.end(place.worker(), signal.SIGTERM)
+    batch = place.insert_batch()
+    fails(place, "worker", ELS_EVENT_ROUTES='{"BatchEssayReady": []}')
+    yield batch
+
+
+@cause(
+    "no_worker",
+    says=["ended by itself at", "ELS_CRASHPOINT: there is no nowhere"],
+    never=["was stopped"],
+)
+def it_ended_by_an_error_of_its_own(place):
+    batch = place.insert_batch()
+    worker = place.worker(ELS_CRASHPOINT="nowhere")
+    place.send_content(batch)
+    worker.wait(WAIT_S)
+    yield batch
+
+
+@cause("no_worker", says=["could not start at", "ELS_EAGER"], step="once that is corrected")
+def it_was_to_be_eager(place):
+    batch = place.insert_batch()
+    fails(place, "worker", ELS_EAGER="1")
+    yield batch
+
+
+@cause("no_worker", says=["could not start at", "--queues: essays:"], never=["does not answer"])
+def it_was_to_serve_a_queue_of_others(place):
+    batch = place.insert_batch()
+    fails(place, "worker", "-Q", "essays")
+    yield batch
+
+
+@cause(
+    "beat_silent",
+    says=["No beat is running", "could not start at", "ELS_SWEEP_EVERY: "],
+    step="once that is corrected",
+)
+def a_setting_of_beat_is_wrong(place):
+    place.worker()
+    batch = place.register()
+    fails(place, "beat", ELS_SWEEP_EVERY="never")
+    yield batch
+
+
+@cause(
+    "worker_crashes",
+    says=["has ELS_CRASHPOINT=claimed, so its processes end on purpose"],
+    never=["want of memory"],
+    step="without ELS_CRASHPOINT",
+)
+def a_setting_for_tests_ends_its_processes(place):
+    batch = place.insert_batch()
+    place.worker(command=ONE_PROCESS, ELS_CRASHPOINT="claimed")
+    place.send_content(batch)
+    yield batch
+
+
 def again_and_again(place, end, *more):
     """Start a worker of one name three times, as a supervisor does; it ends each time."""
     for _ in range(3):
@@ -356,6 +473,61 @@ def a_process_is_stopped_in_the_midst_of_a_content(place):
     until_stalled(place)
     yield batch
     child.resume()
+
+
+@contextmanager
+def a_log_that_nobody_reads(place):
+    """Let the next worker log into a pipe; give what reads it empty and makes it small."""
+    file = place.workers.logs / f"{len(place.workers.processes)}.log"
+    os.mkfifo(file)
+    reading = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
+
+    def read():
+        while select([reading], [], [], 0.5)[0]:
+            os.read(reading, 65536)
+        fcntl(reading, F_SETPIPE_SZ, 4096)
+
+    with ThreadPoolExecutor(1) as reader:
+        yield lambda: reader.submit(read).result(WAIT_S)
+    os.close(reading)
+
+
+def flooded(place):
+    """Send a worker so much that its log is full, and then the content of a batch."""
+    batch = place.register(60)
+    for number in range(60):
+        place.send_content(batch, f"text-{number}")
+    return batch
+
+
+@cause(
+    "worker_stalled",
+    says=["goes to a pipe that nobody empties"],
+    step="its output to a file, or to a program that reads it",
+)
+def a_process_hangs_on_its_log(place):
+    with a_log_that_nobody_reads(place) as read:
+        place.worker(command=ONE_PROCESS)
+        read()
+        batch = flooded(place)
+        until_stalled(place)
+        yield batch
+        place.workers.stop()
+
+
+@cause(
+    "no_worker",
+    says=["No worker gives a sign of life", "goes to a pipe that nobody empties"],
+    step="its output to a file, or to a program that reads it",
+)
+def it_hangs_on_its_log(place):
+    with a_log_that_nobody_reads(place) as read:
+        place.worker()
+        read()
+        batch = flooded(place)
+        place.until_silent()
+        yield batch
+        place.workers.stop()
 
 
 # --- not begun -----------------------------------------------------------------------------------

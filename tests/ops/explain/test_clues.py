@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from uuid import uuid4
 
 import pytest
@@ -9,7 +10,10 @@ import pytest
 from core import db
 from core.db.dead_letters import DeadLetter
 from ops.explain import queries
+from ops.explain.batch_causes import CLAIMED_LONG, NO_CLUE
+from ops.explain.causes import CAUSES
 from ops.explain.explanation import explain
+from ops.explain.message_clues import with_lost
 from tests.core.story import assign, cancel, confirm, fill, register, reject
 from tests.factories import content, essay_ids, new_batch, registration
 from tests.ops.explain.test_explain import alive
@@ -328,6 +332,16 @@ def test_an_event_that_somebody_deleted_is_named_by_its_number(asked, lifecycle,
 
 
 # --- notes ---------------------------------------------------------------------------------------
+
+
+def test_messages_of_claims_are_not_lost_where_a_letter_may_have_them():
+    claims = replace(CAUSES["claims_in_flight"].fill(held="1 slot is"), reason=CLAIMED_LONG)
+    waits = CAUSES["waiting_for_contents"]
+
+    assert with_lost([claims, waits]) == [claims, waits]
+    [lost, _] = with_lost([claims, replace(waits, reason=f"{waits.reason}; {NO_CLUE}")])
+    assert lost.title.startswith("Contents of the batch were in work")
+    assert "neither in the queue nor with a worker" in lost.reason
 
 
 def test_what_holds_nothing_up_is_noted(asked, lifecycle, batch_id):
