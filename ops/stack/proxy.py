@@ -77,6 +77,7 @@ class Proxy:
         self._cut()
         if passing := asyncio.all_tasks(self._loop):
             self._loop.run_until_complete(asyncio.wait(passing, timeout=5))
+        self._loop.run_until_complete(asyncio.sleep(0))  # what was aborted closes in the next turn
         self._loop.close()
 
     def _cut(self) -> None:
