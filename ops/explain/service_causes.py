@@ -115,6 +115,7 @@ UNREACHED = {
     " process: start it, or correct {setting}",
     "PL/pgSQL function": "psql DATABASE_URL, as a superuser: \\dy lists the triggers that a login"
     " meets; ALTER EVENT TRIGGER … DISABLE",
+    "statement timeout": "take statement_timeout out of the options of {setting}, or PGOPTIONS",
     "speaks no TLS": "write redis:// in {setting}, not rediss://, or give its TLS port",
     "starting up": "wait until it has recovered; its log says how far it is",
     "not yet accepting": "wait until it has recovered; its log says how far it is",
@@ -364,6 +365,9 @@ def _waiting_to_start(heartbeat: Heartbeat) -> Iterator[Cause]:
     for name, sign in heartbeat.signs.items():
         if sign.waits and sign.fresh:
             said = {key: sign.waits.get(key, "") for key in ("wrong", "why", "step")}
+            if said["step"].startswith("start it"):  # a server; perhaps its error says more
+                known = look_at("postgres", said["wrong"])
+                said["step"] = said["step"] if known == "els env" else known
             if said["step"] == "els migrate":
                 said["step"] = heartbeat.asked.installation.migrate
             words = {**said, "worker": name, "waiting": _messages(heartbeat)}

@@ -569,6 +569,23 @@ def it_waits_for_a_right_that_its_role_lacks(place):
     yield place.insert_batch()
 
 
+@cause("worker_waits", says=["statement timeout"], step="take statement_timeout out of the options")
+def a_limit_of_time_in_its_url_ends_what_it_begins(place):
+    url = f"{place.database_url}?options={quote('-c statement_timeout=1', safe='')}"
+    place.start_worker(ELS_DATABASE_URL=url)
+    until(lambda: any(s.waits for s in place.signs().signs.values()), WAIT_S, "it waits")
+    yield place.insert_batch()
+
+
+@cause(
+    "worker_waits", says=["resolve host"], step="correct the name of the host in ELS_DATABASE_URL"
+)
+def its_url_names_no_host(place):
+    place.start_worker(ELS_DATABASE_URL="postgresql://els:word@gone.invalid/els")
+    until(lambda: any(s.waits for s in place.signs().signs.values()), WAIT_S, "it waits")
+    yield place.insert_batch()
+
+
 def role(place, rights):
     """Create a role with rights on all tables; return the URL of the database for it."""
     name = f"r_{os.getpid()}_{abs(hash(place.queue))}"
