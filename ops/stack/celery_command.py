@@ -7,6 +7,7 @@ them, into each worker: 12 MB.
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from typing import Any, NoReturn
 
 from click import Choice, Command, Context, UsageError
@@ -99,16 +100,26 @@ def main(name: str, arguments: Sequence[str]) -> NoReturn:
         settings.refuse_eager("beat" if name == "beat" else f"a {name}")
         context = CLIContext(app, no_color=False, workdir=None, quiet=True)
         helps = ["-h", "--help"]
-        sys.exit(
-            command(name).main(list(arguments), f"els {name}", obj=context, help_option_names=helps)
-        )
+        celerys = command(name)
+        celerys.make_context = _noting_bad_usage(name, celerys.make_context)  # type: ignore[method-assign]
+        sys.exit(celerys.main(list(arguments), f"els {name}", obj=context, help_option_names=helps))
     except BadSettings as error:
         note_failed_start(name, str(error))
         sys.exit(f"els: {error}")
-    except SystemExit as ended:
-        if isinstance(wrong := ended.__context__, UsageError):
-            note_failed_start(name, wrong.format_message())
-        raise
+
+
+def _noting_bad_usage(name: str, make_context: Callable[..., Context]) -> Callable[..., Context]:
+    """Wrap what reads the options of a command: a worker that refuses them cannot start."""
+
+    @wraps(make_context)
+    def noting(*args: Any, **more: Any) -> Context:  # Any: as click calls it
+        try:
+            return make_context(*args, **more)
+        except UsageError as error:
+            note_failed_start(name, error.format_message())
+            raise
+
+    return noting
 
 
 def command(name: str) -> Command:
