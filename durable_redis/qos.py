@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 RESTORED_AT_ONCE = 1000  # about 0.3 s of the event loop
 NOTHING_RESTORED_S = 6  # after an outage, while living workers renew: each does in 5 s
 SLOW_S = 1  # a reply that took longer: Redis stood still
+# Fetches from urgent queues for each of the others. A job of contents may lead to three urgent
+# ones; with fewer places they would pile up behind the contents.
+URGENT = 4
 DELETED_AT_ONCE = 1000  # Lua unpacks some 8 000 values at most
 
 log = logging.getLogger(__name__)
@@ -97,7 +100,7 @@ class QoS(stock.QoS):
         dirty = self._dirty
         held = {message.fetch for tag, message in self._delivered.items() if tag not in dirty}
         urgent = sum(fetch.is_urgent for fetch in held)
-        counts = {True: urgent, False: len(held) - urgent}
+        counts = {True: urgent / URGENT, False: len(held) - urgent}
         return {window for window, number in counts.items() if not limit or number < limit}
 
     def track(self, message: virtual.Message, fetch: Fetch) -> None:

@@ -69,6 +69,12 @@ def test_a_lane_that_did_not_report_has_failed():
     assert lanes.counts("")["state"] == "failed"
 
 
+def test_a_lane_that_was_interrupted_has_not_held():
+    report = '<testsuites><testsuite tests="2" failures="0" errors="0" skipped="0"/></testsuites>'
+
+    assert lanes.counts(report, ended=False)["state"] == "failed"
+
+
 def test_the_matrix_claims_nothing_that_no_lane_ran():
     drawn = lanes.table({})
 

@@ -18,6 +18,7 @@ from kombu.pidbox import Mailbox
 
 import durable_redis
 from durable_redis.channel import Channel
+from durable_redis.qos import URGENT
 from durable_redis.unacked import Batching
 from ops.stack.embedded import Valkey
 from ops.stack.ports import free_port
@@ -266,9 +267,9 @@ def test_urgent_queues_have_a_prefetch_window_of_their_own(place):
         drain(QUEUE, QUEUE)
         channel.basic_ack(taken[0].delivery_tag)
         drain(QUEUE)
-        for number in range(3):
+        for number in range(2 * URGENT + 1):
             place.upstream.send_task("run", [number], queue="urgent")
-        drain("urgent", "urgent")
+        drain(*["urgent"] * 2 * URGENT)
         channel.basic_ack(taken[1].delivery_tag)
         drain(QUEUE)
         channel.basic_ack(taken[3].delivery_tag)
