@@ -460,7 +460,7 @@ def the_process_of_its_pool_is_stopped(place):
     child.resume()
 
 
-@cause("worker_stalled", says=["els.assign_content since", "holds 1 message"], step="kill -KILL")
+@cause("worker_stalled", says=["els.assign_content since", "holds 1 message"], step="kill -CONT")
 def a_process_is_stopped_in_the_midst_of_a_content(place):
     worker = place.worker(command=ONE_PROCESS)
     batch = place.register()
