@@ -48,7 +48,8 @@ class Sign:
     limited: Mapping[str, str] = field(default_factory=dict)  # tasks, each with its rate limit
     ignored: tuple[str, ...] = ()  # what a message asked of Celery beside its task, lately
     ignored_at: datetime | None = None
-    broker_lacks: tuple[Mapping[str, str], ...] = ()  # each with `wrong`, `why`, and the `step`
+    # Each with `wrong`, `why` and the `step`, and mostly with its `severity`.
+    broker_lacks: tuple[Mapping[str, str], ...] = ()
     waits: Mapping[str, str] | None = None  # to start: what is `wrong`, `why`, and the `step`
     waits_since: datetime | None = None
 

@@ -17,6 +17,7 @@ from tasks.worker.amqp import Channel
 from tasks.worker.amqp_delays import bind_to_delays, delayed_queues, sending_back_far_etas
 from tasks.worker.amqp_dropped import Keeper, dead_name, dead_queue, drop
 from tasks.worker.amqp_marks import mark
+from tasks.worker.amqp_policy import returning_checks
 from tasks.worker.amqp_restoring import Restoring
 
 DROPPED_AT_ONCE = 10  # dropped messages that a worker holds
@@ -60,7 +61,9 @@ class Queues(bootsteps.StartStopStep):
         queue = str(app.conf.task_default_queue)
         Channel.on_drop = staticmethod(lambda message: drop(app, message))
         handler = type(worker).create_task_handler
-        worker.create_task_handler = lambda: sending_back_far_etas(worker, handler(worker))
+        worker.create_task_handler = lambda: returning_checks(
+            sending_back_far_etas(worker, handler(worker))
+        )
         channel = worker.connection.channel()
         with _or_without("delays_not_bound"):
             for name in delayed_queues(app):
