@@ -69,6 +69,11 @@ class Queues(bootsteps.StartStopStep):
             for name in delayed_queues(app):
                 bind_to_delays(channel, name)
         self._restoring = self._restoring or Restoring(app, lambda: _reconnect(worker))
+        with _or_without("deleted_queues_may_go_unnoticed"), worker.connection.channel() as asking:
+            dead_queue(queue)(asking).declare()
+            names = (*app.amqp.queues.consume_from, dead_name(queue))
+            self._restoring.watch({name: mark(asking, queue, name) for name in names})
+        # From now on nothing may be asked on this channel: a refusal would end its consumer.
         with _or_without("dropped_messages_not_consumed"):
             keeper = Keeper(worker, self._restoring.now)
             self._dropped = Consumer(
@@ -79,9 +84,6 @@ class Queues(bootsteps.StartStopStep):
             )
             self._dropped.qos(prefetch_count=DROPPED_AT_ONCE)
             self._dropped.consume()
-        with _or_without("deleted_queues_may_go_unnoticed"):
-            names = (*app.amqp.queues.consume_from, dead_name(queue))
-            self._restoring.watch({name: mark(channel, queue, name) for name in names})
         self._restoring.start()
 
     def stop(self, worker: Any) -> None:  # Any: as above
