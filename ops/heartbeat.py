@@ -11,7 +11,7 @@ import redis
 
 from core.db.connection import Conn
 from core.probe import probe_redis
-from core.servers.finding import Finding
+from core.servers.finding import Finding, Severity
 from core.servers.identity import location
 from core.servers.obstacles import read_only
 from core.servers.redis_client import connect_once
@@ -103,6 +103,13 @@ class Heartbeat:
             for worker, starts in self.restarts.items()
             if starts[-1] > last_calm or not (sign := self.signs.get(worker)) or not sign.fresh
         }
+
+    def broker_lacks(self, severity: Severity) -> list[Mapping[str, str]]:
+        """Return what the workers have found to be wrong with RabbitMQ, each once."""
+        signs = [self.signs[name] for name in self.workers if name in self.signs]
+        found = {each["wrong"]: each for sign in signs for each in sign.broker_lacks}
+        warning = Severity.WARNING  # older releases know no other
+        return [each for each in found.values() if each.get("severity", warning) == severity]
 
     def in_work(self) -> tuple[int, float]:
         """Return how many messages the workers hold, and how long they execute the oldest, s."""

@@ -50,7 +50,8 @@ class Sign:
     limited: Mapping[str, str] = field(default_factory=dict)  # tasks, each with its rate limit
     ignored: tuple[str, ...] = ()  # what a message asked of Celery beside its task, lately
     ignored_at: datetime | None = None
-    broker_lacks: tuple[Mapping[str, str], ...] = ()  # each with `wrong`, `why`, and the `step`
+    # Each with `wrong`, `why` and the `step`, and mostly with its `severity`.
+    broker_lacks: tuple[Mapping[str, str], ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict)  # some that are not as by default
     log_full: bool = False  # its log goes to a pipe that nobody empties
     failed: str | None = None  # why it, or beat, could not start

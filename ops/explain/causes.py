@@ -176,6 +176,13 @@ PLAIN = [
         "els env",
     ),
     Cause(
+        "broker_lacks",
+        "Something is wrong with RabbitMQ: {wrong}",
+        "{why}",
+        "workers go on with what reaches them; nothing mends it by itself",
+        "els env",
+    ),
+    Cause(
         "server_refuses",
         "{server} refuses writes",
         "{error}",

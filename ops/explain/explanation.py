@@ -12,6 +12,7 @@ from core.checks import CheckContext, Finding
 from core.db.connection import Conn
 from core.db.sweep import Unmended
 from core.rules import Rule
+from core.servers.finding import Severity
 from core.servers.obstacles import hidden_rows
 from core.slots import Slots
 from core.states import OPEN
@@ -23,7 +24,7 @@ from ops.explain.locks import locks
 from ops.explain.notes import notes
 from ops.explain.promises import last_try, promise
 from ops.explain.receiver_causes import receiver_causes, taken_note
-from ops.explain.service_causes import service_causes
+from ops.explain.service_causes import broker_lacks, service_causes
 from ops.heartbeat import Heartbeat
 from ops.installation import command
 from ops.queries import batches, sweep
@@ -90,7 +91,8 @@ def explain(
     flushed = heartbeat.silent and not (heartbeat.others or heartbeat.beats.leader)
     flushed = flushed and "error" not in redis_side
     first = [*broken, *outages] if flushed else [*outages, *broken]
-    causes = [*first, *receiver_causes(conn, batch_id, facts, receivers), *plain]
+    warned = broker_lacks(heartbeat, Severity.WARNING) if waits else ()
+    causes = [*first, *receiver_causes(conn, batch_id, facts, receivers), *plain, *warned]
     said = [*notes(conn, batch_id, facts)]
     if facts and not causes:
         said += taken_note(batch_id, facts, receivers)

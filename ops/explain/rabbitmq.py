@@ -60,7 +60,7 @@ def look_around(broker_url: str, queue: str) -> Around:
             *_delayed(broker),
             *_in_default_vhost(broker_url, queue),
         ]
-        return Around(clues, _alarm(broker), found[queue][1], [NOTHING_SEEN])
+        return Around(clues, alarm_of(broker), found[queue][1], [NOTHING_SEEN])
     finally:
         broker.collect()  # a blocked connection does not answer when it is closed
 
@@ -128,10 +128,11 @@ def _wait(messages: int) -> str:
     return number(messages, "message waits", "messages wait")
 
 
-def _alarm(broker: Connection) -> Outage | None:
+def alarm_of(broker: Connection) -> Outage | None:
     """Tell whether an alarm for memory or disk keeps senders waiting.
 
-    RabbitMQ says so only to those that send: so this sends a message that is dropped.
+    RabbitMQ says so only to those that send: so this sends a message that is dropped. A connection
+    that is blocked is given up, as RabbitMQ does not answer when it is closed.
     """
     alarms: list[str] = []
     with suppress(*UNANSWERED):  # whatever is wrong then has another cause
@@ -141,4 +142,5 @@ def _alarm(broker: Connection) -> Outage | None:
         broker.drain_events(timeout=ALARM_S)
     if not alarms:
         return None
+    broker.collect()
     return Outage("broker", "it keeps senders waiting: an alarm for memory or disk is set")

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from core.servers.finding import Finding
+from core.servers.finding import Finding, Severity
 from core.servers.rights import NO_RIGHT
 from core.signs.heartbeat import FRESH
 from core.signs.pauses import Outage, Pause
@@ -163,6 +163,7 @@ def service_causes(
         yield _no_list(heartbeat.broker_error or "")
     elif heartbeat.waiting is None:
         yield from _broker_away(heartbeat, pauses)
+    yield from broker_lacks(heartbeat, Severity.FAULT)
     # Where Redis takes no writes, nobody can give a sign of life.
     if not any(pause.outage.server == "redis" for pause in pauses):
         yield from _worker_causes(heartbeat)
@@ -284,6 +285,14 @@ def _broker_away(heartbeat: Heartbeat, pauses: Sequence[Pause]) -> Iterator[Caus
         yield cause
     elif not any(each.outage.server == "broker" and error in each.outage.error for each in pauses):
         yield replace(cause, title="The broker refuses the connection")
+
+
+def broker_lacks(heartbeat: Heartbeat, severity: Severity) -> Iterator[Cause]:
+    """Repeat what the workers have found to be wrong with RabbitMQ, as `/readyz` does."""
+    for each in heartbeat.broker_lacks(severity):
+        step = f"els env  # then, on a host of ELS_BROKER_URL: {each['step']}"
+        wrong, why = each["wrong"], each["why"]
+        yield CAUSES["broker_lacks"].fill(None, step=step, wrong=wrong, why=why)
 
 
 def is_no_list(error: str) -> bool:

@@ -23,7 +23,7 @@ from core.signs.pauses import Outage, server_time
 from ops.brief_postgres import connect_briefly
 from ops.explain.held_back import held_back
 from ops.explain.locks import locks, standby_awaited
-from ops.explain.rabbitmq import RESTORE, deleted
+from ops.explain.rabbitmq import RESTORE, alarm_of, deleted
 from ops.explain.service_causes import LOCKED, lock_causes, look_at, restarting
 from ops.heartbeat import read_heartbeat, redis_outage
 from ops.queues import UNANSWERED as BROKER_UNANSWERED
@@ -95,7 +95,8 @@ class Readiness:
         try:
             with self._broker.connection_for_write() as connection:
                 connection.ensure_connection(max_retries=1, timeout=2)
-                return [*self._deleted(connection), *self._seen_by_workers()]
+                found = [*self._deleted(connection), *self._seen_by_workers()]
+                return _or_refusal(found, lambda: alarm_of(connection))
         except BROKER_UNANSWERED as error:
             return [away("broker", self._url, error)]
 
@@ -112,10 +113,10 @@ class Readiness:
         """Repeat what the workers have found to be wrong with RabbitMQ."""
         with suppress(redis.RedisError):  # which has a finding of its own
             seen = read_heartbeat(self._connections.client, None)
-            signs = [seen.signs[name] for name in seen.workers if name in seen.signs]
-            lacks = [each for sign in signs for each in sign.broker_lacks]
-            for each in {each["wrong"]: each for each in lacks}.values():
-                yield Finding("broker", Severity.WARNING, **each)
+            for severity in Severity:
+                for each in seen.broker_lacks(severity):
+                    said = {name: each[name] for name in ("wrong", "why", "step")}
+                    yield Finding("broker", severity, **said)
 
     def _find_restarting(self) -> list[Finding]:
         """Warn of workers that end again and again; that Redis is away has its own finding."""

@@ -5,10 +5,14 @@ them, and `/readyz` names what is lost without.
 """
 
 import json
+from collections.abc import Callable, Iterable
+from math import inf
 from time import monotonic
 from typing import Any
 
 import structlog
+from amqp.exceptions import ChannelError
+from celery import Celery
 from kombu import Connection, Consumer, Exchange, Message, Producer, Queue
 from kombu.exceptions import OperationalError
 
@@ -25,13 +29,18 @@ from tasks.worker.amqp_dropped import (
 )
 
 ANSWER_S = 5  # that RabbitMQ gets to drop the message by which the policy is checked
+DROPPED_S = 2  # the same, once a worker has given it back
 PRIORITY = 10  # a policy for all queues is mostly set with the default, 0
-CHECK_EXPIRES_MS = 60_000  # of a queue that a check left behind
+CHECK_EXPIRES_S = 60  # of a message or queue that a check left behind
 
 DROPPED_LOST = "messages that expire, or reach a limit of the queue"
 UNROUTABLE_LOST = "messages that find no queue, because somebody has deleted it or its binding"
+COULD_BE_LOST = (DROPPED_LOST, UNROUTABLE_LOST)
+LOOK = "rabbitmqctl list_policies; rabbitmqctl list_operator_policies"
 
 lost: list[str] = []  # as the last check has found
+kept_back: set[str] = set()  # queues and exchanges that hand over nothing, though others do
+_returned: dict[object, float] = {}  # checks that this worker got and gave back, and when
 log = structlog.get_logger(__name__)
 
 
@@ -89,11 +98,15 @@ def lacks(queue: str) -> list[dict[str, str]]:
         found += [
             {"wrong": wrong, "why": f"lost: {'; '.join(lost)}", "step": policy_commands(queue)}
         ]
+    for name in sorted(kept_back):
+        wrong = f"it hands over nothing of what it drops at the {name}, as it does elsewhere"
+        why = f"lost: {'; '.join(COULD_BE_LOST)}; another policy overrules ours there"
+        step = f"{LOOK}; delete it, or give it a priority below {PRIORITY}"
+        found += [{"wrong": wrong, "why": why, "step": step}]
     if outlived.number:
         wrong = f"a policy limits how long messages wait in {dead_name(queue)}"
         why = "lost: what RabbitMQ drops while no worker is there to take it from that queue"
-        look = "rabbitmqctl list_policies; rabbitmqctl list_operator_policies"
-        step = f"{look}; leave {dead_name(queue)} out of the one that has a message-ttl"
+        step = f"{LOOK}; leave {dead_name(queue)} out of the one that has a message-ttl"
         found += [{"wrong": wrong, "why": why, "step": step}]
     if number := unroutable.number:
         wrong = f"it had no queue for {number} messages within the last minutes"
@@ -123,6 +136,53 @@ def check(connection: Connection, queue: str) -> None:
         )
 
 
+def check_each(app: Celery, connection: Connection, names: Iterable[str]) -> None:
+    """Check each queue and its exchange as well: a policy may apply to one alone.
+
+    A worker takes the message from its queue, and RabbitMQ drops it then. Raises AMQPError,
+    KombuError or OSError.
+    """
+    queue = str(app.conf.task_default_queue)
+    for name in [] if lost else names:
+        found = {
+            f"queue {name}": _queue_hands_over(app, connection, queue, name),
+            f"exchange {name}": _exchange_hands_over(connection, queue, name),
+        }
+        kept_back.update(each for each, hands_over in found.items() if hands_over is False)
+        kept_back.difference_update(each for each, hands_over in found.items() if hands_over)
+    if lost:
+        kept_back.clear()
+    elif kept_back:
+        log.warning("broker_keeps_back_what_it_drops", at=sorted(kept_back))
+
+
+def _queue_hands_over(app: Celery, connection: Connection, queue: str, name: str) -> bool | None:
+    """Have a worker give a message back; None: it waits, or another worker has it."""
+    check = check_name(queue)
+    if _arrives(connection, queue, check, "", routing_key=name, **_harmless(app, check)):
+        return True
+    return False if monotonic() - _returned.pop(check, inf) > DROPPED_S else None
+
+
+def _harmless(app: Celery, check: str) -> dict[str, Any]:  # Any: JSON
+    """Make a message that a worker of an older release may execute."""
+    made = app.amqp.create_task_message(check, app.conf.beat_schedule["relay"]["task"], (), {})
+    return {"body": made.body, "headers": made.headers, "expiration": CHECK_EXPIRES_S}
+
+
+def returning_checks(handler: Callable[[Message], None]) -> Callable[[Message], None]:
+    """Have RabbitMQ drop the messages of `check_each`; leave the others to this handler."""
+
+    def on_message(message: Message) -> None:
+        if CHECK not in message.headers:
+            handler(message)
+            return
+        Message.reject(message)  # ours would hand it over itself
+        _returned[message.headers[CHECK]] = monotonic()
+
+    return on_message
+
+
 def leave_one(connection: Connection, queue: str) -> None:
     """Leave a message where nobody takes it: a policy that ends it does so in `els.dead` too.
 
@@ -146,7 +206,7 @@ def leave_one(connection: Connection, queue: str) -> None:
 def _hands_over_dropped(connection: Connection, queue: str) -> bool:
     """Let RabbitMQ drop a message, and see."""
     name = check_name(queue)
-    arguments = {"x-queue-type": "quorum", "x-expires": CHECK_EXPIRES_MS}
+    arguments = {"x-queue-type": "quorum", "x-expires": CHECK_EXPIRES_S * 1000}
     checked = Queue(name, Exchange(""), name, queue_arguments=arguments)(connection.channel())
     checked.queue_declare()
     try:
@@ -161,11 +221,19 @@ def _hands_over_unroutable(connection: Connection, queue: str) -> bool:
     checked = Exchange(name, "topic", durable=False)(connection.channel())
     checked.declare()
     try:
-        return _arrives(connection, queue, name, name)
-    except OperationalError:  # it came back
-        return False
+        return _exchange_hands_over(connection, queue, name)
     finally:
         checked.delete()
+
+
+def _exchange_hands_over(connection: Connection, queue: str, exchange: str) -> bool:
+    """Send a message by a key to which no queue is bound, and see."""
+    try:
+        return _arrives(connection, queue, check_name(queue), exchange)
+    except OperationalError as error:  # it came back
+        if isinstance(error.__cause__, ChannelError):  # this account may not send there
+            raise error.__cause__ from None
+        return False
 
 
 def _arrives(
@@ -175,23 +243,28 @@ def _arrives(
     exchange: str,
     **options: Any,  # Any: Kombu's
 ) -> bool:
-    """Tell whether a message reaches the exchange of the dropped."""
+    """Tell whether a message reaches the exchange of the dropped. Its key is its name, mostly."""
     channel: Any = connection.channel()  # Any: absent from its types
     dead_queue(queue)(channel).declare()
-    seen = Queue(f"{name}-seen", Exchange(dead_name(queue)), name, exclusive=True, durable=False)
+    publish = {"body": "", "routing_key": name, "exchange": exchange, **options}
+    publish["headers"] = {**options.get("headers", {}), CHECK: name}
+    key = publish["routing_key"]
+    seen = Queue(f"{name}-seen", Exchange(dead_name(queue)), key, exclusive=True, durable=False)
     seen = seen(channel)
     seen.queue_declare()
     seen.queue_bind()
-    arrived: list[Message] = []
-    with Consumer(channel, [seen], on_message=arrived.append, no_ack=True, auto_declare=False):
-        Producer(channel).publish(
-            "", routing_key=name, exchange=exchange, headers={CHECK: name}, **options
-        )
+    arrived: set[object] = set()
+
+    def note(message: Message) -> None:
+        arrived.add(message.headers.get(CHECK))
+
+    with Consumer(channel, [seen], on_message=note, no_ack=True, auto_declare=False):
+        Producer(channel).publish(**publish)
         deadline = monotonic() + ANSWER_S
-        while not arrived and monotonic() < deadline:
+        while name not in arrived and monotonic() < deadline:
             try:
                 connection.drain_events(timeout=max(deadline - monotonic(), 0.01))
             except TimeoutError:
                 break
     channel.close()  # and with it the queue, which no other may see
-    return bool(arrived)
+    return name in arrived

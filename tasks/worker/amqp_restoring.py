@@ -93,6 +93,8 @@ class Restoring:
                 policies_at = monotonic()
                 with self._if_allowed("policies"):
                     amqp_policy.check(connection, self._queue)
+                    queues = self._app.amqp.queues.consume_from
+                    amqp_policy.check_each(self._app, connection, queues)
             if monotonic() - left_at > LEFT_S:
                 left_at = monotonic()
                 with self._if_allowed("a message left to wait"):

@@ -17,6 +17,7 @@ from tasks.worker.amqp import Channel
 from tasks.worker.amqp_delays import bind_to_delays, delayed_queues, sending_back_far_etas
 from tasks.worker.amqp_dropped import Keeper, dead_name, dead_queue, drop
 from tasks.worker.amqp_marks import mark
+from tasks.worker.amqp_policy import returning_checks
 from tasks.worker.amqp_restoring import Restoring
 
 DROPPED_AT_ONCE = 10  # dropped messages that a worker holds
@@ -60,12 +61,19 @@ class Queues(bootsteps.StartStopStep):
         queue = str(app.conf.task_default_queue)
         Channel.on_drop = staticmethod(lambda message: drop(app, message))
         handler = type(worker).create_task_handler
-        worker.create_task_handler = lambda: sending_back_far_etas(worker, handler(worker))
+        worker.create_task_handler = lambda: returning_checks(
+            sending_back_far_etas(worker, handler(worker))
+        )
         channel = worker.connection.channel()
         with _or_without("delays_not_bound"):
             for name in delayed_queues(app):
                 bind_to_delays(channel, name)
         self._restoring = self._restoring or Restoring(app, lambda: _reconnect(worker))
+        with _or_without("deleted_queues_may_go_unnoticed"), worker.connection.channel() as asking:
+            dead_queue(queue)(asking).declare()
+            names = (*app.amqp.queues.consume_from, dead_name(queue))
+            self._restoring.watch({name: mark(asking, queue, name) for name in names})
+        # From now on nothing may be asked on this channel: a refusal would end its consumer.
         with _or_without("dropped_messages_not_consumed"):
             keeper = Keeper(worker, self._restoring.now)
             self._dropped = Consumer(
@@ -76,9 +84,6 @@ class Queues(bootsteps.StartStopStep):
             )
             self._dropped.qos(prefetch_count=DROPPED_AT_ONCE)
             self._dropped.consume()
-        with _or_without("deleted_queues_may_go_unnoticed"):
-            names = (*app.amqp.queues.consume_from, dead_name(queue))
-            self._restoring.watch({name: mark(channel, queue, name) for name in names})
         self._restoring.start()
 
     def stop(self, worker: Any) -> None:  # Any: as above

@@ -99,6 +99,29 @@ def test_what_a_worker_holds_when_its_queue_is_deleted_is_executed(
     assert letters() == []
 
 
+def test_what_found_no_queue_before_a_worker_starts_is_executed(policed, node, outcome_of, letters):
+    """The worker gets it while it asks whether the queue is still the one that it knew."""
+    events = [make.registration(make.new_batch()) for _ in range(30)]
+    policed.start()
+    policed.ready(1)
+    policed.stop()
+    with node.connection() as connection:
+        connection.channel().queue_delete(policed.queue)
+
+    for event in events:
+        policed.upstream.send_task(
+            "els.register_batch",
+            kwargs={"event": event},
+            exchange=policed.queue,
+            routing_key="nowhere",
+        )
+    policed.start()
+
+    until(lambda: all(map(outcome_of, events)), what="all are registered")
+    until(lambda: policed.depth(".dead") == 0, what="all is acknowledged")
+    assert letters() == []
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [

@@ -146,6 +146,44 @@ def disk_alarm(node, workers):
 
 
 @contextmanager
+def both_alarms(node, workers):
+    node.ctl("set_vm_memory_high_watermark", "0")
+    with disk_alarm(node, workers):
+        yield
+    node.ctl("set_vm_memory_high_watermark", "0.4")
+
+
+@contextmanager
+def suspended(node, workers):
+    """Nobody can connect."""
+    node.ctl("suspend_listeners")
+    node.drop_connections()
+    yield
+    time.sleep(FOR_S)
+    node.ctl("resume_listeners")
+
+
+@contextmanager
+def user_made_anew(node, workers):
+    node.ctl("delete_user", workers.queue)
+    yield
+    time.sleep(FOR_S)
+    node.ctl("add_user", workers.queue, "secret")
+    node.ctl("set_permissions", workers.queue, ".*", ".*", ".*")
+
+
+@contextmanager
+def no_queue_declared(node, workers):
+    """Somebody deletes `els`, and nobody may declare it."""
+    until(lambda: workers.depth() == 0, what="what a queue holds is lost with it")
+    node.ctl("set_vhost_limits", '{"max-queues": 0}')
+    node.ctl("delete_queue", workers.queue)
+    yield
+    time.sleep(FOR_S)
+    node.ctl("clear_vhost_limits")
+
+
+@contextmanager
 def five_restarts(node, workers):
     yield
     for _ in range(5):
@@ -170,6 +208,10 @@ FAULTS = {
     "no redelivery": operator_policy(delivery_limit=0),
     "rolling restarts": restarted_workers,
     "the disk is full": disk_alarm,
+    "both alarms": both_alarms,
+    "nobody can connect": suspended,
+    "the user is deleted and made again": user_made_anew,
+    "no queue may be declared, and els is deleted": no_queue_declared,
     "five restarts of the node": five_restarts,
 }
 

@@ -56,6 +56,18 @@ def test_a_deleted_exchange_is_named_until_a_worker_is_there(policed, node, read
     until(lambda: readyz()[1] == "ok", what="it is declared")
 
 
+def test_an_alarm_is_named_until_it_ends(workers, node, readyz):
+    node.ctl("set_disk_free_limit", "1000000GB")
+    try:
+        until(lambda: readyz()[0] == 503, what="it is named")
+        broker = readyz()[1]
+    finally:
+        node.ctl("set_disk_free_limit", "50MB")
+
+    assert "an alarm for memory or disk is set: rabbitmq-diagnostics alarms" in broker
+    until(lambda: readyz()[:2] == (200, "ok"), what="nothing is wrong")
+
+
 @pytest.mark.parametrize("kind", ["policy", "operator_policy"])
 def test_a_limit_of_the_queue_of_the_dropped_is_named(policed, node, readyz, kind):
     policed.start()
@@ -72,12 +84,53 @@ def test_a_limit_of_the_queue_of_the_dropped_is_named(policed, node, readyz, kin
     node.ctl(f"clear_{kind}", policed.queue)
 
 
+@pytest.mark.parametrize("kind", ["queue", "exchange"])
+@pytest.mark.parametrize("end", ["", ".internal"])
+def test_a_policy_that_overrules_ours_at_one_queue_or_exchange_is_named(
+    policed, node, readyz, kind, end
+):
+    """Its messages are lost: the queue's oldest at its limit, and those that find no queue."""
+    name = policed.queue + end
+    policy = {"max-length": 5} if kind == "queue" else {"alternate-exchange": "nowhere"}
+    pattern = f"^{name.replace('.', '[.]')}$"
+    node.ctl(
+        *("set_policy", f"{name}-{kind}", pattern, json.dumps(policy)),
+        *("--apply-to", f"{kind}s", "--priority", "20"),
+    )
+    policed.start()
+    policed.ready(1)
+
+    named = f"hands over nothing of what it drops at the {kind} {name}, "
+    until(lambda: any(named in each for each in readyz()[2]), what="it is named")
+    assert len(readyz()[2]) == 1
+    node.ctl("clear_policy", f"{name}-{kind}")
+    node.drop_connections()
+
+    until(lambda: readyz()[2] == [], what="nothing is wrong")
+
+
+def test_what_checks_the_policies_leaves_no_trace(policed, letters, conn):
+    policed.start()
+    policed.start(command="worker --pool solo")
+    policed.ready(2)
+
+    until(lambda: "broker_hands_over" in policed.log(), what="a worker has checked the policies")
+    until(lambda: not any(policed.depth(end) for end in ("", ".internal", ".control", ".dead")))
+
+    assert letters() == []
+    assert "keeps_back" not in policed.log()
+
+
 @pytest.mark.parametrize(
-    "declaration",
-    [{"auto_delete": True}, {"auto_delete": False, "arguments": {"x-queue-type": "stream"}}],
+    ("declaration", "ready"),
+    [
+        ({"auto_delete": True}, True),
+        ({"auto_delete": False, "arguments": {"x-queue-type": "stream"}}, False),
+    ],
     ids=["it goes with its last consumer", "a stream"],
 )
-def test_a_declaration_that_costs_messages_is_named(workers, node, readyz, declaration):
+def test_a_declaration_that_costs_messages_is_named(workers, node, readyz, declaration, ready):
+    """Workers take nothing from a stream."""
     with node.connection() as connection:
         connection.channel().queue_declare(workers.queue, durable=True, **declaration)
     workers.start()
@@ -85,3 +138,5 @@ def test_a_declaration_that_costs_messages_is_named(workers, node, readyz, decla
 
     named = f"somebody has declared the queue {workers.queue} otherwise"
     until(lambda: any(named in each for each in readyz()[2]), what="it is named")
+    status, broker, _ = readyz()
+    assert (status == 200, broker == "ok") == (ready, ready)

@@ -1,5 +1,6 @@
 """What is wrong with RabbitMQ, or lies there."""
 
+import json
 from contextlib import contextmanager
 
 from kombu import Queue
@@ -167,3 +168,83 @@ def its_user_lost_its_rights(rabbitmq):
         yield batch
     finally:
         rabbitmq.node.ctl("set_permissions", "-p", "/", "guest", ".*", ".*", ".*")
+
+
+def until_it_lacks(rabbitmq, words):
+    """Wait until a worker has found this to be wrong with RabbitMQ."""
+
+    def found():
+        signs = rabbitmq.signs().signs.values()
+        return any(words in each["wrong"] for sign in signs for each in sign.broker_lacks)
+
+    until(found, WAIT_S, f"a worker says: {words}")
+
+
+def with_policies(rabbitmq):
+    """Set ours for its queue, and start a worker and beat."""
+    rabbitmq.node.do("policy", rabbitmq.queue)
+    rabbitmq.run()
+    return rabbitmq.register()
+
+
+@cause(
+    "broker_lacks",
+    among=2,
+    says=["it has no policy by which it hands over what it drops", "lost: messages that expire"],
+    step="rabbitmqctl set_policy",
+)
+def its_broker_has_no_policies(rabbitmq):
+    rabbitmq.run()
+    batch = rabbitmq.register()
+    until_it_lacks(rabbitmq, "has no policy")
+    yield batch
+
+
+@cause(
+    "broker_lacks",
+    among=2,
+    says=["at the queue els-", "another policy overrules ours"],
+    never=["has no policy by which"],
+    step="rabbitmqctl list_policies",
+)
+def a_policy_drops_the_oldest_of_its_queue(rabbitmq):
+    name = rabbitmq.queue
+    policy = (f"{name}-short", f"^{name}$", json.dumps({"max-length": 100}))
+    rabbitmq.node.ctl("set_policy", *policy, "--apply-to", "queues", "--priority", "50")
+    batch = with_policies(rabbitmq)
+    until_it_lacks(rabbitmq, f"at the queue {name}, ")
+    yield batch
+    rabbitmq.node.ctl("clear_policy", policy[0])
+
+
+@cause(
+    "broker_lacks",
+    among=2,
+    says=["a policy limits how long messages wait in els-", "while no worker is there"],
+    step="message-ttl",
+)
+def a_policy_limits_what_it_drops(rabbitmq):
+    name = rabbitmq.queue
+    policy = (name, f"^{name}", json.dumps({"message-ttl": 300}))
+    batch = with_policies(rabbitmq)
+    rabbitmq.node.ctl("set_operator_policy", *policy, "--apply-to", "queues")
+    rabbitmq.node.drop_connections()
+    until_it_lacks(rabbitmq, f"wait in {name}.dead")
+    yield batch
+    rabbitmq.node.ctl("clear_operator_policy", name)
+
+
+@cause(
+    "broker_lacks",
+    says=["has declared the queue els-", "no worker takes messages from a stream"],
+    step="rabbitmqctl delete_queue els-",
+)
+def its_queue_is_a_stream(rabbitmq):
+    with rabbitmq.node.connection() as connection:
+        connection.channel().queue_declare(
+            rabbitmq.queue, durable=True, auto_delete=False, arguments={"x-queue-type": "stream"}
+        )
+    rabbitmq.node.do("policy", rabbitmq.queue)
+    rabbitmq.run()
+    until_it_lacks(rabbitmq, "otherwise")
+    yield rabbitmq.insert_batch()
