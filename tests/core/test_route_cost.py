@@ -176,19 +176,19 @@ STEPS = {
     "headers": (filled, lambda c, b: [*c.headers({b: None})], 1, [], 1),
     "headers of a small batch": (filled, lambda c, b: [*c.headers({b: 3})], 1, [], 0),
     "seal of a range": (filled, lambda c, b: c.seal_slots({b: WHOLE_BATCH}), 1, [], 1),
-    "seal of the books": (filled, lambda c, b: c.seal_books([b]), 1, ["EVALSHA"], 1),
+    "seal of the books": (filled, lambda c, b: c.seal_books([b]), 1, ["SCARD"], 1),
     "seals and announcement": (
         filled,
         sealed_and_announced,
         1,
-        ["EVALSHA", "DEL", "EXPIRE", "EXPIRE"],
+        ["SCARD", "DEL", "EXPIRE", "EXPIRE"],
         5,
     ),
     "seals and announcement of three": (
         filled,
         sealed_and_announced,
         3,
-        ["EVALSHA", *["DEL", "EXPIRE", "EXPIRE"] * 3],
+        [*["SCARD"] * 3, *["DEL", "EXPIRE", "EXPIRE"] * 3],
         5,
     ),
     "students": (

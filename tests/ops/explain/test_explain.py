@@ -488,7 +488,7 @@ def test_every_code_is_made_by_some_cause():
     named |= {"being_sealed", "sweep_lock_held", "lock_held"}  # each has a test of its own
     named |= {code for _, code, _ in test_service_causes.SEEN} | test_service_causes.OF_POSTGRES
     named |= {"event_deleted", "event_under_way", "foreign_consumer", "worker_other_redis"}
-    named |= {"worker_limited", "worker_restarts", "worker_crashes"}
+    named |= {"worker_limited", "worker_restarts", "worker_crashes", "broker_lacks"}
 
     assert named == CAUSES.keys()
     assert [cause.code for cause in BROKEN_RULES] == [rule.code for rule in all_rules()]
