@@ -4,6 +4,7 @@ SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
 DEPLOY := .venv-deploy
+POLICY := .venv-policy
 DOCS := .venv-docs
 LIVE := tests/live $(patsubst %,tests/ops/test_%.py,bench demo torture)
 
@@ -96,8 +97,8 @@ $(DOCS)/.ready: requirements-docs.txt
 	@$(DOCS)/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-docs.txt
 	@touch $@
 
-check-deploy: $(DEPLOY)/.ready ## check Dockerfile, compose file and Kubernetes objects
-	@sh scripts/check-deploy $(DEPLOY)
+check-deploy: $(DEPLOY)/.ready $(POLICY)/.ready ## check Dockerfile, compose file and Kubernetes objects
+	@sh scripts/check-deploy $(DEPLOY) $(POLICY)
 
 sbom: $(DEPLOY)/.ready ## write sbom.json: what the image holds, as CycloneDX
 	@$(DEPLOY)/bin/cyclonedx-py requirements requirements.txt --pyproject pyproject.toml --mc-type application \
@@ -111,6 +112,12 @@ $(DEPLOY)/.ready: requirements-deploy.txt
 	@echo "== tools in $(DEPLOY) (once)"
 	@python3 -m venv --clear $(DEPLOY)
 	@$(DEPLOY)/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-deploy.txt
+	@touch $@
+
+$(POLICY)/.ready: requirements-policy.txt
+	@echo "== tools in $(POLICY) (once)"
+	@python3 -m venv --clear $(POLICY)
+	@$(POLICY)/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-policy.txt
 	@touch $@
 
 lanes: env ## run lanes on each kind of server; write the matrix of docs/operations.md
@@ -127,10 +134,11 @@ lock: ## resolve and pin the requirements files again (needs uv)
 	uv pip compile --universal --generate-hashes --python-version 3.11 -q pyproject.toml --extra tracing --group dev -o requirements-dev.txt
 	uv pip compile --universal --generate-hashes --python-version 3.11 -q pyproject.toml --extra tracing --group peers -c requirements.txt -o requirements-peers.txt
 	uv pip compile --universal --generate-hashes --python-version 3.11 -q --group deploy -c requirements-dev.txt -o requirements-deploy.txt
+	uv pip compile --universal --generate-hashes --python-version 3.11 -q --group policy -o requirements-policy.txt
 	uv pip compile --universal --generate-hashes --python-version 3.11 -q --group docs -c requirements-dev.txt -o requirements-docs.txt
 
 clean: ## remove the environment and, if you say yes, the data of the embedded servers
-	rm -rf $(VENV) $(DEPLOY) $(DOCS) site .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(DEPLOY) $(POLICY) $(DOCS) site .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	@if [ -d .els ]; then \
 		printf 'Delete the database in .els too? [y/N] '; read -r answer || echo; \
 		case "$$answer" in [yY]*) rm -rf .els;; *) echo 'Kept .els.';; esac; \
