@@ -24,7 +24,7 @@ RESULT_ANSWER_S = 5.0  # for Redis to take a result; Celery waits for 120 s
 SOFT_SHUTDOWN_S = 3.0  # for running tasks to end, before their messages go back
 DEATHS = 5  # of processes that executed a message; then it is the message that kills them
 AT_ONCE = 200  # messages of one job: some 80 ms of work
-BYTES_AT_ONCE = 256 * 1024  # of these: some 800 contents, and always under `claim.lua`'s 4 000
+BYTES_AT_ONCE = 256 * 1024  # some 150 single contents, or 800 in uploads; `claim.lua` takes 4 000
 # Tasks that share jobs: the hop to a process costs as much as one of these. Not
 # els.announce_ready, which takes 2 ms a batch: other processes are to share these.
 QUICK = (*BATCHED, "els.seal_slots", "els.seal_books")

@@ -80,7 +80,8 @@ def test_what_waits_is_placed_by_few_commits(
     if workers.on_rabbitmq:  # it pushes messages while the worker begins with the first
         assert len(moments(batch)) < AT_ONCE / 2
     else:
-        assert sorted(moments(batch).values()) == [AT_ONCE, AT_ONCE]
+        assert len(moments(batch)) == 3  # some 150 of these have the bytes of a job
+        assert max(moments(batch).values()) <= AT_ONCE
     assert len(events_of(batch, "BatchEssaysReady")) == 1
     assert_invariants(batch)
 
