@@ -112,9 +112,7 @@ def check_call(message: virtual.Message) -> None:
             call = message.payload
             if not isinstance(call, list) or len(call) != len(CALL):
                 raise Misshapen("the body: must be a list of args, kwargs and embed")
-            for part, (name, due) in zip(call, CALL.items(), strict=True):
-                if not isinstance(part, due):
-                    raise _misshapen("the body", name, due)
+            _check("the body", dict(zip(CALL, call, strict=True)), CALL)
 
 
 def why(error: BaseException, *, errors: object = ()) -> str:

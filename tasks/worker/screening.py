@@ -32,7 +32,6 @@ KEPT = frozenset(
         *("traceparent", "tracestate", "redelivered", DELIVERY_COUNT),
     }
 )
-NUMBERS = (bool, int)
 PROPERTIES = ("correlation_id", "priority")
 INFO = ("consumer_tag", "delivery_tag", "exchange", "redelivered", "routing_key")
 CHORDS = frozenset({"group", "group_index"})
@@ -143,16 +142,13 @@ def _drop_headers(message: Any, kept: frozenset[str]) -> list[str]:  # Any: as a
 
 def _plain_ones(given: Mapping[str, Any], names: Iterable[str]) -> Json:
     """Keep what Celery and a pipe to a process can take, whatever a sender wrote."""
-    return {
-        name: value
-        for name, value in given.items()
-        if name in names
-        and (
-            len(value) <= LONGEST_VALUE
-            if type(value) is str
-            else value is None or type(value) in NUMBERS
-        )
-    }
+    return {name: given[name] for name in names if name in given and _is_plain(given[name])}
+
+
+def _is_plain(value: object) -> bool:
+    if type(value) is str:
+        return len(value) <= LONGEST_VALUE
+    return value is None or type(value) in (bool, int)
 
 
 def _is_short(text: object) -> bool:
