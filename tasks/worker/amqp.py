@@ -34,9 +34,7 @@ from durable_redis import DELIVERY_COUNT, Misshapen, mark, refuse_large
 
 CONFIRM_S = 10  # for a confirm; RabbitMQ sends none while an alarm of memory or disk blocks us
 ANSWER_S = 10  # for any other answer, so that a frozen server is not waited for without end
-TURN_S = (
-    1.0  # of such a wait, after which a process asks whether its worker has lost its connection
-)
+TURN_S = 1.0  # of a wait; then a process asks whether its worker has lost its connection
 PERSISTENT = 2  # delivery mode of messages; monitors' events are transient
 CHAT = ".pidbox"  # exchanges of remote control; their messages may reach nobody
 
@@ -142,12 +140,16 @@ class Waits:
         while True:
             if not is_farewell:
                 _end_if_lost(getattr(self, "connection", None) or self)
-            turn_s = min(max(deadline - monotonic(), 0.001), TURN_S)
             try:
-                return super().wait(method, callback, turn_s, returns_tuple)  # type: ignore[misc] # theirs
+                return super().wait(method, callback, _turn_s(deadline), returns_tuple)  # type: ignore[misc] # theirs
             except TimeoutError:
                 if monotonic() >= deadline:
                     raise
+
+
+def _turn_s(deadline: float) -> float:
+    """Return how long to wait now, in seconds."""
+    return min(max(deadline - monotonic(), 0.001), TURN_S)
 
 
 class Channel(Waits, pyamqp.Channel):
@@ -218,7 +220,7 @@ class Channel(Waits, pyamqp.Channel):
         while self._confirmed < number:
             _end_if_lost(connection)
             try:
-                connection.drain_events(timeout=min(max(deadline - monotonic(), 0.001), TURN_S))
+                connection.drain_events(timeout=_turn_s(deadline))
             except NotFound as missing:
                 self._forget_declarations()
                 raise OperationalError(f"RabbitMQ has no such exchange: {missing}") from missing
