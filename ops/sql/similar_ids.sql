@@ -1,5 +1,5 @@
 -- Finds registered batches: those among some ids, those that begin with an id, and of the newest those
--- that are the same without what people mix up (as `core.lookalikes.fold` does) or without zeros, with
+-- that are the same without what people mix up (as `ops.explain.lookalikes.fold` does) or without zeros, with
 -- the end of the id before its beginning, or that end with it.
 (SELECT batch_id FROM batch_essay_trackers WHERE batch_id = ANY(%(ids)s) LIMIT %(few)s)
 UNION

@@ -261,20 +261,9 @@ def whoever_asks_reads_another_database(place):
         place.workers.stop()
 
 
-@cause("waiting_for_contents", says=["holds 1 message", "has not finished"], among=3)
-def its_worker_was_killed_with_its_content(place):
-    worker = place.worker(command=ONE_PROCESS)
-    batch = place.register()
-    with psycopg.connect(place.database_url) as holding:
-        holding.execute("SELECT FROM essay_states WHERE batch_id = %s FOR UPDATE", [batch])
-        place.send_content(batch)
-        until(lambda: any(s.task for s in place.signs().signs.values()), WAIT_S, "it is at work")
-        place.end(worker)
-    yield batch
-
-
-def killed_with_its_content(place, **settings):
-    """Kill a worker that holds a content of the batch for a while; another one takes its place."""
+@contextmanager
+def dead_with_its_content(place, **settings):
+    """Kill a worker that holds a content of the batch; the row that it waited for stays locked."""
     worker = place.worker(command=ONE_PROCESS, **settings)
     batch = place.register()
     with psycopg.connect(place.database_url) as holding:
@@ -282,6 +271,19 @@ def killed_with_its_content(place, **settings):
         place.send_content(batch)
         until(lambda: any(s.task for s in place.signs().signs.values()), WAIT_S, "it is at work")
         place.end(worker)
+        yield batch
+
+
+@cause("waiting_for_contents", says=["holds 1 message", "has not finished"], among=3)
+def its_worker_was_killed_with_its_content(place):
+    with dead_with_its_content(place) as batch:
+        pass
+    yield batch
+
+
+def killed_with_its_content(place, **settings):
+    """Kill a worker that holds a content of the batch for a while; another one takes its place."""
+    with dead_with_its_content(place, **settings) as batch:
         place.conn.execute(  # or it ends the statement once the lock is gone
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE datname = current_database() AND wait_event_type = 'Lock'"
